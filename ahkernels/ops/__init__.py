@@ -1,0 +1,93 @@
+"""The ops ``torch.ops.ahkernels.*`` as typed functions, with their fake and plain-torch implementations.
+
+All take the factors of a tangent kernel,
+
+    forward   [n, s, d]     input a_s(x) of the layer at each of its s uses
+    backward  [n, s, o, m]  gradient g_s^i(x) of output i with respect to the layer's pre-activations
+    bias      1.0 for a layer with a bias, else 0.0
+
+of K[(x, i), (x', j)] = sum_{s, s'} (<a_s(x), a_s'(x')> + bias) <g_s^i(x), g_s'^j(x')>, with any strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ahkernels.ops import plain
+from ahkernels.ops.build import build_info
+
+__all__ = ["build_info", "centered_moments", "tangent_gram", "tangent_product"]
+
+
+def centered_moments(
+    forward: Sequence[Tensor],
+    backward: Sequence[Tensor],
+    bias: Sequence[float],
+    row_means: Sequence[Tensor],
+    precision: str,
+) -> Tensor:
+    """Inner products <C K_a C, C K_b C>_F of q centered kernels, in one pass over tiles with no K in memory.
+
+    Args:
+        forward: q factors [n, s, d], all with the same n and dtype.
+        backward: q factors [n, s, o, m], all with the same o.
+        bias: q numbers.
+        row_means: Mean of each row of each K, float64 [n, o]; zeros leave the kernel as it is.
+        precision: "highest", "high" or "medium".
+
+    Returns:
+        float64 [q, q] on the factors' device.
+
+    Raises:
+        RuntimeError: where shapes or dtypes do not fit; the message names the argument.
+    """
+    result: Tensor = torch.ops.ahkernels.centered_moments(
+        list(forward), list(backward), list(bias), list(row_means), precision
+    )
+    return result
+
+
+def tangent_gram(forward: Tensor, backward: Tensor, bias: float, precision: str) -> Tensor:
+    """The kernel itself, K [n*o, n*o] in float64 for float64 factors and else float32, exactly symmetric.
+
+    Raises:
+        RuntimeError: where shapes or dtypes do not fit; the message names the argument.
+    """
+    result: Tensor = torch.ops.ahkernels.tangent_gram(forward, backward, bias, precision)
+    return result
+
+
+def tangent_product(forward: Tensor, backward: Tensor, bias: float, v: Tensor) -> Tensor:
+    """K V in float64, exact up to its rounding and without K: v and the result are [n, o, columns] float64.
+
+    Raises:
+        RuntimeError: where shapes or dtypes do not fit; the message names the argument.
+    """
+    result: Tensor = torch.ops.ahkernels.tangent_product(forward, backward, bias, v)
+    return result
+
+
+@torch.library.register_fake("ahkernels::centered_moments")
+def _(
+    forward: list[Tensor], backward: list[Tensor], bias: list[float], row_means: list[Tensor], precision: str
+) -> Tensor:
+    return row_means[0].new_empty(len(forward), len(forward))
+
+
+@torch.library.register_fake("ahkernels::tangent_gram")
+def _(forward: Tensor, backward: Tensor, bias: float, precision: str) -> Tensor:
+    size = backward.shape[0] * backward.shape[2]
+    return forward.new_empty(size, size, dtype=plain.tile_dtype(forward))
+
+
+@torch.library.register_fake("ahkernels::tangent_product")
+def _(forward: Tensor, backward: Tensor, bias: float, v: Tensor) -> Tensor:
+    return torch.empty_like(v)
+
+
+# Any device without kernels of its own gets the plain-torch implementation.
+for _name in ("centered_moments", "tangent_gram", "tangent_product"):
+    torch.library.impl(f"ahkernels::{_name}", "CompositeExplicitAutograd", getattr(plain, _name))

@@ -1,0 +1,112 @@
+"""The ops in plain torch, chunked and centered as the kernels are: for devices without kernels.
+
+Slower, with the same answer. Memory beyond the factors stays within about ``CHUNK_ELEMENTS`` numbers at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 23
+
+
+def tile_dtype(factor: Tensor) -> torch.dtype:
+    """The dtype of tiles and of a materialised K: float64 for float64 factors, else float32."""
+    return torch.float64 if factor.dtype == torch.float64 else torch.float32
+
+
+def _scaled(factor: Tensor, precision: str) -> tuple[Tensor, float]:
+    """The factor times a power of two that brings its largest magnitude to [1, 2), and that power of two."""
+    numbers = factor.to(tile_dtype(factor))
+    largest = float(numbers.abs().max()) if numbers.numel() else 0.0
+    exponent = 0
+    if 0.0 < largest < float("inf"):
+        exponent = min(max(int(torch.frexp(torch.tensor(largest, dtype=torch.float64)).exponent) - 1, -126), 126)
+    numbers = numbers * 2.0**-exponent
+    if precision == "medium" and numbers.dtype == torch.float32:
+        numbers = numbers.to(torch.bfloat16).to(torch.float32)
+    return numbers, 2.0**-exponent
+
+
+def _panel(forward: Tensor, backward: Tensor, bias: float, rows: slice) -> Tensor:
+    """Rows of K of the samples in `rows`: [rows, o, n, o]."""
+    a, g = forward[rows], backward[rows]
+    c, s, o, _ = g.shape
+    n = forward.shape[0]
+    panel = torch.zeros(c, o, n, o, dtype=g.dtype, device=g.device)
+    for first in range(s):
+        for second in range(s):
+            p = a[:, first] @ forward[:, second].T + bias  # [c, n]
+            q = g[:, first].flatten(0, 1) @ backward[:, second].flatten(0, 1).T  # [c*o, n*o]
+            panel += p[:, None, :, None] * q.view(c, o, n, o)
+    return panel
+
+
+def _panels(n: int, o: int) -> list[slice]:
+    step = max(1, CHUNK_ELEMENTS // (n * o * o))
+    return [slice(begin, min(begin + step, n)) for begin in range(0, n, step)]
+
+
+def centered_moments(
+    forward: list[Tensor],
+    backward: list[Tensor],
+    bias: list[float],
+    row_means: list[Tensor],
+    precision: str,
+) -> Tensor:
+    """See `ahkernels.ops.centered_moments`."""
+    kernels = []
+    for a, g, b, means in zip(forward, backward, bias, row_means, strict=True):
+        scaled_a, scale_a = _scaled(a, precision)
+        scaled_g, scale_g = _scaled(g, precision)
+        scale = scale_a**2 * scale_g**2
+        kernels.append((scaled_a, scaled_g, b * scale_a**2, means * scale, scale))
+    n, _, o, _ = backward[0].shape
+    total = row_means[0].new_zeros(len(kernels), len(kernels))
+    for rows in _panels(n, o):
+        centered = []
+        for a, g, b, means, _ in kernels:
+            panel = _panel(a, g, b, rows)
+            panel -= (means[rows] - means.mean()).to(panel.dtype)[:, :, None, None]
+            panel -= means.to(panel.dtype)[None, None]
+            centered.append(panel)
+        for i, first in enumerate(centered):
+            for j, second in enumerate(centered[: i + 1]):
+                total[i, j] += (first * second).sum(dtype=torch.float64)
+    for i, first_kernel in enumerate(kernels):
+        for j, second_kernel in enumerate(kernels[: i + 1]):
+            total[i, j] = total[i, j] / first_kernel[-1] / second_kernel[-1]
+            total[j, i] = total[i, j]
+    return total
+
+
+def tangent_gram(forward: Tensor, backward: Tensor, bias: float, precision: str) -> Tensor:
+    """See `ahkernels.ops.tangent_gram`."""
+    a, scale_a = _scaled(forward, precision)
+    g, scale_g = _scaled(backward, precision)
+    n, _, o, _ = backward.shape
+    k = torch.empty(n, o, n, o, dtype=a.dtype, device=a.device)
+    for rows in _panels(n, o):
+        k[rows] = _panel(a, g, bias * scale_a**2, rows).double() / scale_a**2 / scale_g**2
+    k = k.view(n * o, n * o)
+    return k.triu() + k.triu(1).T
+
+
+def tangent_product(forward: Tensor, backward: Tensor, bias: float, v: Tensor) -> Tensor:
+    """See `ahkernels.ops.tangent_product`."""
+    n, s, o, m = backward.shape
+    d, columns = forward.shape[2], v.shape[2]
+    step = max(1, CHUNK_ELEMENTS // max(1, s * max(d, m * max(columns, o))))
+    chunks = [slice(begin, min(begin + step, n)) for begin in range(0, n, step)]
+    weights = v.new_zeros(columns, m, d)
+    sums = v.new_zeros(columns, m)
+    for rows in chunks:
+        h = torch.einsum("xsim,xiv->xsvm", backward[rows].double(), v[rows])
+        weights += torch.einsum("xsvm,xsd->vmd", h, forward[rows].double())
+        sums += bias * h.sum((0, 1))
+    out = torch.empty_like(v)
+    for rows in chunks:
+        t = torch.einsum("vmd,xsd->xsvm", weights, forward[rows].double()) + sums
+        out[rows] = torch.einsum("xsim,xsvm->xiv", backward[rows].double(), t)
+    return out

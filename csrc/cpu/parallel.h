@@ -1,0 +1,30 @@
+// Work shared between torch's threads, each taking the next item when it has done its last. Which thread runs an item
+// never shows in a result: an item writes only what belongs to it.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+namespace ahkernels::cpu {
+
+inline int64_t thread_count() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
+
+// work(item, thread) for every item in [0, count); `thread` < thread_count() indexes scratch memory. work() must not
+// throw.
+template <class Work>
+void for_each_item(int64_t count, int64_t chunk, const Work& work) {
+  const int64_t threads = std::min(thread_count(), ceil_div(count, chunk));
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t thread = begin; thread < end; ++thread) {
+      for (int64_t first; (first = next.fetch_add(chunk)) < count;) {
+        for (int64_t item = first; item < std::min(first + chunk, count); ++item) work(item, thread);
+      }
+    }
+  });
+}
+
+}  // namespace ahkernels::cpu

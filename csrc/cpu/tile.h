@@ -1,0 +1,81 @@
+// The inner kernels of the CPU ops, one set for each instruction set, chosen at run time.
+//
+// A packed panel holds kPanel rows of a factor as [k][kPanel], zero where the rows end; a tile is kPanel x kPanel,
+// row-major, in the first-level cache.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../schedule.h"
+
+namespace ahkernels::cpu {
+
+constexpr int64_t kTileSize = kPanel * kPanel;
+
+enum class Element { kFloat, kDouble, kHalf, kBFloat16 };
+
+// rows x k numbers with any strides (counted in elements), read as they are and multiplied by `scale`.
+struct Strided {
+  const void* data;
+  Element element;
+  int64_t row_stride, k_stride;
+  double scale;
+
+  Strided from_row(int64_t row) const {
+    const int64_t bytes = element == Element::kDouble ? 8 : element == Element::kFloat ? 4 : 2;
+    return {static_cast<const std::byte*>(data) + row * row_stride * bytes, element, row_stride, k_stride, scale};
+  }
+};
+
+// T is the type of tiles and of sums within one.
+template <class T>
+struct TileKernels {
+  const char* name;
+  int64_t k_per_packed;  // numbers along k in one packed element; k is padded with zeros to a multiple of it
+  int64_t packed_bytes;  // size of one packed element
+
+  // dst [k][kPanel] = source [rows, k]; k as it is, padding is done here
+  void (*pack)(const Strided& source, int64_t rows, int64_t k, void* dst);
+  // tile [rows, cols] = a [k][rows]^T b [k][cols]; k padded
+  void (*gemm)(int64_t k, const void* a, const void* b, int64_t rows, int64_t cols, T* tile);
+  // tile [rows, cols] (+)= (p + bias) o q
+  void (*hadamard)(const T* p, T bias, const T* q, int64_t rows, int64_t cols, bool accumulate, T* tile);
+  // sum over [rows, cols] of (a - row_a - col_a) o (b - row_b - col_b)
+  double (*centered_product)(const T* a, const T* row_a, const T* col_a, const T* b, const T* row_b, const T* col_b,
+                             int64_t rows, int64_t cols);
+  // y [k] += alpha * x [k], and the sum of x o y, where x is the first row of a view
+  void (*axpy)(T alpha, const Strided& x, int64_t k, T* y);
+  T (*dot)(const Strided& x, int64_t k, const T* y);
+};
+
+// The instruction sets that this processor has, best first; the environment variable AHKERNELS_CPU_CAPABILITY
+// (avx512bf16, avx512, avx2, portable) leaves out those above it.
+const std::vector<std::string>& capabilities();
+
+const TileKernels<double>& double_kernels();
+// For fp32 or 16-bit factors: bf16 products with fp32 sums at "medium" where the processor has them, else fp32.
+const TileKernels<float>& float_kernels(const std::string& precision);
+
+namespace portable {
+extern const TileKernels<float> float_tile;
+extern const TileKernels<double> double_tile;
+}  // namespace portable
+
+#if defined(__x86_64__)
+namespace avx2 {
+extern const TileKernels<float> float_tile;
+extern const TileKernels<double> double_tile;
+}  // namespace avx2
+namespace avx512 {
+extern const TileKernels<float> float_tile;
+extern const TileKernels<double> double_tile;
+}  // namespace avx512
+namespace avx512bf16 {
+extern const TileKernels<float> bfloat16_tile;
+}
+#endif
+
+}  // namespace ahkernels::cpu

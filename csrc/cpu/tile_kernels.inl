@@ -1,0 +1,254 @@
+// The inner kernels written once, with the compiler's vector types. Included by tile_<instruction set>.cpp inside a
+// namespace of its own and under that instruction set's target, so that nothing compiled here is shared with code that
+// must run on older processors.
+
+template <class T, int Bytes>
+struct Vector {
+  typedef T type __attribute__((vector_size(Bytes)));
+};
+
+// How one step of k enters a tile: T sums, Packed what a panel holds (here one number, elsewhere a pair of bf16).
+template <class T, int Bytes>
+struct MultiplyAdd {
+  using Sum = T;
+  using Packed = T;
+  using V = typename Vector<T, Bytes>::type;
+  static constexpr int kBytes = Bytes;
+  static constexpr int64_t kPerPacked = 1;
+
+  static V load(const Packed* from) { return *reinterpret_cast<const V*>(from); }
+  static V broadcast(const Packed* from) { return V{} + *from; }
+  static V accumulate(V sum, V a, V b) { return sum + a * b; }
+  static Packed convert(const T* values) { return values[0]; }
+};
+
+// ---- gemm -----------------------------------------------------------------------------------------------------------
+
+// A register tile of Rows x (Vectors vectors): tile (+)= a^T b over k packed steps.
+template <class Step, int Rows, int Vectors>
+void register_tile(int64_t k, const typename Step::Packed* a, const typename Step::Packed* b, bool accumulate,
+                   typename Step::Sum* tile) {
+  using V = typename Vector<typename Step::Sum, Step::kBytes>::type;
+  constexpr int kLanes = Step::kBytes / sizeof(typename Step::Sum);
+  V sum[Rows][Vectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      sum[r][v] = accumulate ? *reinterpret_cast<const V*>(tile + r * kPanel + v * kLanes) : V{};
+    }
+  }
+  for (int64_t step = 0; step < k; ++step) {
+    decltype(Step::load(b)) columns[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) columns[v] = Step::load(b + step * kPanel + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      const auto row = Step::broadcast(a + step * kPanel + r);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = Step::accumulate(sum[r][v], row, columns[v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) *reinterpret_cast<V*>(tile + r * kPanel + v * kLanes) = sum[r][v];
+  }
+}
+
+// One strip of register tiles down the rows; `vectors` left of the ragged right edge choose a narrower tile.
+template <class Step, int Rows, int Vectors>
+void strip(int64_t vectors, int64_t k, const typename Step::Packed* a, const typename Step::Packed* b, int64_t rows,
+           bool accumulate, typename Step::Sum* tile) {
+  if constexpr (Vectors > 1) {
+    if (vectors < Vectors) {
+      strip<Step, Rows, Vectors - 1>(vectors, k, a, b, rows, accumulate, tile);
+      return;
+    }
+  }
+  for (int64_t r = 0; r < rows; r += Rows) {
+    register_tile<Step, Rows, Vectors>(k, a + r, b, accumulate, tile + r * kPanel);
+  }
+}
+
+template <class Step, int Rows, int Vectors>
+void gemm(int64_t k, const void* a, const void* b, int64_t rows, int64_t cols, typename Step::Sum* tile) {
+  using Packed = typename Step::Packed;
+  constexpr int64_t kLanes = Step::kBytes / sizeof(typename Step::Sum);
+  // As much of k at a time as keeps the slice of `a` in the first-level cache and that of `b` in the second.
+  constexpr int64_t kBlock = 2048 / sizeof(Packed);
+  const int64_t packed_k = k / Step::kPerPacked;
+  if (packed_k == 0) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < kPanel; ++c) tile[r * kPanel + c] = 0;
+    }
+  }
+  for (int64_t begin = 0; begin < packed_k; begin += kBlock) {
+    const int64_t count = packed_k - begin < kBlock ? packed_k - begin : kBlock;
+    const Packed* a_block = static_cast<const Packed*>(a) + begin * kPanel;
+    const Packed* b_block = static_cast<const Packed*>(b) + begin * kPanel;
+    for (int64_t c = 0; c < cols; c += Vectors * kLanes) {
+      strip<Step, Rows, Vectors>(ceil_div(cols - c, kLanes), count, a_block, b_block + c, rows, begin > 0, tile + c);
+    }
+  }
+}
+
+// ---- pack -----------------------------------------------------------------------------------------------------------
+
+inline float to_float(uint16_t bfloat16_bits) {
+  const uint32_t bits = static_cast<uint32_t>(bfloat16_bits) << 16;
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+inline float to_float(_Float16 value) { return static_cast<float>(value); }
+inline float to_float(float value) { return value; }
+inline double to_float(double value) { return value; }
+
+template <class Step, class Source>
+void pack_as(const Strided& source, int64_t rows, int64_t k, typename Step::Packed* dst) {
+  using T = typename Step::Sum;
+  constexpr int64_t kChunk = 16;  // a cache line of fp32 from each row at a time
+  const T scale = static_cast<T>(source.scale);
+  const int64_t padded = ceil_div(k, Step::kPerPacked) * Step::kPerPacked;
+  for (int64_t begin = 0; begin < padded; begin += kChunk) {
+    const int64_t count = padded - begin < kChunk ? padded - begin : kChunk;
+    const int64_t present = k - begin < count ? k - begin : count;
+    for (int64_t row = 0; row < kPanel; ++row) {
+      T values[kChunk] = {};
+      if (row < rows) {
+        const Source* from =
+            static_cast<const Source*>(source.data) + row * source.row_stride + begin * source.k_stride;
+        if (source.k_stride == 1 && present == kChunk) {
+#pragma GCC unroll 16
+          for (int64_t i = 0; i < kChunk; ++i) values[i] = static_cast<T>(to_float(from[i])) * scale;
+        } else {
+          for (int64_t i = 0; i < present; ++i) {
+            values[i] = static_cast<T>(to_float(from[i * source.k_stride])) * scale;
+          }
+        }
+      }
+      typename Step::Packed* to = dst + begin / Step::kPerPacked * kPanel + row;
+      for (int64_t i = 0; i < count / Step::kPerPacked; ++i) {
+        to[i * kPanel] = Step::convert(values + i * Step::kPerPacked);
+      }
+    }
+  }
+}
+
+template <class Step>
+void pack(const Strided& source, int64_t rows, int64_t k, void* dst) {
+  auto* to = static_cast<typename Step::Packed*>(dst);
+  switch (source.element) {
+    case Element::kFloat: return pack_as<Step, float>(source, rows, k, to);
+    case Element::kDouble: return pack_as<Step, double>(source, rows, k, to);
+    case Element::kHalf: return pack_as<Step, _Float16>(source, rows, k, to);
+    case Element::kBFloat16: return pack_as<Step, uint16_t>(source, rows, k, to);
+  }
+}
+
+// ---- epilogue -------------------------------------------------------------------------------------------------------
+
+// Columns run to the next whole vector: tiles have kPanel columns, and what lies past `cols` is never summed.
+template <class T, int Bytes>
+void hadamard(const T* p, T bias, const T* q, int64_t rows, int64_t cols, bool accumulate, T* tile) {
+  using V = typename Vector<T, Bytes>::type;
+  constexpr int64_t kLanes = Bytes / sizeof(T);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = r * kPanel; c < r * kPanel + cols; c += kLanes) {
+      const V product = (*reinterpret_cast<const V*>(p + c) + bias) * *reinterpret_cast<const V*>(q + c);
+      V& out = *reinterpret_cast<V*>(tile + c);
+      out = accumulate ? out + product : product;
+    }
+  }
+}
+
+template <class T, int Bytes>
+double centered_product(const T* a, const T* row_a, const T* col_a, const T* b, const T* row_b, const T* col_b,
+                        int64_t rows, int64_t cols) {
+  using V = typename Vector<T, Bytes>::type;
+  constexpr int64_t kLanes = Bytes / sizeof(T);
+  constexpr int64_t kVectors = kPanel / kLanes;
+  V sums[kVectors] = {};  // a sum for each vector of columns: short chains, and a fixed order
+  const int64_t whole = cols / kLanes;
+  double tail = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* ar = a + r * kPanel;
+    const T* br = b + r * kPanel;
+    for (int64_t v = 0; v < whole; ++v) {
+      const V x = *reinterpret_cast<const V*>(ar + v * kLanes) - *reinterpret_cast<const V*>(col_a + v * kLanes) - row_a[r];
+      const V y = *reinterpret_cast<const V*>(br + v * kLanes) - *reinterpret_cast<const V*>(col_b + v * kLanes) - row_b[r];
+      sums[v] += x * y;
+    }
+    for (int64_t c = whole * kLanes; c < cols; ++c) {
+      tail += static_cast<double>(ar[c] - col_a[c] - row_a[r]) * static_cast<double>(br[c] - col_b[c] - row_b[r]);
+    }
+  }
+  double total = tail;
+  for (int64_t v = 0; v < whole; ++v) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) total += static_cast<double>(sums[v][lane]);
+  }
+  return total;
+}
+
+// ---- rows -----------------------------------------------------------------------------------------------------------
+
+// visit(x) with a pointer to the numbers of the row, of whichever type they are.
+template <class Visit>
+auto with_row(const Strided& row, const Visit& visit) {
+  switch (row.element) {
+    case Element::kFloat: return visit(static_cast<const float*>(row.data));
+    case Element::kHalf: return visit(static_cast<const _Float16*>(row.data));
+    case Element::kBFloat16: return visit(static_cast<const uint16_t*>(row.data));
+    default: return visit(static_cast<const double*>(row.data));
+  }
+}
+
+template <class T>
+void axpy(T alpha, const Strided& x, int64_t k, T* y) {
+  alpha *= static_cast<T>(x.scale);
+  with_row(x, [&](const auto* from) {
+    if (x.k_stride == 1) {
+      for (int64_t i = 0; i < k; ++i) y[i] += alpha * static_cast<T>(to_float(from[i]));
+    } else {
+      for (int64_t i = 0; i < k; ++i) y[i] += alpha * static_cast<T>(to_float(from[i * x.k_stride]));
+    }
+  });
+}
+
+template <class T>
+T dot(const Strided& x, int64_t k, const T* y) {
+  constexpr int64_t kLanes = 16;
+  T sums[kLanes] = {};
+  with_row(x, [&](const auto* from) {
+    int64_t begin = 0;
+    if (x.k_stride == 1) {
+      for (; begin + kLanes <= k; begin += kLanes) {
+#pragma GCC unroll 16
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+          sums[lane] += static_cast<T>(to_float(from[begin + lane])) * y[begin + lane];
+        }
+      }
+    }
+    for (int64_t i = begin; i < k; ++i) sums[0] += static_cast<T>(to_float(from[i * x.k_stride])) * y[i];
+  });
+  T total = 0;
+  for (int64_t lane = 0; lane < kLanes; ++lane) total += sums[lane];
+  return total * static_cast<T>(x.scale);
+}
+
+template <class Step, int Rows, int Vectors>
+constexpr TileKernels<typename Step::Sum> tile_kernels(const char* name) {
+  using T = typename Step::Sum;
+  constexpr int64_t kLanes = Step::kBytes / sizeof(T);
+  static_assert(kPanel % Rows == 0 && kPanel % (Vectors * kLanes) == 0);
+  return {name,
+          Step::kPerPacked,
+          sizeof(typename Step::Packed),
+          &pack<Step>,
+          &gemm<Step, Rows, Vectors>,
+          &hadamard<T, Step::kBytes>,
+          &centered_product<T, Step::kBytes>,
+          &axpy<T>,
+          &dot<T>};
+}

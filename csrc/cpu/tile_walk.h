@@ -1,0 +1,221 @@
+// The walk over the upper triangle of K in tiles, shared by the ops that need every entry of it.
+//
+// Two groups of sample panels at a time are packed into a workspace of fixed size (so memory does not grow with n), and
+// threads take the work items of the pair of groups: a pair of panels X <= X' and one output i of the first, hence o
+// tiles of K. All work of an item is done by one thread in a fixed order, which makes every result independent of the
+// number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "aligned.h"
+#include "kernel.h"
+#include "parallel.h"
+
+namespace ahkernels::cpu {
+
+// For the packed factors of both groups; a single pair of panels is packed even where it takes more.
+constexpr int64_t kWorkspaceBytes = 32 << 20;
+// For each thread's forward-Gram tiles of the pairs of uses of a layer; further ones are computed anew for each tile.
+constexpr int64_t kForwardTileBytes = 1 << 20;
+
+// The rows of K at the samples [first, first + count) and one output.
+struct Block {
+  int64_t first, count, output;
+};
+
+// The panels [begin, end) of the samples, packed.
+template <class T>
+class PanelGroup {
+ public:
+  PanelGroup(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, int64_t capacity)
+      : tiles_(tiles), kernels_(kernels), memory_(capacity * panel_bytes(tiles, kernels)) {
+    for (const Kernel& kernel : kernels) {
+      offsets_.push_back(stride_);
+      stride_ += bytes(tiles, kernel.d) * kernel.s + bytes(tiles, kernel.m) * kernel.s * kernel.o;
+    }
+  }
+
+  static int64_t padded(const TileKernels<T>& tiles, int64_t k) {
+    return ceil_div(k, tiles.k_per_packed) * tiles.k_per_packed;
+  }
+  // Of kPanel rows with k numbers each.
+  static int64_t bytes(const TileKernels<T>& tiles, int64_t k) {
+    return padded(tiles, k) / tiles.k_per_packed * kPanel * tiles.packed_bytes;
+  }
+  static int64_t panel_bytes(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels) {
+    int64_t total = 0;
+    for (const Kernel& kernel : kernels) {
+      total += bytes(tiles, kernel.d) * kernel.s + bytes(tiles, kernel.m) * kernel.s * kernel.o;
+    }
+    return total;
+  }
+
+  void pack(int64_t begin, int64_t end) {
+    begin_ = begin;
+    int64_t blocks = 0;  // of a panel: a forward and o backward ones for each use of each kernel
+    for (const Kernel& kernel : kernels_) blocks += kernel.s * (1 + kernel.o);
+    for_each_item((end - begin) * blocks, 1, [&](int64_t item, int64_t) {
+      const int64_t panel = begin + item / blocks;
+      int64_t block = item % blocks;
+      size_t which = 0;
+      while (block >= kernels_[which].s * (1 + kernels_[which].o)) {
+        block -= kernels_[which].s * (1 + kernels_[which].o);
+        ++which;
+      }
+      const Kernel& kernel = kernels_[which];
+      const int64_t first = panel * kPanel;
+      const int64_t count = std::min(kPanel, kernel.n - first);
+      if (block < kernel.s) {
+        tiles_.pack(kernel.forward_rows(first, block), count, kernel.d, forward(which, panel, block));
+      } else {
+        const int64_t use = (block - kernel.s) / kernel.o, output = (block - kernel.s) % kernel.o;
+        tiles_.pack(kernel.backward_rows(first, use, output), count, kernel.m, backward(which, panel, use, output));
+      }
+    });
+  }
+
+  void* forward(size_t which, int64_t panel, int64_t use) const {
+    return memory_.at<void>((panel - begin_) * stride_ + offsets_[which] + use * bytes(tiles_, kernels_[which].d));
+  }
+  void* backward(size_t which, int64_t panel, int64_t use, int64_t output) const {
+    const Kernel& kernel = kernels_[which];
+    return memory_.at<void>((panel - begin_) * stride_ + offsets_[which] + kernel.s * bytes(tiles_, kernel.d) +
+                            (use * kernel.o + output) * bytes(tiles_, kernel.m));
+  }
+
+ private:
+  const TileKernels<T>& tiles_;
+  const std::vector<Kernel>& kernels_;
+  int64_t stride_ = 0, begin_ = 0;
+  std::vector<int64_t> offsets_;
+  AlignedBuffer memory_;
+};
+
+// One thread's tiles of K (times the kernel's scale) at a pair of panels.
+template <class T>
+class TileMaker {
+ public:
+  TileMaker(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels)
+      : tiles_(tiles), kernels_(kernels), memory_(scratch_bytes(kernels)) {}
+
+  // Turns to a pair of panels.
+  void turn_to(const PanelGroup<T>& rows, int64_t row_panel, const PanelGroup<T>& cols, int64_t col_panel) {
+    rows_ = &rows;
+    cols_ = &cols;
+    if (row_panel_ == row_panel && col_panel_ == col_panel) return;
+    row_panel_ = row_panel;
+    col_panel_ = col_panel;
+    row_count_ = std::min(kPanel, kernels_[0].n - row_panel * kPanel);
+    col_count_ = std::min(kPanel, kernels_[0].n - col_panel * kPanel);
+    int64_t slot = 0;
+    for (size_t which = 0; which < kernels_.size(); ++which) {
+      if (!cached(kernels_[which])) continue;
+      for (int64_t use = 0; use < kernels_[which].s * kernels_[which].s; ++use) {
+        forward_tile(which, use, cached_tile(slot++));
+      }
+    }
+  }
+
+  int64_t row_count() const { return row_count_; }
+  int64_t col_count() const { return col_count_; }
+
+  // tile [row_count, kPanel] = K[(X, i), (X', j)] of kernel `which`.
+  void make(size_t which, int64_t i, int64_t j, T* tile) {
+    const Kernel& kernel = kernels_[which];
+    const int64_t m = PanelGroup<T>::padded(tiles_, kernel.m);
+    int64_t slot = 0;
+    for (size_t before = 0; before < which; ++before) {
+      if (cached(kernels_[before])) slot += kernels_[before].s * kernels_[before].s;
+    }
+    T* q = memory_.at<T>(0);
+    T* spare = q + kTileSize;
+    for (int64_t use = 0; use < kernel.s * kernel.s; ++use) {
+      tiles_.gemm(m, rows_->backward(which, row_panel_, use / kernel.s, i),
+                  cols_->backward(which, col_panel_, use % kernel.s, j), row_count_, col_count_, q);
+      const T* p = cached(kernel) ? cached_tile(slot + use) : spare;
+      if (!cached(kernel)) forward_tile(which, use, spare);
+      tiles_.hadamard(p, static_cast<T>(kernel.scaled_bias()), q, row_count_, col_count_, use > 0, tile);
+    }
+  }
+
+ private:
+  static bool cached(const Kernel& kernel) {
+    return kernel.s * kernel.s * kTileSize * static_cast<int64_t>(sizeof(T)) <= kForwardTileBytes;
+  }
+  static int64_t scratch_bytes(const std::vector<Kernel>& kernels) {
+    int64_t tiles = 2;
+    for (const Kernel& kernel : kernels) tiles += cached(kernel) ? kernel.s * kernel.s : 0;
+    return tiles * kTileSize * static_cast<int64_t>(sizeof(T));
+  }
+  T* cached_tile(int64_t slot) const { return memory_.at<T>((2 + slot) * kTileSize * static_cast<int64_t>(sizeof(T))); }
+
+  void forward_tile(size_t which, int64_t use, T* tile) {
+    const Kernel& kernel = kernels_[which];
+    tiles_.gemm(PanelGroup<T>::padded(tiles_, kernel.d), rows_->forward(which, row_panel_, use / kernel.s),
+                cols_->forward(which, col_panel_, use % kernel.s), row_count_, col_count_, tile);
+  }
+
+  const TileKernels<T>& tiles_;
+  const std::vector<Kernel>& kernels_;
+  AlignedBuffer memory_;  // q, a spare p, the cached p
+  const PanelGroup<T>* rows_ = nullptr;
+  const PanelGroup<T>* cols_ = nullptr;
+  int64_t row_panel_ = -1, col_panel_ = -1, row_count_ = 0, col_count_ = 0;
+};
+
+// A pair of panel groups: how many pairs of panels (row panel <= column panel) it has, and the t-th of them.
+struct GroupPair {
+  int64_t row_begin, row_end, col_begin, col_end;
+
+  bool diagonal() const { return row_begin == col_begin; }
+  int64_t pairs() const {
+    const int64_t rows = row_end - row_begin;
+    return diagonal() ? rows * (rows + 1) / 2 : rows * (col_end - col_begin);
+  }
+  PanelPair pair(int64_t t) const {
+    const PanelPair local =
+        diagonal() ? triangle_pair(t, row_end - row_begin) : rectangle_pair(t, col_end - col_begin);
+    return {row_begin + local.row, col_begin + local.col};
+  }
+};
+
+// visit(item, pair, i, maker, thread) once for every pair of panels and output i of the first, where item counts them
+// within a pair of groups; begin(groups) before and done(groups) after each pair of groups.
+template <class T, class Begin, class Visit, class Done>
+void walk_tiles(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, const Begin& begin, const Visit& visit,
+                const Done& done) {
+  const int64_t o = kernels[0].o;
+  const int64_t panels = ceil_div(kernels[0].n, kPanel);
+  const int64_t per_panel = std::max<int64_t>(1, PanelGroup<T>::panel_bytes(tiles, kernels));
+  const bool one_group = panels * per_panel <= kWorkspaceBytes;
+  const int64_t capacity = one_group ? panels : std::clamp<int64_t>(kWorkspaceBytes / 2 / per_panel, 1, panels);
+
+  PanelGroup<T> first(tiles, kernels, capacity);
+  PanelGroup<T> second(tiles, kernels, one_group ? 0 : capacity);
+  std::vector<TileMaker<T>> makers;
+  for (int64_t thread = 0; thread < thread_count(); ++thread) makers.emplace_back(tiles, kernels);
+
+  for (int64_t row = 0; row < panels; row += capacity) {
+    first.pack(row, std::min(row + capacity, panels));
+    for (int64_t col = row; col < panels; col += capacity) {
+      const GroupPair groups{row, std::min(row + capacity, panels), col, std::min(col + capacity, panels)};
+      if (!groups.diagonal()) second.pack(groups.col_begin, groups.col_end);
+      const PanelGroup<T>& columns = groups.diagonal() ? first : second;
+      begin(groups);
+      // Neighbouring items share their forward-Gram tiles: take them together while there are enough for all.
+      const int64_t items = groups.pairs() * o;
+      const int64_t chunk = std::clamp<int64_t>(items / (16 * thread_count()), 1, o);
+      for_each_item(items, chunk, [&](int64_t item, int64_t thread) {
+        const PanelPair pair = groups.pair(item / o);
+        makers[thread].turn_to(first, pair.row, columns, pair.col);
+        visit(item, pair, item % o, makers[thread], thread);
+      });
+      done(groups);
+    }
+  }
+}
+
+}  // namespace ahkernels::cpu

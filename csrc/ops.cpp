@@ -1,0 +1,38 @@
+// Schemas of the ops and their CPU implementations, registered with torch's dispatcher through its stable ABI.
+#include "ops.h"
+
+#include <torch/csrc/stable/library.h>
+
+namespace {
+
+using torch::stable::Tensor;
+
+// The dispatcher hands arguments over by value.
+Tensor centered_moments(std::vector<Tensor> forward, std::vector<Tensor> backward, std::vector<double> bias,
+                        std::vector<Tensor> row_means, std::string precision) {
+  return ahkernels::cpu::centered_moments(forward, backward, bias, row_means, precision);
+}
+
+Tensor tangent_gram(Tensor forward, Tensor backward, double bias, std::string precision) {
+  return ahkernels::cpu::tangent_gram(forward, backward, bias, precision);
+}
+
+Tensor tangent_product(Tensor forward, Tensor backward, double bias, Tensor v) {
+  return ahkernels::cpu::tangent_product(forward, backward, bias, v);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(ahkernels, m) {
+  m.def(
+      "centered_moments(Tensor[] forward, Tensor[] backward, float[] bias, Tensor[] row_means, str precision) -> "
+      "Tensor");
+  m.def("tangent_gram(Tensor forward, Tensor backward, float bias, str precision) -> Tensor");
+  m.def("tangent_product(Tensor forward, Tensor backward, float bias, Tensor v) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ahkernels, CPU, m) {
+  m.impl("centered_moments", TORCH_BOX(&centered_moments));
+  m.impl("tangent_gram", TORCH_BOX(&tangent_gram));
+  m.impl("tangent_product", TORCH_BOX(&tangent_product));
+}

@@ -1,0 +1,21 @@
+// The CPU ops as ops.cpp registers them. What each computes is stated where Python calls it, in ahkernels/ops.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <string>
+#include <vector>
+
+namespace ahkernels::cpu {
+
+using torch::stable::Tensor;
+
+Tensor centered_moments(const std::vector<Tensor>& forward, const std::vector<Tensor>& backward,
+                        const std::vector<double>& bias, const std::vector<Tensor>& row_means,
+                        const std::string& precision);
+
+Tensor tangent_gram(const Tensor& forward, const Tensor& backward, double bias, const std::string& precision);
+
+Tensor tangent_product(const Tensor& forward, const Tensor& backward, double bias, const Tensor& v);
+
+}  // namespace ahkernels::cpu
