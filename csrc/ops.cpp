@@ -17,6 +17,10 @@ Tensor tangent_gram(Tensor forward, Tensor backward, double bias, std::string pr
   return ahkernels::cpu::tangent_gram(forward, backward, bias, precision);
 }
 
+Tensor tangent_diagonal(Tensor forward, Tensor backward, double bias) {
+  return ahkernels::cpu::tangent_diagonal(forward, backward, bias);
+}
+
 Tensor tangent_product(Tensor forward, Tensor backward, double bias, Tensor v) {
   return ahkernels::cpu::tangent_product(forward, backward, bias, v);
 }
@@ -28,11 +32,13 @@ STABLE_TORCH_LIBRARY(ahkernels, m) {
       "centered_moments(Tensor[] forward, Tensor[] backward, float[] bias, Tensor[] row_means, str precision) -> "
       "Tensor");
   m.def("tangent_gram(Tensor forward, Tensor backward, float bias, str precision) -> Tensor");
+  m.def("tangent_diagonal(Tensor forward, Tensor backward, float bias) -> Tensor");
   m.def("tangent_product(Tensor forward, Tensor backward, float bias, Tensor v) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ahkernels, CPU, m) {
   m.impl("centered_moments", TORCH_BOX(&centered_moments));
   m.impl("tangent_gram", TORCH_BOX(&tangent_gram));
+  m.impl("tangent_diagonal", TORCH_BOX(&tangent_diagonal));
   m.impl("tangent_product", TORCH_BOX(&tangent_product));
 }

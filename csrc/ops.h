@@ -16,6 +16,8 @@ Tensor centered_moments(const std::vector<Tensor>& forward, const std::vector<Te
 
 Tensor tangent_gram(const Tensor& forward, const Tensor& backward, double bias, const std::string& precision);
 
+Tensor tangent_diagonal(const Tensor& forward, const Tensor& backward, double bias);
+
 Tensor tangent_product(const Tensor& forward, const Tensor& backward, double bias, const Tensor& v);
 
 }  // namespace ahkernels::cpu

@@ -19,7 +19,7 @@ from torch import Tensor
 from ahkernels.ops import plain
 from ahkernels.ops.build import build_info
 
-__all__ = ["build_info", "centered_moments", "tangent_gram", "tangent_product"]
+__all__ = ["build_info", "centered_moments", "tangent_diagonal", "tangent_gram", "tangent_product"]
 
 
 def centered_moments(
@@ -60,6 +60,16 @@ def tangent_gram(forward: Tensor, backward: Tensor, bias: float, precision: str)
     return result
 
 
+def tangent_diagonal(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
+    """The diagonal of K, float64 [n, o].
+
+    Raises:
+        RuntimeError: where shapes or dtypes do not fit; the message names the argument.
+    """
+    result: Tensor = torch.ops.ahkernels.tangent_diagonal(forward, backward, bias)
+    return result
+
+
 def tangent_product(forward: Tensor, backward: Tensor, bias: float, v: Tensor) -> Tensor:
     """K V in float64, exact up to its rounding and without K: v and the result are [n, o, columns] float64.
 
@@ -83,11 +93,16 @@ def _(forward: Tensor, backward: Tensor, bias: float, precision: str) -> Tensor:
     return forward.new_empty(size, size, dtype=plain.tile_dtype(forward))
 
 
+@torch.library.register_fake("ahkernels::tangent_diagonal")
+def _(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
+    return forward.new_empty(backward.shape[0], backward.shape[2], dtype=torch.float64)
+
+
 @torch.library.register_fake("ahkernels::tangent_product")
 def _(forward: Tensor, backward: Tensor, bias: float, v: Tensor) -> Tensor:
     return torch.empty_like(v)
 
 
 # Any device without kernels of its own gets the plain-torch implementation.
-for _name in ("centered_moments", "tangent_gram", "tangent_product"):
+for _name in ("centered_moments", "tangent_diagonal", "tangent_gram", "tangent_product"):
     torch.library.impl(f"ahkernels::{_name}", "CompositeExplicitAutograd", getattr(plain, _name))

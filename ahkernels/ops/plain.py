@@ -16,10 +16,13 @@ def tile_dtype(factor: Tensor) -> torch.dtype:
     return torch.float64 if factor.dtype == torch.float64 else torch.float32
 
 
-def _scaled(factor: Tensor, precision: str) -> tuple[Tensor, float]:
-    """The factor times a power of two that brings its largest magnitude to [1, 2), and that power of two."""
+def _scaled(factor: Tensor, precision: str, bias: float = 0.0) -> tuple[Tensor, float]:
+    """The factor times a power of two that brings its largest magnitude to [1, 2), and that power of two.
+
+    A bias is one more number of the forward factor, its square root.
+    """
     numbers = factor.to(tile_dtype(factor))
-    largest = float(numbers.abs().max()) if numbers.numel() else 0.0
+    largest = max(float(numbers.abs().max()) if numbers.numel() else 0.0, bias**0.5)
     exponent = 0
     if 0.0 < largest < float("inf"):
         exponent = min(max(int(torch.frexp(torch.tensor(largest, dtype=torch.float64)).exponent) - 1, -126), 126)
@@ -57,8 +60,11 @@ def centered_moments(
 ) -> Tensor:
     """See `ahkernels.ops.centered_moments`."""
     kernels = []
+    # Kernels over samples alone come close to constant: in float64 no digits are lost to the constant part.
+    double = backward[0].shape[2] == 1 and precision != "medium"
     for a, g, b, means in zip(forward, backward, bias, row_means, strict=True):
-        scaled_a, scale_a = _scaled(a, precision)
+        a, g = (a.double(), g.double()) if double else (a, g)
+        scaled_a, scale_a = _scaled(a, precision, b)
         scaled_g, scale_g = _scaled(g, precision)
         scale = scale_a**2 * scale_g**2
         kernels.append((scaled_a, scaled_g, b * scale_a**2, means * scale, scale))
@@ -83,7 +89,7 @@ def centered_moments(
 
 def tangent_gram(forward: Tensor, backward: Tensor, bias: float, precision: str) -> Tensor:
     """See `ahkernels.ops.tangent_gram`."""
-    a, scale_a = _scaled(forward, precision)
+    a, scale_a = _scaled(forward, precision, bias)
     g, scale_g = _scaled(backward, precision)
     n, _, o, _ = backward.shape
     k = torch.empty(n, o, n, o, dtype=a.dtype, device=a.device)
@@ -91,6 +97,17 @@ def tangent_gram(forward: Tensor, backward: Tensor, bias: float, precision: str)
         k[rows] = _panel(a, g, bias * scale_a**2, rows).double() / scale_a**2 / scale_g**2
     k = k.view(n * o, n * o)
     return k.triu() + k.triu(1).T
+
+
+def tangent_diagonal(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
+    """See `ahkernels.ops.tangent_diagonal`."""
+    a = forward.double()
+    p = a @ a.mT + bias  # [n, s, s]
+    diagonal = p.new_empty(backward.shape[0], backward.shape[2])
+    for i in range(backward.shape[2]):  # one output at a time, to hold little in float64
+        g = backward[:, :, i].double()
+        diagonal[:, i] = (p * (g @ g.mT)).sum((1, 2))
+    return diagonal
 
 
 def tangent_product(forward: Tensor, backward: Tensor, bias: float, v: Tensor) -> Tensor:

@@ -8,14 +8,14 @@
 namespace ahkernels::cpu {
 namespace {
 
-// Means of a kernel's rows, times its scale, as the tiles want them: [o][n rounded up to whole panels].
+// What centering subtracts from the tiles of a kernel, times its scale, as [o][n rounded up to whole panels].
 template <class T>
 struct Means {
-  std::vector<T> col;  // of row (x, i)
-  std::vector<T> row;  // the same less the mean of all
+  // A tile entry less its column's and its row's number is the centered entry; the mean of all is in the latter.
+  std::vector<T> col, row;
   int64_t stride;
 
-  Means(const Kernel& kernel, const Tensor& means) : stride(ceil_div(kernel.n, kPanel) * kPanel) {
+  Means(const Kernel& kernel, const Centering<T>& centering, const Tensor& means) : stride(ceil_div(kernel.n, kPanel) * kPanel) {
     const double* from = static_cast<const double*>(means.const_data_ptr());
     double mean = 0;
     for (int64_t r = 0; r < kernel.n * kernel.o; ++r) mean += from[r];
@@ -24,8 +24,9 @@ struct Means {
     row.assign(kernel.o * stride, T{0});
     for (int64_t x = 0; x < kernel.n; ++x) {
       for (int64_t i = 0; i < kernel.o; ++i) {
-        col[i * stride + x] = static_cast<T>(from[x * kernel.o + i] * kernel.scale());
-        row[i * stride + x] = static_cast<T>((from[x * kernel.o + i] - mean) * kernel.scale());
+        const double h = centering.active() ? centering.h[x] : 0.0;
+        col[i * stride + x] = static_cast<T>(from[x * kernel.o + i] * kernel.scale() - centering.constant - h);
+        row[i * stride + x] = static_cast<T>((from[x * kernel.o + i] - mean) * kernel.scale() - h);
       }
     }
   }
@@ -37,8 +38,12 @@ void moments(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, co
   const int64_t count = static_cast<int64_t>(kernels.size());
   const int64_t products = count * (count + 1) / 2;
   const int64_t o = kernels[0].o;
+  std::vector<Centering<T>> centering;
   std::vector<Means<T>> means;
-  for (int64_t k = 0; k < count; ++k) means.emplace_back(kernels[k], row_means[k]);
+  for (int64_t k = 0; k < count; ++k) {
+    centering.emplace_back(double_kernels(), kernels[k]);
+    means.emplace_back(kernels[k], centering[k], row_means[k]);
+  }
 
   std::vector<double> totals(products, 0.0), partials;
   const int64_t tile_bytes = kTileSize * static_cast<int64_t>(sizeof(T));
@@ -67,7 +72,7 @@ void moments(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, co
   const auto done = [&](const GroupPair& groups) {
     for (int64_t p = 0; p < groups.pairs() * o * products; ++p) totals[p % products] += partials[p];
   };
-  walk_tiles(tiles, kernels, begin, visit, done);
+  walk_tiles(tiles, kernels, centering, begin, visit, done);
 
   int64_t product = 0;
   for (int64_t a = 0; a < count; ++a) {
@@ -84,6 +89,7 @@ Tensor centered_moments(const std::vector<Tensor>& forward, const std::vector<Te
                         const std::vector<double>& bias, const std::vector<Tensor>& row_means,
                         const std::string& precision) {
   const std::vector<Kernel> kernels = make_kernels("centered_moments", forward, backward, bias, /*scaled=*/true);
+  check_precision("centered_moments", precision);
   STD_TORCH_CHECK(row_means.size() == kernels.size(), "centered_moments: row_means: expected ", kernels.size(),
                   " tensors, got ", row_means.size());
   for (const Tensor& means : row_means) {

@@ -90,6 +90,11 @@ Strided Kernel::backward_rows(int64_t sample, int64_t use, int64_t output) const
   return rows;
 }
 
+void check_precision(const std::string& op, const std::string& precision) {
+  STD_TORCH_CHECK(precision == "highest" || precision == "high" || precision == "medium", op,
+                  ": precision: expected highest, high or medium, got ", precision);
+}
+
 std::vector<Kernel> make_kernels(const std::string& op, const std::vector<Tensor>& forward,
                                  const std::vector<Tensor>& backward, const std::vector<double>& bias, bool scaled) {
   STD_TORCH_CHECK(!forward.empty(), op, ": forward: expected at least one factor, got none");
@@ -116,8 +121,11 @@ std::vector<Kernel> make_kernels(const std::string& op, const std::vector<Tensor
                     "), got (", kernel.n, ", ", kernel.o, ")");
     STD_TORCH_CHECK(a.scalar_type() == forward[0].scalar_type(), which, ": expected the dtype of the first kernel");
     if (scaled) {
-      const double largest_forward = max_magnitude(
-          kernel.n, kernel.s, kernel.d, [&](int64_t sample, int64_t use) { return kernel.forward_rows(sample, use); });
+      // A bias is one more number of the forward factor, sqrt(b).
+      const double largest_forward =
+          std::max(std::sqrt(kernel.bias), max_magnitude(kernel.n, kernel.s, kernel.d, [&](int64_t sample, int64_t use) {
+                     return kernel.forward_rows(sample, use);
+                   }));
       const double largest_backward =
           max_magnitude(kernel.n, kernel.s * kernel.o, kernel.m, [&](int64_t sample, int64_t block) {
             return kernel.backward_rows(sample, block / kernel.o, block % kernel.o);

@@ -38,4 +38,6 @@ struct Kernel {
 std::vector<Kernel> make_kernels(const std::string& op, const std::vector<Tensor>& forward,
                                  const std::vector<Tensor>& backward, const std::vector<double>& bias, bool scaled);
 
+void check_precision(const std::string& op, const std::string& precision);
+
 }  // namespace ahkernels::cpu

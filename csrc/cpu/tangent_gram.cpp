@@ -34,7 +34,8 @@ void gram(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, T* ou
       }
     }
   };
-  walk_tiles(tiles, kernels, [](const GroupPair&) {}, visit, [](const GroupPair&) {});
+  const std::vector<Centering<T>> not_centered(1);
+  walk_tiles(tiles, kernels, not_centered, [](const GroupPair&) {}, visit, [](const GroupPair&) {});
 
   // The walk has filled the pairs of panels on and above the diagonal; mirror what is above it, in square steps.
   const int64_t block = kPanel * o, blocks = ceil_div(size, block);
@@ -57,6 +58,7 @@ void gram(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, T* ou
 
 Tensor tangent_gram(const Tensor& forward, const Tensor& backward, double bias, const std::string& precision) {
   const std::vector<Kernel> kernels = make_kernels("tangent_gram", {forward}, {backward}, {bias}, /*scaled=*/true);
+  check_precision("tangent_gram", precision);
   const int64_t size = kernels[0].n * kernels[0].o;
   if (forward.scalar_type() == torch::headeronly::ScalarType::Double) {
     Tensor out = torch::stable::new_empty(forward, {size, size});

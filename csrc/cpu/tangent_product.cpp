@@ -27,7 +27,7 @@ class PackedMatrix {
   PackedMatrix(const Tiles& tiles, const Strided& view, int64_t rows, int64_t k)
       : rows(rows), k(k), panels(ceil_div(rows, kPanel)), memory_(panels * k * kPanel * kDouble) {
     for_each_item(panels, 1, [&](int64_t panel, int64_t) {
-      tiles.pack(view.from_row(panel * kPanel), std::min(kPanel, rows - panel * kPanel), k, at(panel));
+      tiles.pack(view.from_row(panel * kPanel), nullptr, std::min(kPanel, rows - panel * kPanel), k, at(panel));
     });
   }
   double* at(int64_t panel) const { return memory_.at<double>(panel * k * kPanel * kDouble); }
@@ -127,9 +127,7 @@ class Product {
     return rows;
   }
   Strided backward_row(int64_t x, int64_t use, int64_t output, int64_t begin) const {
-    Strided row = kernel_.backward_rows(x, use, output);
-    row.row_stride = row.k_stride;
-    return row.from_row(begin);
+    return kernel_.backward_rows(x, use, output).from_k(begin);
   }
 
   // h [(x, s), v, width] for the samples [first, first + count).

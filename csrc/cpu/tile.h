@@ -24,9 +24,13 @@ struct Strided {
   int64_t row_stride, k_stride;
   double scale;
 
-  Strided from_row(int64_t row) const {
+  Strided from_row(int64_t row) const { return moved(row * row_stride); }
+  Strided from_k(int64_t k) const { return moved(k * k_stride); }
+
+ private:
+  Strided moved(int64_t elements) const {
     const int64_t bytes = element == Element::kDouble ? 8 : element == Element::kFloat ? 4 : 2;
-    return {static_cast<const std::byte*>(data) + row * row_stride * bytes, element, row_stride, k_stride, scale};
+    return {static_cast<const std::byte*>(data) + elements * bytes, element, row_stride, k_stride, scale};
   }
 };
 
@@ -37,12 +41,16 @@ struct TileKernels {
   int64_t k_per_packed;  // numbers along k in one packed element; k is padded with zeros to a multiple of it
   int64_t packed_bytes;  // size of one packed element
 
-  // dst [k][kPanel] = source [rows, k]; k as it is, padding is done here
-  void (*pack)(const Strided& source, int64_t rows, int64_t k, void* dst);
+  // dst [k][kPanel] = source [rows, k], less mean [k] unless that is null; k as it is, padding is done here
+  void (*pack)(const Strided& source, const T* mean, int64_t rows, int64_t k, void* dst);
   // tile [rows, cols] = a [k][rows]^T b [k][cols]; k padded
   void (*gemm)(int64_t k, const void* a, const void* b, int64_t rows, int64_t cols, T* tile);
   // tile [rows, cols] (+)= (p + bias) o q
   void (*hadamard)(const T* p, T bias, const T* q, int64_t rows, int64_t cols, bool accumulate, T* tile);
+  // tile [rows, cols] (+)= (p0 + p_row + p_col + p) o q + p o (q0 + q_row + q_col) + p_row q_col + q_row p_col: see
+  // centering.h
+  void (*centered_hadamard)(const T* p, T p0, const T* p_row, const T* p_col, const T* q, T q0, const T* q_row,
+                            const T* q_col, int64_t rows, int64_t cols, bool accumulate, T* tile);
   // sum over [rows, cols] of (a - row_a - col_a) o (b - row_b - col_b)
   double (*centered_product)(const T* a, const T* row_a, const T* col_a, const T* b, const T* row_b, const T* col_b,
                              int64_t rows, int64_t cols);

@@ -5,6 +5,7 @@
 template <class T, int Bytes>
 struct Vector {
   typedef T type __attribute__((vector_size(Bytes)));
+  typedef T unaligned __attribute__((vector_size(Bytes), aligned(sizeof(T)), may_alias));
 };
 
 // How one step of k enters a tile: T sums, Packed what a panel holds (here one number, elsewhere a pair of bf16).
@@ -106,7 +107,8 @@ inline float to_float(float value) { return value; }
 inline double to_float(double value) { return value; }
 
 template <class Step, class Source>
-void pack_as(const Strided& source, int64_t rows, int64_t k, typename Step::Packed* dst) {
+void pack_as(const Strided& source, const typename Step::Sum* mean, int64_t rows, int64_t k,
+             typename Step::Packed* dst) {
   using T = typename Step::Sum;
   constexpr int64_t kChunk = 16;  // a cache line of fp32 from each row at a time
   const T scale = static_cast<T>(source.scale);
@@ -127,6 +129,9 @@ void pack_as(const Strided& source, int64_t rows, int64_t k, typename Step::Pack
             values[i] = static_cast<T>(to_float(from[i * source.k_stride])) * scale;
           }
         }
+        if (mean != nullptr) {
+          for (int64_t i = 0; i < present; ++i) values[i] -= mean[begin + i] * scale;
+        }
       }
       typename Step::Packed* to = dst + begin / Step::kPerPacked * kPanel + row;
       for (int64_t i = 0; i < count / Step::kPerPacked; ++i) {
@@ -137,13 +142,13 @@ void pack_as(const Strided& source, int64_t rows, int64_t k, typename Step::Pack
 }
 
 template <class Step>
-void pack(const Strided& source, int64_t rows, int64_t k, void* dst) {
+void pack(const Strided& source, const typename Step::Sum* mean, int64_t rows, int64_t k, void* dst) {
   auto* to = static_cast<typename Step::Packed*>(dst);
   switch (source.element) {
-    case Element::kFloat: return pack_as<Step, float>(source, rows, k, to);
-    case Element::kDouble: return pack_as<Step, double>(source, rows, k, to);
-    case Element::kHalf: return pack_as<Step, _Float16>(source, rows, k, to);
-    case Element::kBFloat16: return pack_as<Step, uint16_t>(source, rows, k, to);
+    case Element::kFloat: return pack_as<Step, float>(source, mean, rows, k, to);
+    case Element::kDouble: return pack_as<Step, double>(source, mean, rows, k, to);
+    case Element::kHalf: return pack_as<Step, _Float16>(source, mean, rows, k, to);
+    case Element::kBFloat16: return pack_as<Step, uint16_t>(source, mean, rows, k, to);
   }
 }
 
@@ -164,9 +169,29 @@ void hadamard(const T* p, T bias, const T* q, int64_t rows, int64_t cols, bool a
 }
 
 template <class T, int Bytes>
+void centered_hadamard(const T* p, T p0, const T* p_row, const T* p_col, const T* q, T q0, const T* q_row,
+                       const T* q_col, int64_t rows, int64_t cols, bool accumulate, T* tile) {
+  using V = typename Vector<T, Bytes>::type;
+  using U = typename Vector<T, Bytes>::unaligned;
+  constexpr int64_t kLanes = Bytes / sizeof(T);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; c += kLanes) {
+      const V p_tile = *reinterpret_cast<const V*>(p + r * kPanel + c);
+      const V p_column = *reinterpret_cast<const U*>(p_col + c);
+      const V q_column = *reinterpret_cast<const U*>(q_col + c);
+      V sum = (p_tile + p_column + (p0 + p_row[r])) * *reinterpret_cast<const V*>(q + r * kPanel + c);
+      sum += p_tile * (q_column + (q0 + q_row[r])) + p_row[r] * q_column + q_row[r] * p_column;
+      V& out = *reinterpret_cast<V*>(tile + r * kPanel + c);
+      out = accumulate ? out + sum : sum;
+    }
+  }
+}
+
+template <class T, int Bytes>
 double centered_product(const T* a, const T* row_a, const T* col_a, const T* b, const T* row_b, const T* col_b,
                         int64_t rows, int64_t cols) {
   using V = typename Vector<T, Bytes>::type;
+  using U = typename Vector<T, Bytes>::unaligned;
   constexpr int64_t kLanes = Bytes / sizeof(T);
   constexpr int64_t kVectors = kPanel / kLanes;
   V sums[kVectors] = {};  // a sum for each vector of columns: short chains, and a fixed order
@@ -176,8 +201,8 @@ double centered_product(const T* a, const T* row_a, const T* col_a, const T* b, 
     const T* ar = a + r * kPanel;
     const T* br = b + r * kPanel;
     for (int64_t v = 0; v < whole; ++v) {
-      const V x = *reinterpret_cast<const V*>(ar + v * kLanes) - *reinterpret_cast<const V*>(col_a + v * kLanes) - row_a[r];
-      const V y = *reinterpret_cast<const V*>(br + v * kLanes) - *reinterpret_cast<const V*>(col_b + v * kLanes) - row_b[r];
+      const V x = *reinterpret_cast<const V*>(ar + v * kLanes) - *reinterpret_cast<const U*>(col_a + v * kLanes) - row_a[r];
+      const V y = *reinterpret_cast<const V*>(br + v * kLanes) - *reinterpret_cast<const U*>(col_b + v * kLanes) - row_b[r];
       sums[v] += x * y;
     }
     for (int64_t c = whole * kLanes; c < cols; ++c) {
@@ -248,6 +273,7 @@ constexpr TileKernels<typename Step::Sum> tile_kernels(const char* name) {
           &pack<Step>,
           &gemm<Step, Rows, Vectors>,
           &hadamard<T, Step::kBytes>,
+          &centered_hadamard<T, Step::kBytes>,
           &centered_product<T, Step::kBytes>,
           &axpy<T>,
           &dot<T>};

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "aligned.h"
+#include "centering.h"
 #include "kernel.h"
 #include "parallel.h"
 
@@ -30,8 +31,9 @@ struct Block {
 template <class T>
 class PanelGroup {
  public:
-  PanelGroup(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, int64_t capacity)
-      : tiles_(tiles), kernels_(kernels), memory_(capacity * panel_bytes(tiles, kernels)) {
+  PanelGroup(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels,
+             const std::vector<Centering<T>>& centering, int64_t capacity)
+      : tiles_(tiles), kernels_(kernels), centering_(centering), memory_(capacity * panel_bytes(tiles, kernels)) {
     for (const Kernel& kernel : kernels) {
       offsets_.push_back(stride_);
       stride_ += bytes(tiles, kernel.d) * kernel.s + bytes(tiles, kernel.m) * kernel.s * kernel.o;
@@ -69,10 +71,12 @@ class PanelGroup {
       const int64_t first = panel * kPanel;
       const int64_t count = std::min(kPanel, kernel.n - first);
       if (block < kernel.s) {
-        tiles_.pack(kernel.forward_rows(first, block), count, kernel.d, forward(which, panel, block));
+        tiles_.pack(kernel.forward_rows(first, block), mean(centering_[which].forward_mean, block * kernel.d), count,
+                    kernel.d, forward(which, panel, block));
       } else {
         const int64_t use = (block - kernel.s) / kernel.o, output = (block - kernel.s) % kernel.o;
-        tiles_.pack(kernel.backward_rows(first, use, output), count, kernel.m, backward(which, panel, use, output));
+        tiles_.pack(kernel.backward_rows(first, use, output), mean(centering_[which].backward_mean, use * kernel.m),
+                    count, kernel.m, backward(which, panel, use, output));
       }
     });
   }
@@ -87,19 +91,26 @@ class PanelGroup {
   }
 
  private:
+  static const T* mean(const std::vector<T>& means, int64_t offset) {
+    return means.empty() ? nullptr : means.data() + offset;
+  }
+
   const TileKernels<T>& tiles_;
   const std::vector<Kernel>& kernels_;
+  const std::vector<Centering<T>>& centering_;
   int64_t stride_ = 0, begin_ = 0;
   std::vector<int64_t> offsets_;
   AlignedBuffer memory_;
 };
 
-// One thread's tiles of K (times the kernel's scale) at a pair of panels.
+// One thread's tiles at a pair of panels: of K, or of what is left of it with the means taken out (see centering.h),
+// times the kernel's scale.
 template <class T>
 class TileMaker {
  public:
-  TileMaker(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels)
-      : tiles_(tiles), kernels_(kernels), memory_(scratch_bytes(kernels)) {}
+  TileMaker(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels,
+            const std::vector<Centering<T>>& centering)
+      : tiles_(tiles), kernels_(kernels), centering_(centering), memory_(scratch_bytes(kernels)) {}
 
   // Turns to a pair of panels.
   void turn_to(const PanelGroup<T>& rows, int64_t row_panel, const PanelGroup<T>& cols, int64_t col_panel) {
@@ -137,7 +148,15 @@ class TileMaker {
                   cols_->backward(which, col_panel_, use % kernel.s, j), row_count_, col_count_, q);
       const T* p = cached(kernel) ? cached_tile(slot + use) : spare;
       if (!cached(kernel)) forward_tile(which, use, spare);
-      tiles_.hadamard(p, static_cast<T>(kernel.scaled_bias()), q, row_count_, col_count_, use > 0, tile);
+      if (centering_[which].active()) {
+        const Centering<T>& c = centering_[which];
+        const int64_t turned = use % kernel.s * kernel.s + use / kernel.s;
+        const int64_t row = use * c.stride + row_panel_ * kPanel, col = turned * c.stride + col_panel_ * kPanel;
+        tiles_.centered_hadamard(p, c.p0[use], &c.p[row], &c.p[col], q, c.q0[use], &c.q[row], &c.q[col], row_count_,
+                                 col_count_, use > 0, tile);
+      } else {
+        tiles_.hadamard(p, static_cast<T>(kernel.scaled_bias()), q, row_count_, col_count_, use > 0, tile);
+      }
     }
   }
 
@@ -160,6 +179,7 @@ class TileMaker {
 
   const TileKernels<T>& tiles_;
   const std::vector<Kernel>& kernels_;
+  const std::vector<Centering<T>>& centering_;
   AlignedBuffer memory_;  // q, a spare p, the cached p
   const PanelGroup<T>* rows_ = nullptr;
   const PanelGroup<T>* cols_ = nullptr;
@@ -185,18 +205,18 @@ struct GroupPair {
 // visit(item, pair, i, maker, thread) once for every pair of panels and output i of the first, where item counts them
 // within a pair of groups; begin(groups) before and done(groups) after each pair of groups.
 template <class T, class Begin, class Visit, class Done>
-void walk_tiles(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, const Begin& begin, const Visit& visit,
-                const Done& done) {
+void walk_tiles(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels,
+                const std::vector<Centering<T>>& centering, const Begin& begin, const Visit& visit, const Done& done) {
   const int64_t o = kernels[0].o;
   const int64_t panels = ceil_div(kernels[0].n, kPanel);
   const int64_t per_panel = std::max<int64_t>(1, PanelGroup<T>::panel_bytes(tiles, kernels));
   const bool one_group = panels * per_panel <= kWorkspaceBytes;
   const int64_t capacity = one_group ? panels : std::clamp<int64_t>(kWorkspaceBytes / 2 / per_panel, 1, panels);
 
-  PanelGroup<T> first(tiles, kernels, capacity);
-  PanelGroup<T> second(tiles, kernels, one_group ? 0 : capacity);
+  PanelGroup<T> first(tiles, kernels, centering, capacity);
+  PanelGroup<T> second(tiles, kernels, centering, one_group ? 0 : capacity);
   std::vector<TileMaker<T>> makers;
-  for (int64_t thread = 0; thread < thread_count(); ++thread) makers.emplace_back(tiles, kernels);
+  for (int64_t thread = 0; thread < thread_count(); ++thread) makers.emplace_back(tiles, kernels, centering);
 
   for (int64_t row = 0; row < panels; row += capacity) {
     first.pack(row, std::min(row + capacity, panels));

@@ -1,0 +1,56 @@
+"""What a measurement must not meet or leave behind: modules that mix samples, and changes to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def refuse_mixing_modules(model: nn.Module) -> None:
+    """Raises ValueError for modules whose output for a sample depends on the others, or on chance."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+            module.training or module.running_mean is None
+        ):
+            raise ValueError(
+                f"model: expected samples that are independent given the parameters, got {type(module).__name__} "
+                f"{name!r} with the statistics of its batch; call model.eval() first"
+                + ("" if module.training else ", and give it running statistics (track_running_stats=True)")
+            )
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            raise ValueError(
+                f"model: expected a deterministic network, got {type(module).__name__} {name!r} in training mode; "
+                "call model.eval() first"
+            )
+
+
+def check_input(model: nn.Module, x: Tensor) -> None:
+    """Raises TypeError or ValueError naming `x` where it cannot be an input of the model."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor [n, ...], got {type(x).__name__}")
+    if x.dim() == 0 or x.shape[0] == 0:
+        raise ValueError(f"x: expected at least one sample, got shape {list(x.shape)}")
+    parameter = next(model.parameters())
+    if x.device != parameter.device:
+        raise ValueError(f"x: expected the device of the model, {parameter.device}, got {x.device}")
+    if x.is_floating_point():
+        if x.dtype != parameter.dtype:
+            raise ValueError(f"x: expected the dtype of the model, {parameter.dtype}, got {x.dtype}")
+        low, high = x.detach().aminmax()
+        if not bool(torch.isfinite(low)) or not bool(torch.isfinite(high)):
+            raise ValueError("x: expected finite numbers, got nan or inf")
+
+
+@contextmanager
+def unchanged(x: Tensor) -> Iterator[None]:
+    """Gradients on, whatever the caller's mode, and the random-number state as it was, also after an error."""
+    devices = [x.device] if x.device.type not in ("cpu", "mps") else []
+    with (
+        torch.random.fork_rng(devices=devices, device_type=x.device.type if devices else "cuda"),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        yield

@@ -1,0 +1,102 @@
+"""Tangent kernels of the layers of a model: all at once, or one after the other within a memory budget."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ahkernels.capture.guard import check_input, refuse_mixing_modules, unchanged
+from ahkernels.capture.run import DEFAULT_MEMORY_BUDGET, iter_factors
+from ahkernels.capture.selection import select_layers
+from ahkernels.capture.trace import trace_model
+from ahkernels.kernel import TangentKernel, kernel_of_outputs
+from ahkernels.outputs import Outputs, OutputSelection
+from ahkernels.precision import resolve_precision
+
+
+def tangent_kernels(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    layers: str | Sequence[str] | None = None,
+    outputs: Outputs = "all",
+    precision: str | None = None,
+    memory_budget: int | None = None,
+    progress: bool = False,
+) -> dict[str, TangentKernel]:
+    """The tangent kernel of each layer by name, in forward order; they hold all their factors.
+
+    Args:
+        model: A network whose samples are independent given its parameters, f(x) of shape [n, o].
+        x: Inputs [n, ...].
+        layers: Names or patterns ("fc*") of layers; None for all that have parameters.
+        outputs: "all", "trace", "sum", an index or a sequence of indices: see `OutputSelection`.
+        precision: "highest", "high", "medium"; None for torch.get_float32_matmul_precision().
+        memory_budget: Bytes that one pass may hold of factors, which are kept all the same; None for no bound. To
+            hold no more than a budget altogether, use `iter_tangent_kernels`.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        Kernels that stay valid when the model trains on: they hold factors, not the model.
+
+    Raises:
+        ValueError: TypeError or NotImplementedError for arguments that do not fit; the message names the argument.
+    """
+    return dict(
+        iter_tangent_kernels(
+            model,
+            x,
+            layers=layers,
+            outputs=outputs,
+            precision=precision,
+            memory_budget=memory_budget,
+            progress=progress,
+        )
+    )
+
+
+def iter_tangent_kernels(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    layers: str | Sequence[str] | None = None,
+    outputs: Outputs = "all",
+    precision: str | None = None,
+    memory_budget: int | None = DEFAULT_MEMORY_BUDGET,
+    progress: bool = False,
+) -> Iterator[tuple[str, TangentKernel]]:
+    """Yields (name, kernel) in forward order, with factors of no more than `memory_budget` bytes captured at once.
+
+    Drop each kernel before taking the next to stay within the budget; a smaller one costs time, never an error, and a
+    single layer may exceed it. The model must not change before the last kernel. Arguments as `tangent_kernels`.
+    """
+    _check_budget(memory_budget)
+    precision = resolve_precision(precision)
+    selected = select_layers(model, layers)
+    check_input(model, x)
+    refuse_mixing_modules(model)
+    with unchanged(x):
+        trace = trace_model(model, x, selected)
+    selection = OutputSelection(outputs, trace.outputs)
+    budget = sys.maxsize if memory_budget is None else memory_budget
+
+    def kernels() -> Iterator[tuple[str, TangentKernel]]:
+        factors = iter_factors(model, x.detach(), trace.layers, selection, budget)
+        with tqdm(total=len(trace.layers), desc="layers", unit="layer", disable=not progress) as bar:
+            for layer in factors:
+                yield layer.layer, kernel_of_outputs(layer, selection, precision)
+                bar.update()
+
+    return kernels()
+
+
+def _check_budget(memory_budget: int | None) -> None:
+    if memory_budget is None:
+        return
+    if isinstance(memory_budget, bool) or not isinstance(memory_budget, int):
+        raise TypeError(f"memory_budget: expected a number of bytes, got {memory_budget!r}")
+    if memory_budget <= 0:
+        raise ValueError(f"memory_budget: expected a positive number of bytes, got {memory_budget}")

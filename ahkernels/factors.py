@@ -1,0 +1,67 @@
+"""The factors of a layer's tangent kernel: what capture hands on and all else is computed from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """Forward and backward factors of one layer, of any strides.
+
+    Attributes:
+        forward: [n, s, d], the layer's input at each of the s times it is used.
+        backward: [n, s, o, m], the gradient of each output with respect to the layer's pre-activations there.
+        bias: Whether the layer has a bias.
+        layer: The layer's name, for messages.
+    """
+
+    forward: Tensor
+    backward: Tensor
+    bias: bool
+    layer: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the argument and the layer, also for nan or inf in a factor."""
+        where = f" of layer {self.layer!r}" if self.layer else ""
+        a, g = self.forward, self.backward
+        if a.dim() != 3:
+            raise ValueError(f"forward{where}: expected shape [n, s, d], got {list(a.shape)}")
+        if g.dim() != 4:
+            raise ValueError(f"backward{where}: expected shape [n, s, o, m], got {list(g.shape)}")
+        if a.shape[:2] != g.shape[:2]:
+            raise ValueError(
+                f"backward{where}: expected n and s of forward, {list(a.shape[:2])}, got {list(g.shape[:2])}"
+            )
+        if 0 in g.shape[:3]:
+            raise ValueError(f"backward{where}: expected n, s and o of at least 1, got {list(g.shape[:3])}")
+        if a.dtype not in _DTYPES or g.dtype != a.dtype:
+            raise ValueError(
+                f"backward{where}: expected forward and backward of one real floating dtype, got {a.dtype} and "
+                f"{g.dtype}"
+            )
+        if a.device != g.device:
+            raise ValueError(f"backward{where}: expected the device of forward, {a.device}, got {g.device}")
+        for name, factor in (("forward", a), ("backward", g)):
+            if factor.numel() and not _is_finite(factor.detach()):
+                raise ValueError(f"{name} factor{where}: expected finite numbers, got nan or inf")
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return self.backward.shape[0]
+
+    @property
+    def o(self) -> int:
+        """Number of outputs, that is of the kernel's rows for each sample."""
+        return self.backward.shape[2]
+
+
+def _is_finite(factor: Tensor) -> bool:
+    low, high = factor.aminmax()  # one pass, in which nan wins
+    return bool(torch.isfinite(high - low)) or bool(torch.isfinite(torch.stack((low, high))).all())

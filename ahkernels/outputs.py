@@ -1,0 +1,109 @@
+"""Which rows a kernel has: the `outputs` argument, its cotangents, and the labels that go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+Outputs: TypeAlias = Literal["all", "trace", "sum"] | int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class OutputSelection:
+    """The outputs of a network that enter a kernel.
+
+    ``all``, an index and a sequence of indices give kernels over (sample, output) pairs; ``trace`` and ``sum`` give
+    n x n kernels: the sum of the kernels of the single outputs, and the kernel of the sum of the outputs.
+
+    Attributes:
+        spec: As the user gave it.
+        total: Number of outputs o of the network.
+    """
+
+    spec: Outputs
+    total: int
+
+    def __post_init__(self) -> None:
+        """Raises ValueError or TypeError naming `outputs`."""
+        expected = 'outputs: expected "all", "trace", "sum", an output index or a sequence of them'
+        if isinstance(self.spec, str):
+            if self.spec not in ("all", "trace", "sum"):
+                raise ValueError(f"{expected}, got {self.spec!r}")
+            return
+        indices = [self.spec] if isinstance(self.spec, int) else self.spec
+        if not isinstance(indices, Sequence) or any(
+            isinstance(i, bool) or not isinstance(i, int) for i in indices
+        ):
+            raise TypeError(f"{expected}, got {self.spec!r}")
+        if not indices:
+            raise ValueError(f"{expected}, got an empty sequence")
+        for index in indices:
+            if not 0 <= index < self.total:
+                raise ValueError(f"outputs: expected indices from 0 to {self.total - 1}, got {index}")
+        if len(set(indices)) != len(indices):
+            raise ValueError(f"outputs: expected each index once, got {list(indices)}")
+
+    @property
+    def indices(self) -> list[int]:
+        """The outputs taken, in the order of the kernel's rows; for "trace" and "sum" all of them."""
+        if isinstance(self.spec, str):
+            return list(range(self.total))
+        return [self.spec] if isinstance(self.spec, int) else list(self.spec)
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether the kernel is n x n over samples, with labels entering as the kernel Y Y^T of rows of Y."""
+        return self.spec in ("trace", "sum")
+
+    def cotangents(self, like: Tensor) -> Tensor:
+        """One row for each backward pass, [r, o], with the dtype and device of `like`."""
+        if self.spec == "sum":
+            return torch.ones(1, self.total, dtype=like.dtype, device=like.device)
+        return torch.eye(self.total, dtype=like.dtype, device=like.device)[self.indices]
+
+    def labels(self, y: Tensor, n: int) -> Tensor:
+        """Labels of the kernel's rows, float64 on the CPU: [n, r] for r outputs taken, [n, o] for n x n kernels.
+
+        Args:
+            y: Class indices [n] (as one-hot rows) or a target matrix [n, o].
+            n: Number of samples.
+
+        Raises:
+            ValueError: for a wrong shape, classes out of range, or nan and inf; TypeError for a wrong type.
+        """
+        if not isinstance(y, Tensor):
+            raise TypeError(
+                f"y: expected a tensor of class indices [n] or targets [n, o], got {type(y).__name__}"
+            )
+        if y.dim() == 1:
+            if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
+                raise ValueError(f"y: expected integer class indices in a tensor [n], got dtype {y.dtype}")
+            if y.shape[0] != n:
+                raise ValueError(f"y: expected {n} class indices, one for each sample of x, got {y.shape[0]}")
+            low, high = (int(value) for value in y.aminmax())
+            if low < 0 or high >= self.total:
+                wrong = low if low < 0 else high
+                raise ValueError(
+                    f"y: expected class indices from 0 to {self.total - 1} (the network has {self.total} "
+                    f"outputs), got {wrong}"
+                )
+            target = torch.nn.functional.one_hot(y.detach().cpu().long(), self.total).double()
+        elif y.dim() == 2:
+            if tuple(y.shape) != (n, self.total):
+                raise ValueError(
+                    f"y: expected a target matrix [n, o] = [{n}, {self.total}], got {list(y.shape)}"
+                )
+            if y.dtype.is_complex:
+                raise ValueError(f"y: expected real targets, got dtype {y.dtype}")
+            target = y.detach().cpu().double()
+            if not bool(torch.isfinite(target).all()):
+                raise ValueError("y: expected finite targets, got nan or inf")
+        else:
+            raise ValueError(
+                f"y: expected class indices [n] or a target matrix [n, o], got shape {list(y.shape)}"
+            )
+        return target if self.per_sample else target[:, self.indices]

@@ -1,0 +1,352 @@
+"""Layerwise alignment along a training run: measure, keep, log, save, resume and plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import math
+import numbers
+import operator
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ahkernels.capture import DEFAULT_MEMORY_BUDGET
+from ahkernels.outputs import Outputs
+from ahkernels.report import AlignmentReport, import_pyplot, optional_import
+from ahkernels.statistics.alignment import layerwise_alignment
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+
+class ScalarWriter(Protocol):
+    """Anything that logs scalars as TensorBoard's SummaryWriter does."""
+
+    def add_scalar(self, tag: str, value: float, step: int, /) -> object:
+        """Log one value."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One row of a tracker's history."""
+
+    step: int
+    metrics: dict[str, float]
+    report: AlignmentReport
+
+
+class AlignmentTracker:
+    """Measures a model's layerwise alignment on fixed probe data as the model trains.
+
+    The model is measured in eval mode, and every sub-module's own training flag comes back afterwards, also
+    after an error. Parameters, gradients, buffers and random-number state stay as they are, so that training
+    goes on exactly as it would have without the tracker.
+
+    Args:
+        model: the network in training; kept by reference.
+        x: [n, ...], probe inputs; kept by reference.
+        y: [n] class indices, or [n, o] targets; kept by reference.
+        layers: as in :func:`ahkernels.layerwise_alignment`, and so are the next four.
+        outputs: which outputs of the network count.
+        precision: "highest", "high", "medium", or None for torch's float32 matmul precision.
+        memory_budget: bytes of factors held at once; a smaller one costs time.
+        decomposition: also measure forward and backward Grams.
+        writer: any object with ``add_scalar(tag, value, step)``, such as TensorBoard's SummaryWriter. Every
+            update logs ``{tag}/{layer}`` and the metrics under their own names.
+        tag: prefix of the layers' tags in the writer, and of their columns in tables.
+
+    Attributes:
+        history: one Measurement (step, metrics, report) per update, in order.
+
+    Raises:
+        TypeError: if ``writer`` has no ``add_scalar``.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        layers: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+        outputs: Outputs = "all",
+        precision: str | None = None,
+        memory_budget: int = DEFAULT_MEMORY_BUDGET,
+        decomposition: bool = False,
+        writer: ScalarWriter | None = None,
+        tag: str = "alignment",
+    ) -> None:
+        if writer is not None and not callable(getattr(writer, "add_scalar", None)):
+            raise TypeError(
+                f"writer: expected an object with add_scalar(tag, value, step), got {type(writer).__name__}"
+            )
+        self.model, self.x, self.y = model, x, y
+        self.options: dict[str, Any] = {
+            "layers": layers,
+            "outputs": outputs,
+            "precision": precision,
+            "memory_budget": memory_budget,
+            "decomposition": decomposition,
+        }
+        self.writer, self.tag = writer, tag
+        self.history: list[Measurement] = []
+
+    def update(self, step: int, **metrics: float) -> AlignmentReport:
+        """Measure the model now and add the result to the history.
+
+        Args:
+            step: training step; greater than that of the update before.
+            metrics: real numbers (or 0-d tensors) to keep beside the alignments, such as ``loss=``.
+
+        Returns:
+            The report of this step.
+
+        Raises:
+            TypeError: if ``step`` is not an integer or a metric is not a real number.
+            ValueError: if ``step`` does not increase, or the model's layers are not those of the history.
+        """
+        step = self._next_step(step)
+        values = {name: _real(name, value) for name, value in metrics.items()}
+        with _eval_mode(self.model):
+            report = layerwise_alignment(self.model, self.x, self.y, **self.options)
+        if self.history and report.layers != self.layers:
+            raise ValueError(f"model: expected the layers of the history {self.layers}, got {report.layers}")
+        self.history.append(Measurement(step, values, report))
+        if self.writer is not None:
+            for layer, value in report.items():
+                self.writer.add_scalar(f"{self.tag}/{layer}", value, step)
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+        return report
+
+    def _next_step(self, step: int) -> int:
+        try:
+            step = operator.index(step)
+        except TypeError:
+            raise TypeError(f"step: expected an integer, got {type(step).__name__}") from None
+        if self.history and step <= self.history[-1].step:
+            raise ValueError(f"step: expected more than {self.history[-1].step}, the last one, got {step}")
+        return step
+
+    # ---- what was measured
+
+    @property
+    def steps(self) -> list[int]:
+        """The step of every update, strictly increasing."""
+        return [row.step for row in self.history]
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the measured layers in forward order; empty before the first update."""
+        return list(self.history[0].report.layers) if self.history else []
+
+    @property
+    def cka(self) -> Tensor:
+        """[steps, L] fp64: alignment of every layer at every step."""
+        if not self.history:
+            return torch.empty(0, 0, dtype=torch.float64)
+        return torch.stack([row.report.cka for row in self.history])
+
+    # ---- tables
+
+    def to_dataframe(self) -> DataFrame:
+        """A pandas DataFrame with the columns of :meth:`to_csv`; ImportError without pandas."""
+        pandas = optional_import("pandas", "to_dataframe()", "pip install pandas")
+        frame: DataFrame = pandas.DataFrame(list(self._rows()), columns=self._columns())
+        return frame
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write one line per step: step, metrics, ``{tag}/{layer}``, and forward and backward alignments.
+
+        The latter, where measured, are ``{tag}_forward/{layer}`` and ``{tag}_backward/{layer}``. Numbers
+        read back exactly; a metric that a step did not have is empty. The file is replaced whole or not
+        at all.
+        """
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, self._columns(), lineterminator="\n")
+        table.writeheader()
+        table.writerows(self._rows())
+        _replace(path, text.getvalue())
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write a list of {"step", "metrics", "report"}, each report in full (see AlignmentReport.to_dict).
+
+        Values that are not finite become null. The file is replaced whole or not at all.
+        """
+        rows = [
+            {
+                "step": row.step,
+                "metrics": {name: v if math.isfinite(v) else None for name, v in row.metrics.items()},
+                "report": row.report.to_dict(),
+            }
+            for row in self.history
+        ]
+        _replace(path, json.dumps(rows, indent=1, allow_nan=False) + "\n")
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """One {column: value} per step."""
+        for row in self.history:
+            cells: dict[str, Any] = {"step": row.step, **row.metrics}
+            report = row.report
+            parts = {"": report.cka, "_forward": report.forward_cka, "_backward": report.backward_cka}
+            for suffix, values in parts.items():
+                if values is not None:
+                    names = (f"{self.tag}{suffix}/{layer}" for layer in report.layers)
+                    cells.update(zip(names, values.tolist(), strict=True))
+            yield cells
+
+    def _columns(self) -> list[str]:
+        """Every column that some row has: step, then metrics, then alignments."""
+        metrics = dict.fromkeys(name for row in self.history for name in row.metrics)
+        rest = dict.fromkeys(name for row in self._rows() for name in row)
+        return list({"step": None, **metrics, **rest})
+
+    # ---- saving and resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history as tensors and plain types, fit for torch.save and torch.load(weights_only=True)."""
+        rows = [
+            {
+                "step": row.step,
+                "metrics": dict(row.metrics),
+                "report": {field.name: getattr(row.report, field.name) for field in fields(row.report)},
+            }
+            for row in self.history
+        ]
+        return {"history": rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the history of :meth:`state_dict`; the next update goes on from its last step.
+
+        Raises:
+            ValueError: if ``state`` is not such a history. The tracker then stays as it is.
+        """
+        try:
+            history = [
+                Measurement(int(row["step"]), dict(row["metrics"]), AlignmentReport(**row["report"]))
+                for row in state["history"]
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"state: expected what state_dict() returns, got one with {error!r}") from error
+        steps = [row.step for row in history]
+        if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+            raise ValueError(f"state: expected strictly increasing steps, got {steps}")
+        if any(row.report.layers != history[0].report.layers for row in history):
+            raise ValueError("state: expected the same layers at every step")
+        self.history = history
+
+    # ---- picture
+
+    def plot(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
+        """Draw the run as in figures 2 and 7 of the paper.
+
+        Left: alignment of each layer against step, coloured by depth, and the metrics with "loss" in their
+        name on an axis of their own. Right: alignment by layer at the last step.
+
+        Args:
+            axes: two matplotlib axes to draw on; those of a new figure by default.
+
+        Returns:
+            The two axes.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+            ValueError: if there is nothing to plot yet, or ``axes`` are not two.
+        """
+        if not self.history:
+            raise ValueError("history: expected at least one update() before plot(), got none")
+        pyplot = import_pyplot()
+        report = self.history[-1].report
+        if axes is None:
+            alone = report.forward_cka is None  # Grams may align far better, and would flatten the left
+            axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=alone, layout="constrained")[1]
+        if len(axes) != 2:
+            raise ValueError(f"axes: expected two, got {len(axes)}")
+        left, right = axes
+        steps, values, depth = self.steps, self.cka, len(self.layers)
+
+        colours = pyplot.cm.ScalarMappable(pyplot.Normalize(1, max(depth, 2)), "viridis")
+        shades = [colours.to_rgba(index) for index in range(1, depth + 1)]
+        marker = "o" if len(steps) == 1 else ""
+        for name, shade, line in zip(self.layers, shades, values.T.tolist(), strict=True):
+            left.plot(steps, line, color=shade, label=name, marker=marker)
+        left.set_xlabel("training step")
+        left.set_ylabel("alignment with the labels (CKA)")
+        self._plot_losses(left)
+        positive = [step for step in steps if step > 0]
+        if positive:
+            left.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
+
+        report.plot(right)
+        right.scatter(range(1, depth + 1), report.cka.tolist(), s=45, c=shades, zorder=3)
+        right.set_title(f"step {steps[-1]}")
+        if right.get_shared_y_axes().joined(left, right):
+            right.set_ylabel("")
+        right.figure.colorbar(colours, ax=right, label="layer index")
+        return axes
+
+    def _plot_losses(self, axes: Axes) -> None:
+        """Metrics with "loss" in their name, in black on a second axis at the right."""
+        names = dict.fromkeys(name for row in self.history for name in row.metrics if "loss" in name.lower())
+        if not names:
+            return
+        other = axes.twinx()
+        for name, dashes in zip(names, ["--", ":", "-."] * len(names), strict=False):
+            losses = [row.metrics.get(name, math.nan) for row in self.history]
+            other.plot(self.steps, losses, dashes, color="black", label=name)
+        other.set_ylabel("loss")
+        # Above the panel, clear of the lines.
+        other.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
+
+
+@contextmanager
+def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Clear every training flag, and put each back as it was.
+
+    The flags are set directly: train() may be overridden with side effects.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = False
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def _real(name: str, value: object) -> float:
+    got = type(value).__name__
+    if isinstance(value, Tensor):
+        if value.ndim == 0 and not value.is_complex():
+            return float(value.detach())
+        got = f"a tensor of shape {list(value.shape)} and dtype {value.dtype}"
+    elif isinstance(value, numbers.Real):
+        return float(value)
+    raise TypeError(f"{name}: expected a real number or a 0-d tensor, got {got}")
+
+
+def _replace(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file whole or, on any failure, leave what was there."""
+    path = Path(path).resolve()
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: expected a file in an existing folder, got {path}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,71 @@
+"""The specification: tangent kernels and their alignment in plain fp64, as the formulas are written."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def kernel(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
+    """K [n*o, n*o] of factors [n, s, d] and [n, s, o, m]."""
+    a, g = forward.double(), backward.double()
+    n, s, o, _ = g.shape
+    k = torch.zeros(n, o, n, o, dtype=torch.float64)
+    for first in range(s):
+        for second in range(s):
+            p = a[:, first] @ a[:, second].T + bias
+            k += p[:, None, :, None] * torch.einsum("xim,yjm->xiyj", g[:, first], g[:, second])
+    return k.reshape(n * o, n * o)
+
+
+def centered(k: Tensor) -> Tensor:
+    """C K C with C = I - 11^T/size."""
+    c = torch.eye(len(k), dtype=k.dtype) - 1 / len(k)
+    return c @ k @ c
+
+
+def cka(k: Tensor, other: Tensor) -> float:
+    """Equation 6."""
+    kc, oc = centered(k), centered(other)
+    return float((kc * oc).sum() / kc.norm() / oc.norm())
+
+
+def jacobians(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """J [n, o, P] of the outputs with respect to the parameters of each module that has some, by torch.func."""
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    found: dict[str, list[Tensor]] = {}
+
+    def output(own: dict[str, Tensor], rest: dict[str, Tensor], sample: Tensor) -> Tensor:
+        return torch.func.functional_call(model, {**rest, **own}, (sample.unsqueeze(0),))[0]
+
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in parameters)
+    for module in modules:
+        own = {name: value for name, value in parameters.items() if name.rpartition(".")[0] == module}
+        rest = {name: value for name, value in parameters.items() if name not in own}
+        parts = torch.func.vmap(torch.func.jacrev(output), (None, None, 0))(own, rest, x)
+        found[module] = [part.flatten(2) for part in parts.values()]
+    return {module: torch.cat(parts, 2) for module, parts in found.items()}
+
+
+def kernels_of_outputs(jacobian: Tensor, outputs: object) -> Tensor:
+    """K of a Jacobian [n, o, P] for each meaning of `outputs`."""
+    if outputs == "trace":
+        return torch.einsum("xip,yip->xy", jacobian, jacobian)
+    if outputs == "sum":
+        total = jacobian.sum(1)
+        return total @ total.T
+    if outputs != "all":
+        jacobian = jacobian[:, [outputs] if isinstance(outputs, int) else list(outputs)]  # type: ignore[call-overload]
+    rows = jacobian.flatten(0, 1)
+    return rows @ rows.T
+
+
+def label_kernel(y: Tensor, total: int, outputs: object) -> Tensor:
+    """Y Y^T with rows as those of the kernel for each meaning of `outputs`."""
+    targets = torch.nn.functional.one_hot(y, total).double() if y.dim() == 1 else y.double()
+    if outputs in ("trace", "sum"):
+        return targets @ targets.T
+    if outputs != "all":
+        targets = targets[:, [outputs] if isinstance(outputs, int) else list(outputs)]  # type: ignore[call-overload]
+    vector = targets.flatten()
+    return torch.outer(vector, vector)

@@ -1,0 +1,421 @@
+"""Kernels and alignments from model and data against torch.func Jacobians in fp64, and what capture refuses."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import networks
+import pytest
+import reference
+import torch
+from torch import nn
+
+import ahkernels as ah
+
+OUTPUTS = ["all", "trace", "sum", 0, "first and last", "last and first"]
+LINEAR_ONLY = {"norms": ["first", "last"]}
+
+
+def meaning(outputs, o):
+    pairs = {"first and last": [0, o - 1], "last and first": [o - 1, 0]}
+    chosen = pairs.get(outputs, outputs) if isinstance(outputs, str) else outputs
+    return sorted(set(chosen)) if isinstance(chosen, list) and o == 1 else chosen
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS, ids=str)
+@pytest.mark.parametrize("name", list(networks.all_networks()))
+def test_against_jacobians(name, outputs):
+    model = networks.all_networks()[name].double()
+    x = torch.randn(13, 6, dtype=torch.float64)
+    o = model(x).shape[1]
+    y = torch.randint(0, o, (13,))
+    spec = meaning(outputs, o)
+    jacobians = reference.jacobians(model, x)
+    layers = LINEAR_ONLY.get(name)
+    kernels = ah.tangent_kernels(model, x, layers=layers, outputs=spec)
+    assert set(kernels) == set(layers or jacobians)
+    labels = reference.label_kernel(y, o, spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ah.DegenerateKernelWarning)
+        report = ah.layerwise_alignment(model, x, y, layers=layers, outputs=spec)
+        for layer, kernel in kernels.items():
+            expected = reference.kernels_of_outputs(jacobians[layer], spec)
+            assert kernel.shape == expected.shape
+            dense = kernel.to_dense()
+            assert (dense - expected).norm() <= 1e-10 * expected.norm()
+            assert kernel.trace() == pytest.approx(float(expected.trace()), rel=1e-10)
+            assert kernel.frobenius_norm(centered=False) == pytest.approx(float(expected.norm()), rel=1e-10)
+            centered = reference.centered(expected).norm()
+            if centered <= 1e-12 * expected.norm() or reference.centered(labels).norm() < 1e-12:
+                assert torch.isnan(torch.tensor(report[layer]))
+                continue
+            assert kernel.frobenius_norm() == pytest.approx(float(centered), rel=1e-10)
+            assert report[layer] == pytest.approx(reference.cka(expected, labels), rel=1e-10, abs=1e-10)
+            assert report[layer] == ah.cka(kernel, y)
+            v = torch.randn(expected.shape[0], 2, dtype=torch.float64)
+            assert (kernel @ v - expected @ v).norm() <= 1e-10 * expected.norm() * v.norm()
+
+
+@pytest.mark.parametrize("o", [1, 2, 10])
+@pytest.mark.parametrize("depth", [2, 5, 30, 100])
+@pytest.mark.parametrize("bias", [False, True])
+def test_depths_and_outputs(depth, o, bias):
+    model = networks.mlp(depth, 12, 6, o, bias=bias).double()
+    x = torch.randn(9, 6, dtype=torch.float64)
+    y = torch.randn(9, o, dtype=torch.float64)
+    jacobians = reference.jacobians(model, x)
+    report = ah.layerwise_alignment(model, x, y)
+    labels = reference.label_kernel(y, o, "all")
+    for layer, jacobian in jacobians.items():
+        expected = reference.cka(reference.kernels_of_outputs(jacobian, "all"), labels)
+        assert report[layer] == pytest.approx(expected, rel=1e-10, abs=1e-10)
+
+
+def test_fp32_kernels_of_a_deep_network_against_fp64_at_the_same_factors():
+    """One output, depth 100: kernels within 1e-3 of constant."""
+    model = networks.mlp(100, 256, 30, 1, bias=False)
+    x = torch.nn.functional.normalize(torch.randn(300, 30) + 2.0, dim=1) * 30**0.5
+    y = torch.randint(0, 2, (300, 1)).double()
+    spreads = []
+    for kernel in ah.tangent_kernels(model, x, layers=[f"{i}" for i in range(0, 199, 22)]).values():
+        expected = reference.kernel(kernel.factors.forward, kernel.factors.backward, 0.0)
+        spreads.append(float((expected / expected.mean() - 1).abs().max()))
+        alignment = reference.cka(expected, torch.outer(y.flatten(), y.flatten()))
+        assert ah.cka(kernel, y) == pytest.approx(alignment, rel=1e-5)
+        assert kernel.frobenius_norm() == pytest.approx(float(reference.centered(expected).norm()), rel=1e-5)
+    assert min(spreads) < 1e-2  # the hard case is among them
+
+
+def test_forward_and_backward_alignment():
+    model = networks.mlp(4, 11, 6, 3, bias=True).double()
+    x, y = torch.randn(20, 6, dtype=torch.float64), torch.randint(0, 3, (20,))
+    report = ah.layerwise_alignment(model, x, y, decomposition=True)
+    targets = nn.functional.one_hot(y, 3).double()
+    for i, kernel in enumerate(ah.tangent_kernels(model, x).values()):
+        a, g = kernel.factors.forward[:, 0], kernel.factors.backward[:, 0].flatten(0, 1)
+        forward, backward = a @ a.T + 1.0, g @ g.T
+        assert torch.allclose(kernel.forward_gram().to_dense(), forward)
+        assert torch.allclose(kernel.backward_gram().to_dense(), backward)
+        expected = reference.cka(forward, targets @ targets.T)
+        assert float(report.forward_cka[i]) == pytest.approx(expected, rel=1e-10)
+        expected = reference.cka(backward, torch.outer(targets.flatten(), targets.flatten()))
+        assert float(report.backward_cka[i]) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("budget", [1, 20_000, 1 << 30])
+@pytest.mark.parametrize("name", ["bias", "residual", "shared with bias"])
+def test_any_memory_budget_gives_the_same(name, budget):
+    model = networks.all_networks()[name]
+    x = torch.randn(40, 6)
+    y = torch.randint(0, 3, (40,))
+    expected = ah.layerwise_alignment(model, x, y)
+    assert ah.layerwise_alignment(model, x, y, memory_budget=budget).layers == expected.layers
+    torch.testing.assert_close(
+        ah.layerwise_alignment(model, x, y, memory_budget=budget).cka, expected.cka, rtol=1e-5, atol=1e-7
+    )
+
+
+def test_memory_budget_bounds_the_factors_held_at_once(monkeypatch):
+    from ahkernels.capture import run
+
+    sizes = []
+    original = run._capture
+
+    def capture(model, x, group, outputs, rows):
+        factors = original(model, x, group, outputs, rows)
+        sizes.append(sum(4 * (f.forward.numel() + f.backward.numel()) for f in factors))
+        return factors
+
+    monkeypatch.setattr(run, "_capture", capture)
+    model, x = networks.mlp(6, 50, 6, 3, bias=True), torch.randn(100, 6)
+    budget = 2 * 4 * 100 * (50 + 3 * 50)
+    for _ in ah.iter_tangent_kernels(model, x, memory_budget=budget):
+        pass
+    assert len(sizes) > 1
+    assert max(sizes) <= budget
+
+
+def test_chunks_of_samples_give_the_same(monkeypatch):
+    from ahkernels.capture import run
+
+    model, x = networks.Shared(bias=True).double(), torch.randn(70, 6, dtype=torch.float64)
+    y = torch.randint(0, 3, (70,))
+    whole = ah.layerwise_alignment(model, x, y)
+    monkeypatch.setattr(run, "_CHUNK_BYTES", 1)
+    torch.testing.assert_close(ah.layerwise_alignment(model, x, y).cka, whole.cka, rtol=1e-12, atol=0)
+
+
+def test_operations_that_cannot_be_batched_over_cotangents():
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, z):
+            ctx.save_for_backward(z)
+            return z**2
+
+        @staticmethod
+        def backward(ctx, gradient):
+            (z,) = ctx.saved_tensors
+            assert gradient.sum().item() is not None  # no vmap through this
+            return 2 * z * gradient
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.last(Square.apply(self.first(x)))
+
+    class Plain(Model):
+        def forward(self, x):
+            return self.last(self.first(x) ** 2)
+
+    model = Model().double()
+    plain = Plain().double()
+    plain.load_state_dict(model.state_dict())
+    x, y = torch.randn(11, 6, dtype=torch.float64), torch.randint(0, 3, (11,))
+    torch.testing.assert_close(ah.layerwise_alignment(model, x, y).cka, ah.layerwise_alignment(plain, x, y).cka)
+
+
+def test_nothing_is_left_changed():
+    model = networks.NormedEval()
+    model.first.weight.requires_grad_(False)
+    model(torch.randn(5, 6)).sum().backward()
+    model.train()
+    model.batch_norm.eval()
+    model.dropout.p = 0.0
+    x, y = torch.randn(10, 6, requires_grad=True), torch.randint(0, 3, (10,))
+    state = copy.deepcopy(model.state_dict())
+    gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    flags = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    requires = [p.requires_grad for p in model.parameters()]
+    random_state = torch.get_rng_state()
+
+    def check():
+        assert torch.equal(torch.get_rng_state(), random_state)
+        assert all(torch.equal(a, b) for a, b in zip(state.values(), model.state_dict().values(), strict=True))
+        for before, parameter in zip(gradients, model.parameters(), strict=True):
+            assert (before is None) == (parameter.grad is None)
+            assert before is None or torch.equal(before, parameter.grad)
+        assert flags == [
+            (m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()
+        ]
+        assert requires == [p.requires_grad for p in model.parameters()]
+        assert x.grad is None
+
+    with torch.no_grad():
+        ah.layerwise_alignment(model, x, y, layers=["first", "last"])
+        assert not torch.is_grad_enabled()
+    check()
+    with torch.inference_mode():
+        ah.layerwise_alignment(model, x.detach(), y, layers=["first", "last"])
+    check()
+
+    class Broken(RuntimeError):
+        pass
+
+    def broken(*_):
+        torch.rand(3)
+        raise Broken
+
+    handle = model.dropout.register_forward_hook(broken)
+    flags = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    with pytest.raises(Broken):
+        ah.layerwise_alignment(model, x, y, layers=["first", "last"])
+    check()
+    handle.remove()
+
+
+def test_hooks_of_the_user_see_and_change_what_they_would():
+    model = networks.mlp(3, 8, 6, 2, bias=True).double()
+    model[0].register_forward_hook(lambda module, args, output: output * 3)
+    model[2].register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    x, y = torch.randn(9, 6, dtype=torch.float64), torch.randint(0, 2, (9,))
+    report = ah.layerwise_alignment(model, x, y)
+    jacobians = reference.jacobians(model, x)
+    for layer, jacobian in jacobians.items():
+        expected = reference.cka(reference.kernels_of_outputs(jacobian, "all"), reference.label_kernel(y, 2, "all"))
+        assert report[layer] == pytest.approx(expected, rel=1e-10)
+
+
+def test_kernels_outlive_training():
+    model, x = networks.mlp(3, 8, 6, 2, bias=True), torch.randn(9, 6)
+    kernels = ah.tangent_kernels(model, x)
+    before = kernels["2"].to_dense()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0)
+        x.zero_()
+    assert torch.equal(kernels["2"].to_dense(), before)
+
+
+def test_layers_by_name_and_pattern():
+    model = networks.NormedEval()
+    x, y = torch.randn(9, 6), torch.randint(0, 3, (9,))
+    assert ah.layerwise_alignment(model, x, y, layers="*st").layers == ["first", "last"]
+    assert ah.layerwise_alignment(model, x, y, layers=["last", "fir*"]).layers == ["first", "last"]
+    assert ah.layerwise_alignment(nn.Linear(6, 3), x, y).layers == [""]
+
+
+def test_layers_come_in_forward_order():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.first = nn.Linear(5, 3), nn.Linear(6, 5)
+
+        def forward(self, x):
+            return self.last(self.first(x))
+
+    assert list(ah.tangent_kernels(Backwards(), torch.randn(4, 6))) == ["first", "last"]
+
+
+class Unreached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.ignored, self.uncalled = nn.Linear(6, 3), nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        self.ignored(x)
+        return self.used(x)
+
+
+def test_layers_that_do_not_reach_the_output_have_a_zero_kernel_and_no_alignment():
+    x, y = torch.randn(9, 6), torch.randint(0, 3, (9,))
+    with pytest.warns(UserWarning) as caught:
+        report = ah.layerwise_alignment(Unreached(), x, y)
+    messages = [str(warning.message) for warning in caught]
+    for name in ("ignored", "uncalled"):
+        assert any(f"layer {name!r} does not reach the output" in message for message in messages)
+        assert any(f"layer {name!r} is zero" in message for message in messages)
+        assert torch.isnan(torch.tensor(report[name]))
+    assert 0 < report["used"] < 1
+
+
+class Functional(nn.Module):
+    """Uses a weight also outside of its module."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.out = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(self.inner(x) @ self.inner.weight)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+class OwnParameter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.scale = nn.Linear(6, 3), nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.linear(x) * self.scale
+
+
+def parametrized():
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 3)))
+
+
+def training_batch_norm():
+    return nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
+
+
+def batch_statistics():
+    return nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3, track_running_stats=False)).eval()
+
+
+def training_dropout():
+    return nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.1))
+
+
+def tokens():
+    return nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Linear(3, 3), nn.Flatten())
+
+
+LINEAR = nn.Linear(6, 3)
+X, Y = torch.zeros(4, 6), torch.tensor([0, 1, 2, 1])
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "change"),
+    [
+        (TypeError, "model: expected a torch.nn.Module, got function", {"model": lambda x: x}),
+        (ValueError, "model: expected modules with parameters, got ReLU without any", {"model": nn.ReLU()}),
+        (NotImplementedError, r"got 1 \(LayerNorm\); choose among the others with layers=\['0'\]", {"model": nn.Sequential(LINEAR, nn.LayerNorm(3))}),
+        (NotImplementedError, r"\(the model itself\) \(OwnParameter\)", {"model": OwnParameter()}),
+        (NotImplementedError, r"0\.parametrizations\.weight \(ParametrizationList\)|0 \(ParametrizedLinear\)", {"model": parametrized()}),
+        (NotImplementedError, "tied between first.weight, second.weight", {"model": Tied()}),
+        (NotImplementedError, "parameters of 'inner' to act through calls of the module alone, got 'weight' used 2 times", {"model": Functional()}),
+        (NotImplementedError, r"expected an input \[n, d\] to the Linear '1', got \[1, 2, 3\]", {"model": tokens()}),
+        (ValueError, r"BatchNorm1d '1' with the statistics of its batch; call model.eval\(\) first$", {"model": training_batch_norm(), "layers": "0"}),
+        (ValueError, "track_running_stats=True", {"model": batch_statistics(), "layers": "0"}),
+        (ValueError, r"Dropout '1' in training mode; call model.eval\(\) first", {"model": training_dropout()}),
+        (ValueError, r"model\(x\) to be a tensor \[n, o\] with n = 1, got shape \[3\]", {"model": nn.Sequential(LINEAR, nn.Flatten(0))}),
+        (ValueError, r"model\(x\) to be a tensor \[n, o\] with n = 1, got tuple", {"model": nn.Sequential(LINEAR, nn.RNN(3, 3)), "layers": "0"}),
+        (TypeError, "x: expected a tensor", {"x": [[0.0] * 6]}),
+        (ValueError, r"x: expected at least one sample, got shape \[0, 6\]", {"x": torch.zeros(0, 6)}),
+        (ValueError, "x: expected the dtype of the model, torch.float32, got torch.float64", {"x": X.double()}),
+        (ValueError, "x: expected the device of the model, cpu, got meta", {"x": X.to("meta")}),
+        (ValueError, "x: expected finite numbers, got nan or inf", {"x": torch.full((4, 6), float("nan"))}),
+        (TypeError, "y: expected a tensor of class indices", {"y": [0, 1, 2, 1]}),
+        (ValueError, "y: expected 4 class indices, one for each sample of x, got 3", {"y": Y[:3]}),
+        (ValueError, r"y: expected class indices from 0 to 2 \(the network has 3 outputs\), got 3", {"y": Y + 1}),
+        (ValueError, "got -1", {"y": Y - 1}),
+        (ValueError, r"y: expected integer class indices in a tensor \[n\], got dtype torch.float32", {"y": Y.float()}),
+        (ValueError, r"y: expected a target matrix \[n, o\] = \[4, 3\], got \[4, 2\]", {"y": torch.zeros(4, 2)}),
+        (ValueError, "y: expected finite targets", {"y": torch.full((4, 3), float("inf"))}),
+        (ValueError, r"or a target matrix \[n, o\], got shape \[4, 1, 1\]", {"y": torch.zeros(4, 1, 1)}),
+        (ValueError, "got 'fc1', which matches none; nearest: ''", {"layers": ["fc1"]}),
+        (ValueError, "nearest: 'hidden.0'", {"model": nn.ModuleDict({"hidden": nn.Sequential(LINEAR)}), "layers": "hiden.0"}),
+        (ValueError, "layers: expected at least one name or pattern, got none", {"layers": []}),
+        (TypeError, "layers: expected names or patterns of layers, got 3", {"layers": 3}),
+        (ValueError, 'outputs: expected "all", "trace", "sum", an output index', {"outputs": "each"}),
+        (ValueError, "outputs: expected indices from 0 to 2, got 3", {"outputs": 3}),
+        (ValueError, "outputs: expected indices from 0 to 2, got -1", {"outputs": [0, -1]}),
+        (ValueError, "outputs: expected each index once", {"outputs": [1, 1]}),
+        (ValueError, "got an empty sequence", {"outputs": []}),
+        (TypeError, "outputs: expected", {"outputs": 1.0}),
+        (ValueError, 'precision: expected "highest", "high", "medium" or None, got \'low\'', {"precision": "low"}),
+        (ValueError, "memory_budget: expected a positive number of bytes, got 0", {"memory_budget": 0}),
+        (TypeError, "memory_budget: expected a number of bytes, got 1.5", {"memory_budget": 1.5}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_input(error, message, change):
+    arguments = {"model": LINEAR, "x": X, "y": Y, **change}
+    with pytest.raises(error, match=message):
+        ah.layerwise_alignment(**arguments)
+    if "y" not in change:
+        del arguments["y"]
+        with pytest.raises(error, match=message):
+            ah.tangent_kernels(**arguments)
+
+
+def test_nan_in_a_factor_names_the_layer():
+    class Overflowing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.last(self.first(x) * 3e38 * 3e38)
+
+    with pytest.raises(ValueError, match="forward factor of layer 'last': expected finite numbers, got nan or inf"):
+        ah.layerwise_alignment(Overflowing(), torch.randn(4, 6), Y, layers="last")
+
+
+def test_progress_goes_to_stderr(capsys):
+    ah.layerwise_alignment(networks.mlp(3, 8, 6, 3, bias=True), torch.randn(4, 6), Y, progress=True)
+    captured = capsys.readouterr()
+    assert "layers" in captured.err and "3/3" in captured.err
+    assert captured.out == ""

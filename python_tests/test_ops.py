@@ -1,0 +1,319 @@
+"""Every op against the fp64 reference, for the compiled kernels and for plain torch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import reference
+import torch
+from torch import Tensor
+
+from ahkernels import ops
+from ahkernels.ops import plain
+
+IMPLEMENTATIONS = [pytest.param(ops, id="kernels"), pytest.param(plain, id="plain torch")]
+
+# n, s, o, d, m, bias: one of everything, ragged and whole panels of 48, several uses, empty factors, many outputs.
+SHAPES = [
+    (1, 1, 1, 1, 1, 0.0),
+    (2, 1, 1, 3, 2, 1.0),
+    (7, 1, 3, 5, 4, 1.0),
+    (47, 1, 2, 16, 31, 0.0),
+    (48, 1, 2, 33, 17, 0.0),
+    (49, 1, 10, 64, 70, 1.0),
+    (97, 1, 1, 515, 530, 0.0),
+    (130, 2, 3, 20, 30, 1.0),
+    (60, 3, 1, 40, 50, 0.0),
+    (20, 12, 2, 9, 8, 1.0),
+    (64, 1, 1, 0, 20, 1.0),
+    (40, 1, 2, 20, 0, 0.0),
+    (5, 1, 70, 6, 7, 0.0),
+    (300, 1, 4, 7, 5, 1.0),
+]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def factors(n: int, s: int, o: int, d: int, m: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    forward = torch.randn(n, s, d, generator=generator, dtype=torch.float64)
+    backward = torch.randn(n, s, o, m, generator=generator, dtype=torch.float64)
+    return forward.to(dtype), backward.to(dtype)
+
+
+def row_means(k: Tensor, o: int) -> Tensor:
+    return k.mean(1).view(-1, o).contiguous()
+
+
+def tolerance(dtype: torch.dtype, numbers: int) -> float:
+    """Relative to the norm of K: rounding of sums of this many products."""
+    return 4e-15 if dtype == torch.float64 else 1.2e-7 * (4 + math.sqrt(numbers))
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_tangent_gram(op, dtype, shape):
+    *sizes, bias = shape
+    forward, backward = factors(*sizes, dtype)
+    expected = reference.kernel(forward, backward, bias)
+    got = op.tangent_gram(forward, backward, bias, "highest")
+    assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.equal(got, got.T)
+    assert (got - expected).norm() <= tolerance(dtype, sizes[3] + sizes[4]) * expected.norm()
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_thin_products_and_diagonal(op, dtype, shape):
+    *sizes, bias = shape
+    n, _, o = sizes[:3]
+    forward, backward = factors(*sizes, dtype)
+    expected = reference.kernel(forward, backward, bias)
+    v = torch.randn(n, o, 3, dtype=torch.float64)
+    got = op.tangent_product(forward, backward, bias, v)
+    bound = 1e-14 * expected.norm() * v.norm()
+    assert (got.view(n * o, 3) - expected @ v.view(n * o, 3)).norm() <= bound
+    diagonal = op.tangent_diagonal(forward, backward, bias)
+    assert diagonal.shape == (n, o)
+    assert (diagonal.flatten() - expected.diagonal()).norm() <= 1e-14 * expected.norm()
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_centered_moments_of_two_kernels(op, dtype, shape):
+    *sizes, bias = shape
+    n, _, o = sizes[:3]
+    first = factors(*sizes, dtype)
+    second = factors(n, 1, o, 6, 3, dtype, seed=1)
+    kernels = [reference.kernel(*first, bias), reference.kernel(*second, 0.0)]
+    centered = torch.stack([reference.centered(k) for k in kernels])
+    expected = torch.einsum("aij,bij->ab", centered, centered)
+    scale = torch.einsum("aij,bij->ab", *2 * [torch.stack([k.norm().view(1, 1) for k in kernels])])
+    got = op.centered_moments(
+        [first[0], second[0]],
+        [first[1], second[1]],
+        [bias, 0.0],
+        [row_means(k, o) for k in kernels],
+        "highest",
+    )
+    assert torch.equal(got, got.T)
+    assert (got - expected).abs().le(2 * tolerance(dtype, sizes[3] + sizes[4]) * scale).all()
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+def test_zero_means_leave_the_kernel_uncentered(op):
+    forward, backward = factors(33, 1, 2, 8, 9, torch.float64)
+    k = reference.kernel(forward, backward, 1.0)
+    got = op.centered_moments([forward], [backward], [1.0], [torch.zeros(33, 2, dtype=torch.float64)], "highest")
+    assert float(got) == pytest.approx(float((k * k).sum()), rel=1e-13)
+
+
+def relative_error(op, forward: Tensor, backward: Tensor, bias: float, precision: str = "highest") -> float:
+    """Of ||C K C||^2, against fp64 at the same factors."""
+    k = reference.kernel(forward, backward, bias)
+    got = op.centered_moments([forward], [backward], [bias], [row_means(k, backward.shape[2])], precision)
+    expected = reference.centered(k).square().sum()
+    return float((got - expected).abs() / expected)
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize("spread", [1e-1, 1e-2, 1e-3])
+def test_nearly_constant_kernels(op, spread):
+    """One output, K within `spread` of constant: squaring before centering would leave no digit."""
+    n, d, m = 300, 200, 210
+    generator = torch.Generator().manual_seed(0)
+    constant_a, constant_g = torch.randn(d, generator=generator), torch.randn(m, generator=generator)
+    forward = (constant_a + spread * torch.randn(n, d, generator=generator)).view(n, 1, d)
+    backward = (constant_g + spread * torch.randn(n, m, generator=generator)).view(n, 1, 1, m)
+    assert relative_error(op, forward, backward, 0.0) < 1e-5
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize("forward_scale", [1e-18, 1.0, 1e18])
+@pytest.mark.parametrize("backward_scale", [1e-18, 1.0, 1e18])
+def test_extreme_scales(op, forward_scale, backward_scale):
+    forward, backward = factors(60, 1, 3, 50, 40, torch.float32)
+    forward, backward = forward * forward_scale, backward * backward_scale
+    assert relative_error(op, forward, backward, 0.0) < 1e-5
+    assert relative_error(op, forward, backward, 1.0) < 1e-5
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_samples_of_very_different_scales(op, dtype):
+    forward, backward = factors(60, 1, 2, 30, 20, dtype)
+    forward = forward * torch.logspace(-10, 10, 60, dtype=dtype).view(60, 1, 1)
+    assert relative_error(op, forward, backward, 1.0) < (1e-12 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+def test_medium_precision_is_that_of_bf16_factors(op):
+    """With bf16 products where there are such instructions; elsewhere with more precision, never less."""
+    forward, backward = factors(100, 1, 3, 65, 77, torch.float32)
+    k = reference.kernel(forward, backward, 0.0)
+    rounded = reference.kernel(forward.bfloat16(), backward.bfloat16(), 0.0)
+    got = op.tangent_gram(forward, backward, 0.0, "medium")
+    assert (got - k).norm() <= 1.05 * (rounded - k).norm()
+    assert relative_error(op, forward, backward, 0.0, "medium") < 1e-2
+
+
+def test_strided_and_expanded_factors():
+    forward, backward = factors(50, 2, 3, 40, 36, torch.float32)
+    k = ops.tangent_gram(forward, backward, 1.0, "highest")
+    v = torch.randn(50, 3, 1, dtype=torch.float64)
+    layouts = [
+        (forward.permute(2, 0, 1).contiguous().permute(1, 2, 0), backward.permute(3, 2, 0, 1).contiguous()),
+        (forward.transpose(0, 1).contiguous().transpose(0, 1), backward.transpose(0, 2).contiguous()),
+        (torch.stack([forward, forward], 3)[..., 1], torch.stack([backward, backward], 0)[1]),
+    ]
+    layouts[0] = (layouts[0][0], layouts[0][1].permute(2, 3, 1, 0))
+    layouts[1] = (layouts[1][0], layouts[1][1].transpose(0, 2))
+    means = [row_means(k.double(), 3)]
+    moments = ops.centered_moments([forward], [backward], [1.0], means, "highest")
+    for a, g in layouts:
+        assert torch.equal(a, forward) and torch.equal(g, backward)
+        assert not a.is_contiguous() or not g.is_contiguous()
+        assert torch.equal(ops.tangent_gram(a, g, 1.0, "highest"), k)
+        assert torch.equal(ops.centered_moments([a], [g], [1.0], means, "highest"), moments)
+        torch.testing.assert_close(
+            ops.tangent_product(a, g, 1.0, v), ops.tangent_product(forward, backward, 1.0, v), rtol=1e-13, atol=1e-11
+        )
+        torch.testing.assert_close(
+            ops.tangent_diagonal(a, g, 1.0), ops.tangent_diagonal(forward, backward, 1.0), rtol=1e-13, atol=1e-11
+        )
+    ones = torch.ones(1).expand(50, 2, 1, 1)
+    assert torch.equal(
+        ops.tangent_gram(forward, ones, 0.0, "highest"), ops.tangent_gram(forward, ones.clone(), 0.0, "highest")
+    )
+
+
+def test_factors_spread_over_more_than_2_31_elements():
+    """Offsets beyond 32 bits: few rows, far apart in memory that is otherwise never touched."""
+    n, d, m = 50, 6, 5
+    stride = 2**31 // (n - 2)
+    memory = torch.empty(stride * (n - 1) + m + d, dtype=torch.float32)
+    assert stride * (n - 1) > 2**31
+    forward = memory.as_strided((n, 1, d), (stride, 1, 1))
+    backward = memory.as_strided((n, 1, 1, m), (stride, 1, 1, 1), d)
+    a, g = factors(n, 1, 1, d, m, torch.float32)
+    forward.copy_(a)
+    backward.copy_(g)
+    assert torch.equal(ops.tangent_gram(forward, backward, 0.0, "highest"), ops.tangent_gram(a, g, 0.0, "highest"))
+    v = torch.randn(n, 1, 2, dtype=torch.float64)
+    assert torch.equal(ops.tangent_product(forward, backward, 0.0, v), ops.tangent_product(a, g, 0.0, v))
+
+
+def test_factors_larger_than_the_workspace():
+    """Several groups of panels: n*(d + o*m) numbers beyond 32 MiB."""
+    forward, backward = factors(400, 1, 3, 5000, 8000, torch.float32)
+    k = ops.tangent_gram(forward, backward, 0.0, "highest")
+    p = forward[:, 0].double() @ forward[:, 0].double().T
+    for x, y in [(0, 0), (3, 399), (250, 149), (399, 399)]:
+        q = backward[x, 0].double() @ backward[y, 0].double().T
+        block = k[3 * x : 3 * x + 3, 3 * y : 3 * y + 3]
+        assert (block - p[x, y] * q).norm() <= 1e-5 * (p[x, x] * p[y, y]).sqrt() * 8000
+    centered = reference.centered(k.double())
+    got = ops.centered_moments([forward], [backward], [0.0], [row_means(k.double(), 3)], "highest")
+    assert float(got) == pytest.approx(float(centered.square().sum()), rel=1e-6)
+    v = torch.randn(400, 3, 1, dtype=torch.float64)
+    product = ops.tangent_product(forward, backward, 0.0, v).flatten()
+    assert (product - k.double() @ v.flatten()).norm() <= 1e-6 * k.norm() * v.norm()
+
+
+@pytest.mark.parametrize("through", ["forward Gram", "parameters"])
+def test_both_routes_of_thin_products(through):
+    n, d, m = (20, 200, 300) if through == "forward Gram" else (500, 20, 30)
+    forward, backward = factors(n, 2, 2, d, m, torch.float32)
+    v = torch.randn(n, 2, 2, dtype=torch.float64)
+    expected = reference.kernel(forward, backward, 1.0) @ v.view(2 * n, 2)
+    got = ops.tangent_product(forward, backward, 1.0, v).view(2 * n, 2)
+    assert (got - expected).norm() <= 1e-14 * math.sqrt(n) * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(200, 1, 10, 50, 60, 1.0), (130, 2, 3, 20, 30, 1.0), (900, 1, 1, 40, 30, 0.0)], ids=str)
+def test_same_bits_for_any_number_of_threads_and_any_run(dtype, shape):
+    *sizes, bias = shape
+    forward, backward = factors(*sizes, dtype)
+    n, _, o = sizes[:3]
+    v = torch.randn(n, o, 2, dtype=torch.float64)
+    means = [row_means(reference.kernel(forward, backward, bias), o)]
+
+    def results() -> list[Tensor]:
+        return [
+            ops.centered_moments([forward], [backward], [bias], means, "highest"),
+            ops.centered_moments([forward], [backward], [bias], means, "medium"),
+            ops.tangent_gram(forward, backward, bias, "highest"),
+            ops.tangent_product(forward, backward, bias, v),
+            ops.tangent_diagonal(forward, backward, bias),
+        ]
+
+    before = torch.get_num_threads()
+    first = results()
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            for _ in range(10 if threads <= 2 else 2):
+                assert all(torch.equal(a, b) for a, b in zip(first, results(), strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_opcheck():
+    """Schemas, fake implementations and dispatch, also as torch.compile sees them."""
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        forward, backward = factors(5, 2, 3, 4, 6, dtype)
+        means = torch.zeros(5, 3, dtype=torch.float64)
+        library = torch.ops.ahkernels
+        for op, arguments in [
+            (library.centered_moments, ([forward], [backward], [1.0], [means], "highest")),
+            (library.tangent_gram, (forward, backward, 1.0, "highest")),
+            (library.tangent_product, (forward, backward, 1.0, means.unsqueeze(2))),
+            (library.tangent_diagonal, (forward, backward, 1.0)),
+        ]:
+            torch.library.opcheck(op.default, arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"forward": []}, "forward: expected at least one factor"),
+        ({"backward": []}, "backward: expected as many factors as forward"),
+        ({"bias": [0.0, 0.0]}, "bias: expected as many numbers"),
+        ({"forward": [torch.ones(4, 3)]}, r"forward\[0\]: expected shape \[n, s, d\]"),
+        ({"backward": [torch.ones(4, 1, 5)]}, r"backward\[0\]: expected shape \[n, s, o, m\]"),
+        ({"backward": [torch.ones(5, 1, 2, 5)]}, r"backward\[0\]: expected n and s of forward"),
+        ({"forward": [torch.ones(0, 1, 3)], "backward": [torch.ones(0, 1, 2, 5)]}, "at least 1"),
+        ({"forward": [torch.ones(4, 1, 3).int()], "backward": [torch.ones(4, 1, 2, 5).int()]}, "expected float32"),
+        ({"backward": [torch.ones(4, 1, 2, 5).double()]}, "expected the dtype of forward"),
+        ({"row_means": []}, "row_means: expected 1 tensors, got 0"),
+        ({"row_means": [torch.zeros(4, 2)]}, "row_means: expected contiguous float64"),
+        ({"row_means": [torch.zeros(3, 2, dtype=torch.float64)]}, r"shape \[n, o\] = \[4, 2\]"),
+        ({"precision": "lowest"}, "precision: expected"),
+    ],
+)
+def test_bad_arguments_of_centered_moments(change, message):
+    arguments = {
+        "forward": [torch.ones(4, 1, 3)],
+        "backward": [torch.ones(4, 1, 2, 5)],
+        "bias": [0.0],
+        "row_means": [torch.zeros(4, 2, dtype=torch.float64)],
+        "precision": "highest",
+    }
+    with pytest.raises(RuntimeError, match=message):
+        ops.centered_moments(**{**arguments, **change})
+
+
+def test_bad_arguments_of_thin_products():
+    forward, backward = torch.ones(4, 1, 3), torch.ones(4, 1, 2, 5)
+    for v in (torch.ones(4, 2, 1), torch.ones(8, 1, dtype=torch.float64), torch.ones(4, 2, 0, dtype=torch.float64)):
+        with pytest.raises(RuntimeError, match="v: expected a contiguous float64 tensor"):
+            ops.tangent_product(forward, backward, 0.0, v)
+    with pytest.raises(RuntimeError, match="two kernels|expected n and o of the first kernel"):
+        means = torch.zeros(4, 2, dtype=torch.float64)
+        ops.centered_moments(
+            [forward, forward], [backward, torch.ones(4, 1, 3, 5)], [0.0, 0.0], [means, means], "highest"
+        )

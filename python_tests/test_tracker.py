@@ -1,0 +1,439 @@
+"""AlignmentTracker: history, checks, writer, files, resuming, plot, and leaving the training alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ahkernels import tracker as tracker_module
+from ahkernels.report import AlignmentReport
+from ahkernels.tracker import AlignmentTracker
+
+NAN = math.nan
+X, Y = torch.linspace(-1, 1, 8).reshape(4, 2), torch.tensor([0, 1, 2, 0])
+
+
+class FakeMeasurement:
+    """Stands in for layerwise_alignment: numbers that depend on the call; "dead" is always nan."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.layers = ["fc1", "dead", "fc2"]
+        self.on_call: Callable[[nn.Module], None] = lambda model: None
+
+    def __call__(self, model: nn.Module, x: Any, y: Any, **options: Any) -> AlignmentReport:
+        self.calls.append(((model, x, y), options))
+        self.on_call(model)
+        cka = torch.rand(len(self.layers), generator=torch.Generator().manual_seed(len(self.calls)))
+        cka = torch.where(torch.tensor([name == "dead" for name in self.layers]), NAN, cka.double())
+        parts = (cka / 3, cka / 7) if options["decomposition"] else (None, None)
+        return AlignmentReport(self.layers, cka, 10 * cka, 100 * cka, *parts, len(x), "all", "highest")
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeMeasurement:
+    fake = FakeMeasurement()
+    monkeypatch.setattr(tracker_module, "layerwise_alignment", fake)
+    return fake
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def make(**options: Any) -> AlignmentTracker:
+    return AlignmentTracker(network(), X, Y, **options)
+
+
+def filled(**options: Any) -> AlignmentTracker:
+    tracker = make(**options)
+    tracker.update(0, loss=1 / 3)
+    tracker.update(10, loss=NAN, accuracy=0.5)
+    tracker.update(100)
+    return tracker
+
+
+class Writer:
+    def __init__(self) -> None:
+        self.scalars: list[tuple[str, float, int]] = []
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.scalars.append((tag, value, step))
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal in value and type, nan being equal to nan."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(torch.nan_to_num(a, -7.0), torch.nan_to_num(b, -7.0))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and (a == b or (a != a and b != b))
+
+
+# ---- update
+
+
+def test_update_measures_with_the_given_options(fake: FakeMeasurement) -> None:
+    tracker = make(
+        layers=["fc*"], outputs="trace", precision="high", memory_budget=1 << 20, decomposition=True
+    )
+    report = tracker.update(3)
+    (model, x, y), options = fake.calls[0]
+    assert model is tracker.model and x is X and y is Y
+    assert options == {
+        "layers": ["fc*"],
+        "outputs": "trace",
+        "precision": "high",
+        "memory_budget": 1 << 20,
+        "decomposition": True,
+    }
+    assert tracker.history[0].report is report
+
+
+def test_history(fake: FakeMeasurement) -> None:
+    tracker = filled()
+    assert tracker.steps == [0, 10, 100]
+    assert tracker.layers == ["fc1", "dead", "fc2"]
+    assert tracker.cka.shape == (3, 3) and tracker.cka.dtype == torch.float64
+    assert tracker.cka[:, 1].isnan().all() and not tracker.cka[:, [0, 2]].isnan().any()
+    assert tracker.history[0].metrics == {"loss": 1 / 3}
+    assert tracker.history[2].metrics == {}
+
+
+def test_empty_history() -> None:
+    tracker = make()
+    assert tracker.steps == [] and tracker.layers == [] and tracker.cka.shape == (0, 0)
+
+
+@pytest.mark.parametrize("step", [10, 9])
+def test_steps_must_increase(fake: FakeMeasurement, step: int) -> None:
+    tracker = make()
+    tracker.update(10)
+    with pytest.raises(ValueError, match=f"^step: expected more than 10, the last one, got {step}$"):
+        tracker.update(step)
+    assert tracker.steps == [10] and len(fake.calls) == 1, "refused before measuring"
+
+
+def test_steps_are_integers(fake: FakeMeasurement) -> None:
+    tracker = make()
+    with pytest.raises(TypeError, match=r"^step: expected an integer, got float$"):
+        tracker.update(1.5)  # type: ignore[arg-type]
+    tracker.update(np.int64(4))  # type: ignore[arg-type]
+    assert type(tracker.steps[0]) is int
+
+
+@pytest.mark.parametrize("value", [torch.tensor(0.5, requires_grad=True), np.float32(0.5), 0.5])
+def test_metrics_become_floats(fake: FakeMeasurement, value: Any) -> None:
+    tracker = make()
+    tracker.update(0, loss=value)
+    assert tracker.history[0].metrics == {"loss": 0.5}
+    assert type(tracker.history[0].metrics["loss"]) is float
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        ("0.5", "str"),
+        (None, "NoneType"),
+        (1j, "complex"),
+        ([0.5], "list"),
+        (torch.zeros(1), r"a tensor of shape \[1\] and dtype torch.float32"),
+        (torch.tensor(1j), r"a tensor of shape \[\] and dtype torch.complex64"),
+    ],
+)
+def test_metrics_must_be_real_numbers(fake: FakeMeasurement, value: Any, got: str) -> None:
+    tracker = make()
+    with pytest.raises(TypeError, match=f"^accuracy: expected a real number or a 0-d tensor, got {got}"):
+        tracker.update(0, accuracy=value)
+    assert not fake.calls and not tracker.history
+
+
+def test_layers_must_stay_the_same(fake: FakeMeasurement) -> None:
+    tracker = filled()
+    fake.layers = ["fc1", "other"]
+    with pytest.raises(ValueError, match=r"^model: expected the layers .*'dead'.*, got \['fc1', 'other'\]"):
+        tracker.update(200)
+    assert tracker.steps == [0, 10, 100]
+
+
+# ---- leaving the model as it was
+
+
+def flags(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+def test_measures_in_eval_mode_and_restores_every_flag(fake: FakeMeasurement) -> None:
+    tracker = make()
+    tracker.model.train()
+    tracker.model[1].eval()  # type: ignore[index]  # a frozen normalisation in a network in training
+    before, seen = flags(tracker.model), []
+    fake.on_call = lambda model: seen.extend(flags(model))
+    tracker.update(0)
+    assert not any(seen)
+    assert flags(tracker.model) == before == [True, True, False, True, True, True]
+
+
+def test_flags_come_back_after_an_error(fake: FakeMeasurement) -> None:
+    def fail(model: nn.Module) -> None:
+        raise RuntimeError("no memory")
+
+    tracker = make()
+    tracker.model[1].eval()  # type: ignore[index]
+    before = flags(tracker.model)
+    fake.on_call = fail
+    with pytest.raises(RuntimeError, match="no memory"):
+        tracker.update(0)
+    assert flags(tracker.model) == before
+    assert not tracker.history, "the step can be tried again"
+    fake.on_call = lambda model: None
+    tracker.update(0)
+
+
+def test_an_overridden_train_is_not_called(fake: FakeMeasurement) -> None:
+    class Sensitive(nn.Linear):
+        def train(self, mode: bool = True) -> Any:
+            raise AssertionError("train() may have side effects")
+
+    AlignmentTracker(nn.Sequential(Sensitive(2, 3)), X, Y).update(0)
+
+
+def train(tracked: bool) -> tuple[list[torch.Tensor], list[float]]:
+    model = network()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    tracker = AlignmentTracker(model, X, Y, layers=["0", "4"])
+    losses = []
+    for step in range(5):
+        optimiser.zero_grad()
+        loss = nn.functional.cross_entropy(model(X), Y)
+        loss.backward()
+        if tracked:  # between backward and step: gradients must survive, too
+            tracker.update(step, loss=loss)
+        optimiser.step()
+        losses.append(loss.item())
+    return [value.clone() for value in model.state_dict().values()], losses
+
+
+def test_measuring_in_eval_mode_leaves_statistics_and_random_numbers(fake: FakeMeasurement) -> None:
+    fake.on_call = lambda model: model(X).sum().item()  # BatchNorm and Dropout would both show
+    weights, losses = train(tracked=True)
+    expected_weights, expected_losses = train(tracked=False)
+    assert losses == expected_losses
+    assert all(map(torch.equal, weights, expected_weights))
+
+
+def test_training_goes_on_as_without_a_tracker() -> None:
+    weights, losses = train(tracked=True)
+    expected_weights, expected_losses = train(tracked=False)
+    assert losses == expected_losses
+    assert all(map(torch.equal, weights, expected_weights))
+
+
+# ---- writer
+
+
+def test_writer_gets_layers_and_metrics(fake: FakeMeasurement) -> None:
+    writer = Writer()
+    report = make(writer=writer, tag="ntk").update(7, loss=0.5)
+    assert [(tag, step) for tag, _, step in writer.scalars] == [
+        ("ntk/fc1", 7),
+        ("ntk/dead", 7),
+        ("ntk/fc2", 7),
+        ("loss", 7),
+    ]
+    values = [value for _, value, _ in writer.scalars]
+    assert values[0] == report["fc1"] and math.isnan(values[1]) and values[3] == 0.5
+    assert all(type(value) is float for value in values)
+
+
+def test_writer_is_checked_at_construction() -> None:
+    with pytest.raises(TypeError, match=r"^writer: expected an object with add_scalar\(.*\), got str$"):
+        make(writer="runs/")
+
+
+# ---- files
+
+
+def test_csv_round_trip(fake: FakeMeasurement, tmp_path: Path) -> None:
+    tracker = filled(decomposition=True)
+    tracker.to_csv(tmp_path / "run.csv")
+    with (tmp_path / "run.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    parts = ["alignment", "alignment_forward", "alignment_backward"]
+    columns = [f"{part}/{layer}" for part in parts for layer in tracker.layers]
+    assert list(rows[0]) == ["step", "loss", "accuracy", *columns]
+    assert [int(row["step"]) for row in rows] == tracker.steps
+    assert [row["loss"] for row in rows] == [repr(1 / 3), "nan", ""]
+    read = [[float(row[f"alignment/{layer}"]) for layer in tracker.layers] for row in rows]
+    assert same(torch.tensor(read, dtype=torch.float64), tracker.cka)
+
+
+def test_json_round_trip(fake: FakeMeasurement, tmp_path: Path) -> None:
+    tracker = filled()
+    tracker.to_json(tmp_path / "run.json")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    rows = json.loads((tmp_path / "run.json").read_text(), parse_constant=refuse)
+    assert [row["step"] for row in rows] == tracker.steps
+    assert [row["metrics"] for row in rows] == [{"loss": 1 / 3}, {"loss": None, "accuracy": 0.5}, {}]
+    assert [row["report"] for row in rows] == [row.report.to_dict() for row in tracker.history]
+    assert rows[0]["report"]["cka"][1] is None
+
+
+def test_files_of_an_empty_history(tmp_path: Path) -> None:
+    make().to_csv(tmp_path / "run.csv")
+    make().to_json(tmp_path / "run.json")
+    assert (tmp_path / "run.csv").read_text() == "step\n"
+    assert json.loads((tmp_path / "run.json").read_text()) == []
+
+
+@pytest.mark.parametrize("method", ["to_csv", "to_json"])
+def test_a_failed_write_leaves_the_old_file(
+    fake: FakeMeasurement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError("disk full")
+
+    path = tmp_path / "run"
+    path.write_text("precious")
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        getattr(filled(), method)(path)
+    assert path.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [path], "no temporary file stays behind"
+
+
+def test_files_are_replaced_through_a_link(fake: FakeMeasurement, tmp_path: Path) -> None:
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    target.write_text("old")
+    link.symlink_to(target)
+    filled().to_json(link)
+    assert link.is_symlink() and len(json.loads(target.read_text())) == 3
+
+
+def test_missing_folder_names_the_path(fake: FakeMeasurement, tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"path: expected a file in an existing folder, got .*nowhere"
+    ):
+        filled().to_csv(tmp_path / "nowhere" / "run.csv")
+
+
+def test_to_dataframe_has_the_columns_of_the_csv(fake: FakeMeasurement, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    tracker = filled()
+    tracker.to_csv(tmp_path / "run.csv")
+    read = pandas.read_csv(tmp_path / "run.csv")
+    pandas.testing.assert_frame_equal(tracker.to_dataframe(), read, rtol=1e-14)
+
+
+# ---- resuming
+
+
+def test_state_survives_a_safe_load_and_the_run_goes_on(fake: FakeMeasurement, tmp_path: Path) -> None:
+    tracker = filled(decomposition=True)
+    torch.save(tracker.state_dict(), tmp_path / "state.pt")
+    resumed = make(decomposition=True)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert same(resumed.state_dict(), tracker.state_dict())
+
+    with pytest.raises(ValueError, match="step: expected more than 100"):
+        resumed.update(100)
+    resumed.update(200, loss=0.25)
+    fake.calls.pop()  # the uninterrupted run now makes the very same call
+    tracker.update(200, loss=0.25)
+    assert same(resumed.state_dict(), tracker.state_dict())
+
+
+def test_state_does_not_follow_later_updates(fake: FakeMeasurement) -> None:
+    tracker = filled()
+    state = tracker.state_dict()
+    tracker.update(1000)
+    assert len(state["history"]) == 3
+
+
+def drop_report(state: dict[str, Any]) -> None:
+    del state["history"][1]["report"]
+
+
+def swap_steps(state: dict[str, Any]) -> None:
+    state["history"].reverse()
+
+
+def rename_layers(state: dict[str, Any]) -> None:
+    state["history"][2]["report"]["layers"] = ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (dict.clear, "expected what state_dict"),
+        (drop_report, "expected what state_dict"),
+        (swap_steps, "expected strictly increasing steps, got"),
+        (rename_layers, "expected the same layers"),
+    ],
+)
+def test_bad_state_is_refused_and_changes_nothing(
+    fake: FakeMeasurement, damage: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    state = filled().state_dict()
+    damage(state)
+    tracker = make()
+    tracker.update(5)
+    with pytest.raises(ValueError, match=f"^state: {message}"):
+        tracker.load_state_dict(state)
+    assert tracker.steps == [5]
+
+
+# ---- plot
+
+
+@pytest.fixture
+def pyplot() -> Any:
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    yield pyplot
+    pyplot.close("all")
+
+
+def test_plot_shows_layers_loss_and_last_step(fake: FakeMeasurement, pyplot: Any) -> None:
+    tracker = filled()
+    left, right = tracker.plot()
+    assert [line.get_label() for line in left.lines] == tracker.layers
+    assert left.get_xscale() == "symlog", "step 0 shows"
+    assert "100" in right.get_title()
+    other = [axes for axes in left.figure.axes if axes.get_ylabel() == "loss"]
+    assert [line.get_label() for line in other[0].lines] == ["loss"], "accuracy is no loss"
+    assert any(axes.get_ylabel() == "layer index" for axes in left.figure.axes), "colour bar"
+    left.figure.canvas.draw()
+
+
+def test_plot_on_given_axes_after_one_step(fake: FakeMeasurement, pyplot: Any) -> None:
+    tracker = make()
+    tracker.update(0)
+    axes = pyplot.subplots(1, 2)[1]
+    assert tracker.plot(axes) is axes
+    assert axes[0].lines[0].get_marker() == "o", "a single point is visible"
+    axes[0].figure.canvas.draw()
+
+
+def test_plot_needs_history_and_two_axes(fake: FakeMeasurement, pyplot: Any) -> None:
+    with pytest.raises(ValueError, match=r"history: expected at least one update\(\)"):
+        make().plot()
+    with pytest.raises(ValueError, match="axes: expected two, got 1"):
+        filled().plot([pyplot.subplots()[1]])
