@@ -30,6 +30,14 @@ def cka(k: Tensor, other: Tensor) -> float:
     return float((kc * oc).sum() / kc.norm() / oc.norm())
 
 
+def cka_of_features(features: Tensor, vector: Tensor) -> float:
+    """Equation 7 from tangent features [rows, P], centered before anything is multiplied."""
+    centered_features = features - features.mean(0)
+    labels = vector - vector.mean()
+    inner = (centered_features.T @ labels).square().sum()
+    return float(inner / (centered_features @ centered_features.T).norm() / labels.square().sum())
+
+
 def jacobians(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """J [n, o, P] of the outputs with respect to the parameters of each module that has some, by torch.func."""
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}

@@ -66,16 +66,15 @@ def test_depths_and_outputs(depth, o, bias):
     y = torch.randn(9, o, dtype=torch.float64)
     jacobians = reference.jacobians(model, x)
     report = ah.layerwise_alignment(model, x, y)
-    labels = reference.label_kernel(y, o, "all")
     for layer, jacobian in jacobians.items():
-        expected = reference.cka(reference.kernels_of_outputs(jacobian, "all"), labels)
+        expected = reference.cka_of_features(jacobian.flatten(0, 1), y.flatten())
         assert report[layer] == pytest.approx(expected, rel=1e-10, abs=1e-10)
 
 
 def test_fp32_kernels_of_a_deep_network_against_fp64_at_the_same_factors():
     """One output, depth 100: kernels within 1e-3 of constant."""
     model = networks.mlp(100, 256, 30, 1, bias=False)
-    x = torch.nn.functional.normalize(torch.randn(300, 30) + 2.0, dim=1) * 30**0.5
+    x = torch.randn(30) + 3e-5 * torch.randn(300, 30)
     y = torch.randint(0, 2, (300, 1)).double()
     spreads = []
     for kernel in ah.tangent_kernels(model, x, layers=[f"{i}" for i in range(0, 199, 22)]).values():
@@ -84,7 +83,7 @@ def test_fp32_kernels_of_a_deep_network_against_fp64_at_the_same_factors():
         alignment = reference.cka(expected, torch.outer(y.flatten(), y.flatten()))
         assert ah.cka(kernel, y) == pytest.approx(alignment, rel=1e-5)
         assert kernel.frobenius_norm() == pytest.approx(float(reference.centered(expected).norm()), rel=1e-5)
-    assert min(spreads) < 1e-2  # the hard case is among them
+    assert min(spreads) < 1e-3  # the hard case is among them
 
 
 def test_forward_and_backward_alignment():

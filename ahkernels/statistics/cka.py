@@ -51,8 +51,9 @@ def cka(kernel: TangentKernel, other: Tensor | TangentKernel) -> float:
 def label_alignment(kernel: TangentKernel, y: Tensor) -> Alignment:
     """A(K, Y Y^T) with ||C K C||_F."""
     labels = kernel.outputs.labels(y, kernel.n)
-    if kernel.outputs.per_sample:
-        return _kernel_alignment(kernel, _label_kernel(kernel, labels))
+    if kernel.o == 1:
+        # The kernel may be nearly constant, so that y~^T K y~ loses digits where tiles centered first do not.
+        return _kernel_alignment(kernel, _label_kernel(kernel, labels), "y")
     centered = labels - labels.mean()
     columns = torch.stack((torch.ones_like(labels), centered), dim=2)
     product = kernel.product(columns)  # K 1 and K y~, [n, o, 2]
@@ -65,7 +66,7 @@ def label_alignment(kernel: TangentKernel, y: Tensor) -> Alignment:
     return Alignment(inner / norm / label_norm, norm)
 
 
-def _kernel_alignment(kernel: TangentKernel, other: TangentKernel) -> Alignment:
+def _kernel_alignment(kernel: TangentKernel, other: TangentKernel, other_name: str = "other") -> Alignment:
     if kernel.n != other.n or kernel.o != other.o:
         raise ValueError(
             f"other: expected a kernel of {kernel.n} samples and {kernel.o} rows for each, got {other.n} and {other.o}"
@@ -78,19 +79,17 @@ def _kernel_alignment(kernel: TangentKernel, other: TangentKernel) -> Alignment:
         raise ValueError(f"other: expected the device of kernel, {kernel.device}, got {other.device}")
     moments = centered_moments([kernel, other], [kernel.row_means(), other.row_means()])
     norm, other_norm = (math.sqrt(float(moments[i, i])) for i in range(2))
-    if not _defined(kernel, norm, "kernel") or not _defined(other, other_norm, "other"):
+    if not _defined(kernel, norm, "kernel") or not _defined(other, other_norm, other_name):
         return Alignment(math.nan, norm)
     return Alignment(float(moments[0, 1]) / norm / other_norm, norm)
 
 
 def _label_kernel(kernel: TangentKernel, labels: Tensor) -> TangentKernel:
-    """Y Y^T as a kernel: forward factor Y, unit output gradients."""
+    """Y Y^T as a kernel over samples: forward factor Y, unit output gradients."""
     like = kernel.factors.forward
-    # Centered columns leave the centered kernel as it is and keep its rounding small.
-    centered = (labels - labels.mean(0)).to(like.device, like.dtype)
     ones = like.new_ones(1).expand(kernel.n, 1, 1, 1)
     return TangentKernel(
-        Factors(centered.unsqueeze(1), ones, bias=False, layer="labels"),
+        Factors(labels.to(like.device, like.dtype).unsqueeze(1), ones, bias=False),
         OutputSelection("trace", kernel.outputs.total),
         kernel.precision,
     )
