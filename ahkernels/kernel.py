@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ahkernels import ops
 from ahkernels.factors import Factors
-from ahkernels.outputs import OutputSelection, Outputs
+from ahkernels.outputs import OutputSelection
 from ahkernels.precision import resolve_precision
 
 # Largest kernel that to_dense() makes unasked: 46,341 rows in fp32.
@@ -165,10 +166,7 @@ def kernel_of_outputs(factors: Factors, outputs: OutputSelection, precision: str
     return TangentKernel(factors, outputs, precision)
 
 
-def centered_moments(kernels: list[TangentKernel], row_means: list[Tensor]) -> Tensor:
+def centered_moments(kernels: Sequence[TangentKernel], row_means: list[Tensor]) -> Tensor:
     """<C K_a C, C K_b C>_F of kernels over the same rows, float64 [q, q] on the CPU."""
     forward, backward, bias = zip(*(kernel._arguments() for kernel in kernels), strict=True)
     return ops.centered_moments(forward, backward, bias, row_means, kernels[0].precision).cpu()
-
-
-__all__ = ["MAX_DENSE_BYTES", "Outputs", "TangentKernel", "centered_moments", "kernel_of_outputs"]

@@ -61,12 +61,11 @@ def layerwise_alignment(
         progress=progress,
     )
     for name, kernel in kernels:
-        alignment = label_alignment(kernel, y)
+        found = label_alignment([kernel, kernel.backward_gram()] if decomposition else [kernel], y)
         names.append(name)
-        rows.append([alignment.cka, alignment.centered_norm, kernel.trace()])
+        rows.append([found[0].cka, found[0].centered_norm, kernel.trace()])
         if decomposition:
-            rows[-1].append(label_alignment(kernel.forward_gram(), y).cka)
-            rows[-1].append(label_alignment(kernel.backward_gram(), y).cka)
+            rows[-1] += [label_alignment([kernel.forward_gram()], y)[0].cka, found[1].cka]
         spec = kernel.outputs.spec
     columns = torch.tensor(rows, dtype=torch.float64).T
     return AlignmentReport(

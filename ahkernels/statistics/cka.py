@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,28 +46,38 @@ def cka(kernel: TangentKernel, other: Tensor | TangentKernel) -> float:
     """
     if isinstance(other, TangentKernel):
         return _kernel_alignment(kernel, other).cka
-    return label_alignment(kernel, other).cka
+    return label_alignment([kernel], other)[0].cka
 
 
-def label_alignment(kernel: TangentKernel, y: Tensor) -> Alignment:
-    """A(K, Y Y^T) with ||C K C||_F."""
-    labels = kernel.outputs.labels(y, kernel.n)
-    if kernel.o == 1:
-        # The kernel may be nearly constant, so that y~^T K y~ loses digits where tiles centered first do not.
-        return _kernel_alignment(kernel, _label_kernel(kernel, labels), "y")
+def label_alignment(kernels: Sequence[TangentKernel], y: Tensor) -> list[Alignment]:
+    """A(K, Y Y^T) with ||C K C||_F of kernels over the same rows, in one pass over their tiles.
+
+    Kernels with the same backward factor share the work on it.
+    """
+    first = kernels[0]
+    labels = first.outputs.labels(y, first.n)
+    if first.o == 1:
+        # A kernel over samples may be nearly constant, so that y~^T K y~ loses digits where centered tiles do not.
+        kernels = [*kernels, _label_kernel(first, labels)]
+        moments = _moments(kernels)
+        return [_alignment(kernels, moments, i, len(kernels) - 1, "y") for i in range(len(kernels) - 1)]
     centered = labels - labels.mean()
-    columns = torch.stack((torch.ones_like(labels), centered), dim=2)
-    product = kernel.product(columns)  # K 1 and K y~, [n, o, 2]
-    kernel.set_row_sums(product[..., 0])
-    inner = float((product[..., 1].cpu() * centered).sum())
-    norm = kernel.frobenius_norm(centered=True)
     label_norm = float((centered**2).sum())
-    if not _defined(kernel, norm, "kernel") or not _nonzero_labels(labels, label_norm):
-        return Alignment(math.nan, norm)
-    return Alignment(inner / norm / label_norm, norm)
+    columns = torch.stack((torch.ones_like(labels), centered), dim=2)
+    inner = []
+    for kernel in kernels:
+        product = kernel.product(columns)  # K 1 and K y~, [n, o, 2]
+        kernel.set_row_sums(product[..., 0])
+        inner.append(float((product[..., 1].cpu() * centered).sum()))
+    result = []
+    for kernel, numerator, square in zip(kernels, inner, _moments(kernels).diagonal().tolist(), strict=True):
+        norm = math.sqrt(square)
+        defined = _defined(kernel, norm, "kernel") and _labels_vary(labels, label_norm)
+        result.append(Alignment(numerator / norm / label_norm if defined else math.nan, norm))
+    return result
 
 
-def _kernel_alignment(kernel: TangentKernel, other: TangentKernel, other_name: str = "other") -> Alignment:
+def _kernel_alignment(kernel: TangentKernel, other: TangentKernel) -> Alignment:
     if kernel.n != other.n or kernel.o != other.o:
         raise ValueError(
             f"other: expected a kernel of {kernel.n} samples and {kernel.o} rows for each, got {other.n} and {other.o}"
@@ -77,11 +88,17 @@ def _kernel_alignment(kernel: TangentKernel, other: TangentKernel, other_name: s
         )
     if kernel.device != other.device:
         raise ValueError(f"other: expected the device of kernel, {kernel.device}, got {other.device}")
-    moments = centered_moments([kernel, other], [kernel.row_means(), other.row_means()])
-    norm, other_norm = (math.sqrt(float(moments[i, i])) for i in range(2))
-    if not _defined(kernel, norm, "kernel") or not _defined(other, other_norm, other_name):
-        return Alignment(math.nan, norm)
-    return Alignment(float(moments[0, 1]) / norm / other_norm, norm)
+    return _alignment([kernel, other], _moments([kernel, other]), 0, 1, "other")
+
+
+def _moments(kernels: Sequence[TangentKernel]) -> Tensor:
+    return centered_moments(kernels, [kernel.row_means() for kernel in kernels])
+
+
+def _alignment(kernels: Sequence[TangentKernel], moments: Tensor, i: int, j: int, other: str) -> Alignment:
+    norm, other_norm = math.sqrt(float(moments[i, i])), math.sqrt(float(moments[j, j]))
+    defined = _defined(kernels[i], norm, "kernel") and _defined(kernels[j], other_norm, other)
+    return Alignment(float(moments[i, j]) / norm / other_norm if defined else math.nan, norm)
 
 
 def _label_kernel(kernel: TangentKernel, labels: Tensor) -> TangentKernel:
@@ -113,7 +130,7 @@ def _defined(kernel: TangentKernel, norm: float, argument: str) -> bool:
     return False
 
 
-def _nonzero_labels(labels: Tensor, norm: float) -> bool:
+def _labels_vary(labels: Tensor, norm: float) -> bool:
     if norm > 0:
         return True
     warnings.warn(

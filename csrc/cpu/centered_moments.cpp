@@ -58,9 +58,9 @@ void moments(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, co
     for (int64_t j = diagonal ? i : 0; j < o; ++j) {
       const auto col_mean = [&](int64_t k) { return means[k].col.data() + j * means[k].stride + pair.col * kPanel; };
       const double weight = diagonal && i == j ? 1 : 2;
+      maker.make(i, j, tile);
       int64_t product = 0;
       for (int64_t a = 0; a < count; ++a) {
-        maker.make(a, i, j, tile(a));
         for (int64_t b = 0; b <= a; ++b, ++product) {
           partials[item * products + product] +=
               weight * tiles.centered_product(tile(a), row_mean(a), col_mean(a), tile(b), row_mean(b), col_mean(b),

@@ -73,6 +73,14 @@ double max_magnitude(int64_t samples, int64_t blocks, int64_t k, const Rows& row
   return result;
 }
 
+bool same_memory(const Tensor& a, const Tensor& b) {
+  if (a.const_data_ptr() != b.const_data_ptr()) return false;
+  for (int64_t dim = 0; dim < 4; ++dim) {
+    if (a.size(dim) != b.size(dim) || a.stride(dim) != b.stride(dim)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 Strided Kernel::forward_rows(int64_t sample, int64_t use) const {
@@ -133,6 +141,10 @@ std::vector<Kernel> make_kernels(const std::string& op, const std::vector<Tensor
       // A scale must itself be a number of the tiles' type: 2^126 is the largest power that fp32 and its inverse have.
       kernel.forward_scale = std::ldexp(1.0, -std::clamp(exponent_of(largest_forward), -126, 126));
       kernel.backward_scale = std::ldexp(1.0, -std::clamp(exponent_of(largest_backward), -126, 126));
+    }
+    kernel.backward_of = i;
+    for (size_t earlier = 0; earlier < i && kernel.backward_of == i; ++earlier) {
+      if (same_memory(g, kernels[earlier].backward)) kernel.backward_of = earlier;
     }
     kernels.push_back(kernel);
   }

@@ -25,6 +25,9 @@ struct Kernel {
   // vanish; K is computed times scale().
   double forward_scale = 1, backward_scale = 1;
 
+  // The first kernel of the list with the very same backward factor, whose tiles this one shares.
+  size_t backward_of = 0;
+
   double scale() const { return forward_scale * forward_scale * backward_scale * backward_scale; }
   double scaled_bias() const { return bias * forward_scale * forward_scale; }
 

@@ -21,7 +21,9 @@ void gram(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, T* ou
     for (int64_t begin = 0; begin < o; begin += kOutputs) {
       const int64_t outputs = std::min(kOutputs, o - begin);
       T* gathered = scratch.at<T>(thread * kOutputs * tile_bytes);
-      for (int64_t j = 0; j < outputs; ++j) maker.make(0, i, begin + j, gathered + j * kTileSize);
+      for (int64_t j = 0; j < outputs; ++j) {
+        maker.make(i, begin + j, [&](size_t) { return gathered + j * kTileSize; });
+      }
       for (int64_t r = 0; r < maker.row_count(); ++r) {
         const int64_t row = (pair.row * kPanel + r) * o + i;
         T* to = out + row * size + pair.col * kPanel * o + begin;

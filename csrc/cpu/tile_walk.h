@@ -35,8 +35,14 @@ class PanelGroup {
              const std::vector<Centering<T>>& centering, int64_t capacity)
       : tiles_(tiles), kernels_(kernels), centering_(centering), memory_(capacity * panel_bytes(tiles, kernels)) {
     for (const Kernel& kernel : kernels) {
-      offsets_.push_back(stride_);
-      stride_ += bytes(tiles, kernel.d) * kernel.s + bytes(tiles, kernel.m) * kernel.s * kernel.o;
+      forward_offsets_.push_back(stride_);
+      stride_ += bytes(tiles, kernel.d) * kernel.s;
+    }
+    for (size_t which = 0; which < kernels.size(); ++which) {
+      const Kernel& kernel = kernels[which];
+      const bool shared = kernel.backward_of != which;
+      backward_offsets_.push_back(shared ? backward_offsets_[kernel.backward_of] : stride_);
+      stride_ += shared ? 0 : bytes(tiles, kernel.m) * kernel.s * kernel.o;
     }
   }
 
@@ -49,44 +55,42 @@ class PanelGroup {
   }
   static int64_t panel_bytes(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels) {
     int64_t total = 0;
-    for (const Kernel& kernel : kernels) {
-      total += bytes(tiles, kernel.d) * kernel.s + bytes(tiles, kernel.m) * kernel.s * kernel.o;
+    for (size_t which = 0; which < kernels.size(); ++which) {
+      const Kernel& kernel = kernels[which];
+      total += bytes(tiles, kernel.d) * kernel.s;
+      if (kernel.backward_of == which) total += bytes(tiles, kernel.m) * kernel.s * kernel.o;
     }
     return total;
   }
 
   void pack(int64_t begin, int64_t end) {
     begin_ = begin;
-    int64_t blocks = 0;  // of a panel: a forward and o backward ones for each use of each kernel
-    for (const Kernel& kernel : kernels_) blocks += kernel.s * (1 + kernel.o);
-    for_each_item((end - begin) * blocks, 1, [&](int64_t item, int64_t) {
-      const int64_t panel = begin + item / blocks;
-      int64_t block = item % blocks;
-      size_t which = 0;
-      while (block >= kernels_[which].s * (1 + kernels_[which].o)) {
-        block -= kernels_[which].s * (1 + kernels_[which].o);
-        ++which;
-      }
+    for (size_t which = 0; which < kernels_.size(); ++which) {
       const Kernel& kernel = kernels_[which];
-      const int64_t first = panel * kPanel;
-      const int64_t count = std::min(kPanel, kernel.n - first);
-      if (block < kernel.s) {
-        tiles_.pack(kernel.forward_rows(first, block), mean(centering_[which].forward_mean, block * kernel.d), count,
-                    kernel.d, forward(which, panel, block));
-      } else {
-        const int64_t use = (block - kernel.s) / kernel.o, output = (block - kernel.s) % kernel.o;
-        tiles_.pack(kernel.backward_rows(first, use, output), mean(centering_[which].backward_mean, use * kernel.m),
-                    count, kernel.m, backward(which, panel, use, output));
-      }
-    });
+      // Blocks of a panel: a forward one for each use, then the backward ones unless they are another kernel's.
+      const int64_t blocks = kernel.s * (kernel.backward_of == which ? 1 + kernel.o : 1);
+      for_each_item((end - begin) * blocks, 1, [&](int64_t item, int64_t) {
+        const int64_t panel = begin + item / blocks, block = item % blocks;
+        const int64_t first = panel * kPanel, count = std::min(kPanel, kernel.n - first);
+        if (block < kernel.s) {
+          tiles_.pack(kernel.forward_rows(first, block), mean(centering_[which].forward_mean, block * kernel.d), count,
+                      kernel.d, forward(which, panel, block));
+        } else {
+          const int64_t use = (block - kernel.s) / kernel.o, output = (block - kernel.s) % kernel.o;
+          tiles_.pack(kernel.backward_rows(first, use, output), mean(centering_[which].backward_mean, use * kernel.m),
+                      count, kernel.m, backward(which, panel, use, output));
+        }
+      });
+    }
   }
 
   void* forward(size_t which, int64_t panel, int64_t use) const {
-    return memory_.at<void>((panel - begin_) * stride_ + offsets_[which] + use * bytes(tiles_, kernels_[which].d));
+    return memory_.at<void>((panel - begin_) * stride_ + forward_offsets_[which] +
+                            use * bytes(tiles_, kernels_[which].d));
   }
   void* backward(size_t which, int64_t panel, int64_t use, int64_t output) const {
     const Kernel& kernel = kernels_[which];
-    return memory_.at<void>((panel - begin_) * stride_ + offsets_[which] + kernel.s * bytes(tiles_, kernel.d) +
+    return memory_.at<void>((panel - begin_) * stride_ + backward_offsets_[which] +
                             (use * kernel.o + output) * bytes(tiles_, kernel.m));
   }
 
@@ -99,7 +103,7 @@ class PanelGroup {
   const std::vector<Kernel>& kernels_;
   const std::vector<Centering<T>>& centering_;
   int64_t stride_ = 0, begin_ = 0;
-  std::vector<int64_t> offsets_;
+  std::vector<int64_t> forward_offsets_, backward_offsets_;
   AlignedBuffer memory_;
 };
 
@@ -110,7 +114,13 @@ class TileMaker {
  public:
   TileMaker(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels,
             const std::vector<Centering<T>>& centering)
-      : tiles_(tiles), kernels_(kernels), centering_(centering), memory_(scratch_bytes(kernels)) {}
+      : tiles_(tiles), kernels_(kernels), centering_(centering), memory_(scratch_bytes(kernels)) {
+    int64_t slot = 0;
+    for (const Kernel& kernel : kernels) {
+      first_slot_.push_back(slot);
+      slot += cached(kernel) ? kernel.s * kernel.s : 0;
+    }
+  }
 
   // Turns to a pair of panels.
   void turn_to(const PanelGroup<T>& rows, int64_t row_panel, const PanelGroup<T>& cols, int64_t col_panel) {
@@ -121,11 +131,10 @@ class TileMaker {
     col_panel_ = col_panel;
     row_count_ = std::min(kPanel, kernels_[0].n - row_panel * kPanel);
     col_count_ = std::min(kPanel, kernels_[0].n - col_panel * kPanel);
-    int64_t slot = 0;
     for (size_t which = 0; which < kernels_.size(); ++which) {
       if (!cached(kernels_[which])) continue;
       for (int64_t use = 0; use < kernels_[which].s * kernels_[which].s; ++use) {
-        forward_tile(which, use, cached_tile(slot++));
+        forward_tile(which, use, cached_tile(first_slot_[which] + use));
       }
     }
   }
@@ -133,43 +142,51 @@ class TileMaker {
   int64_t row_count() const { return row_count_; }
   int64_t col_count() const { return col_count_; }
 
-  // tile [row_count, kPanel] = K[(X, i), (X', j)] of kernel `which`.
-  void make(size_t which, int64_t i, int64_t j, T* tile) {
-    const Kernel& kernel = kernels_[which];
-    const int64_t m = PanelGroup<T>::padded(tiles_, kernel.m);
-    int64_t slot = 0;
-    for (size_t before = 0; before < which; ++before) {
-      if (cached(kernels_[before])) slot += kernels_[before].s * kernels_[before].s;
-    }
+  // out(which) [row_count, kPanel] = the tile [(X, i), (X', j)] of each kernel.
+  template <class Out>
+  void make(int64_t i, int64_t j, const Out& out) {
     T* q = memory_.at<T>(0);
-    T* spare = q + kTileSize;
-    for (int64_t use = 0; use < kernel.s * kernel.s; ++use) {
-      tiles_.gemm(m, rows_->backward(which, row_panel_, use / kernel.s, i),
-                  cols_->backward(which, col_panel_, use % kernel.s, j), row_count_, col_count_, q);
-      const T* p = cached(kernel) ? cached_tile(slot + use) : spare;
-      if (!cached(kernel)) forward_tile(which, use, spare);
-      if (centering_[which].active()) {
-        const Centering<T>& c = centering_[which];
-        const int64_t turned = use % kernel.s * kernel.s + use / kernel.s;
-        const int64_t row = use * c.stride + row_panel_ * kPanel, col = turned * c.stride + col_panel_ * kPanel;
-        tiles_.centered_hadamard(p, c.p0[use], &c.p[row], &c.p[col], q, c.q0[use], &c.q[row], &c.q[col], row_count_,
-                                 col_count_, use > 0, tile);
-      } else {
-        tiles_.hadamard(p, static_cast<T>(kernel.scaled_bias()), q, row_count_, col_count_, use > 0, tile);
+    for (size_t owner = 0; owner < kernels_.size(); ++owner) {
+      const Kernel& kernel = kernels_[owner];
+      if (kernel.backward_of != owner) continue;
+      for (int64_t use = 0; use < kernel.s * kernel.s; ++use) {
+        tiles_.gemm(PanelGroup<T>::padded(tiles_, kernel.m), rows_->backward(owner, row_panel_, use / kernel.s, i),
+                    cols_->backward(owner, col_panel_, use % kernel.s, j), row_count_, col_count_, q);
+        for (size_t which = owner; which < kernels_.size(); ++which) {
+          if (kernels_[which].backward_of == owner) multiply(which, use, q, out(which));
+        }
       }
     }
   }
 
  private:
+  static constexpr int64_t kTileBytes = kTileSize * static_cast<int64_t>(sizeof(T));
+
   static bool cached(const Kernel& kernel) {
-    return kernel.s * kernel.s * kTileSize * static_cast<int64_t>(sizeof(T)) <= kForwardTileBytes;
+    return kernel.s * kernel.s * kTileBytes <= kForwardTileBytes;
   }
   static int64_t scratch_bytes(const std::vector<Kernel>& kernels) {
     int64_t tiles = 2;
     for (const Kernel& kernel : kernels) tiles += cached(kernel) ? kernel.s * kernel.s : 0;
-    return tiles * kTileSize * static_cast<int64_t>(sizeof(T));
+    return tiles * kTileBytes;
   }
-  T* cached_tile(int64_t slot) const { return memory_.at<T>((2 + slot) * kTileSize * static_cast<int64_t>(sizeof(T))); }
+  T* cached_tile(int64_t slot) const { return memory_.at<T>((2 + slot) * kTileBytes); }
+
+  // tile (+)= the forward tile of a pair of uses o q
+  void multiply(size_t which, int64_t use, const T* q, T* tile) {
+    const Kernel& kernel = kernels_[which];
+    const Centering<T>& c = centering_[which];
+    const T* p = cached(kernel) ? cached_tile(first_slot_[which] + use) : memory_.at<T>(kTileBytes);
+    if (!cached(kernel)) forward_tile(which, use, memory_.at<T>(kTileBytes));
+    if (c.active()) {
+      const int64_t turned = use % kernel.s * kernel.s + use / kernel.s;
+      const int64_t row = use * c.stride + row_panel_ * kPanel, col = turned * c.stride + col_panel_ * kPanel;
+      tiles_.centered_hadamard(p, c.p0[use], &c.p[row], &c.p[col], q, c.q0[use], &c.q[row], &c.q[col], row_count_,
+                               col_count_, use > 0, tile);
+    } else {
+      tiles_.hadamard(p, static_cast<T>(kernel.scaled_bias()), q, row_count_, col_count_, use > 0, tile);
+    }
+  }
 
   void forward_tile(size_t which, int64_t use, T* tile) {
     const Kernel& kernel = kernels_[which];
@@ -180,7 +197,8 @@ class TileMaker {
   const TileKernels<T>& tiles_;
   const std::vector<Kernel>& kernels_;
   const std::vector<Centering<T>>& centering_;
-  AlignedBuffer memory_;  // q, a spare p, the cached p
+  AlignedBuffer memory_;             // q, a spare p, the cached p
+  std::vector<int64_t> first_slot_;  // of each kernel's cached p
   const PanelGroup<T>* rows_ = nullptr;
   const PanelGroup<T>* cols_ = nullptr;
   int64_t row_panel_ = -1, col_panel_ = -1, row_count_ = 0, col_count_ = 0;
