@@ -29,9 +29,7 @@ class TangentKernel:
         precision: See `resolve_precision`.
     """
 
-    def __init__(
-        self, factors: Factors, outputs: OutputSelection | None = None, precision: str | None = None
-    ) -> None:
+    def __init__(self, factors: Factors, outputs: OutputSelection | None = None, precision: str | None = None) -> None:
         self.factors = factors
         self.outputs = OutputSelection("all", factors.o) if outputs is None else outputs
         rows = 1 if self.outputs.per_sample else len(self.outputs.indices)
@@ -80,9 +78,7 @@ class TangentKernel:
             ValueError: for another shape.
         """
         if v.dim() not in (1, 2) or v.shape[0] != self.shape[0]:
-            raise ValueError(
-                f"v: expected shape [{self.shape[0]}] or [{self.shape[0]}, columns], got {list(v.shape)}"
-            )
+            raise ValueError(f"v: expected shape [{self.shape[0]}] or [{self.shape[0]}, columns], got {list(v.shape)}")
         return self.product(v.reshape(self.n, self.o, -1)).reshape(v.shape)
 
     def product(self, v: Tensor) -> Tensor:

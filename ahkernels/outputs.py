@@ -35,9 +35,7 @@ class OutputSelection:
                 raise ValueError(f"{expected}, got {self.spec!r}")
             return
         indices = [self.spec] if isinstance(self.spec, int) else self.spec
-        if not isinstance(indices, Sequence) or any(
-            isinstance(i, bool) or not isinstance(i, int) for i in indices
-        ):
+        if not isinstance(indices, Sequence) or any(isinstance(i, bool) or not isinstance(i, int) for i in indices):
             raise TypeError(f"{expected}, got {self.spec!r}")
         if not indices:
             raise ValueError(f"{expected}, got an empty sequence")
@@ -76,9 +74,7 @@ class OutputSelection:
             ValueError: for a wrong shape, classes out of range, or nan and inf; TypeError for a wrong type.
         """
         if not isinstance(y, Tensor):
-            raise TypeError(
-                f"y: expected a tensor of class indices [n] or targets [n, o], got {type(y).__name__}"
-            )
+            raise TypeError(f"y: expected a tensor of class indices [n] or targets [n, o], got {type(y).__name__}")
         if y.dim() == 1:
             if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
                 raise ValueError(f"y: expected integer class indices in a tensor [n], got dtype {y.dtype}")
@@ -94,16 +90,12 @@ class OutputSelection:
             target = torch.nn.functional.one_hot(y.detach().cpu().long(), self.total).double()
         elif y.dim() == 2:
             if tuple(y.shape) != (n, self.total):
-                raise ValueError(
-                    f"y: expected a target matrix [n, o] = [{n}, {self.total}], got {list(y.shape)}"
-                )
+                raise ValueError(f"y: expected a target matrix [n, o] = [{n}, {self.total}], got {list(y.shape)}")
             if y.dtype.is_complex:
                 raise ValueError(f"y: expected real targets, got dtype {y.dtype}")
             target = y.detach().cpu().double()
             if not bool(torch.isfinite(target).all()):
                 raise ValueError("y: expected finite targets, got nan or inf")
         else:
-            raise ValueError(
-                f"y: expected class indices [n] or a target matrix [n, o], got shape {list(y.shape)}"
-            )
+            raise ValueError(f"y: expected class indices [n] or a target matrix [n, o], got shape {list(y.shape)}")
         return target if self.per_sample else target[:, self.indices]

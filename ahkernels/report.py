@@ -76,8 +76,7 @@ class AlignmentReport(Mapping[str, float]):
         if layer not in self.layers:
             near = difflib.get_close_matches(str(layer), self.layers) or self.layers[:3]
             raise KeyError(
-                f"layer: expected one of the {len(self)} in this report (nearest: {', '.join(near)}), "
-                f"got {layer!r}"
+                f"layer: expected one of the {len(self)} in this report (nearest: {', '.join(near)}), got {layer!r}"
             )
         return float(self.cka[self.layers.index(layer)])
 
@@ -124,9 +123,7 @@ class AlignmentReport(Mapping[str, float]):
         return f"<table><caption>{html.escape(self._title())}</caption>{''.join(rows)}</table>"
 
     def _title(self) -> str:
-        return (
-            f"Tangent-kernel alignment, n = {self.n}, outputs = {self.outputs}, precision = {self.precision}"
-        )
+        return f"Tangent-kernel alignment, n = {self.n}, outputs = {self.outputs}, precision = {self.precision}"
 
     def _cells(self) -> dict[str, list[str]]:
         """Heading -> formatted cells, one per layer."""

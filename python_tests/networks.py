@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 def mlp(depth: int, width: int, inputs: int, outputs: int, *, bias: bool) -> nn.Sequential:
     sizes = [inputs, *[width] * (depth - 1), outputs]
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in itertools.pairwise(sizes):
         layer = nn.Linear(fan_in, fan_out, bias=bias)
         nn.init.normal_(layer.weight, std=(2 / fan_in) ** 0.5)
         layers += [layer, nn.ReLU()]

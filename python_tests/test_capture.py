@@ -197,9 +197,7 @@ def test_nothing_is_left_changed():
         for before, parameter in zip(gradients, model.parameters(), strict=True):
             assert (before is None) == (parameter.grad is None)
             assert before is None or torch.equal(before, parameter.grad)
-        assert flags == [
-            (m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()
-        ]
+        assert flags == [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
         assert requires == [p.requires_grad for p in model.parameters()]
         assert x.grad is None
 
@@ -350,32 +348,84 @@ X, Y = torch.zeros(4, 6), torch.tensor([0, 1, 2, 1])
     [
         (TypeError, "model: expected a torch.nn.Module, got function", {"model": lambda x: x}),
         (ValueError, "model: expected modules with parameters, got ReLU without any", {"model": nn.ReLU()}),
-        (NotImplementedError, r"got 1 \(LayerNorm\); choose among the others with layers=\['0'\]", {"model": nn.Sequential(LINEAR, nn.LayerNorm(3))}),
+        (
+            NotImplementedError,
+            r"got 1 \(LayerNorm\); choose among the others with layers=\['0'\]",
+            {"model": nn.Sequential(LINEAR, nn.LayerNorm(3))},
+        ),
         (NotImplementedError, r"\(the model itself\) \(OwnParameter\)", {"model": OwnParameter()}),
-        (NotImplementedError, r"0\.parametrizations\.weight \(ParametrizationList\)|0 \(ParametrizedLinear\)", {"model": parametrized()}),
+        (
+            NotImplementedError,
+            r"0\.parametrizations\.weight \(ParametrizationList\)|0 \(ParametrizedLinear\)",
+            {"model": parametrized()},
+        ),
         (NotImplementedError, "tied between first.weight, second.weight", {"model": Tied()}),
-        (NotImplementedError, "parameters of 'inner' to act through calls of the module alone, got 'weight' used 2 times", {"model": Functional()}),
-        (NotImplementedError, r"expected an input \[n, d\] to the Linear '1', got \[1, 2, 3\]", {"model": tokens()}),
-        (ValueError, r"BatchNorm1d '1' with the statistics of its batch; call model.eval\(\) first$", {"model": training_batch_norm(), "layers": "0"}),
+        (
+            NotImplementedError,
+            "parameters of 'inner' to act through calls of the module alone, got 'weight' used 2 times",
+            {"model": Functional()},
+        ),
+        (
+            NotImplementedError,
+            r"expected an input \[n, d\] to the Linear '1', got \[1, 2, 3\]",
+            {"model": tokens()},
+        ),
+        (
+            ValueError,
+            r"BatchNorm1d '1' with the statistics of its batch; call model.eval\(\) first$",
+            {"model": training_batch_norm(), "layers": "0"},
+        ),
         (ValueError, "track_running_stats=True", {"model": batch_statistics(), "layers": "0"}),
-        (ValueError, r"Dropout '1' in training mode; call model.eval\(\) first", {"model": training_dropout()}),
-        (ValueError, r"model\(x\) to be a tensor \[n, o\] with n = 1, got shape \[3\]", {"model": nn.Sequential(LINEAR, nn.Flatten(0))}),
-        (ValueError, r"model\(x\) to be a tensor \[n, o\] with n = 1, got tuple", {"model": nn.Sequential(LINEAR, nn.RNN(3, 3)), "layers": "0"}),
+        (
+            ValueError,
+            r"Dropout '1' in training mode; call model.eval\(\) first",
+            {"model": training_dropout()},
+        ),
+        (
+            ValueError,
+            r"model\(x\) to be a tensor \[n, o\] with n = 1, got shape \[3\]",
+            {"model": nn.Sequential(LINEAR, nn.Flatten(0))},
+        ),
+        (
+            ValueError,
+            r"model\(x\) to be a tensor \[n, o\] with n = 1, got tuple",
+            {"model": nn.Sequential(LINEAR, nn.RNN(3, 3)), "layers": "0"},
+        ),
         (TypeError, "x: expected a tensor", {"x": [[0.0] * 6]}),
         (ValueError, r"x: expected at least one sample, got shape \[0, 6\]", {"x": torch.zeros(0, 6)}),
-        (ValueError, "x: expected the dtype of the model, torch.float32, got torch.float64", {"x": X.double()}),
+        (
+            ValueError,
+            "x: expected the dtype of the model, torch.float32, got torch.float64",
+            {"x": X.double()},
+        ),
         (ValueError, "x: expected the device of the model, cpu, got meta", {"x": X.to("meta")}),
         (ValueError, "x: expected finite numbers, got nan or inf", {"x": torch.full((4, 6), float("nan"))}),
         (TypeError, "y: expected a tensor of class indices", {"y": [0, 1, 2, 1]}),
         (ValueError, "y: expected 4 class indices, one for each sample of x, got 3", {"y": Y[:3]}),
-        (ValueError, r"y: expected class indices from 0 to 2 \(the network has 3 outputs\), got 3", {"y": Y + 1}),
+        (
+            ValueError,
+            r"y: expected class indices from 0 to 2 \(the network has 3 outputs\), got 3",
+            {"y": Y + 1},
+        ),
         (ValueError, "got -1", {"y": Y - 1}),
-        (ValueError, r"y: expected integer class indices in a tensor \[n\], got dtype torch.float32", {"y": Y.float()}),
-        (ValueError, r"y: expected a target matrix \[n, o\] = \[4, 3\], got \[4, 2\]", {"y": torch.zeros(4, 2)}),
+        (
+            ValueError,
+            r"y: expected integer class indices in a tensor \[n\], got dtype torch.float32",
+            {"y": Y.float()},
+        ),
+        (
+            ValueError,
+            r"y: expected a target matrix \[n, o\] = \[4, 3\], got \[4, 2\]",
+            {"y": torch.zeros(4, 2)},
+        ),
         (ValueError, "y: expected finite targets", {"y": torch.full((4, 3), float("inf"))}),
         (ValueError, r"or a target matrix \[n, o\], got shape \[4, 1, 1\]", {"y": torch.zeros(4, 1, 1)}),
         (ValueError, "got 'fc1', which matches none; nearest: ''", {"layers": ["fc1"]}),
-        (ValueError, "nearest: 'hidden.0'", {"model": nn.ModuleDict({"hidden": nn.Sequential(LINEAR)}), "layers": "hiden.0"}),
+        (
+            ValueError,
+            "nearest: 'hidden.0'",
+            {"model": nn.ModuleDict({"hidden": nn.Sequential(LINEAR)}), "layers": "hiden.0"},
+        ),
         (ValueError, "layers: expected at least one name or pattern, got none", {"layers": []}),
         (TypeError, "layers: expected names or patterns of layers, got 3", {"layers": 3}),
         (ValueError, 'outputs: expected "all", "trace", "sum", an output index', {"outputs": "each"}),
@@ -384,7 +434,11 @@ X, Y = torch.zeros(4, 6), torch.tensor([0, 1, 2, 1])
         (ValueError, "outputs: expected each index once", {"outputs": [1, 1]}),
         (ValueError, "got an empty sequence", {"outputs": []}),
         (TypeError, "outputs: expected", {"outputs": 1.0}),
-        (ValueError, 'precision: expected "highest", "high", "medium" or None, got \'low\'', {"precision": "low"}),
+        (
+            ValueError,
+            'precision: expected "highest", "high", "medium" or None, got \'low\'',
+            {"precision": "low"},
+        ),
         (ValueError, "memory_budget: expected a positive number of bytes, got 0", {"memory_budget": 0}),
         (TypeError, "memory_budget: expected a number of bytes, got 1.5", {"memory_budget": 1.5}),
     ],

@@ -179,14 +179,21 @@ def test_strided_and_expanded_factors():
         assert torch.equal(ops.tangent_gram(a, g, 1.0, "highest"), k)
         assert torch.equal(ops.centered_moments([a], [g], [1.0], means, "highest"), moments)
         torch.testing.assert_close(
-            ops.tangent_product(a, g, 1.0, v), ops.tangent_product(forward, backward, 1.0, v), rtol=1e-13, atol=1e-11
+            ops.tangent_product(a, g, 1.0, v),
+            ops.tangent_product(forward, backward, 1.0, v),
+            rtol=1e-13,
+            atol=1e-11,
         )
         torch.testing.assert_close(
-            ops.tangent_diagonal(a, g, 1.0), ops.tangent_diagonal(forward, backward, 1.0), rtol=1e-13, atol=1e-11
+            ops.tangent_diagonal(a, g, 1.0),
+            ops.tangent_diagonal(forward, backward, 1.0),
+            rtol=1e-13,
+            atol=1e-11,
         )
     ones = torch.ones(1).expand(50, 2, 1, 1)
     assert torch.equal(
-        ops.tangent_gram(forward, ones, 0.0, "highest"), ops.tangent_gram(forward, ones.clone(), 0.0, "highest")
+        ops.tangent_gram(forward, ones, 0.0, "highest"),
+        ops.tangent_gram(forward, ones.clone(), 0.0, "highest"),
     )
 
 
@@ -234,7 +241,9 @@ def test_both_routes_of_thin_products(through):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("shape", [(200, 1, 10, 50, 60, 1.0), (130, 2, 3, 20, 30, 1.0), (900, 1, 1, 40, 30, 0.0)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(200, 1, 10, 50, 60, 1.0), (130, 2, 3, 20, 30, 1.0), (900, 1, 1, 40, 30, 0.0)], ids=str
+)
 def test_same_bits_for_any_number_of_threads_and_any_run(dtype, shape):
     *sizes, bias = shape
     forward, backward = factors(*sizes, dtype)
@@ -287,7 +296,10 @@ def test_opcheck():
         ({"backward": [torch.ones(4, 1, 5)]}, r"backward\[0\]: expected shape \[n, s, o, m\]"),
         ({"backward": [torch.ones(5, 1, 2, 5)]}, r"backward\[0\]: expected n and s of forward"),
         ({"forward": [torch.ones(0, 1, 3)], "backward": [torch.ones(0, 1, 2, 5)]}, "at least 1"),
-        ({"forward": [torch.ones(4, 1, 3).int()], "backward": [torch.ones(4, 1, 2, 5).int()]}, "expected float32"),
+        (
+            {"forward": [torch.ones(4, 1, 3).int()], "backward": [torch.ones(4, 1, 2, 5).int()]},
+            "expected float32",
+        ),
         ({"backward": [torch.ones(4, 1, 2, 5).double()]}, "expected the dtype of forward"),
         ({"row_means": []}, "row_means: expected 1 tensors, got 0"),
         ({"row_means": [torch.zeros(4, 2)]}, "row_means: expected contiguous float64"),
@@ -309,10 +321,14 @@ def test_bad_arguments_of_centered_moments(change, message):
 
 def test_bad_arguments_of_thin_products():
     forward, backward = torch.ones(4, 1, 3), torch.ones(4, 1, 2, 5)
-    for v in (torch.ones(4, 2, 1), torch.ones(8, 1, dtype=torch.float64), torch.ones(4, 2, 0, dtype=torch.float64)):
+    for v in (
+        torch.ones(4, 2, 1),
+        torch.ones(8, 1, dtype=torch.float64),
+        torch.ones(4, 2, 0, dtype=torch.float64),
+    ):
         with pytest.raises(RuntimeError, match="v: expected a contiguous float64 tensor"):
             ops.tangent_product(forward, backward, 0.0, v)
-    with pytest.raises(RuntimeError, match="two kernels|expected n and o of the first kernel"):
+    with pytest.raises(RuntimeError, match="expected n and o of the first kernel"):
         means = torch.zeros(4, 2, dtype=torch.float64)
         ops.centered_moments(
             [forward, forward], [backward, torch.ones(4, 1, 3, 5)], [0.0, 0.0], [means, means], "highest"

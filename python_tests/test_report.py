@@ -159,9 +159,7 @@ def test_html_escapes_names_and_marks_the_peak() -> None:
 
 
 def test_to_dict_is_strict_json_with_none_for_nan() -> None:
-    report = make(
-        cka=torch.tensor([0.5, NAN, 0.25]), trace=torch.tensor([1.0, math.inf, 2.0]), outputs=[0, 2]
-    )
+    report = make(cka=torch.tensor([0.5, NAN, 0.25]), trace=torch.tensor([1.0, math.inf, 2.0]), outputs=[0, 2])
     plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert plain == {
         "layers": ["fc1", "fc2", "fc3"],

@@ -86,9 +86,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def test_update_measures_with_the_given_options(fake: FakeMeasurement) -> None:
-    tracker = make(
-        layers=["fc*"], outputs="trace", precision="high", memory_budget=1 << 20, decomposition=True
-    )
+    tracker = make(layers=["fc*"], outputs="trace", precision="high", memory_budget=1 << 20, decomposition=True)
     report = tracker.update(3)
     (model, x, y), options = fake.calls[0]
     assert model is tracker.model and x is X and y is Y
@@ -326,9 +324,7 @@ def test_files_are_replaced_through_a_link(fake: FakeMeasurement, tmp_path: Path
 
 
 def test_missing_folder_names_the_path(fake: FakeMeasurement, tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"path: expected a file in an existing folder, got .*nowhere"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"path: expected a file in an existing folder, got .*nowhere"):
         filled().to_csv(tmp_path / "nowhere" / "run.csv")
 
 

@@ -1,8 +1,8 @@
 """Capture: from a model and data to the factors of its layers' tangent kernels.
 
-Order of events: `selection` finds the modules to measure and refuses what cannot be measured, `trace` runs the model once
-on one sample to see how often and in which order they are used, `run` collects the factors in groups of layers that fit
-the memory budget. `rules` says how the factors of each kind of module come about.
+Order of events: `selection` finds the modules to measure and refuses what cannot be measured, `trace` runs the model
+on one sample to see how often and in which order they are used, `run` collects the factors in groups of layers that
+fit the memory budget. `rules` says how the factors of each kind of module come about.
 """
 
 from ahkernels.capture.kernels import iter_tangent_kernels, tangent_kernels

@@ -24,7 +24,7 @@ class Uses:
 
     inputs: list[Tensor] = field(default_factory=list)  # a_s, each [n, d]
     edges: list[GradientEdge] = field(default_factory=list)
-    output_shape: torch.Size = torch.Size()
+    output_shape: tuple[int, ...] = ()
 
 
 @dataclass
@@ -46,14 +46,12 @@ def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Call:
     handles = []
 
     def recorder(layer: Layer) -> Any:
-        def record(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-        ) -> None:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             seen = uses.setdefault(layer.name, Uses())
             a = layer.rule.forward_factor(module, (*args, *kwargs.values()), layer.name)
             seen.inputs.append(a.detach().clone())  # later in-place operations must not reach it
             seen.edges.append(get_gradient_edge(output))
-            seen.output_shape = output.shape
+            seen.output_shape = tuple(output.shape)
 
         return record
 
@@ -61,9 +59,7 @@ def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Call:
     try:
         for layer in layers:
             # First of the module's hooks: it sees the output before any other hook replaces it.
-            handles.append(
-                layer.module.register_forward_hook(recorder(layer), prepend=True, with_kwargs=True)
-            )
+            handles.append(layer.module.register_forward_hook(recorder(layer), prepend=True, with_kwargs=True))
         output = torch.func.functional_call(model, leaves, (x.detach(),))
     finally:
         for handle in handles:

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 def refuse_mixing_modules(model: nn.Module) -> None:
     """Raises ValueError for modules whose output for a sample depends on the others, or on chance."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
-            module.training or module.running_mean is None
-        ):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
             raise ValueError(
                 f"model: expected samples that are independent given the parameters, got {type(module).__name__} "
                 f"{name!r} with the statistics of its batch; call model.eval() first"

@@ -109,14 +109,11 @@ def _batched_gradients(
     output: Tensor, edges: Sequence[torch.autograd.graph.GradientEdge], batched: Tensor
 ) -> Sequence[Tensor | None]:
     try:
-        return torch.autograd.grad(
-            output, edges, batched, retain_graph=True, allow_unused=True, is_grads_batched=True
-        )
+        return torch.autograd.grad(output, edges, batched, retain_graph=True, allow_unused=True, is_grads_batched=True)
     except RuntimeError:
         # An operation of the model cannot be batched over cotangents: take them one by one.
         one_by_one: list[tuple[Tensor | None, ...]] = [
-            torch.autograd.grad(output, edges, cotangent, retain_graph=True, allow_unused=True)
-            for cotangent in batched
+            torch.autograd.grad(output, edges, cotangent, retain_graph=True, allow_unused=True) for cotangent in batched
         ]
         by_edge = zip(*one_by_one, strict=True)
         return [None if parts[0] is None else torch.stack([g for g in parts if g is not None]) for parts in by_edge]

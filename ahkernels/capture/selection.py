@@ -49,8 +49,7 @@ def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> list[
         measurable = [
             name
             for name, module in candidates.items()
-            if (rule := rule_for(module)) is not None
-            and set(rule.parameters(module)) == set(_own_parameters(module))
+            if (rule := rule_for(module)) is not None and set(rule.parameters(module)) == set(_own_parameters(module))
         ]
         advice = f"choose among the others with layers={measurable}" if measurable else "none of its layers has one"
         raise NotImplementedError(

@@ -70,9 +70,7 @@ def trace_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Trace:
         if uses is None:  # nothing to capture, and no input to measure: a zero kernel of a single number
             traced[layer.name] = TracedLayer(layer, 1, 0, 0, False)
             continue
-        gradient = layer.rule.backward_factor(
-            layer.module, torch.empty((1, *uses.output_shape), device="meta")
-        )
+        gradient = layer.rule.backward_factor(layer.module, torch.empty((1, *uses.output_shape), device="meta"))
         d, m = uses.inputs[0].shape[-1], gradient.shape[-1]
         traced[layer.name] = TracedLayer(layer, len(edges), d, m, reaching > 0)
     order = [*call.uses, *(name for name in traced if name not in call.uses)]

@@ -26,8 +26,10 @@ std::vector<std::string> detect() {
   if (wanted == nullptr || *wanted == '\0') return found;
   while (!found.empty() && found.front() != wanted) found.erase(found.begin());
   if (found.empty()) {
-    throw std::runtime_error(std::string("AHKERNELS_CPU_CAPABILITY: expected avx512bf16, avx512, avx2 or portable, as far as "
-                                         "this processor has it, got ") + wanted);
+    throw std::runtime_error(
+        std::string("AHKERNELS_CPU_CAPABILITY: expected avx512bf16, avx512, avx2 or portable, as far as "
+                    "this processor has it, got ") +
+        wanted);
   }
   return found;
 }

@@ -1,8 +1,7 @@
 // Inner products of centered tangent kernels, <C K_a C, C K_b C>, in one pass over their tiles and with no K in memory.
-#include "../ops.h"
-
 #include <cmath>
 
+#include "../ops.h"
 #include "tile_walk.h"
 
 namespace ahkernels::cpu {
@@ -15,7 +14,8 @@ struct Means {
   std::vector<T> col, row;
   int64_t stride;
 
-  Means(const Kernel& kernel, const Centering<T>& centering, const Tensor& means) : stride(ceil_div(kernel.n, kPanel) * kPanel) {
+  Means(const Kernel& kernel, const Centering<T>& centering, const Tensor& means)
+      : stride(ceil_div(kernel.n, kPanel) * kPanel) {
     const double* from = static_cast<const double*>(means.const_data_ptr());
     double mean = 0;
     for (int64_t r = 0; r < kernel.n * kernel.o; ++r) mean += from[r];
@@ -95,8 +95,8 @@ Tensor centered_moments(const std::vector<Tensor>& forward, const std::vector<Te
   for (const Tensor& means : row_means) {
     STD_TORCH_CHECK(means.dim() == 2 && means.size(0) == kernels[0].n && means.size(1) == kernels[0].o &&
                         means.is_contiguous() && means.scalar_type() == torch::headeronly::ScalarType::Double,
-                    "centered_moments: row_means: expected contiguous float64 tensors of shape [n, o] = [", kernels[0].n,
-                    ", ", kernels[0].o, "]");
+                    "centered_moments: row_means: expected contiguous float64 tensors of shape [n, o] = [",
+                    kernels[0].n, ", ", kernels[0].o, "]");
   }
   const int64_t count = static_cast<int64_t>(kernels.size());
   Tensor out = torch::stable::new_empty(row_means[0], {count, count});

@@ -9,8 +9,9 @@
 //     T_rs = (p0 + p_r + p_s + P') Q' + P' (q0 + q_r + q_s) + p_r q_s + q_r p_s
 //     h_r  = p0 q_r + q0 p_r + p_r q_r.
 //
-// h and p0 q0 vanish under centering, and T, all that tiles compute, is as small as the centered kernel. With several uses of a
-// layer all this holds for each pair (s, s') of them, with p_r = <a'_s(x_r), a0_s'> and p_s = <a0_s, a'_s'(x_s)>.
+// h and p0 q0 vanish under centering, and T, all that tiles compute, is as small as the centered kernel. With several
+// uses of a layer all this holds for each pair (s, s') of them, with p_r = <a'_s(x_r), a0_s'> and p_s = <a0_s,
+// a'_s'(x_s)>.
 #pragma once
 
 #include <vector>

@@ -12,18 +12,21 @@ using torch::headeronly::ScalarType;
 
 Element element_of(const std::string& what, const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Element::kFloat;
-    case ScalarType::Double: return Element::kDouble;
-    case ScalarType::Half: return Element::kHalf;
-    case ScalarType::BFloat16: return Element::kBFloat16;
-    default: STD_TORCH_CHECK(false, what, ": expected float32, float64, float16 or bfloat16 numbers");
+    case ScalarType::Float:
+      return Element::kFloat;
+    case ScalarType::Double:
+      return Element::kDouble;
+    case ScalarType::Half:
+      return Element::kHalf;
+    case ScalarType::BFloat16:
+      return Element::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, what, ": expected float32, float64, float16 or bfloat16 numbers");
   }
 }
 
 // The exponent e with 2^e <= largest magnitude < 2^(e+1), or 0 where there is none (zero, infinite or nan).
-int exponent_of(double magnitude) {
-  return magnitude > 0 && std::isfinite(magnitude) ? std::ilogb(magnitude) : 0;
-}
+int exponent_of(double magnitude) { return magnitude > 0 && std::isfinite(magnitude) ? std::ilogb(magnitude) : 0; }
 
 template <class T, class Bits>
 double max_magnitude(const Strided& rows, int64_t count, int64_t k) {
@@ -50,9 +53,12 @@ double max_magnitude(const Strided& rows, int64_t count, int64_t k) {
 
 double max_magnitude(const Strided& rows, int64_t count, int64_t k) {
   switch (rows.element) {
-    case Element::kFloat: return max_magnitude<float, uint32_t>(rows, count, k);
-    case Element::kDouble: return max_magnitude<double, uint64_t>(rows, count, k);
-    default: return 1.0;  // 16-bit factors become fp32: nothing of theirs overflows or vanishes before K does
+    case Element::kFloat:
+      return max_magnitude<float, uint32_t>(rows, count, k);
+    case Element::kDouble:
+      return max_magnitude<double, uint64_t>(rows, count, k);
+    default:
+      return 1.0;  // 16-bit factors become fp32: nothing of theirs overflows or vanishes before K does
   }
 }
 
@@ -92,8 +98,7 @@ Strided Kernel::forward_rows(int64_t sample, int64_t use) const {
 
 Strided Kernel::backward_rows(int64_t sample, int64_t use, int64_t output) const {
   const Strided all{backward.const_data_ptr(), element, 1, backward.stride(3), backward_scale};
-  Strided rows =
-      all.from_row(sample * backward.stride(0) + use * backward.stride(1) + output * backward.stride(2));
+  Strided rows = all.from_row(sample * backward.stride(0) + use * backward.stride(1) + output * backward.stride(2));
   rows.row_stride = backward.stride(0);
   return rows;
 }
@@ -120,8 +125,8 @@ std::vector<Kernel> make_kernels(const std::string& op, const std::vector<Tensor
     STD_TORCH_CHECK(a.size(0) == g.size(0) && a.size(1) == g.size(1), op, ": backward[", i,
                     "]: expected n and s of forward (", a.size(0), ", ", a.size(1), "), got (", g.size(0), ", ",
                     g.size(1), ")");
-    STD_TORCH_CHECK(a.size(0) > 0 && a.size(1) > 0 && g.size(2) > 0, which,
-                    ": expected n, s and o of at least 1, got ", a.size(0), ", ", a.size(1), " and ", g.size(2));
+    STD_TORCH_CHECK(a.size(0) > 0 && a.size(1) > 0 && g.size(2) > 0, which, ": expected n, s and o of at least 1, got ",
+                    a.size(0), ", ", a.size(1), " and ", g.size(2));
     STD_TORCH_CHECK(a.scalar_type() == g.scalar_type(), op, ": backward[", i, "]: expected the dtype of forward");
     Kernel kernel{a, g, element_of(which, a), bias[i], a.size(0), a.size(1), a.size(2), g.size(2), g.size(3)};
     STD_TORCH_CHECK(kernel.n == forward[0].size(0) && kernel.o == backward[0].size(2), which,
@@ -130,10 +135,10 @@ std::vector<Kernel> make_kernels(const std::string& op, const std::vector<Tensor
     STD_TORCH_CHECK(a.scalar_type() == forward[0].scalar_type(), which, ": expected the dtype of the first kernel");
     if (scaled) {
       // A bias is one more number of the forward factor, sqrt(b).
-      const double largest_forward =
-          std::max(std::sqrt(kernel.bias), max_magnitude(kernel.n, kernel.s, kernel.d, [&](int64_t sample, int64_t use) {
-                     return kernel.forward_rows(sample, use);
-                   }));
+      const double largest_forward = std::max(
+          std::sqrt(kernel.bias), max_magnitude(kernel.n, kernel.s, kernel.d, [&](int64_t sample, int64_t use) {
+            return kernel.forward_rows(sample, use);
+          }));
       const double largest_backward =
           max_magnitude(kernel.n, kernel.s * kernel.o, kernel.m, [&](int64_t sample, int64_t block) {
             return kernel.backward_rows(sample, block / kernel.o, block % kernel.o);

@@ -1,6 +1,5 @@
 // The diagonal of K in fp64: K[(x, i), (x, i)] = sum_{s, s'} (<a_s(x), a_s'(x)> + b) <g_s^i(x), g_s'^i(x)>.
 #include "../ops.h"
-
 #include "kernel.h"
 #include "parallel.h"
 
@@ -34,8 +33,7 @@ Tensor tangent_diagonal(const Tensor& forward, const Tensor& backward, double bi
     double* copy = q + pairs;
     inner_products(tiles, kernel.s, kernel.d, [&](int64_t use) { return kernel.forward_rows(x, use); }, copy, p);
     for (int64_t i = 0; i < kernel.o; ++i) {
-      inner_products(
-          tiles, kernel.s, kernel.m, [&](int64_t use) { return kernel.backward_rows(x, use, i); }, copy, q);
+      inner_products(tiles, kernel.s, kernel.m, [&](int64_t use) { return kernel.backward_rows(x, use, i); }, copy, q);
       double sum = 0;
       for (int64_t pair = 0; pair < pairs; ++pair) sum += (p[pair] + kernel.bias) * q[pair];
       diagonal[x * kernel.o + i] = sum;

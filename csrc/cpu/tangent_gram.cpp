@@ -1,6 +1,5 @@
 // The tangent kernel itself: K [n*o, n*o], each entry above the diagonal computed once and mirrored.
 #include "../ops.h"
-
 #include "tile_walk.h"
 
 namespace ahkernels::cpu {
@@ -29,8 +28,7 @@ void gram(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, T* ou
         T* to = out + row * size + pair.col * kPanel * o + begin;
         for (int64_t c = 0; c < maker.col_count(); ++c) {
           for (int64_t j = 0; j < outputs; ++j) {
-            to[c * o + j] =
-                static_cast<T>(static_cast<double>(gathered[j * kTileSize + r * kPanel + c]) * unscale);
+            to[c * o + j] = static_cast<T>(static_cast<double>(gathered[j * kTileSize + r * kPanel + c]) * unscale);
           }
         }
       }

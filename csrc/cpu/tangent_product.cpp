@@ -7,7 +7,6 @@
 // and t_v comes either through the parameters, t_v = M_v a + b sum h_v with M_v = sum h_v a^T, or through the forward
 // Gram, whichever takes fewer flops.
 #include "../ops.h"
-
 #include "tile_walk.h"
 
 namespace ahkernels::cpu {
@@ -53,9 +52,7 @@ void add_product(const Tiles& tiles, const PackedMatrix& a, const PackedMatrix& 
   });
 }
 
-Strided row_major(const std::vector<double>& matrix, int64_t k) {
-  return {matrix.data(), Element::kDouble, k, 1, 1.0};
-}
+Strided row_major(const std::vector<double>& matrix, int64_t k) { return {matrix.data(), Element::kDouble, k, 1, 1.0}; }
 Strided column_major(const std::vector<double>& matrix, int64_t rows) {
   return {matrix.data(), Element::kDouble, 1, rows, 1.0};
 }
@@ -96,8 +93,8 @@ class Product {
 
   void slice_through_parameters(int64_t begin, int64_t width) const {
     const int64_t cols = columns_ * width, d = kernel_.d;
-    const int64_t samples = std::clamp<int64_t>(
-        kSliceBytes / (kDouble * kernel_.s * std::max(d, cols)), std::min(kPanel, kernel_.n), kernel_.n);
+    const int64_t samples = std::clamp<int64_t>(kSliceBytes / (kDouble * kernel_.s * std::max(d, cols)),
+                                                std::min(kPanel, kernel_.n), kernel_.n);
     std::vector<double> weights(cols * d, 0.0), sums(cols, 0.0);  // M_v and sum h_v
     for (int64_t x = 0; x < kernel_.n; x += samples) {
       const int64_t count = std::min(samples, kernel_.n - x), rows = count * kernel_.s;

@@ -4,8 +4,7 @@
 
 #define AHK_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
-#define AHK_TARGET_BEGIN(isa) \
-  AHK_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define AHK_TARGET_BEGIN(isa) AHK_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
 #define AHK_TARGET_END AHK_PRAGMA(clang attribute pop)
 #else
 #define AHK_TARGET_BEGIN(isa) AHK_PRAGMA(GCC push_options) AHK_PRAGMA(GCC target(isa))

@@ -27,9 +27,7 @@ struct BFloat16Dot {
     if (value != value) return (bits >> 16) | 0x40u;
     return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   }
-  static Packed convert(const float* pair) {
-    return round_to_bfloat16(pair[0]) | round_to_bfloat16(pair[1]) << 16;
-  }
+  static Packed convert(const float* pair) { return round_to_bfloat16(pair[0]) | round_to_bfloat16(pair[1]) << 16; }
 };
 
 const TileKernels<float> bfloat16_tile = tile_kernels<BFloat16Dot, 8, 3>("avx512bf16");

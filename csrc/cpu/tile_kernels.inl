@@ -23,7 +23,7 @@ struct MultiplyAdd {
   static Packed convert(const T* values) { return values[0]; }
 };
 
-// ---- gemm -----------------------------------------------------------------------------------------------------------
+// ---- gemm
 
 // A register tile of Rows x (Vectors vectors): tile (+)= a^T b over k packed steps.
 template <class Step, int Rows, int Vectors>
@@ -94,7 +94,7 @@ void gemm(int64_t k, const void* a, const void* b, int64_t rows, int64_t cols, t
   }
 }
 
-// ---- pack -----------------------------------------------------------------------------------------------------------
+// ---- pack
 
 inline float to_float(uint16_t bfloat16_bits) {
   const uint32_t bits = static_cast<uint32_t>(bfloat16_bits) << 16;
@@ -145,14 +145,18 @@ template <class Step>
 void pack(const Strided& source, const typename Step::Sum* mean, int64_t rows, int64_t k, void* dst) {
   auto* to = static_cast<typename Step::Packed*>(dst);
   switch (source.element) {
-    case Element::kFloat: return pack_as<Step, float>(source, mean, rows, k, to);
-    case Element::kDouble: return pack_as<Step, double>(source, mean, rows, k, to);
-    case Element::kHalf: return pack_as<Step, _Float16>(source, mean, rows, k, to);
-    case Element::kBFloat16: return pack_as<Step, uint16_t>(source, mean, rows, k, to);
+    case Element::kFloat:
+      return pack_as<Step, float>(source, mean, rows, k, to);
+    case Element::kDouble:
+      return pack_as<Step, double>(source, mean, rows, k, to);
+    case Element::kHalf:
+      return pack_as<Step, _Float16>(source, mean, rows, k, to);
+    case Element::kBFloat16:
+      return pack_as<Step, uint16_t>(source, mean, rows, k, to);
   }
 }
 
-// ---- epilogue -------------------------------------------------------------------------------------------------------
+// ---- epilogue
 
 // Columns run to the next whole vector: tiles have kPanel columns, and what lies past `cols` is never summed.
 template <class T, int Bytes>
@@ -201,8 +205,10 @@ double centered_product(const T* a, const T* row_a, const T* col_a, const T* b, 
     const T* ar = a + r * kPanel;
     const T* br = b + r * kPanel;
     for (int64_t v = 0; v < whole; ++v) {
-      const V x = *reinterpret_cast<const V*>(ar + v * kLanes) - *reinterpret_cast<const U*>(col_a + v * kLanes) - row_a[r];
-      const V y = *reinterpret_cast<const V*>(br + v * kLanes) - *reinterpret_cast<const U*>(col_b + v * kLanes) - row_b[r];
+      const V x =
+          *reinterpret_cast<const V*>(ar + v * kLanes) - *reinterpret_cast<const U*>(col_a + v * kLanes) - row_a[r];
+      const V y =
+          *reinterpret_cast<const V*>(br + v * kLanes) - *reinterpret_cast<const U*>(col_b + v * kLanes) - row_b[r];
       sums[v] += x * y;
     }
     for (int64_t c = whole * kLanes; c < cols; ++c) {
@@ -216,16 +222,20 @@ double centered_product(const T* a, const T* row_a, const T* col_a, const T* b, 
   return total;
 }
 
-// ---- rows -----------------------------------------------------------------------------------------------------------
+// ---- rows
 
 // visit(x) with a pointer to the numbers of the row, of whichever type they are.
 template <class Visit>
 auto with_row(const Strided& row, const Visit& visit) {
   switch (row.element) {
-    case Element::kFloat: return visit(static_cast<const float*>(row.data));
-    case Element::kHalf: return visit(static_cast<const _Float16*>(row.data));
-    case Element::kBFloat16: return visit(static_cast<const uint16_t*>(row.data));
-    default: return visit(static_cast<const double*>(row.data));
+    case Element::kFloat:
+      return visit(static_cast<const float*>(row.data));
+    case Element::kHalf:
+      return visit(static_cast<const _Float16*>(row.data));
+    case Element::kBFloat16:
+      return visit(static_cast<const uint16_t*>(row.data));
+    default:
+      return visit(static_cast<const double*>(row.data));
   }
 }
 

@@ -112,8 +112,7 @@ class PanelGroup {
 template <class T>
 class TileMaker {
  public:
-  TileMaker(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels,
-            const std::vector<Centering<T>>& centering)
+  TileMaker(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, const std::vector<Centering<T>>& centering)
       : tiles_(tiles), kernels_(kernels), centering_(centering), memory_(scratch_bytes(kernels)) {
     int64_t slot = 0;
     for (const Kernel& kernel : kernels) {
@@ -162,9 +161,7 @@ class TileMaker {
  private:
   static constexpr int64_t kTileBytes = kTileSize * static_cast<int64_t>(sizeof(T));
 
-  static bool cached(const Kernel& kernel) {
-    return kernel.s * kernel.s * kTileBytes <= kForwardTileBytes;
-  }
+  static bool cached(const Kernel& kernel) { return kernel.s * kernel.s * kTileBytes <= kForwardTileBytes; }
   static int64_t scratch_bytes(const std::vector<Kernel>& kernels) {
     int64_t tiles = 2;
     for (const Kernel& kernel : kernels) tiles += cached(kernel) ? kernel.s * kernel.s : 0;
@@ -214,8 +211,7 @@ struct GroupPair {
     return diagonal() ? rows * (rows + 1) / 2 : rows * (col_end - col_begin);
   }
   PanelPair pair(int64_t t) const {
-    const PanelPair local =
-        diagonal() ? triangle_pair(t, row_end - row_begin) : rectangle_pair(t, col_end - col_begin);
+    const PanelPair local = diagonal() ? triangle_pair(t, row_end - row_begin) : rectangle_pair(t, col_end - col_begin);
     return {row_begin + local.row, col_begin + local.col};
   }
 };
