@@ -1,0 +1,99 @@
+"""All layers of a bias-free ReLU MLP in plain torch: their factors, and libraries' way by Jacobians.
+
+Two ways to batch the o cotangents through the network, by hand and by autograd, of which the benchmark takes
+the faster; and everything in one torch.compile, which wins where calls are short.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch.func import functional_call, jacrev, vmap
+
+Factors = list[tuple[torch.Tensor, torch.Tensor]]  # a [n, N_in] and g [n, o, N_out] of every layer
+
+
+@torch.no_grad()
+def by_hand(model: torch.nn.Sequential, x: torch.Tensor) -> Factors:
+    """Forward keeping the activations, then the cotangents through transposed weights and masks."""
+    weights = [layer.weight for layer in model if isinstance(layer, torch.nn.Linear)]
+    inputs, h = [], x
+    for weight in weights:
+        inputs.append(h)
+        h = (h @ weight.T).relu()
+    g = torch.eye(len(weights[-1]), dtype=x.dtype).expand(len(x), -1, -1)
+    backward = [g]
+    for weight, a in zip(weights[:0:-1], inputs[:0:-1], strict=True):
+        g = (g @ weight).mul_((a > 0).unsqueeze(1))
+        backward.append(g)
+    return list(zip(inputs, reversed(backward), strict=True))
+
+
+def by_autograd(model: torch.nn.Sequential, x: torch.Tensor) -> Factors:
+    """One torch.autograd.grad with batched cotangents, asked for the preactivations only."""
+    inputs, outputs, h = [], [], x
+    for layer in model:
+        if isinstance(layer, torch.nn.Linear):
+            inputs.append(h.detach())
+            h = torch.nn.functional.linear(h, layer.weight.detach())
+            outputs.append(h if h.requires_grad else h.requires_grad_())
+        else:
+            h = layer(h)
+    n, o = h.shape
+    cotangents = torch.eye(o, dtype=x.dtype)[:, None].expand(o, n, o)
+    gradients = torch.autograd.grad(h, outputs, cotangents, is_grads_batched=True)  # [o, n, N_out] each
+    return [(a, g.transpose(0, 1)) for a, g in zip(inputs, gradients, strict=True)]
+
+
+def layerwise(
+    capture: Callable[[torch.nn.Sequential, torch.Tensor], Factors],
+    moments: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], float],
+    model: torch.nn.Sequential,
+    x: torch.Tensor,
+    y: torch.Tensor,
+) -> torch.Tensor:
+    """Alignment of every layer, fp64 [L]; y one-hot [n, o]."""
+    return torch.tensor([moments(a, g, y) for a, g in capture(model, x)], dtype=torch.float64)
+
+
+def compiled(model: torch.nn.Sequential, x: torch.Tensor, y: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """The whole job, with every K in memory, as one compiled graph for these shapes."""
+    weights = [weight.detach() for weight in model.parameters()]
+    graph = torch.compile(_all_layers, dynamic=False)
+    return lambda: graph(weights, x, y)
+
+
+def _all_layers(weights: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    inputs, h = [], x
+    for weight in weights:
+        inputs.append(h)
+        h = (h @ weight.T).relu()
+    n, o = y.shape
+    target, alignments = y - y.mean(), []
+    g = torch.eye(o).expand(n, o, o)
+    for weight, a in zip(reversed(weights), reversed(inputs), strict=True):
+        means = (g * (a @ (g.sum(1).T @ a / (n * o)).T)[:, None]).sum(-1)
+        moment = (g * target[:, :, None]).sum(1).T @ a
+        rows = g.transpose(0, 1).reshape(o * n, -1)
+        k = (rows @ rows.T).view(o, n, o, n) * (a @ a.T)[:, None]
+        centered = k - (means.T - means.mean())[:, :, None, None] - means.T
+        norm = centered.square().sum(-1).sum().sqrt()
+        alignments.append(moment.square().sum() / (target.square().sum() * norm))
+        g = (g @ weight) * (a > 0)[:, None]  # for the first layer unused, and dropped by the compiler
+    return torch.stack(alignments[::-1]).double()
+
+
+def by_jacobians(model: torch.nn.Sequential, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Alignment of every layer from its full Jacobian [on, P_l], one layer at a time."""
+    target = (y - y.mean()).reshape(-1)
+    alignments = []
+    for name, weight in model.named_parameters():
+
+        def output(w: torch.Tensor, sample: torch.Tensor, name: str = name) -> torch.Tensor:
+            return functional_call(model, {name: w}, (sample[None],))[0]
+
+        jacobian = vmap(jacrev(output), (None, 0))(weight.detach(), x).flatten(2).flatten(0, 1)  # [on, P_l]
+        k = jacobian @ jacobian.T
+        centered = k - k.mean(0) - k.mean(1, keepdim=True) + k.mean()
+        norm = torch.linalg.vector_norm(centered, dim=1).double().square().sum().sqrt()
+        alignments.append((target @ k @ target).double() / (norm * target.double().square().sum()))
+    return torch.stack(alignments).detach()

@@ -1,0 +1,169 @@
+"""The paper's figures 2 and 7: loss and alignment along training, and alignment by layer at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from common.store import Row
+
+Array = NDArray[np.float64]
+
+GREY = "0.35"
+MOST_BOUNDED = 12  # more layers than this: a colour bar with fewer labels
+
+
+def layer_names(rows: Sequence[Row]) -> list[str]:
+    """The layers that the rows hold alignments of, in forward order."""
+    return [key.removeprefix("cka/") for key in rows[0] if key.startswith("cka/")]
+
+
+def table(runs: Sequence[Sequence[Row]], prefix: str) -> Array:
+    """Columns ``prefix/layer`` of every run and row, [runs, rows, L]; nan where there is no value."""
+    layers = layer_names(runs[0])
+    return np.array([[[row.get(f"{prefix}/{layer}", np.nan) for layer in layers] for row in rows] for rows in runs])
+
+
+def mean_over_runs(values: Array) -> Array:
+    """Mean over the first axis, of the runs whose value is not nan; nan where every one is."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=0)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    mean: Array = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    return mean
+
+
+def alignment_hierarchy(runs: Sequence[Sequence[Row]], title: str, paths: Sequence[Path]) -> None:
+    """Draw the alignment hierarchy of one or several runs of the same configuration.
+
+    Left: loss above alignment against iteration, one line per layer (mean over runs). Right: alignment by
+    layer at the last iteration, with the forward Gram alone above; several runs give their mean and a band from
+    the least to the greatest. A nan leaves a gap.
+
+    Args:
+        runs: for each run, its measurements in order, with columns iteration, train_loss, test_loss,
+            cka/<layer> and perhaps forward_cka/<layer> and backward_cka/<layer>; the same iterations and
+            layers in every run.
+        title: above the figure.
+        paths: files to write; the suffixes decide the formats.
+    """
+    with matplotlib.rc_context(
+        {"svg.hashsalt": "ahkernels", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        figure = Figure(figsize=(12, 5.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.add_gridspec(2, 2, height_ratios=(1, 2.6), width_ratios=(1.25, 1))
+        loss = figure.add_subplot(grid[0, 0])
+        progress = figure.add_subplot(grid[1, 0], sharex=loss)
+        forward = table(runs, "forward_cka")[:, -1]
+        if np.isnan(forward).all():
+            by_layer = figure.add_subplot(grid[:, 1])
+        else:
+            by_layer = figure.add_subplot(grid[1, 1])
+            _draw_forward(figure.add_subplot(grid[0, 1], sharex=by_layer), forward)
+        _draw_loss(loss, runs)
+        _draw_progress(figure, progress, runs)
+        _draw_by_layer(by_layer, runs)
+        figure.suptitle(title, fontsize=12)
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _column(runs: Sequence[Sequence[Row]], name: str) -> Array:
+    return np.array([[row[name] for row in rows] for rows in runs])
+
+
+def _draw_loss(ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
+    iterations = _column(runs, "iteration")[0]
+    for name, colour, style in (("train", "black", "-"), ("test", "#D55E00", "--")):
+        values = _column(runs, f"{name}_loss")
+        ax.plot(iterations, mean_over_runs(values), style, color=colour, label=name)
+        if len(runs) > 1:
+            ax.fill_between(iterations, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, lw=0)
+    ax.set_ylabel("loss (nats)")
+    ax.set_ylim(bottom=0)
+    ax.tick_params(labelbottom=False)
+    ax.legend(frameon=False, ncols=2, loc="lower left", borderaxespad=0.1)
+
+
+def _draw_progress(figure: Figure, ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
+    iterations = _column(runs, "iteration")[0]
+    alignment = mean_over_runs(table(runs, "cka"))
+    colours = _colours(alignment.shape[1])
+    for layer, colour in enumerate(colours):
+        ax.plot(iterations, alignment[:, layer], color=colour, lw=1.6, marker="o", ms=2.5)
+    last = int(iterations[-1])
+    ax.set_xscale("symlog", linthresh=1, linscale=0.25)  # iteration 0 sits left of 1
+    ax.set_xlim(-0.12, last * 1.2)
+    decades = [10**k for k in range(len(str(last))) if 10**k <= last]
+    ax.set_xticks([0, *decades])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("iteration (logarithmic from 1 on)")
+    ax.set_ylabel("alignment with labels (CKA)")
+    count = len(colours)
+    bar = figure.colorbar(
+        matplotlib.cm.ScalarMappable(BoundaryNorm(np.arange(count + 1) + 0.5, count), ListedColormap(colours)),
+        ax=ax,
+        pad=0.01,
+        aspect=25,
+    )
+    every = -(-count // MOST_BOUNDED)
+    bar.set_ticks(sorted({1, *range(every, count + 1, every)}))
+    bar.ax.tick_params(length=0)
+    bar.ax.minorticks_off()
+    bar.set_label("layer" + (f" (mean of {len(runs)} seeds)" if len(runs) > 1 else ""))
+
+
+def _draw_forward(ax: Axes, values: Array) -> None:
+    """The forward Gram alone, [runs, L]: a panel of its own, because its n x n scale would flatten the others."""
+    index = np.arange(1, values.shape[1] + 1)
+    if len(values) > 1:
+        ax.fill_between(index, np.fmin.reduce(values), np.fmax.reduce(values), color=GREY, alpha=0.2, lw=0)
+    ax.plot(index, mean_over_runs(values), "s--", color=GREY, lw=1, ms=4, mfc="white", label="forward only")
+    ax.set_ylim(bottom=0)
+    ax.set_ylabel("CKA")
+    ax.tick_params(labelbottom=False)
+    ax.legend(frameon=False, loc="lower right", borderaxespad=0.1)
+
+
+def _draw_by_layer(ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
+    index = np.arange(1, len(layer_names(runs[0])) + 1)
+    backward = mean_over_runs(table(runs, "backward_cka")[:, -1])
+    if not np.isnan(backward).all():
+        ax.plot(index, backward, "^:", color=GREY, lw=1, ms=4, mfc="white", label="backward only")
+    final = table(runs, "cka")[:, -1]
+    mean = mean_over_runs(final)
+    if len(runs) > 1:
+        low, high = np.fmin.reduce(final), np.fmax.reduce(final)
+        ax.fill_between(index, low, high, color="C0", alpha=0.25, lw=0, label=f"range of {len(runs)} seeds")
+    label = "tangent kernel" + (" (mean)" if len(runs) > 1 else "")
+    ax.plot(index, mean, color="C0", lw=2.2, label=label, zorder=3)
+    ax.scatter(index, mean, c=_colours(len(index)), s=52, edgecolors="C0", linewidths=1.2, zorder=4)
+    if not np.isnan(mean).all():
+        peak = int(np.nanargmax(mean))
+        label = f"peak: layer {peak + 1}, {mean[peak]:.3f}"
+        ring = ax.scatter(index[peak], mean[peak], s=190, facecolors="none", edgecolors="black", label=label)
+        ring.set(linewidth=1.4, zorder=5)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=MOST_BOUNDED, min_n_ticks=1))
+    ax.set_xlim(0.5, len(index) + 0.5)
+    ax.set_ylim(0, 1.3 * ax.get_ylim()[1])  # room for the legend, which then hides nothing
+    ax.set_xlabel("layer (1 is next to the input)")
+    ax.set_ylabel(f"alignment after {int(runs[0][-1]['iteration']):,} iterations (CKA)")
+    ax.legend(frameon=False, ncols=2, loc="upper right", markerscale=0.8, borderaxespad=0)
+
+
+def _colours(count: int) -> list[tuple[float, float, float, float]]:
+    """Dark to light along the depth, readable without colour vision; the lightest yellows are left out."""
+    return [tuple(colour) for colour in matplotlib.colormaps["viridis"](np.linspace(0.0, 0.92, count))]

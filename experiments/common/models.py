@@ -1,0 +1,47 @@
+"""The paper's network (equation 8): fully connected, ReLU, without biases.
+
+z_1 = W_1 x,  z_l = W_l relu(z_{l-1}),  f(x) = z_L,  with entries of W_l drawn from N(0, 2 / fan_in).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+
+def feedforward(inputs: int, width: int, depth: int, outputs: int, seed: int) -> nn.Sequential:
+    """A network of ``depth`` linear layers named layer1 ... layerL, with relu1 ... between them.
+
+    Its weights depend on the arguments alone: torch's global random state is neither read nor changed.
+
+    Args:
+        inputs: dimension d of a sample.
+        width: units N of every hidden layer.
+        depth: number L of linear layers.
+        outputs: dimension o of the last layer.
+        seed: of the weights.
+
+    Returns:
+        A module [n, d] -> [n, o], float32 on the CPU.
+
+    Raises:
+        ValueError: if a size is below 1.
+    """
+    for name, value in (("inputs", inputs), ("width", width), ("depth", depth), ("outputs", outputs)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    sizes = [inputs, *[width] * (depth - 1), outputs]
+    generator = torch.Generator().manual_seed(seed)
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    for index, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
+        layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=False)
+        with torch.no_grad():
+            layer.weight.normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)
+        modules[f"layer{index}"] = layer
+        if index < depth:
+            modules[f"relu{index}"] = nn.ReLU()
+    return nn.Sequential(modules)

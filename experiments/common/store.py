@@ -1,0 +1,235 @@
+"""One run's folder: configuration, environment, checkpoint and metrics; it may be killed at any moment.
+
+The checkpoint is the single source of truth: it holds the training state *and* every row measured so far, and
+it is replaced atomically. ``metrics.csv`` is derived from it at every save and every opening, so that it
+cannot stay ahead or behind.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import pickle
+import platform
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy
+import torch
+
+Row = dict[str, float]  # one measurement, column name -> value
+
+
+class StoreError(RuntimeError):
+    """A folder cannot be used for this run; the message says why and what to do."""
+
+
+class RunStore:
+    """The folder of one run, locked against other processes while open; use it as a context manager.
+
+    Attributes:
+        folder: where the files are: config.json, environment.json, checkpoint.pt and metrics.csv.
+        rows: the measurements so far, in order.
+        state: the training state at the last save, or None before the first one.
+        finished: whether the run reached its end.
+        notes: what somebody who resumes this run should know, in sentences.
+
+    Args:
+        folder: made where it does not exist.
+        config: JSON-serialisable; what determines the numbers.
+        environment: JSON-serialisable; where they were computed. Every distinct one is kept.
+        overwrite: discard a run that the folder holds.
+
+    Raises:
+        StoreError: if the folder holds a run of another configuration, something that is no run, or damaged
+            files, or if another process writes to it.
+    """
+
+    def __init__(
+        self, folder: Path, config: dict[str, Any], environment: dict[str, Any], overwrite: bool = False
+    ) -> None:
+        self.folder = folder
+        self.rows: list[Row] = []
+        self.state: dict[str, Any] | None = None
+        self.finished = False
+        self.notes: list[str] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise StoreError(f"{folder}: expected a folder, got a file; choose another --output") from error
+        self._lock = self._locked()
+        try:
+            if overwrite:
+                for name in ("checkpoint.pt", "metrics.csv", "environment.json", "config.json"):
+                    (folder / name).unlink(missing_ok=True)
+            self._check_config(config, overwrite)
+            self._add_environment(environment)
+            self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    def save(self, state: dict[str, Any], finished: bool = False) -> None:
+        """Replace the checkpoint by this state (tensors and plain types) and the rows, then the metrics."""
+        self.state, self.finished = state, finished
+        buffer = io.BytesIO()
+        torch.save({"state": state, "rows": self.rows, "finished": finished}, buffer)
+        write_atomically(self.folder / "checkpoint.pt", buffer.getvalue())
+        self._write_metrics()
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        os.close(self._lock)
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _locked(self) -> int:
+        """A lock on the folder itself: it leaves no file and ends with the process, however that ends."""
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise StoreError(
+                f"{self.folder}: another process writes here; wait for it or choose another --output"
+            ) from error
+        except OSError:
+            pass  # a file system without locks: go on without
+        return handle
+
+    def _check_config(self, config: dict[str, Any], overwrite: bool) -> None:
+        path = self.folder / "config.json"
+        if not path.exists():
+            others = sorted(p.name for p in self.folder.iterdir() if p.suffix != ".tmp")
+            if others and not overwrite:
+                raise StoreError(
+                    f"{self.folder}: expected an empty folder or one with a config.json, "
+                    f"got one with {others[0]}; choose another --output"
+                )
+            write_atomically(path, _json(config))
+            return
+        found = self._read_json(path, dict)
+        wanted = json.loads(_json(config))
+        differing = sorted(
+            key for key in found.keys() | wanted.keys() if found.get(key, _ABSENT) != wanted.get(key, _ABSENT)
+        )
+        if differing:
+            lines = [
+                f"  {key}: {found.get(key, _ABSENT)} there, {wanted.get(key, _ABSENT)} asked for" for key in differing
+            ]
+            raise StoreError(
+                f"{self.folder} holds a run with another configuration:\n"
+                + "\n".join(lines)
+                + "\nChoose another folder with --output, or discard that run with --overwrite."
+            )
+
+    def _add_environment(self, environment: dict[str, Any]) -> None:
+        path = self.folder / "environment.json"
+        seen = self._read_json(path, list) if path.exists() else []
+        wanted = json.loads(_json(environment))
+        if wanted in seen:
+            return
+        if seen:
+            keys = sorted(k for k in seen[-1].keys() | wanted.keys() if seen[-1].get(k) != wanted.get(k))
+            self.notes.append(
+                f"{self.folder} was begun in another environment ({', '.join(keys)}): "
+                "the last digits may differ from an uninterrupted run"
+            )
+        write_atomically(path, _json([*seen, wanted]))
+
+    def _load(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            self.state, self.rows, self.finished = content["state"], content["rows"], content["finished"]
+        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"{path}: expected a checkpoint of this program, got a file that cannot be read ({error}); "
+                "discard the run with --overwrite"
+            ) from error
+        self._write_metrics()
+
+    def _read_json(self, path: Path, kind: type) -> Any:
+        try:
+            content = json.loads(path.read_text())
+        except ValueError as error:
+            raise StoreError(f"{path}: expected JSON, got: {error}; discard the run with --overwrite") from error
+        if not isinstance(content, kind):
+            raise StoreError(f"{path}: expected a JSON {kind.__name__}; discard the run with --overwrite")
+        return content
+
+    def _write_metrics(self) -> None:
+        """One line per row; floats as the shortest text that reads back as the same number, nan as nan."""
+        text = io.StringIO()
+        if self.rows:
+            writer = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        path, content = self.folder / "metrics.csv", text.getvalue().encode()
+        if not path.exists() or path.read_bytes() != content:
+            write_atomically(path, content)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file so that, after a crash at any moment, it holds the old content or the new."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name must survive a power cut, too
+    finally:
+        os.close(folder)
+
+
+def describe_environment(device: torch.device, build_info: dict[str, Any]) -> dict[str, Any]:
+    """What the numbers may depend on besides the configuration; holds no host name and no path."""
+    described = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "ahkernels": build_info,
+    }
+    if device.type == "cuda":
+        described["gpu"] = torch.cuda.get_device_name(device)
+    return described
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+class _Absent:
+    def __str__(self) -> str:
+        return "absent"
+
+
+_ABSENT = _Absent()
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, default=str) + "\n").encode()
