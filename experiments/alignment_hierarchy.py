@@ -266,23 +266,28 @@ def print_table(runs: list[list[Row]]) -> None:
         "backward only": "backward_cka",
     }
     values = {title: figures.table(runs, prefix)[:, -1] for title, prefix in columns.items()}
+    best = figures.best_measurement(runs)
+    earlier = f"iteration {int(runs[0][best]['iteration'])}"
+    columns[earlier] = "cka"
+    values[earlier] = figures.table(runs, "cka")[:, best]
     means = {title: figures.mean_over_runs(value) for title, value in values.items()}
     main = means["alignment"]
     peak = None if np.isnan(main).all() else int(np.nanargmax(main))
     width = max(map(len, ["layer", *layers]))
-    header = f"  {'layer':<{width}}" + "".join(f"  {title:>13}" for title in columns)
+    header = f"  {'layer':<{width}}" + "".join(f"  {title:>15}" for title in columns)
     spread = len(runs) > 1
     print(f"alignment with the labels after {int(runs[0][-1]['iteration'])} iterations", end="")
     print(f", mean of {len(runs)} seeds:" if spread else ":")
     print(header + ("  least ... greatest" if spread else ""))
     for index, layer in enumerate(layers):
         line = f"{'*' if index == peak else ' '} {layer:<{width}}"
-        line += "".join(f"  {mean[index]:>13.4f}" for mean in means.values())
+        line += "".join(f"  {mean[index]:>15.4f}" for mean in means.values())
         if spread:
             column = values["alignment"][:, index]
             line += f"  {np.fmin.reduce(column):.4f} ... {np.fmax.reduce(column):.4f}"
         print(line)
     last = [rows[-1] for rows in runs]
+    print(f"{earlier} had the lowest test loss")
     print(
         f"test accuracy {np.mean([row['test_accuracy'] for row in last]):.1%}, "
         f"test loss {np.mean([row['test_loss'] for row in last]):.3f}, "

@@ -19,6 +19,7 @@ from common.store import Row
 Array = NDArray[np.float64]
 
 GREY = "0.35"
+ORANGE = "#D55E00"  # of the Okabe-Ito palette
 MOST_BOUNDED = 12  # more layers than this: a colour bar with fewer labels
 
 
@@ -79,13 +80,18 @@ def alignment_hierarchy(runs: Sequence[Sequence[Row]], title: str, paths: Sequen
             figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
+def best_measurement(runs: Sequence[Sequence[Row]]) -> int:
+    """Index of the measurement with the lowest test loss, in the mean over runs."""
+    return int(np.argmin(_column(runs, "test_loss").mean(axis=0)))
+
+
 def _column(runs: Sequence[Sequence[Row]], name: str) -> Array:
     return np.array([[row[name] for row in rows] for rows in runs])
 
 
 def _draw_loss(ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
     iterations = _column(runs, "iteration")[0]
-    for name, colour, style in (("train", "black", "-"), ("test", "#D55E00", "--")):
+    for name, colour, style in (("train", "black", "-"), ("test", ORANGE, "--")):
         values = _column(runs, f"{name}_loss")
         ax.plot(iterations, mean_over_runs(values), style, color=colour, label=name)
         if len(runs) > 1:
@@ -131,7 +137,7 @@ def _draw_forward(ax: Axes, values: Array) -> None:
     index = np.arange(1, values.shape[1] + 1)
     if len(values) > 1:
         ax.fill_between(index, np.fmin.reduce(values), np.fmax.reduce(values), color=GREY, alpha=0.2, lw=0)
-    ax.plot(index, mean_over_runs(values), "s--", color=GREY, lw=1, ms=4, mfc="white", label="forward only")
+    ax.plot(index, mean_over_runs(values), "s--", color=GREY, lw=1, ms=4, mfc="white", label="forward only, at the end")
     ax.set_ylim(bottom=0)
     ax.set_ylabel("CKA")
     ax.tick_params(labelbottom=False)
@@ -142,26 +148,38 @@ def _draw_by_layer(ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
     index = np.arange(1, len(layer_names(runs[0])) + 1)
     backward = mean_over_runs(table(runs, "backward_cka")[:, -1])
     if not np.isnan(backward).all():
-        ax.plot(index, backward, "^:", color=GREY, lw=1, ms=4, mfc="white", label="backward only")
+        ax.plot(index, backward, "^:", color=GREY, lw=1, ms=4, mfc="white", label="backward only, at the end")
     final = table(runs, "cka")[:, -1]
     mean = mean_over_runs(final)
     if len(runs) > 1:
         low, high = np.fmin.reduce(final), np.fmax.reduce(final)
         ax.fill_between(index, low, high, color="C0", alpha=0.25, lw=0, label=f"range of {len(runs)} seeds")
-    label = "tangent kernel" + (" (mean)" if len(runs) > 1 else "")
+    best = best_measurement(runs)
+    if best < len(runs[0]) - 1:
+        earlier = mean_over_runs(table(runs, "cka")[:, best])
+        iteration = int(runs[0][best]["iteration"])
+        label = f"at lowest test loss (iteration {iteration:,})"
+        ax.plot(index, earlier, "D--", color=ORANGE, lw=1.6, ms=4, label=label, zorder=3)
+        _ring_peak(ax, index, earlier, ORANGE)
+    label = "at the end" + (" (mean)" if len(runs) > 1 else "")
     ax.plot(index, mean, color="C0", lw=2.2, label=label, zorder=3)
     ax.scatter(index, mean, c=_colours(len(index)), s=52, edgecolors="C0", linewidths=1.2, zorder=4)
-    if not np.isnan(mean).all():
-        peak = int(np.nanargmax(mean))
-        label = f"peak: layer {peak + 1}, {mean[peak]:.3f}"
-        ring = ax.scatter(index[peak], mean[peak], s=190, facecolors="none", edgecolors="black", label=label)
-        ring.set(linewidth=1.4, zorder=5)
+    _ring_peak(ax, index, mean, "C0")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=MOST_BOUNDED, min_n_ticks=1))
     ax.set_xlim(0.5, len(index) + 0.5)
-    ax.set_ylim(0, 1.3 * ax.get_ylim()[1])  # room for the legend, which then hides nothing
+    ax.set_ylim(0, 1.5 * ax.get_ylim()[1])  # room for the legend, which then hides nothing
     ax.set_xlabel("layer (1 is next to the input)")
-    ax.set_ylabel(f"alignment after {int(runs[0][-1]['iteration']):,} iterations (CKA)")
-    ax.legend(frameon=False, ncols=2, loc="upper right", markerscale=0.8, borderaxespad=0)
+    ax.set_ylabel("alignment with labels (CKA)")
+    ax.legend(frameon=False, ncols=1, loc="upper right", markerscale=0.8, borderaxespad=0)
+
+
+def _ring_peak(ax: Axes, index: Array, values: Array, colour: str) -> None:
+    if np.isnan(values).all():
+        return
+    peak = int(np.nanargmax(values))
+    label = f"peak: layer {peak + 1}, {values[peak]:.3f}"
+    ring = ax.scatter(index[peak], values[peak], s=190, facecolors="none", edgecolors=colour, label=label)
+    ring.set(linewidth=1.6, zorder=5)
 
 
 def _colours(count: int) -> list[tuple[float, float, float, float]]:
