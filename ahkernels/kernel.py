@@ -89,13 +89,13 @@ class TangentKernel:
     def row_means(self) -> Tensor:
         """Mean of each row of K, float64 [n, o] on the kernel's device; computed once."""
         if self._row_means is None:
-            self.set_row_sums(self.product(torch.ones(self.n, self.o, 1, dtype=torch.float64))[..., 0])
-        assert self._row_means is not None
+            self._row_means = ops.tangent_row_sums(*self._arguments()) / self.shape[0]
         return self._row_means
 
-    def set_row_sums(self, sums: Tensor) -> None:
-        """Take the row sums K 1, [n, o], from a product that had a column of ones beside others."""
-        self._row_means = (sums / self.shape[0]).contiguous()
+    def quadratic(self, v: Tensor) -> Tensor:
+        """v^T K v of each column of v [n, o, columns], float64 [columns] on the CPU."""
+        v = v.detach().to(self.device, torch.float64).contiguous()
+        return ops.tangent_quadratic(*self._arguments(), v).cpu()
 
     def frobenius_norm(self, *, centered: bool = True) -> float:
         """||C K C||_F with C = I - 11^T/(on), or ||K||_F; in one pass over tiles, with no K in memory."""

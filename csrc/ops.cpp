@@ -21,6 +21,14 @@ Tensor tangent_diagonal(Tensor forward, Tensor backward, double bias) {
   return ahkernels::cpu::tangent_diagonal(forward, backward, bias);
 }
 
+Tensor tangent_row_sums(Tensor forward, Tensor backward, double bias) {
+  return ahkernels::cpu::tangent_row_sums(forward, backward, bias);
+}
+
+Tensor tangent_quadratic(Tensor forward, Tensor backward, double bias, Tensor v) {
+  return ahkernels::cpu::tangent_quadratic(forward, backward, bias, v);
+}
+
 Tensor tangent_product(Tensor forward, Tensor backward, double bias, Tensor v) {
   return ahkernels::cpu::tangent_product(forward, backward, bias, v);
 }
@@ -33,6 +41,8 @@ STABLE_TORCH_LIBRARY(ahkernels, m) {
       "Tensor");
   m.def("tangent_gram(Tensor forward, Tensor backward, float bias, str precision) -> Tensor");
   m.def("tangent_diagonal(Tensor forward, Tensor backward, float bias) -> Tensor");
+  m.def("tangent_row_sums(Tensor forward, Tensor backward, float bias) -> Tensor");
+  m.def("tangent_quadratic(Tensor forward, Tensor backward, float bias, Tensor v) -> Tensor");
   m.def("tangent_product(Tensor forward, Tensor backward, float bias, Tensor v) -> Tensor");
 }
 
@@ -40,5 +50,7 @@ STABLE_TORCH_LIBRARY_IMPL(ahkernels, CPU, m) {
   m.impl("centered_moments", TORCH_BOX(&centered_moments));
   m.impl("tangent_gram", TORCH_BOX(&tangent_gram));
   m.impl("tangent_diagonal", TORCH_BOX(&tangent_diagonal));
+  m.impl("tangent_row_sums", TORCH_BOX(&tangent_row_sums));
+  m.impl("tangent_quadratic", TORCH_BOX(&tangent_quadratic));
   m.impl("tangent_product", TORCH_BOX(&tangent_product));
 }

@@ -18,6 +18,10 @@ Tensor tangent_gram(const Tensor& forward, const Tensor& backward, double bias, 
 
 Tensor tangent_diagonal(const Tensor& forward, const Tensor& backward, double bias);
 
+Tensor tangent_row_sums(const Tensor& forward, const Tensor& backward, double bias);
+
 Tensor tangent_product(const Tensor& forward, const Tensor& backward, double bias, const Tensor& v);
+
+Tensor tangent_quadratic(const Tensor& forward, const Tensor& backward, double bias, const Tensor& v);
 
 }  // namespace ahkernels::cpu

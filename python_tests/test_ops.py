@@ -75,6 +75,12 @@ def test_thin_products_and_diagonal(op, dtype, shape):
     got = op.tangent_product(forward, backward, bias, v)
     bound = 1e-14 * expected.norm() * v.norm()
     assert (got.view(n * o, 3) - expected @ v.view(n * o, 3)).norm() <= bound
+    forms = op.tangent_quadratic(forward, backward, bias, v)
+    assert (forms - (v.view(n * o, 3) * (expected @ v.view(n * o, 3))).sum(0)).norm() <= bound * v.norm()
+    sums = op.tangent_row_sums(forward, backward, bias).flatten()
+    exact = o == 1 or dtype == torch.float64 or op is plain
+    rounding = 1e-14 if exact else tolerance(dtype, sizes[3] + sizes[4])
+    assert (sums - expected.sum(1)).norm() <= rounding * expected.norm() * math.sqrt(n * o)
     diagonal = op.tangent_diagonal(forward, backward, bias)
     assert diagonal.shape == (n, o)
     assert (diagonal.flatten() - expected.diagonal()).norm() <= 1e-14 * expected.norm()
@@ -238,6 +244,8 @@ def test_both_routes_of_thin_products(through):
     expected = reference.kernel(forward, backward, 1.0) @ v.view(2 * n, 2)
     got = ops.tangent_product(forward, backward, 1.0, v).view(2 * n, 2)
     assert (got - expected).norm() <= 1e-14 * math.sqrt(n) * expected.norm()
+    forms = ops.tangent_quadratic(forward, backward, 1.0, v)
+    torch.testing.assert_close(forms, (v.view(2 * n, 2) * expected).sum(0), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -257,6 +265,8 @@ def test_same_bits_for_any_number_of_threads_and_any_run(dtype, shape):
             ops.centered_moments([forward], [backward], [bias], means, "medium"),
             ops.tangent_gram(forward, backward, bias, "highest"),
             ops.tangent_product(forward, backward, bias, v),
+            ops.tangent_quadratic(forward, backward, bias, v),
+            ops.tangent_row_sums(forward, backward, bias),
             ops.tangent_diagonal(forward, backward, bias),
         ]
 
@@ -281,6 +291,8 @@ def test_opcheck():
             (library.centered_moments, ([forward], [backward], [1.0], [means], "highest")),
             (library.tangent_gram, (forward, backward, 1.0, "highest")),
             (library.tangent_product, (forward, backward, 1.0, means.unsqueeze(2))),
+            (library.tangent_quadratic, (forward, backward, 1.0, means.unsqueeze(2))),
+            (library.tangent_row_sums, (forward, backward, 1.0)),
             (library.tangent_diagonal, (forward, backward, 1.0)),
         ]:
             torch.library.opcheck(op.default, arguments)
@@ -328,6 +340,8 @@ def test_bad_arguments_of_thin_products():
     ):
         with pytest.raises(RuntimeError, match="v: expected a contiguous float64 tensor"):
             ops.tangent_product(forward, backward, 0.0, v)
+        with pytest.raises(RuntimeError, match="tangent_quadratic: v: expected a contiguous float64 tensor"):
+            ops.tangent_quadratic(forward, backward, 0.0, v)
     with pytest.raises(RuntimeError, match="expected n and o of the first kernel"):
         means = torch.zeros(4, 2, dtype=torch.float64)
         ops.centered_moments(

@@ -127,3 +127,15 @@ def tangent_product(forward: Tensor, backward: Tensor, bias: float, v: Tensor) -
         t = torch.einsum("vmd,xsd->xsvm", weights, forward[rows].double()) + sums
         out[rows] = torch.einsum("xsim,xsvm->xiv", backward[rows].double(), t)
     return out
+
+
+def tangent_quadratic(forward: Tensor, backward: Tensor, bias: float, v: Tensor) -> Tensor:
+    """See `ahkernels.ops.tangent_quadratic`."""
+    return (v * tangent_product(forward, backward, bias, v)).sum((0, 1))
+
+
+def tangent_row_sums(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
+    """See `ahkernels.ops.tangent_row_sums`; here exact up to float64's rounding."""
+    n, _, o, _ = backward.shape
+    ones = torch.ones(n, o, 1, dtype=torch.float64, device=backward.device)
+    return tangent_product(forward, backward, bias, ones)[..., 0]

@@ -63,12 +63,7 @@ def label_alignment(kernels: Sequence[TangentKernel], y: Tensor) -> list[Alignme
         return [_alignment(kernels, moments, i, len(kernels) - 1, "y") for i in range(len(kernels) - 1)]
     centered = labels - labels.mean()
     label_norm = float((centered**2).sum())
-    columns = torch.stack((torch.ones_like(labels), centered), dim=2)
-    inner = []
-    for kernel in kernels:
-        product = kernel.product(columns)  # K 1 and K y~, [n, o, 2]
-        kernel.set_row_sums(product[..., 0])
-        inner.append(float((product[..., 1].cpu() * centered).sum()))
+    inner = [float(kernel.quadratic(centered.unsqueeze(2))) for kernel in kernels]  # <y~, K y~>
     result = []
     for kernel, numerator, square in zip(kernels, inner, _moments(kernels).diagonal().tolist(), strict=True):
         norm = math.sqrt(square)

@@ -112,6 +112,16 @@ void pack_as(const Strided& source, const typename Step::Sum* mean, int64_t rows
   using T = typename Step::Sum;
   constexpr int64_t kChunk = 16;  // a cache line of fp32 from each row at a time
   const T scale = static_cast<T>(source.scale);
+  if constexpr (Step::kPerPacked == 1) {
+    if (source.row_stride == 1 && mean == nullptr) {  // a transposed matrix: rows lie side by side as in the panel
+      for (int64_t i = 0; i < k; ++i) {
+        const Source* from = static_cast<const Source*>(source.data) + i * source.k_stride;
+        for (int64_t row = 0; row < rows; ++row) dst[i * kPanel + row] = static_cast<T>(to_float(from[row])) * scale;
+        for (int64_t row = rows; row < kPanel; ++row) dst[i * kPanel + row] = 0;
+      }
+      return;
+    }
+  }
   const int64_t padded = ceil_div(k, Step::kPerPacked) * Step::kPerPacked;
   for (int64_t begin = 0; begin < padded; begin += kChunk) {
     const int64_t count = padded - begin < kChunk ? padded - begin : kChunk;

@@ -1,0 +1,242 @@
+// Products of K with few vectors, from the factors alone, in numbers of type T.
+//
+// With h_v(x, s) = sum_i V[(x, i), v] g_s^i(x) and t_v(x, s) = sum_{x', s'} (<a_s(x), a_s'(x')> + b) h_v(x', s'),
+//
+//     (K V)[(x, i), v] = sum_s <g_s^i(x), t_v(x, s)>      and      v^T K v = sum_{x, s} <h_v(x, s), t_v(x, s)>,
+//
+// and t_v comes either through the parameters, t_v = M_v a + b sum h_v with M_v = sum h_v a^T, or through the forward
+// Gram, whichever takes fewer flops. Through the parameters, v^T K v = ||M_v||^2 + b ||sum h_v||^2 needs no t_v.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "aligned.h"
+#include "kernel.h"
+#include "parallel.h"
+
+namespace ahkernels::cpu {
+
+// The samples and the pre-activations are taken in slices such that none of the matrices held is much larger than this.
+constexpr int64_t kSliceBytes = 8 << 20;
+// The route through the forward Gram holds it whole, so it is for this many rows at most.
+constexpr int64_t kMaxForwardGram = 2048;
+
+// rows x k numbers packed in panels.
+template <class T>
+class PackedMatrix {
+ public:
+  PackedMatrix(const TileKernels<T>& tiles, const Strided& view, int64_t rows, int64_t k)
+      : rows(rows), k(k), panels(ceil_div(rows, kPanel)), memory_(panels * k * kPanel * kBytes) {
+    for_each_item(panels, 1, [&](int64_t panel, int64_t) {
+      tiles.pack(view.from_row(panel * kPanel), nullptr, std::min(kPanel, rows - panel * kPanel), k, at(panel));
+    });
+  }
+  T* at(int64_t panel) const { return memory_.template at<T>(panel * k * kPanel * kBytes); }
+
+  const int64_t rows, k, panels;
+
+ private:
+  static constexpr int64_t kBytes = static_cast<int64_t>(sizeof(T));
+  AlignedBuffer memory_;
+};
+
+// out [a.rows, b.rows] += a b^T + constant
+template <class T>
+void add_product(const TileKernels<T>& tiles, const PackedMatrix<T>& a, const PackedMatrix<T>& b, T constant,
+                 std::vector<T>& out) {
+  constexpr int64_t kTileBytes = kTileSize * static_cast<int64_t>(sizeof(T));
+  AlignedBuffer scratch(thread_count() * kTileBytes);
+  for_each_item(a.panels * b.panels, 1, [&](int64_t item, int64_t thread) {
+    const int64_t row = item / b.panels * kPanel, col = item % b.panels * kPanel;
+    const int64_t rows = std::min(kPanel, a.rows - row), cols = std::min(kPanel, b.rows - col);
+    T* tile = scratch.at<T>(thread * kTileBytes);
+    tiles.gemm(a.k, a.at(row / kPanel), b.at(col / kPanel), rows, cols, tile);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < cols; ++c) out[(row + r) * b.rows + col + c] += tile[r * kPanel + c] + constant;
+    }
+  });
+}
+
+// K, times the kernel's scale, applied to v [n, o, columns].
+template <class T>
+class ThinProduct {
+ public:
+  ThinProduct(const TileKernels<T>& tiles, const Kernel& kernel, const double* v, int64_t columns)
+      : tiles_(tiles), kernel_(kernel), v_(v), columns_(columns) {}
+
+  // out [n, o, columns] = K v
+  void product(double* out) const {
+    std::fill(out, out + kernel_.n * kernel_.o * columns_, 0.0);
+    for_each_slice(
+        2,
+        [&](const PackedMatrix<T>& p, int64_t begin, int64_t width) {
+          const std::vector<T> h = contract(0, kernel_.n, begin, width);
+          expand(through_gram(p, h, columns_ * width), 0, kernel_.n, begin, width, out);
+        },
+        [&](int64_t begin, int64_t width) { product_through_parameters(begin, width, out); });
+  }
+
+  // out [columns] = v^T K v of each column
+  void quadratic(double* out) const {
+    std::fill(out, out + columns_, 0.0);
+    for_each_slice(
+        1,
+        [&](const PackedMatrix<T>& p, int64_t begin, int64_t width) {
+          const std::vector<T> h = contract(0, kernel_.n, begin, width);
+          const std::vector<T> t = through_gram(p, h, columns_ * width);
+          for (size_t i = 0; i < h.size(); ++i) {
+            out[static_cast<int64_t>(i) / width % columns_] += static_cast<double>(h[i]) * static_cast<double>(t[i]);
+          }
+        },
+        [&](int64_t begin, int64_t width) {
+          const Weights weights = sum_weights(begin, width);
+          const int64_t d = kernel_.d;
+          for (int64_t c = 0; c < columns_ * width; ++c) {
+            double square =
+                kernel_.scaled_bias() * static_cast<double>(weights.sums[c]) * static_cast<double>(weights.sums[c]);
+            for (int64_t i = 0; i < d; ++i) {
+              square += static_cast<double>(weights.matrix[c * d + i]) * static_cast<double>(weights.matrix[c * d + i]);
+            }
+            out[c / width] += square;
+          }
+        });
+  }
+
+ private:
+  // gram(p, begin, width) or parameters(begin, width) for slices of the pre-activations; `passes` over the parameters
+  // is what the latter take.
+  template <class Gram, class Parameters>
+  void for_each_slice(int64_t passes, const Gram& gram, const Parameters& parameters) const {
+    const int64_t rows = kernel_.n * kernel_.s, d = kernel_.d, m = kernel_.m * columns_;
+    const bool by_gram = rows <= kMaxForwardGram && rows * (d + m) < passes * m * d;
+    const int64_t across = by_gram ? rows : std::max<int64_t>(d, 1);
+    const int64_t bytes = static_cast<int64_t>(sizeof(T)) * columns_ * across;
+    const int64_t slice = std::clamp<int64_t>(kSliceBytes / bytes, 1, std::max<int64_t>(kernel_.m, 1));
+    if (by_gram) {
+      const PackedMatrix<T> a(tiles_, forward_rows(0), rows, d);
+      std::vector<T> forward_gram(rows * rows, T{0});
+      add_product(tiles_, a, a, static_cast<T>(kernel_.scaled_bias()), forward_gram);
+      const PackedMatrix<T> p(tiles_, row_major(forward_gram, rows), rows, rows);
+      for (int64_t begin = 0; begin < kernel_.m; begin += slice) gram(p, begin, std::min(slice, kernel_.m - begin));
+    } else {
+      for (int64_t begin = 0; begin < kernel_.m; begin += slice) parameters(begin, std::min(slice, kernel_.m - begin));
+    }
+  }
+
+  std::vector<T> through_gram(const PackedMatrix<T>& p, const std::vector<T>& h, int64_t cols) const {
+    std::vector<T> t(p.rows * cols, T{0});
+    add_product(tiles_, p, PackedMatrix<T>(tiles_, column_major(h, cols), cols, p.rows), T{0}, t);
+    return t;
+  }
+
+  struct Weights {
+    std::vector<T> matrix;  // M_v, [columns * width, d]
+    std::vector<T> sums;    // sum h_v, [columns * width]
+  };
+
+  // Samples in a slice, so that neither their inputs nor their h take more than kSliceBytes.
+  int64_t samples_at_once(int64_t cols) const {
+    const int64_t bytes = static_cast<int64_t>(sizeof(T)) * kernel_.s * std::max(kernel_.d, cols);
+    return std::clamp<int64_t>(kSliceBytes / bytes, std::min(kPanel, kernel_.n), kernel_.n);
+  }
+
+  Weights sum_weights(int64_t begin, int64_t width) const {
+    const int64_t cols = columns_ * width, d = kernel_.d, samples = samples_at_once(cols);
+    Weights weights{std::vector<T>(cols * d, T{0}), std::vector<T>(cols, T{0})};
+    for (int64_t x = 0; x < kernel_.n; x += samples) {
+      const int64_t count = std::min(samples, kernel_.n - x), rows = count * kernel_.s;
+      const std::vector<T> h = contract(x, count, begin, width);
+      Strided a = forward_rows(x);
+      std::swap(a.row_stride, a.k_stride);
+      add_product(tiles_, PackedMatrix<T>(tiles_, column_major(h, cols), cols, rows),
+                  PackedMatrix<T>(tiles_, a, d, rows), T{0}, weights.matrix);
+      for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t c = 0; c < cols; ++c) weights.sums[c] += h[row * cols + c];
+      }
+    }
+    return weights;
+  }
+
+  void product_through_parameters(int64_t begin, int64_t width, double* out) const {
+    const int64_t cols = columns_ * width, d = kernel_.d, samples = samples_at_once(cols);
+    Weights weights = sum_weights(begin, width);
+    for (T& sum : weights.sums) sum *= static_cast<T>(kernel_.scaled_bias());
+    const PackedMatrix<T> m(tiles_, row_major(weights.matrix, d), cols, d);
+    for (int64_t x = 0; x < kernel_.n; x += samples) {
+      const int64_t count = std::min(samples, kernel_.n - x), rows = count * kernel_.s;
+      std::vector<T> t(rows * cols);
+      for (int64_t row = 0; row < rows; ++row) {
+        std::copy(weights.sums.begin(), weights.sums.end(), t.begin() + row * cols);
+      }
+      add_product(tiles_, PackedMatrix<T>(tiles_, forward_rows(x), rows, d), m, T{0}, t);
+      expand(t, x, count, begin, width, out);
+    }
+  }
+
+  static constexpr Element kElement = sizeof(T) == 8 ? Element::kDouble : Element::kFloat;
+  static Strided row_major(const std::vector<T>& matrix, int64_t k) { return {matrix.data(), kElement, k, 1, 1.0}; }
+  static Strided column_major(const std::vector<T>& matrix, int64_t rows) {
+    return {matrix.data(), kElement, 1, rows, 1.0};
+  }
+
+  // The forward factor from `sample` on as rows (x, s), which have one stride: see make_thin_kernel().
+  Strided forward_rows(int64_t sample) const {
+    Strided rows = kernel_.forward_rows(sample, 0);
+    if (kernel_.s > 1) rows.row_stride = kernel_.forward.stride(1);
+    return rows;
+  }
+
+  // h [(x, s), v, width] for the samples [first, first + count).
+  std::vector<T> contract(int64_t first, int64_t count, int64_t begin, int64_t width) const {
+    std::vector<T> h(count * kernel_.s * columns_ * width, T{0});
+    for_each_item(count, 8, [&](int64_t x, int64_t) {
+      for (int64_t use = 0; use < kernel_.s; ++use) {
+        for (int64_t i = 0; i < kernel_.o; ++i) {
+          const Strided g = kernel_.backward_rows(first + x, use, i).from_k(begin);
+          for (int64_t v = 0; v < columns_; ++v) {
+            tiles_.axpy(static_cast<T>(v_[((first + x) * kernel_.o + i) * columns_ + v]), g, width,
+                        h.data() + ((x * kernel_.s + use) * columns_ + v) * width);
+          }
+        }
+      }
+    });
+    return h;
+  }
+
+  // out += sum_s <g_s, t> for the samples [first, first + count).
+  void expand(const std::vector<T>& t, int64_t first, int64_t count, int64_t begin, int64_t width, double* out) const {
+    for_each_item(count, 8, [&](int64_t x, int64_t) {
+      for (int64_t use = 0; use < kernel_.s; ++use) {
+        for (int64_t i = 0; i < kernel_.o; ++i) {
+          const Strided g = kernel_.backward_rows(first + x, use, i).from_k(begin);
+          for (int64_t v = 0; v < columns_; ++v) {
+            out[((first + x) * kernel_.o + i) * columns_ + v] +=
+                static_cast<double>(tiles_.dot(g, width, t.data() + ((x * kernel_.s + use) * columns_ + v) * width));
+          }
+        }
+      }
+    });
+  }
+
+  const TileKernels<T>& tiles_;
+  const Kernel& kernel_;
+  const double* v_;
+  const int64_t columns_;
+};
+
+// A kernel whose forward factor, seen as rows (x, s), has one stride; only a layer used more than once can lack it.
+inline Kernel make_thin_kernel(const std::string& op, const Tensor& forward, const Tensor& backward, double bias,
+                               bool scaled) {
+  const bool gather = forward.dim() == 3 && forward.size(1) > 1;
+  return make_kernels(op, {gather ? torch::stable::contiguous(forward) : forward}, {backward}, {bias}, scaled)[0];
+}
+
+inline void check_columns(const std::string& op, const Kernel& kernel, const Tensor& v) {
+  STD_TORCH_CHECK(v.dim() == 3 && v.size(0) == kernel.n && v.size(1) == kernel.o && v.size(2) > 0 &&
+                      v.is_contiguous() && v.scalar_type() == torch::headeronly::ScalarType::Double,
+                  op, ": v: expected a contiguous float64 tensor of shape [n, o, columns] = [", kernel.n, ", ",
+                  kernel.o, ", columns]");
+}
+
+}  // namespace ahkernels::cpu

@@ -1,0 +1,159 @@
+"""TangentKernel and cka on factors: operator behaviour, degenerate kernels, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import reference
+import torch
+from torch import Tensor
+
+import ahkernels as ah
+from ahkernels.outputs import OutputSelection
+
+
+def kernel(
+    n: int = 12, o: int = 3, d: int = 5, m: int = 4, *, s: int = 1, bias: bool = True, seed: int = 0
+) -> tuple[ah.TangentKernel, Tensor]:
+    """A kernel of random fp64 factors, and its dense reference."""
+    generator = torch.Generator().manual_seed(seed)
+    forward = torch.randn(n, s, d, generator=generator, dtype=torch.float64)
+    backward = torch.randn(n, s, o, m, generator=generator, dtype=torch.float64)
+    return ah.TangentKernel(ah.Factors(forward, backward, bias)), reference.kernel(forward, backward, float(bias))
+
+
+@pytest.mark.parametrize("s", [1, 3])
+def test_operator(s):
+    k, dense = kernel(s=s)
+    assert k.shape == dense.shape == (36, 36)
+    assert torch.allclose(k.to_dense(), dense)
+    assert torch.allclose(k.diagonal(), dense.diagonal())
+    assert k.trace() == pytest.approx(float(dense.trace()))
+    assert k.frobenius_norm(centered=False) == pytest.approx(float(dense.norm()))
+    assert k.frobenius_norm() == pytest.approx(float(reference.centered(dense).norm()))
+    assert torch.allclose(k.row_means().flatten(), dense.mean(1))
+    v = torch.randn(36, 4, dtype=torch.float64)
+    assert torch.allclose(k @ v, dense @ v)
+    assert torch.allclose(k @ v[:, 0], dense @ v[:, 0])
+    assert (k @ v.float()).dtype == torch.float64
+    assert "shape=(36, 36)" in repr(k) and "float64" in repr(k)
+
+
+def test_alignment_of_two_kernels():
+    first, dense_first = kernel()
+    second, dense_second = kernel(d=2, m=7, bias=False, seed=1)
+    expected = reference.cka(dense_first, dense_second)
+    assert ah.cka(first, second) == pytest.approx(expected)
+    assert ah.cka(second, first) == pytest.approx(expected)
+    assert ah.cka(first, first) == pytest.approx(1.0)
+
+
+def test_alignment_is_that_of_the_outer_product_of_targets():
+    k, dense = kernel()
+    y = torch.randn(12, 3)
+    vector = y.double().flatten()
+    assert ah.cka(k, y) == pytest.approx(reference.cka(dense, torch.outer(vector, vector)))
+    classes = torch.randint(0, 3, (12,))
+    one_hot = torch.nn.functional.one_hot(classes, 3)
+    assert ah.cka(k, classes) == ah.cka(k, one_hot)
+    assert ah.cka(k, classes.to(torch.uint8)) == ah.cka(k, classes)
+
+
+def test_perfect_alignment_is_one():
+    y = torch.randn(20, 1, dtype=torch.float64)
+    ones = torch.ones(20, 1, 1, 1, dtype=torch.float64)
+    assert ah.cka(ah.TangentKernel(ah.Factors(y.unsqueeze(1), ones, bias=False)), y) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("n", "o"), [(1, 1), (9, 1), (9, 3)])
+def test_zero_and_constant_kernels_have_no_alignment(n, o, dtype):
+    y = torch.randn(n, o)
+    zero = ah.Factors(torch.ones(n, 1, 2, dtype=dtype), torch.zeros(n, 1, o, 2, dtype=dtype), bias=False, layer="fc")
+    with pytest.warns(ah.DegenerateKernelWarning, match="kernel of layer 'fc' is zero"):
+        assert math.isnan(ah.cka(ah.TangentKernel(zero), y))
+    forward = torch.full((n, 1, 2), 1 / 3, dtype=dtype)
+    constant = ah.Factors(forward, torch.full((n, 1, o, 7), 0.1, dtype=dtype), bias=True, layer="fc")
+    with pytest.warns(ah.DegenerateKernelWarning, match="kernel of layer 'fc' is constant"):
+        assert math.isnan(ah.cka(ah.TangentKernel(constant), y))
+
+
+def test_constant_labels_have_no_alignment():
+    k, _ = kernel()
+    with pytest.warns(ah.DegenerateKernelWarning, match=r"y is the same \(2\) in every row"):
+        assert math.isnan(ah.cka(k, torch.full((12, 3), 2.0)))
+    single, _ = kernel(o=1)
+    with pytest.warns(ah.DegenerateKernelWarning, match="y is constant"):
+        assert math.isnan(ah.cka(single, torch.full((12, 1), 2.0)))
+
+
+@pytest.mark.parametrize("forward_scale", [1e-18, 1e18])
+@pytest.mark.parametrize("backward_scale", [1e-18, 1e18])
+@pytest.mark.parametrize("o", [1, 3])
+def test_alignment_does_not_depend_on_scale(forward_scale, backward_scale, o):
+    generator = torch.Generator().manual_seed(0)
+    forward, backward = torch.randn(50, 1, 20, generator=generator), torch.randn(50, 1, o, 30, generator=generator)
+    y = torch.randn(50, o, generator=generator)
+    expected = ah.cka(ah.TangentKernel(ah.Factors(forward.double(), backward.double(), bias=False)), y)
+    scaled = ah.Factors(forward * forward_scale, backward * backward_scale, bias=False)
+    assert ah.cka(ah.TangentKernel(scaled), y) == pytest.approx(expected, rel=1e-5)
+
+
+def test_to_dense_refuses_kernels_that_are_too_large():
+    factors = ah.Factors(torch.ones(1).expand(60_000, 1, 4), torch.ones(1).expand(60_000, 1, 10, 3), bias=False)
+    k = ah.TangentKernel(factors)
+    with pytest.raises(MemoryError, match=r"K \[600000, 600000\] takes 1341\.1 GiB, more than max_bytes = 8\.0 GiB"):
+        k.to_dense()
+    small, dense = kernel()
+    with pytest.raises(MemoryError, match="max_bytes"):
+        small.to_dense(max_bytes=36 * 36 * 8 - 1)
+    assert torch.allclose(small.to_dense(max_bytes=36 * 36 * 8), dense)
+
+
+def test_to_dense_refuses_entries_beyond_fp32():
+    k = ah.TangentKernel(ah.Factors(torch.full((3, 1, 2), 1e18), torch.full((3, 1, 1, 2), 1e18), bias=False))
+    with pytest.raises(OverflowError, match=r"largest entry of K, 4e\+72, is beyond the range of torch.float32"):
+        k.to_dense()
+    assert k.trace() == pytest.approx(12e72)
+
+
+A, G = torch.ones(4, 1, 3), torch.ones(4, 1, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "message"),
+    [
+        (torch.ones(4, 3), G, r"forward of layer 'fc': expected shape \[n, s, d\], got \[4, 3\]"),
+        (A, torch.ones(4, 2, 5), r"backward of layer 'fc': expected shape \[n, s, o, m\], got \[4, 2, 5\]"),
+        (A, torch.ones(4, 2, 2, 5), r"expected n and s of forward, \[4, 1\], got \[4, 2\]"),
+        (torch.ones(0, 1, 3), torch.ones(0, 1, 2, 5), r"expected n, s and o of at least 1, got \[0, 1, 2\]"),
+        (A, G.double(), "one real floating dtype, got torch.float32 and torch.float64"),
+        (A.int(), G.int(), "one real floating dtype, got torch.int32"),
+        (A, G.to("meta"), "expected the device of forward, cpu, got meta"),
+        (A * math.nan, G, "forward factor of layer 'fc': expected finite numbers, got nan or inf"),
+        (A, G * math.inf, "backward factor of layer 'fc': expected finite numbers, got nan or inf"),
+    ],
+)
+def test_bad_factors(forward, backward, message):
+    with pytest.raises(ValueError, match=message):
+        ah.Factors(forward, backward, bias=False, layer="fc")
+
+
+def test_finite_factors_near_the_range_of_the_dtype():
+    ah.Factors(torch.tensor([3e38, -3e38, 0.0]).view(1, 1, 3), torch.ones(1, 1, 1, 1), bias=False)
+
+
+def test_bad_operands():
+    k, _ = kernel()
+    with pytest.raises(ValueError, match=r"v: expected shape \[36\] or \[36, columns\], got \[35\]"):
+        k @ torch.ones(35)
+    with pytest.raises(ValueError, match="other: expected a kernel of 12 samples and 3 rows for each, got 11 and 3"):
+        ah.cka(k, kernel(n=11)[0])
+    single = ah.TangentKernel(ah.Factors(torch.ones(12, 1, 3), torch.ones(12, 1, 3, 5), bias=False))
+    with pytest.raises(ValueError, match="other: expected the dtype of kernel, torch.float64, got torch.float32"):
+        ah.cka(k, single)
+    with pytest.raises(TypeError, match="y: expected a tensor of class indices"):
+        ah.cka(k, [0] * 12)
+    with pytest.raises(ValueError, match="outputs: expected 3 rows for each sample, as in factors, got 1"):
+        ah.TangentKernel(k.factors, OutputSelection("trace", 3))
