@@ -151,7 +151,7 @@ def test_bad_operands():
     with pytest.raises(ValueError, match="other: expected a kernel of 12 samples and 3 rows for each, got 11 and 3"):
         ah.cka(k, kernel(n=11)[0])
     single = ah.TangentKernel(ah.Factors(torch.ones(12, 1, 3), torch.ones(12, 1, 3, 5), bias=False))
-    with pytest.raises(ValueError, match="other: expected the dtype of kernel, torch.float64, got torch.float32"):
+    with pytest.raises(ValueError, match=r"other: expected the dtype of kernel, torch\.float64, got torch\.float32"):
         ah.cka(k, single)
     with pytest.raises(TypeError, match="y: expected a tensor of class indices"):
         ah.cka(k, [0] * 12)

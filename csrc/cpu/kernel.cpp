@@ -67,7 +67,7 @@ template <class Rows>
 double max_magnitude(int64_t samples, int64_t blocks, int64_t k, const Rows& rows_of) {
   const int64_t panels = ceil_div(samples, kPanel);
   std::vector<double> largest(panels * blocks, 0.0);
-  for_each_item(panels * blocks, std::max<int64_t>(1, 65536 / (kPanel * std::max<int64_t>(k, 1))),
+  for_each_item(panels * blocks, std::max<int64_t>(1, (1 << 18) / (kPanel * std::max<int64_t>(k, 1))),
                 [&](int64_t item, int64_t) {
                   const int64_t first = item / blocks * kPanel;
                   largest[item] = max_magnitude(rows_of(first, item % blocks), std::min(kPanel, samples - first), k);

@@ -12,6 +12,7 @@ namespace ahkernels::cpu {
 
 inline int64_t thread_count() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
 
+// `chunk` items at a time are worth the tens of microseconds that waking a thread can take.
 // work(item, thread) for every item in [0, count); `thread` < thread_count() indexes scratch memory. work() must not
 // throw.
 template <class Work>

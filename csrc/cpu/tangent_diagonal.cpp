@@ -27,7 +27,7 @@ Tensor tangent_diagonal(const Tensor& forward, const Tensor& backward, double bi
   double* diagonal = static_cast<double*>(out.mutable_data_ptr());
   const int64_t longest = std::max(kernel.d, kernel.m), pairs = kernel.s * kernel.s;
   std::vector<double> scratch(thread_count() * (longest + 2 * pairs));
-  for_each_item(kernel.n, 8, [&](int64_t x, int64_t thread) {
+  for_each_item(kernel.n, 32, [&](int64_t x, int64_t thread) {
     double* p = scratch.data() + thread * (longest + 2 * pairs);
     double* q = p + pairs;
     double* copy = q + pairs;

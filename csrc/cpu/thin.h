@@ -28,7 +28,7 @@ class PackedMatrix {
  public:
   PackedMatrix(const TileKernels<T>& tiles, const Strided& view, int64_t rows, int64_t k)
       : rows(rows), k(k), panels(ceil_div(rows, kPanel)), memory_(panels * k * kPanel * kBytes) {
-    for_each_item(panels, 1, [&](int64_t panel, int64_t) {
+    for_each_item(panels, 4, [&](int64_t panel, int64_t) {
       tiles.pack(view.from_row(panel * kPanel), nullptr, std::min(kPanel, rows - panel * kPanel), k, at(panel));
     });
   }
@@ -190,7 +190,7 @@ class ThinProduct {
   // h [(x, s), v, width] for the samples [first, first + count).
   std::vector<T> contract(int64_t first, int64_t count, int64_t begin, int64_t width) const {
     std::vector<T> h(count * kernel_.s * columns_ * width, T{0});
-    for_each_item(count, 8, [&](int64_t x, int64_t) {
+    for_each_item(count, 32, [&](int64_t x, int64_t) {
       for (int64_t use = 0; use < kernel_.s; ++use) {
         for (int64_t i = 0; i < kernel_.o; ++i) {
           const Strided g = kernel_.backward_rows(first + x, use, i).from_k(begin);
@@ -206,7 +206,7 @@ class ThinProduct {
 
   // out += sum_s <g_s, t> for the samples [first, first + count).
   void expand(const std::vector<T>& t, int64_t first, int64_t count, int64_t begin, int64_t width, double* out) const {
-    for_each_item(count, 8, [&](int64_t x, int64_t) {
+    for_each_item(count, 32, [&](int64_t x, int64_t) {
       for (int64_t use = 0; use < kernel_.s; ++use) {
         for (int64_t i = 0; i < kernel_.o; ++i) {
           const Strided g = kernel_.backward_rows(first + x, use, i).from_k(begin);

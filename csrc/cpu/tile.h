@@ -1,7 +1,7 @@
 // The inner kernels of the CPU ops, one set for each instruction set, chosen at run time.
 //
-// A packed panel holds kPanel rows of a factor as [k][kPanel], zero where the rows end; a tile is kPanel x kPanel,
-// row-major, in the first-level cache.
+// A packed panel holds kPanel rows of a factor as [k][kPanel], zero up to the next 16 where the rows end; a tile is
+// kPanel x kPanel, row-major, in the first-level cache.
 #pragma once
 
 #include <cstddef>

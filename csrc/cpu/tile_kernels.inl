@@ -110,23 +110,24 @@ template <class Step, class Source>
 void pack_as(const Strided& source, const typename Step::Sum* mean, int64_t rows, int64_t k,
              typename Step::Packed* dst) {
   using T = typename Step::Sum;
-  constexpr int64_t kChunk = 16;  // a cache line of fp32 from each row at a time
+  constexpr int64_t kChunk = 16;  // a cache line of fp32 from each row at a time, and the longest vector
   const T scale = static_cast<T>(source.scale);
   if constexpr (Step::kPerPacked == 1) {
     if (source.row_stride == 1 && mean == nullptr) {  // a transposed matrix: rows lie side by side as in the panel
       for (int64_t i = 0; i < k; ++i) {
         const Source* from = static_cast<const Source*>(source.data) + i * source.k_stride;
         for (int64_t row = 0; row < rows; ++row) dst[i * kPanel + row] = static_cast<T>(to_float(from[row])) * scale;
-        for (int64_t row = rows; row < kPanel; ++row) dst[i * kPanel + row] = 0;
+        for (int64_t row = rows; row < ceil_div(rows, kChunk) * kChunk; ++row) dst[i * kPanel + row] = 0;
       }
       return;
     }
   }
   const int64_t padded = ceil_div(k, Step::kPerPacked) * Step::kPerPacked;
+  const int64_t padded_rows = ceil_div(rows, kChunk) * kChunk;  // a ragged panel is never read beyond
   for (int64_t begin = 0; begin < padded; begin += kChunk) {
     const int64_t count = padded - begin < kChunk ? padded - begin : kChunk;
     const int64_t present = k - begin < count ? k - begin : count;
-    for (int64_t row = 0; row < kPanel; ++row) {
+    for (int64_t row = 0; row < padded_rows; ++row) {
       T values[kChunk] = {};
       if (row < rows) {
         const Source* from =
@@ -286,7 +287,7 @@ template <class Step, int Rows, int Vectors>
 constexpr TileKernels<typename Step::Sum> tile_kernels(const char* name) {
   using T = typename Step::Sum;
   constexpr int64_t kLanes = Step::kBytes / sizeof(T);
-  static_assert(kPanel % Rows == 0 && kPanel % (Vectors * kLanes) == 0);
+  static_assert(kPanel % Rows == 0 && kPanel % (Vectors * kLanes) == 0 && 16 % kLanes == 0 && Rows <= 16);
   return {name,
           Step::kPerPacked,
           sizeof(typename Step::Packed),

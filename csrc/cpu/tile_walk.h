@@ -69,7 +69,7 @@ class PanelGroup {
       const Kernel& kernel = kernels_[which];
       // Blocks of a panel: a forward one for each use, then the backward ones unless they are another kernel's.
       const int64_t blocks = kernel.s * (kernel.backward_of == which ? 1 + kernel.o : 1);
-      for_each_item((end - begin) * blocks, 1, [&](int64_t item, int64_t) {
+      for_each_item((end - begin) * blocks, 4, [&](int64_t item, int64_t) {
         const int64_t panel = begin + item / blocks, block = item % blocks;
         const int64_t first = panel * kPanel, count = std::min(kPanel, kernel.n - first);
         if (block < kernel.s) {
