@@ -5,8 +5,8 @@ on one sample to see how often and in which order they are used, `run` collects 
 fit the memory budget. `rules` says how the factors of each kind of module come about.
 """
 
-from ahkernels.capture.kernels import iter_tangent_kernels, tangent_kernels
+from ahkernels.capture.kernels import iter_tangent_kernels, plan_capture, tangent_kernels
 from ahkernels.capture.rules import Rule, register_rule
 from ahkernels.capture.run import DEFAULT_MEMORY_BUDGET
 
-__all__ = ["DEFAULT_MEMORY_BUDGET", "Rule", "iter_tangent_kernels", "register_rule", "tangent_kernels"]
+__all__ = ["DEFAULT_MEMORY_BUDGET", "Rule", "iter_tangent_kernels", "plan_capture", "register_rule", "tangent_kernels"]

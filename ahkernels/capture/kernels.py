@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from ahkernels.capture.guard import check_input, refuse_mixing_modules, unchanged
 from ahkernels.capture.run import DEFAULT_MEMORY_BUDGET, iter_factors
 from ahkernels.capture.selection import select_layers
-from ahkernels.capture.trace import trace_model
+from ahkernels.capture.trace import TracedLayer, trace_model
 from ahkernels.kernel import TangentKernel, kernel_of_outputs
 from ahkernels.outputs import Outputs, OutputSelection
 from ahkernels.precision import resolve_precision
@@ -73,6 +74,44 @@ def iter_tangent_kernels(
     Drop each kernel before taking the next to stay within the budget; a smaller one costs time, never an error, and a
     single layer may exceed it. The model must not change before the last kernel. Arguments as `tangent_kernels`.
     """
+    plan = plan_capture(
+        model, x, layers=layers, outputs=outputs, precision=precision, memory_budget=memory_budget, progress=progress
+    )
+    return plan.kernels()
+
+
+@dataclass(frozen=True)
+class CapturePlan:
+    """A capture whose arguments have been checked, before any of its work."""
+
+    model: nn.Module
+    x: Tensor
+    layers: list[TracedLayer]
+    outputs: OutputSelection
+    precision: str
+    memory_budget: int
+    progress: bool
+
+    def kernels(self) -> Iterator[tuple[str, TangentKernel]]:
+        """Yields (name, kernel) in forward order."""
+        factors = iter_factors(self.model, self.x, self.layers, self.outputs, self.memory_budget)
+        with tqdm(total=len(self.layers), desc="layers", unit="layer", disable=not self.progress) as bar:
+            for layer in factors:
+                yield layer.layer, kernel_of_outputs(layer, self.outputs, self.precision)
+                bar.update()
+
+
+def plan_capture(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    layers: str | Sequence[str] | None,
+    outputs: Outputs,
+    precision: str | None,
+    memory_budget: int | None,
+    progress: bool,
+) -> CapturePlan:
+    """Checks the arguments of `iter_tangent_kernels`, and runs the model on one sample."""
     _check_budget(memory_budget)
     precision = resolve_precision(precision)
     selected = select_layers(model, layers)
@@ -82,15 +121,7 @@ def iter_tangent_kernels(
         trace = trace_model(model, x, selected)
     selection = OutputSelection(outputs, trace.outputs)
     budget = sys.maxsize if memory_budget is None else memory_budget
-
-    def kernels() -> Iterator[tuple[str, TangentKernel]]:
-        factors = iter_factors(model, x.detach(), trace.layers, selection, budget)
-        with tqdm(total=len(trace.layers), desc="layers", unit="layer", disable=not progress) as bar:
-            for layer in factors:
-                yield layer.layer, kernel_of_outputs(layer, selection, precision)
-                bar.update()
-
-    return kernels()
+    return CapturePlan(model, x.detach(), trace.layers, selection, precision, budget, progress)
 
 
 def _check_budget(memory_budget: int | None) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ahkernels.capture import DEFAULT_MEMORY_BUDGET, iter_tangent_kernels
+from ahkernels.capture import DEFAULT_MEMORY_BUDGET, plan_capture
 from ahkernels.outputs import Outputs
-from ahkernels.precision import resolve_precision
 from ahkernels.report import AlignmentReport
 from ahkernels.statistics.cka import label_alignment
 
@@ -48,25 +47,19 @@ def layerwise_alignment(
     Raises:
         ValueError: TypeError or NotImplementedError for arguments that do not fit; the message names the argument.
     """
-    precision = resolve_precision(precision)
+    plan = plan_capture(
+        model, x, layers=layers, outputs=outputs, precision=precision, memory_budget=memory_budget, progress=progress
+    )
+    plan.outputs.labels(y, x.shape[0])  # raises before any work is done
     names: list[str] = []
     rows: list[list[float]] = []
-    kernels = iter_tangent_kernels(
-        model,
-        x,
-        layers=layers,
-        outputs=outputs,
-        precision=precision,
-        memory_budget=memory_budget,
-        progress=progress,
-    )
-    for name, kernel in kernels:
+    for name, kernel in plan.kernels():
         found = label_alignment([kernel, kernel.backward_gram()] if decomposition else [kernel], y)
         names.append(name)
         rows.append([found[0].cka, found[0].centered_norm, kernel.trace()])
         if decomposition:
             rows[-1] += [label_alignment([kernel.forward_gram()], y)[0].cka, found[1].cka]
-        spec = kernel.outputs.spec
+    spec = plan.outputs.spec
     columns = torch.tensor(rows, dtype=torch.float64).T
     return AlignmentReport(
         layers=names,
@@ -77,5 +70,5 @@ def layerwise_alignment(
         backward_cka=columns[4] if decomposition else None,
         n=x.shape[0],
         outputs=spec if isinstance(spec, (str, int)) else list(spec),
-        precision=precision,
+        precision=plan.precision,
     )
