@@ -69,6 +69,8 @@ def compare(n: int, width: int, best: Ceilings, args: argparse.Namespace) -> tup
     timings = timing.interleaved(jobs, args.repeats)
     best.confirm()
     rows = [results.Row(name, timings[name], work(n, OUTPUTS, width), error[name]) for name in jobs]
+    if not args.without_ours:
+        rows[0].peak = memory.peak(memory_setup, "ours", n, width, args.threads).bytes
     bar = min((name for name in bars if error[name] < BAR_ERROR), key=lambda name: timings[name].median)
     table = results.report(f"n = {n}, o = {OUTPUTS}, N = {width}", rows, best, bar if args.without_ours else "ours")
     print(f"  the bar: {bar}")

@@ -18,7 +18,7 @@
 namespace ahkernels::cpu {
 
 // The samples and the pre-activations are taken in slices such that none of the matrices held is much larger than this.
-constexpr int64_t kSliceBytes = 8 << 20;
+constexpr int64_t kSliceBytes = 4 << 20;
 // The route through the forward Gram holds it whole, so it is for this many rows at most.
 constexpr int64_t kMaxForwardGram = 2048;
 
