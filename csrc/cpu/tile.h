@@ -37,7 +37,6 @@ struct Strided {
 // T is the type of tiles and of sums within one.
 template <class T>
 struct TileKernels {
-  const char* name;
   int64_t k_per_packed;  // numbers along k in one packed element; k is padded with zeros to a multiple of it
   int64_t packed_bytes;  // size of one packed element
 

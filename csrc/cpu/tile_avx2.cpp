@@ -8,8 +8,8 @@ AHK_TARGET_BEGIN("avx2,fma,f16c")
 namespace ahkernels::cpu::avx2 {
 #include "tile_kernels.inl"
 
-const TileKernels<float> float_tile = tile_kernels<MultiplyAdd<float, 32>, 6, 2>("avx2");
-const TileKernels<double> double_tile = tile_kernels<MultiplyAdd<double, 32>, 6, 2>("avx2");
+const TileKernels<float> float_tile = tile_kernels<MultiplyAdd<float, 32>, 6, 2>();
+const TileKernels<double> double_tile = tile_kernels<MultiplyAdd<double, 32>, 6, 2>();
 }  // namespace ahkernels::cpu::avx2
 AHK_TARGET_END
 #endif

@@ -8,8 +8,8 @@ AHK_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,f16c")
 namespace ahkernels::cpu::avx512 {
 #include "tile_kernels.inl"
 
-const TileKernels<float> float_tile = tile_kernels<MultiplyAdd<float, 64>, 8, 3>("avx512");
-const TileKernels<double> double_tile = tile_kernels<MultiplyAdd<double, 64>, 8, 3>("avx512");
+const TileKernels<float> float_tile = tile_kernels<MultiplyAdd<float, 64>, 8, 3>();
+const TileKernels<double> double_tile = tile_kernels<MultiplyAdd<double, 64>, 8, 3>();
 }  // namespace ahkernels::cpu::avx512
 AHK_TARGET_END
 #endif

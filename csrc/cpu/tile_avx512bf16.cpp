@@ -30,7 +30,7 @@ struct BFloat16Dot {
   static Packed convert(const float* pair) { return round_to_bfloat16(pair[0]) | round_to_bfloat16(pair[1]) << 16; }
 };
 
-const TileKernels<float> bfloat16_tile = tile_kernels<BFloat16Dot, 8, 3>("avx512bf16");
+const TileKernels<float> bfloat16_tile = tile_kernels<BFloat16Dot, 8, 3>();
 }  // namespace ahkernels::cpu::avx512bf16
 AHK_TARGET_END
 #endif

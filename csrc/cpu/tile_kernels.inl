@@ -284,12 +284,11 @@ T dot(const Strided& x, int64_t k, const T* y) {
 }
 
 template <class Step, int Rows, int Vectors>
-constexpr TileKernels<typename Step::Sum> tile_kernels(const char* name) {
+constexpr TileKernels<typename Step::Sum> tile_kernels() {
   using T = typename Step::Sum;
   constexpr int64_t kLanes = Step::kBytes / sizeof(T);
   static_assert(kPanel % Rows == 0 && kPanel % (Vectors * kLanes) == 0 && 16 % kLanes == 0 && Rows <= 16);
-  return {name,
-          Step::kPerPacked,
+  return {Step::kPerPacked,
           sizeof(typename Step::Packed),
           &pack<Step>,
           &gemm<Step, Rows, Vectors>,

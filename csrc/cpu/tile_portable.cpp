@@ -4,6 +4,6 @@
 namespace ahkernels::cpu::portable {
 #include "tile_kernels.inl"
 
-const TileKernels<float> float_tile = tile_kernels<MultiplyAdd<float, 16>, 4, 2>("portable");
-const TileKernels<double> double_tile = tile_kernels<MultiplyAdd<double, 16>, 4, 2>("portable");
+const TileKernels<float> float_tile = tile_kernels<MultiplyAdd<float, 16>, 4, 2>();
+const TileKernels<double> double_tile = tile_kernels<MultiplyAdd<double, 16>, 4, 2>();
 }  // namespace ahkernels::cpu::portable
