@@ -319,6 +319,17 @@ class OwnParameter(nn.Module):
         return self.linear(x) * self.scale
 
 
+class WithoutGradients(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features, self.last = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        with torch.no_grad():
+            h = self.features(x)
+        return self.last(h)
+
+
 def parametrized():
     return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 3)))
 
@@ -391,6 +402,7 @@ X, Y = torch.zeros(4, 6), torch.tensor([0, 1, 2, 1])
             r"model\(x\) to be a tensor \[n, o\] with n = 1, got tuple",
             {"model": nn.Sequential(LINEAR, nn.RNN(3, 3)), "layers": "0"},
         ),
+        (ValueError, "gradients to flow through layer 'features'", {"model": WithoutGradients()}),
         (TypeError, "x: expected a tensor", {"x": [[0.0] * 6]}),
         (ValueError, r"x: expected at least one sample, got shape \[0, 6\]", {"x": torch.zeros(0, 6)}),
         (

@@ -40,13 +40,18 @@ def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Call:
     """Runs the model on x and records the layers; the hooks it needs are gone when it returns or raises.
 
     Raises:
-        ValueError: where the output is no tensor [n, o] with o > 0.
+        ValueError: where the output is no tensor [n, o] with o > 0, or a layer is called without gradients.
     """
     uses: dict[str, Uses] = {}
     handles = []
 
     def recorder(layer: Layer) -> Any:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            if not output.requires_grad:
+                raise ValueError(
+                    f"model: expected gradients to flow through layer {layer.name!r}, got a call of it without "
+                    "gradients (under torch.no_grad(), say); leave the layer out with layers="
+                )
             seen = uses.setdefault(layer.name, Uses())
             a = layer.rule.forward_factor(module, (*args, *kwargs.values()), layer.name)
             seen.inputs.append(a.detach().clone())  # later in-place operations must not reach it
