@@ -92,11 +92,6 @@ class TangentKernel:
             self._row_means = ops.tangent_row_sums(*self._arguments()) / self.shape[0]
         return self._row_means
 
-    def quadratic(self, v: Tensor) -> Tensor:
-        """v^T K v of each column of v [n, o, columns], float64 [columns] on the CPU."""
-        v = v.detach().to(self.device, torch.float64).contiguous()
-        return ops.tangent_quadratic(*self._arguments(), v).cpu()
-
     def frobenius_norm(self, *, centered: bool = True) -> float:
         """||C K C||_F with C = I - 11^T/(on), or ||K||_F; in one pass over tiles, with no K in memory."""
         means = self.row_means() if centered else torch.zeros(self.n, self.o, dtype=torch.float64)
@@ -160,6 +155,16 @@ def kernel_of_outputs(factors: Factors, outputs: OutputSelection, precision: str
         g = factors.backward
         factors = Factors(factors.forward, g.reshape(g.shape[0], g.shape[1], 1, -1), factors.bias, factors.layer)
     return TangentKernel(factors, outputs, precision)
+
+
+def statistics(kernels: Sequence[TangentKernel], v: Tensor) -> Tensor:
+    """<v, K v>, ||C K C||_F^2, trace and sum of kernels over the same rows for a centered v [n, o], float64 [q, 4].
+
+    On the CPU, in one pass over their tiles.
+    """
+    forward, backward, bias = zip(*(kernel._arguments() for kernel in kernels), strict=True)
+    v = v.detach().to(kernels[0].device, torch.float64).contiguous().unsqueeze(2)
+    return ops.tangent_statistics(forward, backward, bias, v, kernels[0].precision).cpu()
 
 
 def centered_moments(kernels: Sequence[TangentKernel], row_means: list[Tensor]) -> Tensor:

@@ -33,6 +33,11 @@ Tensor tangent_product(Tensor forward, Tensor backward, double bias, Tensor v) {
   return ahkernels::cpu::tangent_product(forward, backward, bias, v);
 }
 
+Tensor tangent_statistics(std::vector<Tensor> forward, std::vector<Tensor> backward, std::vector<double> bias, Tensor v,
+                          std::string precision) {
+  return ahkernels::cpu::tangent_statistics(forward, backward, bias, v, precision);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(ahkernels, m) {
@@ -44,6 +49,7 @@ STABLE_TORCH_LIBRARY(ahkernels, m) {
   m.def("tangent_row_sums(Tensor forward, Tensor backward, float bias) -> Tensor");
   m.def("tangent_quadratic(Tensor forward, Tensor backward, float bias, Tensor v) -> Tensor");
   m.def("tangent_product(Tensor forward, Tensor backward, float bias, Tensor v) -> Tensor");
+  m.def("tangent_statistics(Tensor[] forward, Tensor[] backward, float[] bias, Tensor v, str precision) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ahkernels, CPU, m) {
@@ -53,4 +59,5 @@ STABLE_TORCH_LIBRARY_IMPL(ahkernels, CPU, m) {
   m.impl("tangent_row_sums", TORCH_BOX(&tangent_row_sums));
   m.impl("tangent_quadratic", TORCH_BOX(&tangent_quadratic));
   m.impl("tangent_product", TORCH_BOX(&tangent_product));
+  m.impl("tangent_statistics", TORCH_BOX(&tangent_statistics));
 }

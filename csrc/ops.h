@@ -24,4 +24,7 @@ Tensor tangent_product(const Tensor& forward, const Tensor& backward, double bia
 
 Tensor tangent_quadratic(const Tensor& forward, const Tensor& backward, double bias, const Tensor& v);
 
+Tensor tangent_statistics(const std::vector<Tensor>& forward, const std::vector<Tensor>& backward,
+                          const std::vector<double>& bias, const Tensor& v, const std::string& precision);
+
 }  // namespace ahkernels::cpu

@@ -5,6 +5,7 @@
 // of panels: K[(X, i), (X', j)] = P[X, X'] o Q[(X, i), (X', j)] elementwise, with no broadcast in the epilogue.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #if defined(__CUDACC__)
@@ -24,19 +25,18 @@ struct PanelPair {
   int64_t row, col;
 };
 
-// The t-th pair (row <= col) of the upper triangle of count x count panels, row by row.
-AHK_HOST_DEVICE inline PanelPair triangle_pair(int64_t t, int64_t count) {
-  int64_t row = 0, high = count - 1;
-  // Row r starts at r*count - r(r-1)/2; a binary search stays exact where a square root would not.
-  while (row < high) {
-    const int64_t middle = (row + high + 1) / 2;
-    if (middle * count - middle * (middle - 1) / 2 <= t) {
-      row = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return {row, row + t - (row * count - row * (row - 1) / 2)};
+// The t-th pair (row >= col) of the lower triangle, row by row: row r starts at r(r+1)/2.
+AHK_HOST_DEVICE inline PanelPair triangle_pair(int64_t t) {
+  int64_t row = static_cast<int64_t>((sqrt(8.0 * static_cast<double>(t) + 1.0) - 1.0) / 2.0);
+  // The square root may be off by one either way.
+  while (row * (row + 1) / 2 > t) --row;
+  while ((row + 1) * (row + 2) / 2 <= t) ++row;
+  return {row, t - row * (row + 1) / 2};
+}
+
+// Inverse of triangle_pair().
+AHK_HOST_DEVICE inline int64_t triangle_index(const PanelPair& pair) {
+  return pair.row * (pair.row + 1) / 2 + pair.col;
 }
 
 // The t-th pair of a rows x cols rectangle of panels, row by row.

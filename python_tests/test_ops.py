@@ -109,6 +109,41 @@ def test_centered_moments_of_two_kernels(op, dtype, shape):
     assert (got - expected).abs().le(2 * tolerance(dtype, sizes[3] + sizes[4]) * scale).all()
 
 
+def statistics(k: Tensor, v: Tensor) -> Tensor:
+    """<v, K v>, ||C K C||_F^2, trace and sum."""
+    return torch.stack((v.flatten() @ k @ v.flatten(), reference.centered(k).square().sum(), k.trace(), k.sum()))
+
+
+def centered_vector(n: int, o: int) -> Tensor:
+    v = torch.randn(n, o, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    return v - v.mean()
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_statistics_of_two_kernels(op, dtype, shape):
+    *sizes, bias = shape
+    n, _, o = sizes[:3]
+    first, second = factors(*sizes, dtype), factors(n, 1, o, 6, 3, dtype, seed=1)
+    v = centered_vector(n, o)
+    got = op.tangent_statistics([first[0], second[0]], [first[1], second[1]], [bias, 0.0], v, "highest")
+    for row, k in zip(got, [reference.kernel(*first, bias), reference.kernel(*second, 0.0)], strict=True):
+        size = torch.stack((v.square().sum() * k.norm(), k.norm() ** 2, k.trace(), n * o * k.norm()))
+        assert (row - statistics(k, v)).abs().le(2 * tolerance(dtype, sizes[3] + sizes[4]) * size).all()
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1.0, 1e18])
+@pytest.mark.parametrize("n", [60, 300], ids=["kept tiles", "other ops"])
+def test_statistics_at_extreme_scales(n, scale):
+    forward, backward = factors(n, 1, 3, 20, 30, torch.float32)
+    backward *= scale
+    v = centered_vector(n, 3) / scale
+    k = reference.kernel(forward, backward, 0.0)
+    got = ops.tangent_statistics([forward], [backward], [0.0], v, "highest")[0]
+    torch.testing.assert_close(got, statistics(k, v), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("op", IMPLEMENTATIONS)
 def test_zero_means_leave_the_kernel_uncentered(op):
     forward, backward = factors(33, 1, 2, 8, 9, torch.float64)
@@ -258,6 +293,7 @@ def test_same_bits_for_any_number_of_threads_and_any_run(dtype, shape):
     n, _, o = sizes[:3]
     v = torch.randn(n, o, 2, dtype=torch.float64)
     means = [row_means(reference.kernel(forward, backward, bias), o)]
+    centered = centered_vector(n, o)
 
     def results() -> list[Tensor]:
         return [
@@ -268,6 +304,8 @@ def test_same_bits_for_any_number_of_threads_and_any_run(dtype, shape):
             ops.tangent_quadratic(forward, backward, bias, v),
             ops.tangent_row_sums(forward, backward, bias),
             ops.tangent_diagonal(forward, backward, bias),
+            ops.tangent_statistics([forward], [backward], [bias], centered, "highest"),
+            ops.tangent_statistics([forward[:40]], [backward[:40]], [bias], centered[:40], "highest"),
         ]
 
     before = torch.get_num_threads()
@@ -294,6 +332,7 @@ def test_opcheck():
             (library.tangent_quadratic, (forward, backward, 1.0, means.unsqueeze(2))),
             (library.tangent_row_sums, (forward, backward, 1.0)),
             (library.tangent_diagonal, (forward, backward, 1.0)),
+            (library.tangent_statistics, ([forward], [backward], [1.0], means.unsqueeze(2), "highest")),
         ]:
             torch.library.opcheck(op.default, arguments)
 
@@ -342,6 +381,8 @@ def test_bad_arguments_of_thin_products():
             ops.tangent_product(forward, backward, 0.0, v)
         with pytest.raises(RuntimeError, match="tangent_quadratic: v: expected a contiguous float64 tensor"):
             ops.tangent_quadratic(forward, backward, 0.0, v)
+    with pytest.raises(RuntimeError, match="tangent_statistics: v: expected one column, got 2"):
+        ops.tangent_statistics([forward], [backward], [0.0], torch.ones(4, 2, 2, dtype=torch.float64), "highest")
     with pytest.raises(RuntimeError, match="expected n and o of the first kernel"):
         means = torch.zeros(4, 2, dtype=torch.float64)
         ops.centered_moments(

@@ -27,6 +27,7 @@ __all__ = [
     "tangent_product",
     "tangent_quadratic",
     "tangent_row_sums",
+    "tangent_statistics",
 ]
 
 
@@ -108,6 +109,27 @@ def tangent_row_sums(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
     return result
 
 
+def tangent_statistics(
+    forward: Sequence[Tensor], backward: Sequence[Tensor], bias: Sequence[float], v: Tensor, precision: str
+) -> Tensor:
+    """The numbers of an alignment: <v, K v>, ||C K C||_F^2, trace and sum of q kernels, float64 [q, 4].
+
+    One op, since for small kernels all of them come from tiles that are made once.
+
+    Args:
+        forward: q factors [n, s, d], all with the same n and dtype.
+        backward: q factors [n, s, o, m], all with the same o.
+        bias: q numbers.
+        v: Centered targets (of zero sum), float64 [n, o, 1].
+        precision: "highest", "high" or "medium".
+
+    Raises:
+        RuntimeError: where shapes or dtypes do not fit; the message names the argument.
+    """
+    result: Tensor = torch.ops.ahkernels.tangent_statistics(list(forward), list(backward), list(bias), v, precision)
+    return result
+
+
 @torch.library.register_fake("ahkernels::centered_moments")
 def _(
     forward: list[Tensor], backward: list[Tensor], bias: list[float], row_means: list[Tensor], precision: str
@@ -135,6 +157,11 @@ def _(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
 @torch.library.register_fake("ahkernels::tangent_product")
 def _(forward: Tensor, backward: Tensor, bias: float, v: Tensor) -> Tensor:
     return torch.empty_like(v)
+
+
+@torch.library.register_fake("ahkernels::tangent_statistics")
+def _(forward: list[Tensor], backward: list[Tensor], bias: list[float], v: Tensor, precision: str) -> Tensor:
+    return v.new_empty(len(forward), 4)
 
 
 # Any device without kernels of its own gets the plain-torch implementation.

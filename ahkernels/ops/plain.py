@@ -139,3 +139,16 @@ def tangent_row_sums(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
     n, _, o, _ = backward.shape
     ones = torch.ones(n, o, 1, dtype=torch.float64, device=backward.device)
     return tangent_product(forward, backward, bias, ones)[..., 0]
+
+
+def tangent_statistics(
+    forward: list[Tensor], backward: list[Tensor], bias: list[float], v: Tensor, precision: str
+) -> Tensor:
+    """See `ahkernels.ops.tangent_statistics`."""
+    ops = torch.ops.ahkernels  # the device's own, where it has some
+    kernels = list(zip(forward, backward, bias, strict=True))
+    sums = [ops.tangent_row_sums(*kernel) for kernel in kernels]
+    moments = ops.centered_moments(forward, backward, bias, [s / s.numel() for s in sums], precision)
+    forms = torch.cat([ops.tangent_quadratic(*kernel, v) for kernel in kernels])
+    traces = torch.stack([ops.tangent_diagonal(*kernel).sum() for kernel in kernels])
+    return torch.stack((forms, moments.diagonal(), traces, torch.stack([s.sum() for s in sums])), 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ahkernels.capture import DEFAULT_MEMORY_BUDGET, plan_capture
-from ahkernels.outputs import Outputs
+from ahkernels.outputs import Outputs, OutputSelection
 from ahkernels.report import AlignmentReport
 from ahkernels.statistics.cka import label_alignment
 
@@ -50,15 +50,16 @@ def layerwise_alignment(
     plan = plan_capture(
         model, x, layers=layers, outputs=outputs, precision=precision, memory_budget=memory_budget, progress=progress
     )
-    plan.outputs.labels(y, x.shape[0])  # raises before any work is done
+    labels = plan.outputs.labels(y, x.shape[0])  # raises before any work is done
+    sample_labels = OutputSelection("trace", plan.outputs.total).labels(y, x.shape[0])
     names: list[str] = []
     rows: list[list[float]] = []
     for name, kernel in plan.kernels():
-        found = label_alignment([kernel, kernel.backward_gram()] if decomposition else [kernel], y)
+        found = label_alignment([kernel, kernel.backward_gram()] if decomposition else [kernel], labels)
         names.append(name)
-        rows.append([found[0].cka, found[0].centered_norm, kernel.trace()])
+        rows.append(list(found[0]))
         if decomposition:
-            rows[-1] += [label_alignment([kernel.forward_gram()], y)[0].cka, found[1].cka]
+            rows[-1] += [label_alignment([kernel.forward_gram()], sample_labels)[0].cka, found[1].cka]
     spec = plan.outputs.spec
     columns = torch.tensor(rows, dtype=torch.float64).T
     return AlignmentReport(

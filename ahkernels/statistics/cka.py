@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ahkernels.factors import Factors
-from ahkernels.kernel import TangentKernel, centered_moments
+from ahkernels.kernel import TangentKernel, centered_moments, statistics
 from ahkernels.outputs import OutputSelection
 
 
@@ -20,10 +20,11 @@ class DegenerateKernelWarning(UserWarning):
 
 
 class Alignment(NamedTuple):
-    """Of one kernel: A(K, K') and ||C K C||_F."""
+    """Of one kernel: A(K, K'), ||C K C||_F and the trace of K."""
 
     cka: float
     centered_norm: float
+    trace: float
 
 
 def cka(kernel: TangentKernel, other: Tensor | TangentKernel) -> float:
@@ -45,34 +46,36 @@ def cka(kernel: TangentKernel, other: Tensor | TangentKernel) -> float:
         TypeError: for another type.
     """
     if isinstance(other, TangentKernel):
-        return _kernel_alignment(kernel, other).cka
-    return label_alignment([kernel], other)[0].cka
+        _require_alike(kernel, other)
+        return _alignment([kernel, other], _moments([kernel, other]), 0, 1, "other")
+    return label_alignment([kernel], kernel.outputs.labels(other, kernel.n))[0].cka
 
 
-def label_alignment(kernels: Sequence[TangentKernel], y: Tensor) -> list[Alignment]:
-    """A(K, Y Y^T) with ||C K C||_F of kernels over the same rows, in one pass over their tiles.
+def label_alignment(kernels: Sequence[TangentKernel], labels: Tensor) -> list[Alignment]:
+    """A(K, Y Y^T) with ||C K C||_F and trace of kernels over the same rows, in one pass over their tiles.
 
-    Kernels with the same backward factor share the work on it.
+    Kernels with the same backward factor share the work on it. The labels are `OutputSelection.labels` of the kernels.
     """
-    first = kernels[0]
-    labels = first.outputs.labels(y, first.n)
-    if first.o == 1:
+    if kernels[0].o == 1:
         # A kernel over samples may be nearly constant, so that y~^T K y~ loses digits where centered tiles do not.
-        kernels = [*kernels, _label_kernel(first, labels)]
-        moments = _moments(kernels)
-        return [_alignment(kernels, moments, i, len(kernels) - 1, "y") for i in range(len(kernels) - 1)]
+        compared = [*kernels, _label_kernel(kernels[0], labels)]
+        moments = _moments(compared)
+        return [
+            Alignment(_alignment(compared, moments, i, len(kernels), "y"), math.sqrt(moments[i, i]), kernel.trace())
+            for i, kernel in enumerate(kernels)
+        ]
     centered = labels - labels.mean()
     label_norm = float((centered**2).sum())
-    inner = [float(kernel.quadratic(centered.unsqueeze(2))) for kernel in kernels]  # <y~, K y~>
     result = []
-    for kernel, numerator, square in zip(kernels, inner, _moments(kernels).diagonal().tolist(), strict=True):
+    for kernel, numbers in zip(kernels, statistics(kernels, centered).tolist(), strict=True):
+        form, square, trace, total = numbers  # form = <y~, K y~>
         norm = math.sqrt(square)
-        defined = _defined(kernel, norm, "kernel") and _labels_vary(labels, label_norm)
-        result.append(Alignment(numerator / norm / label_norm if defined else math.nan, norm))
+        defined = _defined(kernel, norm, total / kernel.shape[0], "kernel") and _labels_vary(labels, label_norm)
+        result.append(Alignment(form / norm / label_norm if defined else math.nan, norm, trace))
     return result
 
 
-def _kernel_alignment(kernel: TangentKernel, other: TangentKernel) -> Alignment:
+def _require_alike(kernel: TangentKernel, other: TangentKernel) -> None:
     if kernel.n != other.n or kernel.o != other.o:
         raise ValueError(
             f"other: expected a kernel of {kernel.n} samples and {kernel.o} rows for each, got {other.n} and {other.o}"
@@ -83,17 +86,20 @@ def _kernel_alignment(kernel: TangentKernel, other: TangentKernel) -> Alignment:
         )
     if kernel.device != other.device:
         raise ValueError(f"other: expected the device of kernel, {kernel.device}, got {other.device}")
-    return _alignment([kernel, other], _moments([kernel, other]), 0, 1, "other")
 
 
 def _moments(kernels: Sequence[TangentKernel]) -> Tensor:
     return centered_moments(kernels, [kernel.row_means() for kernel in kernels])
 
 
-def _alignment(kernels: Sequence[TangentKernel], moments: Tensor, i: int, j: int, other: str) -> Alignment:
-    norm, other_norm = math.sqrt(float(moments[i, i])), math.sqrt(float(moments[j, j]))
-    defined = _defined(kernels[i], norm, "kernel") and _defined(kernels[j], other_norm, other)
-    return Alignment(float(moments[i, j]) / norm / other_norm if defined else math.nan, norm)
+def _alignment(kernels: Sequence[TangentKernel], moments: Tensor, i: int, j: int, other: str) -> float:
+    norms = []
+    for index, argument in ((i, "kernel"), (j, other)):
+        norms.append(math.sqrt(moments[index, index]))
+        total = float(kernels[index].row_means().sum())
+        if not _defined(kernels[index], norms[-1], total, argument):
+            return math.nan
+    return float(moments[i, j]) / norms[0] / norms[1]
 
 
 def _label_kernel(kernel: TangentKernel, labels: Tensor) -> TangentKernel:
@@ -107,10 +113,12 @@ def _label_kernel(kernel: TangentKernel, labels: Tensor) -> TangentKernel:
     )
 
 
-def _defined(kernel: TangentKernel, norm: float, argument: str) -> bool:
-    """Whether the centered kernel is more than the rounding of a constant one."""
-    size = kernel.shape[0]
-    constant = abs(float(kernel.row_means().mean())) * size  # Frobenius norm of the constant part
+def _defined(kernel: TangentKernel, norm: float, total: float, argument: str) -> bool:
+    """Whether the centered kernel is more than the rounding of a constant one.
+
+    `total` is the sum of its row means, so that its magnitude is the Frobenius norm of the constant part.
+    """
+    constant = abs(total)
     # Kernels over samples alone are computed with their constant part taken out first.
     dtype = torch.float64 if kernel.o == 1 else kernel.dtype
     if norm > 64 * torch.finfo(dtype).eps * constant and math.isfinite(norm):

@@ -1,36 +1,10 @@
 // Inner products of centered tangent kernels, <C K_a C, C K_b C>, in one pass over their tiles and with no K in memory.
-#include <cmath>
-
 #include "../ops.h"
+#include "means.h"
 #include "tile_walk.h"
 
 namespace ahkernels::cpu {
 namespace {
-
-// What centering subtracts from the tiles of a kernel, times its scale, as [o][n rounded up to whole panels].
-template <class T>
-struct Means {
-  // A tile entry less its column's and its row's number is the centered entry; the mean of all is in the latter.
-  std::vector<T> col, row;
-  int64_t stride;
-
-  Means(const Kernel& kernel, const Centering<T>& centering, const Tensor& means)
-      : stride(ceil_div(kernel.n, kPanel) * kPanel) {
-    const double* from = static_cast<const double*>(means.const_data_ptr());
-    double mean = 0;
-    for (int64_t r = 0; r < kernel.n * kernel.o; ++r) mean += from[r];
-    mean /= static_cast<double>(kernel.n * kernel.o);
-    col.assign(kernel.o * stride, T{0});
-    row.assign(kernel.o * stride, T{0});
-    for (int64_t x = 0; x < kernel.n; ++x) {
-      for (int64_t i = 0; i < kernel.o; ++i) {
-        const double h = centering.active() ? centering.h[x] : 0.0;
-        col[i * stride + x] = static_cast<T>(from[x * kernel.o + i] * kernel.scale() - centering.constant - h);
-        row[i * stride + x] = static_cast<T>((from[x * kernel.o + i] - mean) * kernel.scale() - h);
-      }
-    }
-  }
-};
 
 template <class T>
 void moments(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, const std::vector<Tensor>& row_means,
@@ -42,7 +16,7 @@ void moments(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, co
   std::vector<Means<T>> means;
   for (int64_t k = 0; k < count; ++k) {
     centering.emplace_back(double_kernels(), kernels[k]);
-    means.emplace_back(kernels[k], centering[k], row_means[k]);
+    means.emplace_back(kernels[k], centering[k], static_cast<const double*>(row_means[k].const_data_ptr()));
   }
 
   std::vector<double> totals(products, 0.0), partials;

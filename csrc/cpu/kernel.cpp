@@ -103,6 +103,13 @@ Strided Kernel::backward_rows(int64_t sample, int64_t use, int64_t output) const
   return rows;
 }
 
+void check_columns(const std::string& op, const Kernel& kernel, const Tensor& v) {
+  STD_TORCH_CHECK(v.dim() == 3 && v.size(0) == kernel.n && v.size(1) == kernel.o && v.size(2) > 0 &&
+                      v.is_contiguous() && v.scalar_type() == torch::headeronly::ScalarType::Double,
+                  op, ": v: expected a contiguous float64 tensor of shape [n, o, columns] = [", kernel.n, ", ",
+                  kernel.o, ", columns]");
+}
+
 void check_precision(const std::string& op, const std::string& precision) {
   STD_TORCH_CHECK(precision == "highest" || precision == "high" || precision == "medium", op,
                   ": precision: expected highest, high or medium, got ", precision);

@@ -41,6 +41,9 @@ struct Kernel {
 std::vector<Kernel> make_kernels(const std::string& op, const std::vector<Tensor>& forward,
                                  const std::vector<Tensor>& backward, const std::vector<double>& bias, bool scaled);
 
+// v is [n, o, columns] in float64.
+void check_columns(const std::string& op, const Kernel& kernel, const Tensor& v);
+
 void check_precision(const std::string& op, const std::string& precision);
 
 }  // namespace ahkernels::cpu

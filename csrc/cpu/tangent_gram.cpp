@@ -1,4 +1,4 @@
-// The tangent kernel itself: K [n*o, n*o], each entry above the diagonal computed once and mirrored.
+// The tangent kernel itself: K [n*o, n*o], each entry below the diagonal computed once and mirrored.
 #include "../ops.h"
 #include "tile_walk.h"
 
@@ -37,17 +37,17 @@ void gram(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, T* ou
   const std::vector<Centering<T>> not_centered(1);
   walk_tiles(tiles, kernels, not_centered, [](const GroupPair&) {}, visit, [](const GroupPair&) {});
 
-  // The walk has filled the pairs of panels on and above the diagonal; mirror what is above it, in square steps.
+  // The walk has filled the pairs of panels on and below the diagonal; mirror what is below it, in square steps.
   const int64_t block = kPanel * o, blocks = ceil_div(size, block);
   constexpr int64_t kStep = 32;
   for_each_item(blocks * (blocks + 1) / 2, 1, [&](int64_t item, int64_t) {
-    const PanelPair pair = triangle_pair(item, blocks);
+    const PanelPair pair = triangle_pair(item);
     const int64_t row_end = std::min((pair.row + 1) * block, size), col_end = std::min((pair.col + 1) * block, size);
     for (int64_t col = pair.col * block; col < col_end; col += kStep) {
       for (int64_t row = pair.row * block; row < row_end; row += kStep) {
         for (int64_t c = col; c < std::min(col + kStep, col_end); ++c) {
-          const int64_t end = std::min({row + kStep, row_end, c});
-          for (int64_t r = row; r < end; ++r) out[c * size + r] = out[r * size + c];
+          const int64_t end = std::min(row + kStep, row_end);
+          for (int64_t r = std::max(row, c + 1); r < end; ++r) out[c * size + r] = out[r * size + c];
         }
       }
     }

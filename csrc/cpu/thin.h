@@ -232,11 +232,4 @@ inline Kernel make_thin_kernel(const std::string& op, const Tensor& forward, con
   return make_kernels(op, {gather ? torch::stable::contiguous(forward) : forward}, {backward}, {bias}, scaled)[0];
 }
 
-inline void check_columns(const std::string& op, const Kernel& kernel, const Tensor& v) {
-  STD_TORCH_CHECK(v.dim() == 3 && v.size(0) == kernel.n && v.size(1) == kernel.o && v.size(2) > 0 &&
-                      v.is_contiguous() && v.scalar_type() == torch::headeronly::ScalarType::Double,
-                  op, ": v: expected a contiguous float64 tensor of shape [n, o, columns] = [", kernel.n, ", ",
-                  kernel.o, ", columns]");
-}
-
 }  // namespace ahkernels::cpu

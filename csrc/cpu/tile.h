@@ -53,6 +53,11 @@ struct TileKernels {
   // sum over [rows, cols] of (a - row_a - col_a) o (b - row_b - col_b)
   double (*centered_product)(const T* a, const T* row_a, const T* col_a, const T* b, const T* row_b, const T* col_b,
                              int64_t rows, int64_t cols);
+  // sums of each row and of each column of tile [rows, cols]
+  void (*sums)(const T* tile, int64_t rows, int64_t cols, T* row_sums, T* col_sums);
+  // sum over [rows, cols] of v_row (tile - row - col) v_col
+  double (*centered_form)(const T* tile, const T* row, const T* col, const T* v_row, const T* v_col, int64_t rows,
+                          int64_t cols);
   // y [k] += alpha * x [k], and the sum of x o y, where x is the first row of a view
   void (*axpy)(T alpha, const Strided& x, int64_t k, T* y);
   T (*dot)(const Strided& x, int64_t k, const T* y);

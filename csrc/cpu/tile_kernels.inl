@@ -233,6 +233,51 @@ double centered_product(const T* a, const T* row_a, const T* col_a, const T* b, 
   return total;
 }
 
+// Of whole vectors: past `cols` a tile holds zeros up to the next 16, since its factors do.
+template <class T, int Bytes>
+void sums(const T* tile, int64_t rows, int64_t cols, T* row_sums, T* col_sums) {
+  using V = typename Vector<T, Bytes>::type;
+  constexpr int64_t kLanes = Bytes / sizeof(T);
+  constexpr int64_t kVectors = kPanel / kLanes;
+  const int64_t vectors = ceil_div(cols, kLanes);
+  V columns[kVectors] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    V across = {};
+    for (int64_t v = 0; v < vectors; ++v) {
+      const V numbers = *reinterpret_cast<const V*>(tile + r * kPanel + v * kLanes);
+      columns[v] += numbers;
+      across += numbers;
+    }
+    T total = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) total += across[lane];
+    row_sums[r] = total;
+  }
+  for (int64_t c = 0; c < cols; ++c) col_sums[c] = columns[c / kLanes][c % kLanes];
+}
+
+template <class T, int Bytes>
+double centered_form(const T* tile, const T* row, const T* col, const T* v_row, const T* v_col, int64_t rows,
+                     int64_t cols) {
+  using V = typename Vector<T, Bytes>::type;
+  using U = typename Vector<T, Bytes>::unaligned;
+  constexpr int64_t kLanes = Bytes / sizeof(T);
+  constexpr int64_t kVectors = kPanel / kLanes;
+  const int64_t vectors = ceil_div(cols, kLanes);
+  V columns[kVectors] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t v = 0; v < vectors; ++v) {
+      const V centered = *reinterpret_cast<const V*>(tile + r * kPanel + v * kLanes) -
+                         *reinterpret_cast<const U*>(col + v * kLanes) - row[r];
+      columns[v] += centered * v_row[r];
+    }
+  }
+  double total = 0;
+  for (int64_t c = 0; c < cols; ++c) {
+    total += static_cast<double>(columns[c / kLanes][c % kLanes]) * static_cast<double>(v_col[c]);
+  }
+  return total;
+}
+
 // ---- rows
 
 // visit(x) with a pointer to the numbers of the row, of whichever type they are.
@@ -295,6 +340,8 @@ constexpr TileKernels<typename Step::Sum> tile_kernels() {
           &hadamard<T, Step::kBytes>,
           &centered_hadamard<T, Step::kBytes>,
           &centered_product<T, Step::kBytes>,
+          &sums<T, Step::kBytes>,
+          &centered_form<T, Step::kBytes>,
           &axpy<T>,
           &dot<T>};
 }

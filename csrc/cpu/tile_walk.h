@@ -1,7 +1,8 @@
-// The walk over the upper triangle of K in tiles, shared by the ops that need every entry of it.
+// The walk over the lower triangle of K in tiles, shared by the ops that need every entry of it. Lower, so that the
+// short panel at the end of the samples is a tile's rows, whose number costs no efficiency, and not its columns.
 //
 // Two groups of sample panels at a time are packed into a workspace of fixed size (so memory does not grow with n), and
-// threads take the work items of the pair of groups: a pair of panels X <= X' and one output i of the first, hence o
+// threads take the work items of the pair of groups: a pair of panels X >= X' and one output i of the first, hence o
 // tiles of K. All work of an item is done by one thread in a fixed order, which makes every result independent of the
 // number of threads.
 #pragma once
@@ -201,7 +202,7 @@ class TileMaker {
   int64_t row_panel_ = -1, col_panel_ = -1, row_count_ = 0, col_count_ = 0;
 };
 
-// A pair of panel groups: how many pairs of panels (row panel <= column panel) it has, and the t-th of them.
+// A pair of panel groups: how many pairs of panels (row panel >= column panel) it has, and the t-th of them.
 struct GroupPair {
   int64_t row_begin, row_end, col_begin, col_end;
 
@@ -211,7 +212,7 @@ struct GroupPair {
     return diagonal() ? rows * (rows + 1) / 2 : rows * (col_end - col_begin);
   }
   PanelPair pair(int64_t t) const {
-    const PanelPair local = diagonal() ? triangle_pair(t, row_end - row_begin) : rectangle_pair(t, col_end - col_begin);
+    const PanelPair local = diagonal() ? triangle_pair(t) : rectangle_pair(t, col_end - col_begin);
     return {row_begin + local.row, col_begin + local.col};
   }
 };
@@ -234,7 +235,7 @@ void walk_tiles(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels,
 
   for (int64_t row = 0; row < panels; row += capacity) {
     first.pack(row, std::min(row + capacity, panels));
-    for (int64_t col = row; col < panels; col += capacity) {
+    for (int64_t col = 0; col <= row; col += capacity) {
       const GroupPair groups{row, std::min(row + capacity, panels), col, std::min(col + capacity, panels)};
       if (!groups.diagonal()) second.pack(groups.col_begin, groups.col_end);
       const PanelGroup<T>& columns = groups.diagonal() ? first : second;
