@@ -1,19 +1,79 @@
-"""Builds ahkernels._C: the ops on torch's stable ABI, and a pybind11 module of build facts.
+"""Builds ahkernels._C (the ops on torch's stable ABI, and a pybind11 module of build facts) and ahkernels._cuda.
 
 The build needs a C++20 compiler and the headers of one torch; what it makes runs under any torch from STABLE_ABI on.
+The CUDA kernels are a library of their own, built where the torch of the build has CUDA and there is an nvcc of the
+same major version, and loaded where torch has CUDA. AHKERNELS_CUDA=off leaves it out; with =required, a build that
+cannot have it fails.
 """
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pybind11
+import torch
 from setuptools import Extension, setup
-from torch.utils.cpp_extension import TORCH_LIB_PATH, BuildExtension, include_paths
 
 ROOT = Path(__file__).parent
 STABLE_ABI = (2, 11)  # the oldest torch that has every stable function in use
+# Machine code for 8.x and Hopper (whose matrix instructions need the "a"), PTX for what comes later.
+CUDA_TARGETS = ("arch=compute_80,code=[sm_80,compute_80]", "arch=compute_90a,code=sm_90a")
+
+
+def cuda_root() -> Path | None:
+    """The toolkit of CUDA_HOME or of the nvcc on the PATH, which may be a wrapper that lies elsewhere."""
+    nvcc = shutil.which(str(Path(os.environ["CUDA_HOME"], "bin", "nvcc")) if "CUDA_HOME" in os.environ else "nvcc")
+    if nvcc is None:
+        return None
+    root = Path(nvcc).resolve().parents[1]
+    if not (root / "include" / "cuda_runtime.h").exists():
+        dry_run = subprocess.run([nvcc, "--dryrun", "x.cu"], capture_output=True, text=True).stderr
+        found = re.search(r"^#\$ TOP=(.+)$", dry_run, re.MULTILINE)
+        root = Path(found[1].strip()).resolve() if found else root
+    return root if (root / "include" / "cuda_runtime.h").exists() else None
+
+
+def cuda_version(root: Path) -> str:
+    """Of its nvcc, such as 13.0."""
+    text = subprocess.run([root / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+\.\d+)", text)
+    return found[1] if found else ""
+
+
+def choose_cuda() -> tuple[Path | None, str]:
+    """The toolkit to build with and its version, or None and why not, without blanks."""
+    mode = os.environ.get("AHKERNELS_CUDA", "auto")
+    if mode not in ("auto", "off", "required"):
+        sys.exit(f"ahkernels: AHKERNELS_CUDA: expected auto, off or required, got {mode!r}")
+    root = cuda_root()
+    if mode == "off":
+        return None, "left_out_by_AHKERNELS_CUDA"
+    if torch.version.cuda is None:
+        reason = "the_torch_of_the_build_has_no_CUDA"
+    elif root is None:
+        reason = "no_nvcc_on_the_PATH_or_in_CUDA_HOME"
+    elif cuda_version(root).partition(".")[0] != torch.version.cuda.partition(".")[0]:
+        reason = f"nvcc_is_{cuda_version(root)}_and_torch_has_CUDA_{torch.version.cuda}"
+    else:
+        return root, cuda_version(root)
+    if mode == "required":
+        sys.exit(f"ahkernels: AHKERNELS_CUDA=required, but {reason.replace('_', ' ')}")
+    return None, reason
+
+
+CUDA_ROOT, CUDA_VERSION = choose_cuda()
+if CUDA_ROOT is not None:
+    os.environ["CUDA_HOME"] = str(CUDA_ROOT)  # read as torch's helpers are imported
+from torch.utils.cpp_extension import TORCH_LIB_PATH, BuildExtension, include_paths  # noqa: E402
+
+MACROS = [
+    ("TORCH_TARGET_VERSION", f"0x{STABLE_ABI[0]:02x}{STABLE_ABI[1]:02x}000000000000ULL"),
+    ("AHK_TORCH_TARGET", f"{STABLE_ABI[0]}.{STABLE_ABI[1]}"),
+    ("AHK_CUDA", CUDA_VERSION),
+]
 
 
 def require_compiler() -> None:
@@ -27,19 +87,16 @@ def require_compiler() -> None:
         )
 
 
-def extension() -> Extension:
+def cpu_extension() -> Extension:
     """The CPU ops; what needs AVX2 or AVX-512 names them in its own source, so one build serves every processor."""
-    major, minor = STABLE_ABI
+    sanitize = os.environ.get("AHKERNELS_SANITIZE", "").split()
     return Extension(
         "ahkernels._C",
         sources=[str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.cpp"))],
         depends=[str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.[hi]*"))],
         library_dirs=[TORCH_LIB_PATH],
         libraries=["c10", "torch", "torch_cpu"],
-        define_macros=[
-            ("TORCH_TARGET_VERSION", f"0x{major:02x}{minor:02x}000000000000ULL"),
-            ("AHK_TORCH_TARGET", f"{major}.{minor}"),
-        ],
+        define_macros=MACROS,
         extra_compile_args=[
             "-std=c++20",
             "-O3",
@@ -48,12 +105,31 @@ def extension() -> Extension:
             "-fvisibility=hidden",
             "-g0",
             *(f"-isystem{path}" for path in [*include_paths(), pybind11.get_include()]),
-            *os.environ.get("AHKERNELS_SANITIZE", "").split(),
+            *sanitize,
         ],
-        extra_link_args=os.environ.get("AHKERNELS_SANITIZE", "").split(),
+        extra_link_args=sanitize,
+        language="c++",
+    )
+
+
+def cuda_extension(root: Path) -> Extension:
+    """The CUDA ops: a library for torch.ops.load_library, with a CUDA runtime of its own."""
+    return Extension(
+        "ahkernels._cuda",
+        sources=[str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))],
+        depends=[str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.*h"))],
+        include_dirs=[*include_paths(), str(root / "include")],
+        library_dirs=[TORCH_LIB_PATH, str(root / "lib64"), str(root / "lib")],
+        libraries=["c10", "torch", "torch_cuda", "cudart_static", "rt", "dl", "pthread"],
+        define_macros=[*MACROS, ("USE_CUDA", None)],
+        extra_compile_args={
+            "cxx": ["-std=c++20", "-O3"],
+            "nvcc": ["-std=c++20", "-O3", "--threads=2", *(f"-gencode={target}" for target in CUDA_TARGETS)],
+        },
         language="c++",
     )
 
 
 require_compiler()
-setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})
+extensions = [cpu_extension()] if CUDA_ROOT is None else [cpu_extension(), cuda_extension(CUDA_ROOT)]
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildExtension})

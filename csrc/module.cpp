@@ -26,6 +26,7 @@ pybind11::dict build_facts() {
   facts["compiler"] = compiler();
   facts["built_with_torch"] = TORCH_VERSION;
   facts["stable_abi_target"] = AHK_STRING(AHK_TORCH_TARGET);
+  facts["cuda"] = AHK_STRING(AHK_CUDA);
   facts["cpu_capability"] = ahkernels::cpu::capabilities();
   return facts;
 }

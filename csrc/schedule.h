@@ -42,4 +42,61 @@ AHK_HOST_DEVICE inline int64_t triangle_index(const PanelPair& pair) {
 // The t-th pair of a rows x cols rectangle of panels, row by row.
 AHK_HOST_DEVICE inline PanelPair rectangle_pair(int64_t t, int64_t cols) { return {t / cols, t % cols}; }
 
+// ---- the tiles of the CUDA kernels
+//
+// There rows of K come in their own order (x, i), and a tile is kTile x kTile of them wherever samples begin and end;
+// the forward Gram enters elementwise, with P at the samples of row and column (SampleOf).
+
+constexpr int64_t kTile = 128;
+
+// The tiles (row, col) with first <= row < end and row <= col < size, in bands of kBandRows rows that are taken column
+// by column, so that blocks running at the same time share the panels they read.
+struct TileBands {
+  static constexpr int64_t kBandRows = 16;
+  int64_t first, end, size;
+
+  // Tiles in the rows [first, row).
+  AHK_HOST_DEVICE int64_t before(int64_t row) const {
+    const int64_t rows = row - first, width = size - first;
+    return rows * width - rows * (rows - 1) / 2;
+  }
+  AHK_HOST_DEVICE int64_t count() const { return before(end); }
+
+  AHK_HOST_DEVICE PanelPair at(int64_t t) const {
+    int64_t low = 0, high = ceil_div(end - first, kBandRows) - 1;
+    while (low < high) {  // the last band that starts at t or before
+      const int64_t middle = (low + high + 1) / 2;
+      if (before(first + middle * kBandRows) <= t) {
+        low = middle;
+      } else {
+        high = middle - 1;
+      }
+    }
+    const int64_t top = first + low * kBandRows;
+    const int64_t height = end - top < kBandRows ? end - top : kBandRows;
+    const int64_t rest = t - before(top) - height * (height + 1) / 2;
+    if (rest >= 0) return {top + rest % height, top + height + rest / height};
+    const PanelPair corner = triangle_pair(t - before(top));  // the columns of the band's own rows: 1, 2, ... tiles
+    return {top + corner.col, top + corner.row};
+  }
+};
+
+// The sample of a row of K, carried from one row to a later one without a division.
+struct SampleOf {
+  int32_t sample, output;
+
+  AHK_HOST_DEVICE static SampleOf row(int64_t row, int32_t o) {
+    return {static_cast<int32_t>(row / o), static_cast<int32_t>(row % o)};
+  }
+  // On by samples * o + outputs rows, 0 <= outputs < o.
+  AHK_HOST_DEVICE void advance(int32_t samples, int32_t outputs, int32_t o) {
+    sample += samples;
+    output += outputs;
+    if (output >= o) {
+      output -= o;
+      ++sample;
+    }
+  }
+};
+
 }  // namespace ahkernels

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ahkernels.ops import plain
-from ahkernels.ops.build import build_info
+from ahkernels.ops import cuda, plain
+from ahkernels.ops.build import build_info, load_cuda
 
 __all__ = [
     "build_info",
@@ -168,3 +168,7 @@ def _(forward: list[Tensor], backward: list[Tensor], bias: list[float], v: Tenso
 for _name in __all__:
     if _name != "build_info":
         torch.library.impl(f"ahkernels::{_name}", "CompositeExplicitAutograd", getattr(plain, _name))
+
+if load_cuda():
+    for _name in ("centered_moments", "tangent_gram"):  # the others are products that torch's libraries are best at
+        torch.library.impl(f"ahkernels::{_name}", "CUDA", getattr(cuda, _name))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ahkernels.ops.scaling import power_of_two
+
 CHUNK_ELEMENTS = 1 << 23
 
 
@@ -16,33 +18,26 @@ def tile_dtype(factor: Tensor) -> torch.dtype:
     return torch.float64 if factor.dtype == torch.float64 else torch.float32
 
 
-def _scaled(factor: Tensor, precision: str, bias: float = 0.0) -> tuple[Tensor, float]:
-    """The factor times a power of two that brings its largest magnitude to [1, 2), and that power of two.
-
-    A bias is one more number of the forward factor, its square root.
-    """
-    numbers = factor.to(tile_dtype(factor))
-    largest = max(float(numbers.abs().max()) if numbers.numel() else 0.0, bias**0.5)
-    exponent = 0
-    if 0.0 < largest < float("inf"):
-        exponent = min(max(int(torch.frexp(torch.tensor(largest, dtype=torch.float64)).exponent) - 1, -126), 126)
-    numbers = numbers * 2.0**-exponent
+def _scaled(factor: Tensor, precision: str, bias: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The factor times a power of two, and that power of two: see `power_of_two`."""
+    scale = power_of_two(factor, bias)
+    numbers = factor.to(tile_dtype(factor)) * scale.to(tile_dtype(factor))
     if precision == "medium" and numbers.dtype == torch.float32:
         numbers = numbers.to(torch.bfloat16).to(torch.float32)
-    return numbers, 2.0**-exponent
+    return numbers, scale
 
 
-def _panel(forward: Tensor, backward: Tensor, bias: float, rows: slice) -> Tensor:
-    """Rows of K of the samples in `rows`: [rows, o, n, o]."""
+def _panel(forward: Tensor, backward: Tensor, bias: float | Tensor, rows: slice) -> Tensor:
+    """Rows of K of the samples in `rows`, and columns of those from there on: [rows, o, n - rows.start, o]."""
     a, g = forward[rows], backward[rows]
+    others, other_gradients = forward[rows.start :], backward[rows.start :]
     c, s, o, _ = g.shape
-    n = forward.shape[0]
-    panel = torch.zeros(c, o, n, o, dtype=g.dtype, device=g.device)
+    panel = torch.zeros(c, o, len(others), o, dtype=g.dtype, device=g.device)
     for first in range(s):
         for second in range(s):
-            p = a[:, first] @ forward[:, second].T + bias  # [c, n]
-            q = g[:, first].flatten(0, 1) @ backward[:, second].flatten(0, 1).T  # [c*o, n*o]
-            panel += p[:, None, :, None] * q.view(c, o, n, o)
+            p = a[:, first] @ others[:, second].T + bias  # [c, n - rows.start]
+            q = g[:, first].flatten(0, 1) @ other_gradients[:, second].flatten(0, 1).T
+            panel += p[:, None, :, None] * q.view(panel.shape)
     return panel
 
 
@@ -72,14 +67,16 @@ def centered_moments(
     total = row_means[0].new_zeros(len(kernels), len(kernels))
     for rows in _panels(n, o):
         centered = []
-        for a, g, b, means, _ in kernels:
-            panel = _panel(a, g, b, rows)
+        for a, g, scaled_bias, means, _ in kernels:
+            panel = _panel(a, g, scaled_bias, rows)
             panel -= (means[rows] - means.mean()).to(panel.dtype)[:, :, None, None]
-            panel -= means.to(panel.dtype)[None, None]
+            panel -= means[rows.start :].to(panel.dtype)[None, None]
             centered.append(panel)
         for i, first in enumerate(centered):
             for j, second in enumerate(centered[: i + 1]):
-                total[i, j] += (first * second).sum(dtype=torch.float64)
+                products = first * second  # past the samples in rows they stand for their mirror image too
+                square = products[:, :, : len(products)].sum(dtype=torch.float64)
+                total[i, j] += 2 * products.sum(dtype=torch.float64) - square
     for i, first_kernel in enumerate(kernels):
         for j, second_kernel in enumerate(kernels[: i + 1]):
             total[i, j] = total[i, j] / first_kernel[-1] / second_kernel[-1]
@@ -94,9 +91,12 @@ def tangent_gram(forward: Tensor, backward: Tensor, bias: float, precision: str)
     n, _, o, _ = backward.shape
     k = torch.empty(n, o, n, o, dtype=a.dtype, device=a.device)
     for rows in _panels(n, o):
-        k[rows] = _panel(a, g, bias * scale_a**2, rows).double() / scale_a**2 / scale_g**2
-    k = k.view(n * o, n * o)
-    return k.triu() + k.triu(1).T
+        panel = _panel(a, g, bias * scale_a**2, rows).double() / scale_a**2 / scale_g**2
+        k[rows.start :, :, rows] = panel.permute(2, 3, 0, 1)
+        corner = panel[:, :, : len(panel)].reshape(len(panel) * o, -1)
+        panel[:, :, : len(panel)] = (corner.triu() + corner.triu(1).T).view(len(panel), o, len(panel), o)
+        k[rows, :, rows.start :] = panel
+    return k.view(n * o, n * o)
 
 
 def tangent_diagonal(forward: Tensor, backward: Tensor, bias: float) -> Tensor:

@@ -1,0 +1,22 @@
+"""Powers of two that bring factors near one, so that products of extreme ones neither overflow nor vanish in fp32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def power_of_two(factor: Tensor, bias: float = 0.0) -> Tensor:
+    """The power of two that brings the largest magnitude of the factor to [1, 2), a float64 scalar on its device.
+
+    A bias is one more number of a forward factor, its square root. Within 2^-126 and 2^126, which fp32 and its
+    inverse have; 1 for a factor of zeros.
+    """
+    if factor.numel():
+        low, high = factor.aminmax()
+        largest = torch.maximum(-low, high).double().clamp(min=bias**0.5)
+    else:
+        largest = torch.full((), bias**0.5, dtype=torch.float64, device=factor.device)
+    exponent = (torch.frexp(largest).exponent.long() - 1).clamp(-126, 126)
+    exponent = torch.where(largest > 0, exponent, 0)
+    return (1023 - exponent).bitwise_left_shift(52).view(torch.float64)  # 2^-exponent by its bits, exactly

@@ -1,0 +1,170 @@
+// Tiles by products of warps (mma.sync), for sm_80 and later and for layers used more than once.
+//
+// A block of 8 warps makes a tile, a warp 64 x 32 of it. Slices of 32 numbers along k come by asynchronous copies into
+// a ring of stages: [stage][part][rows or columns][128][32], the four 16-byte pieces of a row swapped around so that a
+// matrix of eight rows is read from all banks at once.
+#pragma once
+
+#include "epilogue.cuh"
+
+namespace ahkernels::cuda::mma {
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kSlice = 32;
+constexpr int kBlocks = 4, kEights = 4;
+constexpr uint32_t kPanelBytes = kTile * kSlice * 2;
+
+template <int kParts>
+constexpr int kStages = kParts == 1   ? 4
+                        : kParts == 2 ? 3
+                                      : 2;
+
+template <int kParts>
+constexpr uint32_t kSharedBytes = kStages<kParts> * kParts * 2 * kPanelBytes;
+
+__device__ inline uint32_t piece(uint32_t panel, int32_t row, int32_t piece) {
+  return panel + row * (kSlice * 2) + ((piece ^ (row / 2 % 4)) * 16);
+}
+
+// One tile of the backward Gram at one pair of uses.
+template <int kParts>
+class Product {
+ public:
+  __device__ Product(const Problem& problem, uint32_t shared, const PanelPair& tile, int use_row, int use_col)
+      : problem_(problem), shared_(shared) {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      from_[part][0] = problem.parts + (problem.part_rows(part, use_row) + tile.row * kTile) * problem.k;
+      from_[part][1] = problem.parts + (problem.part_rows(part, use_col) + tile.col * kTile) * problem.k;
+    }
+  }
+
+  __device__ void make(Fragment<kBlocks, kEights>& fragment) const {
+    const int slices = problem_.k / kSlice;
+    sync_threads();  // the last product has been read
+#pragma unroll
+    for (int slice = 0; slice < kStages<kParts> - 1; ++slice) load(slice, slices);
+    clear(fragment);
+    for (int slice = 0; slice < slices; ++slice) {
+      copies_wait<kStages<kParts> - 2>();
+      sync_threads();  // this slice is there for all, and all are done with the one before
+      load(slice + kStages<kParts> - 1, slices);
+      if constexpr (kParts == 3) {
+        // The tensor cores cut off what does not fit an fp32 sum. Sums of a slice alone, added with rounding, keep that
+        // from growing with k.
+        float of_slice[kBlocks][kEights][4];
+        clear(of_slice);
+        multiply(slice, of_slice);
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+          for (int eight = 0; eight < kEights; ++eight) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) fragment[block][eight][i] += of_slice[block][eight][i];
+          }
+        }
+      } else {
+        multiply(slice, fragment);
+      }
+    }
+    copies_wait<0>();
+  }
+
+ private:
+  __device__ static void clear(Fragment<kBlocks, kEights>& fragment) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int eight = 0; eight < kEights; ++eight) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) fragment[block][eight][i] = 0;
+      }
+    }
+  }
+
+  __device__ uint32_t panel(int slice, int part, int side) const {
+    return shared_ + ((slice % kStages<kParts> * kParts + part) * 2 + side) * kPanelBytes;
+  }
+
+  // One group of copies, empty past the last slice.
+  __device__ void load(int slice, int slices) const {
+    if (slice < slices) {
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+#pragma unroll
+          for (int copy = 0; copy < kTile * 4 / kThreads; ++copy) {
+            const int32_t row = (threadIdx.x + copy * kThreads) / 4, which = threadIdx.x % 4;
+            copy_16(piece(panel(slice, part, side), row, which),
+                    from_[part][side] + int64_t{row} * problem_.k + slice * kSlice + which * 8);
+          }
+        }
+      }
+    }
+    copies_commit();
+  }
+
+  __device__ void multiply(int slice, Fragment<kBlocks, kEights>& fragment) const {
+    const int32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int32_t first_row = warp % 2 * 64, first_col = warp / 2 * 32;
+#pragma unroll
+    for (int step = 0; step < kSlice / 16; ++step) {
+      for_each_product<kParts>([&](int part_a, int part_b) {
+        uint32_t a[kBlocks][4], b[kEights / 2][4];
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block) {
+          // Rows 0 to 15 of the first eight k, then of the next.
+          load_matrices(a[block],
+                        piece(panel(slice, part_a, 0), first_row + block * 16 + lane % 16, step * 2 + lane / 16));
+        }
+#pragma unroll
+        for (int pair = 0; pair < kEights / 2; ++pair) {
+          // Columns 0 to 7 of both eights of k, then columns 8 to 15.
+          load_matrices(b[pair], piece(panel(slice, part_b, 1), first_col + pair * 16 + lane / 16 * 8 + lane % 8,
+                                       step * 2 + lane / 8 % 2));
+        }
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+          for (int eight = 0; eight < kEights; ++eight) {
+            multiply_16x8(fragment[block][eight], a[block], b[eight / 2][eight % 2 * 2],
+                          b[eight / 2][eight % 2 * 2 + 1]);
+          }
+        }
+      });
+    }
+  }
+
+  const Problem& problem_;
+  const uint32_t shared_;
+  const uint16_t* from_[kParts][2];
+};
+
+template <int kParts, Result kResult, bool kSeveralUses>
+__global__ void __launch_bounds__(kThreads) tiles(const __grid_constant__ Problem problem) {
+  const int32_t warp = threadIdx.x / 32;
+  double sum = 0;
+  for (int64_t t = blockIdx.x; t < problem.tiles.count(); t += gridDim.x) {
+    const PanelPair tile = problem.tiles.at(t);
+    const Place place = Place::of(tile, warp % 2 * 64, warp / 2 * 32, 16);
+    float fragment[kBlocks][kEights][4];
+    if constexpr (kSeveralUses) {
+      float entries[kBlocks][kEights][4] = {};
+      for (int pair = 0; pair < problem.uses * problem.uses; ++pair) {
+        Product<kParts>(problem, shared_address(shared_memory()), tile, pair / problem.uses, pair % problem.uses)
+            .make(fragment);
+        add_term<kBlocks, kEights>(problem, place, pair, fragment, entries);
+      }
+      sum += finish<kResult, false, kBlocks, kEights>(problem, place, entries);
+    } else {
+      Product<kParts>(problem, shared_address(shared_memory()), tile, 0, 0).make(fragment);
+      sum += finish<kResult, true, kBlocks, kEights>(problem, place, fragment);
+    }
+  }
+  if constexpr (kResult == Result::kSquares || kResult == Result::kProducts) {
+    store_sum(problem, sum, int64_t{blockIdx.x} * kWarps + warp);
+  }
+}
+
+}  // namespace ahkernels::cuda::mma

@@ -1,0 +1,90 @@
+"""The CUDA kernels on host memory, compiled for the emulator: the two functions of `ahkernels.ops.cuda`."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parent.parent
+EMULATOR = ROOT / "python_tests" / "emulator"
+ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+RESULTS = ["squares", "matrix", "rows", "products"]
+
+
+def build(folder: Path) -> ctypes.CDLL:
+    """Compiles csrc/cuda with the emulator in the place of its instructions."""
+    library = folder / "libemulated.so"
+    command = [
+        *os.environ.get("CXX", "c++").split(),
+        *("-std=c++20", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"),
+        *(
+            "-DAHK_EMULATOR",
+            *(f"-I{include}" for include in (EMULATOR, ROOT / "csrc" / "cuda")),
+            str(EMULATOR / "kernels.cpp"),
+        ),
+        *("-o", str(library)),
+    ]
+    subprocess.run(command, check=True)
+    loaded = ctypes.CDLL(str(library))
+    loaded.error.restype = ctypes.c_char_p
+    loaded.warps.restype = loaded.tile_bands.restype = ctypes.c_int64
+    return loaded
+
+
+def pointer(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr() if tensor.numel() else None)
+
+
+class Device:
+    """A device with (hopper) or without warpgroup products, of so many blocks at a time."""
+
+    def __init__(self, library: ctypes.CDLL, *, hopper: bool, blocks: int = 2) -> None:
+        self.library, self.hopper, self.blocks = library, hopper, blocks
+
+    def _check(self, failed: int) -> None:
+        if failed:
+            raise RuntimeError(self.library.error().decode())
+
+    def pack_parts(self, factor: Tensor, scale: Tensor, count: int) -> Tensor:
+        n, s, o, m = factor.shape
+        rows, k = -(-n * o // 128) * 128, max(1, -(-m // 64)) * 64
+        parts = torch.full((count, s, rows, k), torch.nan, dtype=torch.bfloat16)
+        strides = (ctypes.c_int64 * 4)(*factor.stride())
+        sizes = map(ctypes.c_int, (n, s, o, m))
+        self._check(
+            self.library.pack_parts(
+                *(pointer(factor), ELEMENTS[factor.dtype], strides, *sizes, pointer(scale), pointer(parts), count),
+                *(ctypes.c_int64(rows), k),
+            )
+        )
+        return parts
+
+    def tangent_tiles(
+        self,
+        parts: Tensor,
+        p: Tensor,
+        means: Tensor,
+        unscale: Tensor,
+        n: int,
+        o: int,
+        sample: int,
+        result: str,
+        entries: Tensor,
+    ) -> Tensor:
+        count, uses, rows, k = parts.shape
+        assert p.shape == (uses, uses, p.shape[2], n - sample) and p.is_contiguous()
+        hopper = self.hopper and uses == 1
+        sums = torch.full((self.library.warps(hopper, ctypes.c_int64(self.blocks)),), torch.nan, dtype=torch.float64)
+        self._check(
+            self.library.tangent_tiles(
+                *(hopper, ctypes.c_int64(self.blocks), count, RESULTS.index(result), pointer(parts)),
+                *(ctypes.c_int64(rows), k, uses, n, o, pointer(p), sample, ctypes.c_int64(p.shape[2])),
+                *(pointer(means), pointer(sums), pointer(entries), pointer(unscale)),
+            )
+        )
+        return sums if result in ("squares", "products") else sums[:0]

@@ -1,0 +1,129 @@
+// The CUDA kernels as functions on host memory, for test_cuda_kernels.py: what csrc/cuda/ops.cu does on a device.
+#include "emulator.h"
+#include "pack.cuh"
+#include "tile_mma.cuh"
+#include "tile_wgmma.cuh"
+
+namespace {
+
+using namespace ahkernels;
+using namespace ahkernels::cuda;
+
+std::string last_error;
+
+// 0, or 1 with a message in error().
+template <class Work>
+int guarded(const Work& work) {
+  try {
+    work();
+    return 0;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    return 1;
+  }
+}
+
+template <int kParts, Result kResult>
+void run(Problem& problem, bool hopper, int64_t blocks) {
+  if (hopper) {
+    if (wgmma::Shape<kParts>::kSharedBytes + 128 > emulator::Block::kSharedBytes) emulator::fail("too much memory");
+    const int64_t rows = int64_t{kParts} * problem.uses * problem.padded_rows;
+    const emulator::Tensor row_tensor{problem.parts, rows, problem.k, wgmma::Shape<kParts>::kTurnRows, wgmma::kSlice};
+    const emulator::Tensor col_tensor{problem.parts, rows, problem.k, static_cast<int32_t>(kTile), wgmma::kSlice};
+    emulator::launch(blocks, wgmma::kThreads, [&] { wgmma::tiles<kParts, kResult>(problem, row_tensor, col_tensor); });
+  } else if (problem.uses == 1) {
+    emulator::launch(blocks, mma::kThreads, [&] { mma::tiles<kParts, kResult, false>(problem); });
+  } else {
+    emulator::launch(blocks, mma::kThreads, [&] { mma::tiles<kParts, kResult, true>(problem); });
+  }
+}
+
+template <int kParts>
+void run(Problem& problem, Result result, bool hopper, int64_t blocks) {
+  switch (result) {
+    case Result::kSquares:
+      return run<kParts, Result::kSquares>(problem, hopper, blocks);
+    case Result::kMatrix:
+      return run<kParts, Result::kMatrix>(problem, hopper, blocks);
+    case Result::kRows:
+      return run<kParts, Result::kRows>(problem, hopper, blocks);
+    case Result::kProducts:
+      return run<kParts, Result::kProducts>(problem, hopper, blocks);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* error() { return last_error.c_str(); }
+
+int64_t warps(int hopper, int64_t blocks) { return blocks * (hopper ? wgmma::kWarps : mma::kWarps); }
+
+int pack_parts(const void* factor, int element, const int64_t* strides, int n, int uses, int o, int m,
+               const double* scale, uint16_t* parts, int count, int64_t padded_rows, int k) {
+  return guarded([&] {
+    Packing packing{factor,
+                    static_cast<Element>(element),
+                    {strides[0], strides[1], strides[2], strides[3]},
+                    n,
+                    uses,
+                    o,
+                    m,
+                    scale,
+                    parts,
+                    count,
+                    padded_rows,
+                    k};
+    emulator::launch(2, 64, [&] { pack(packing); });
+  });
+}
+
+int tangent_tiles(int hopper, int64_t blocks, int count, int result, const uint16_t* parts, int64_t padded_rows, int k,
+                  int uses, int n, int o, const float* p, int sample, int64_t p_rows, const float* means, double* sums,
+                  float* entries, const double* unscale) {
+  return guarded([&] {
+    Problem problem{};
+    problem.size = int64_t{n} * o;
+    problem.tiles = {int64_t{sample} * o / kTile, ceil_div((sample + p_rows) * o, kTile),
+                     ceil_div(problem.size, kTile)};
+    problem.n = n;
+    problem.o = o;
+    problem.parts = parts;
+    problem.padded_rows = padded_rows;
+    problem.k = k;
+    problem.uses = uses;
+    problem.p = p;
+    problem.sample = sample;
+    problem.p_rows = p_rows;
+    problem.p_cols = n - sample;
+    problem.row_means = means;
+    problem.col_means = means == nullptr ? nullptr : means + padded_rows;
+    problem.sums = sums;
+    problem.entries = entries;
+    problem.first_row = static_cast<Result>(result) == Result::kMatrix ? 0 : int64_t{sample} * o;
+    problem.unscale = unscale;
+    const Result what = static_cast<Result>(result);
+    if (count == 1) return run<1>(problem, what, hopper, blocks);
+    if (count == 2) return run<2>(problem, what, hopper, blocks);
+    return run<3>(problem, what, hopper, blocks);
+  });
+}
+
+// Every tile of TileBands in its order, as (row, col).
+int64_t tile_bands(int64_t first, int64_t end, int64_t size, int64_t* pairs) {
+  const TileBands tiles{first, end, size};
+  for (int64_t t = 0; t < tiles.count(); ++t) {
+    const PanelPair pair = tiles.at(t);
+    pairs[2 * t] = pair.row;
+    pairs[2 * t + 1] = pair.col;
+  }
+  return tiles.count();
+}
+
+void tile_at(int64_t first, int64_t end, int64_t size, int64_t t, int64_t* pair) {
+  const PanelPair found = TileBands{first, end, size}.at(t);
+  pair[0] = found.row;
+  pair[1] = found.col;
+}
+}

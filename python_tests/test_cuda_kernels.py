@@ -1,0 +1,169 @@
+"""The CUDA kernels against the fp64 reference on a host: their source as it is, on an emulator of instructions."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import reference
+import torch
+from emulated import Device, build
+from torch import Tensor
+
+from ahkernels.ops import cuda
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("emulator"))
+
+
+@pytest.fixture(params=[False, True], ids=["mma", "wgmma"])
+def device(request, library, monkeypatch):
+    device = Device(library, hopper=request.param)
+    monkeypatch.setattr(cuda, "pack_parts", device.pack_parts)
+    monkeypatch.setattr(cuda, "tangent_tiles", device.tangent_tiles)
+    return device
+
+
+def factors(n: int, s: int, o: int, d: int, m: int, dtype: torch.dtype = torch.float32, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    forward = torch.randn(n, s, d, generator=generator, dtype=torch.float64)
+    backward = torch.randn(n, s, o, m, generator=generator, dtype=torch.float64)
+    return forward.to(dtype), backward.to(dtype)
+
+
+def row_means(k: Tensor, o: int) -> Tensor:
+    return k.mean(1).view(-1, o)
+
+
+# n, s, o, d, m, bias: one tile and several, ragged and whole, k beyond the stages of the rings, several uses.
+SHAPES = [
+    (1, 1, 2, 3, 5, 1.0),
+    (64, 1, 2, 10, 64, 0.0),
+    (30, 1, 10, 7, 70, 1.0),
+    (40, 1, 7, 20, 450, 0.0),
+    (3, 1, 100, 5, 130, 1.0),
+    (20, 2, 9, 4, 30, 1.0),
+    (70, 3, 2, 6, 0, 0.0),
+]
+BOUNDS = {"highest": 1e-6, "high": 3e-5, "medium": 1e-2}  # relative to the norm of K
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gram_and_moments(device, shape, precision):
+    *sizes, bias = shape
+    forward, backward = factors(*sizes)
+    k = reference.kernel(forward, backward, bias)
+    got = cuda.tangent_gram(forward, backward, bias, precision)
+    assert torch.equal(got, got.T)
+    assert (got - k).norm() <= BOUNDS[precision] * k.norm()
+    means = row_means(k, sizes[2])
+    moments = cuda.centered_moments([forward], [backward], [bias], [means], precision)
+    assert (moments - reference.centered(k).square().sum()).abs() <= BOUNDS[precision] * k.norm() ** 2
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_moments_of_three_kernels_in_panels(device, precision, monkeypatch):
+    monkeypatch.setattr(cuda, "PANEL_BYTES", 1)  # a panel of 128 samples at a time
+    n, o = 140, 2
+    kernels = [
+        (*factors(n, 1, o, 5, 20), 1.0),
+        (*factors(n, 2, o, 3, 9, seed=1), 0.0),
+        (*factors(n, 1, o, 2, 3, seed=2), 0.0),
+    ]
+    dense = [reference.kernel(*kernel) for kernel in kernels]
+    centered = torch.stack([reference.centered(k) for k in dense])
+    forward, backward, bias = (list(part) for part in zip(*kernels, strict=True))
+    got = cuda.centered_moments(forward, backward, bias, [row_means(k, o) for k in dense], precision)
+    assert torch.equal(got, got.T)
+    norms = torch.stack([k.norm() for k in dense])
+    error = (got - torch.einsum("aij,bij->ab", centered, centered)).abs()
+    assert error.le(BOUNDS[precision] * norms[:, None] * norms[None]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_factors_of_16_bits_are_exact_in_parts(device, dtype):
+    forward, backward = factors(33, 1, 4, 9, 40, dtype)
+    k = reference.kernel(forward, backward, 1.0)
+    got = cuda.tangent_gram(forward, backward, 1.0, "highest")
+    assert (got - k).norm() <= BOUNDS["highest"] * k.norm()
+
+
+def test_strided_and_expanded_factors(device):
+    forward, backward = factors(21, 1, 5, 6, 24)
+    transposed = backward.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)[..., ::2]
+    expanded = backward[:1].expand(21, 1, 5, 24)
+    for strided in (transposed, expanded):
+        k = reference.kernel(forward, strided, 0.0)
+        assert (cuda.tangent_gram(forward, strided, 0.0, "highest") - k).norm() <= BOUNDS["highest"] * k.norm()
+
+
+@pytest.mark.parametrize("scales", [(1e-18, 1e-18), (1e18, 1e-18), (1e-18, 1e18), (1e18, 1e18)], ids=str)
+def test_extreme_scales(device, scales):
+    forward, backward = factors(25, 1, 3, 6, 24)
+    forward, backward = forward * scales[0], backward * scales[1]
+    k = reference.kernel(forward, backward, 0.0)
+    got = cuda.centered_moments([forward], [backward], [0.0], [row_means(k, 3)], "highest")
+    assert float(got) == pytest.approx(float(reference.centered(k).square().sum()), rel=BOUNDS["highest"])
+
+
+def test_sums_over_long_k_keep_their_digits(device):
+    """Cutting off instead of rounding adds up over k, unless sums of slices are added with rounding."""
+    forward, backward = factors(4, 1, 2, 3, 6400)
+    backward = backward.abs()  # sums that only grow
+    k = reference.kernel(forward, backward, 0.0)
+    assert (cuda.tangent_gram(forward, backward, 0.0, "highest") - k).norm() <= BOUNDS["highest"] * k.norm()
+
+
+def test_zero_factors(device):
+    forward, backward = torch.zeros(9, 1, 4), torch.zeros(9, 1, 3, 5)
+    assert cuda.tangent_gram(forward, backward, 0.0, "highest").count_nonzero() == 0
+    zeros = torch.zeros(9, 3, dtype=torch.float64)
+    assert float(cuda.centered_moments([forward], [backward], [0.0], [zeros], "highest")) == 0.0
+
+
+def test_same_bits_in_any_run(device):
+    forward, backward = factors(90, 1, 5, 8, 70)
+    means = [row_means(reference.kernel(forward, backward, 0.0), 5)]
+    results = [cuda.centered_moments([forward], [backward], [0.0], means, "high") for _ in range(3)]
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_float64_and_single_outputs_take_float64_products(device, monkeypatch):
+    monkeypatch.setattr(cuda, "tangent_tiles", None)
+    for forward, backward in (factors(30, 1, 3, 5, 6, torch.float64), factors(30, 1, 1, 5, 6)):
+        k = reference.kernel(forward, backward, 1.0)
+        means = row_means(k, backward.shape[2])
+        got = cuda.centered_moments([forward], [backward], [1.0], [means], "highest")
+        assert float(got) == pytest.approx(float(reference.centered(k).square().sum()), rel=1e-13)
+
+
+# ---- what the kernels are told to do
+
+
+@pytest.mark.parametrize(
+    ("first", "end", "size"),
+    [(0, 1, 1), (0, 2, 5), (0, 15, 15), (0, 16, 16), (0, 17, 17), (0, 40, 40), (0, 33, 70), (5, 22, 31), (30, 31, 31)],
+    ids=str,
+)
+def test_tile_bands_visit_each_tile_once(library, first, end, size):
+    count = sum(size - row for row in range(first, end))
+    pairs = (ctypes.c_int64 * (2 * count))()
+    arguments = [ctypes.c_int64(value) for value in (first, end, size)]
+    assert library.tile_bands(*arguments, pairs) == count
+    got = list(zip(pairs[::2], pairs[1::2], strict=True))
+    assert sorted(got) == [(row, col) for row in range(first, end) for col in range(row, size)]
+
+
+def test_tile_bands_beyond_32_bits(library):
+    """The last tile of n = 4,000,000 samples with 10 outputs."""
+    library.tile_at.restype = None
+    size = 312_500
+    count = size * (size + 1) // 2
+    pair = (ctypes.c_int64 * 2)()
+    arguments = [ctypes.c_int64(value) for value in (0, size, size, count - 1)]
+    library.tile_at(*arguments, pair)
+    assert tuple(pair) == (size - 1, size - 1)
