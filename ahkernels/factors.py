@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 
 import torch
 from torch import Tensor
@@ -19,14 +19,16 @@ class Factors:
         backward: [n, s, o, m], the gradient of each output with respect to the layer's pre-activations there.
         bias: Whether the layer has a bias.
         layer: The layer's name, for messages.
+        unchecked: Whether to leave out the search for nan and inf, which waits for the device.
     """
 
     forward: Tensor
     backward: Tensor
     bias: bool
     layer: str = ""
+    unchecked: InitVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, unchecked: bool) -> None:
         """Raises ValueError naming the argument and the layer, also for nan or inf in a factor."""
         where = f" of layer {self.layer!r}" if self.layer else ""
         a, g = self.forward, self.backward
@@ -47,7 +49,13 @@ class Factors:
             )
         if a.device != g.device:
             raise ValueError(f"backward{where}: expected the device of forward, {a.device}, got {g.device}")
-        for name, factor in (("forward", a), ("backward", g)):
+        if not unchecked:
+            self.require_finite()
+
+    def require_finite(self) -> None:
+        """Raises ValueError naming the factor and the layer where there is nan or inf."""
+        where = f" of layer {self.layer!r}" if self.layer else ""
+        for name, factor in (("forward", self.forward), ("backward", self.backward)):
             if factor.numel() and not _is_finite(factor.detach()):
                 raise ValueError(f"{name} factor{where}: expected finite numbers, got nan or inf")
 

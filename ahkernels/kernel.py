@@ -134,7 +134,7 @@ class TangentKernel:
         a = self.factors.forward
         ones = a.new_ones(1).expand(a.shape[0], a.shape[1], 1, 1)
         return TangentKernel(
-            Factors(a, ones, self.factors.bias, f"{self.factors.layer} (forward Gram)"),
+            Factors(a, ones, self.factors.bias, f"{self.factors.layer} (forward Gram)", unchecked=True),
             OutputSelection("trace", self.outputs.total),
             self.precision,
         )
@@ -143,7 +143,7 @@ class TangentKernel:
         """Q [n*o, n*o] = sum over pairs of uses of <g_s^i(x), g_s'^j(x')>: the tangent kernel of a bias."""
         g = self.factors.backward
         return TangentKernel(
-            Factors(g.new_empty(g.shape[0], g.shape[1], 0), g, True, f"{self.factors.layer} (backward Gram)"),
+            Factors(g.new_empty(*g.shape[:2], 0), g, True, f"{self.factors.layer} (backward Gram)", unchecked=True),
             self.outputs,
             self.precision,
         )
@@ -153,21 +153,22 @@ def kernel_of_outputs(factors: Factors, outputs: OutputSelection, precision: str
     """The kernel of captured factors [n, s, r, m]; for "trace", the outputs' gradients become one of o*m numbers."""
     if outputs.spec == "trace":
         g = factors.backward
-        factors = Factors(factors.forward, g.reshape(g.shape[0], g.shape[1], 1, -1), factors.bias, factors.layer)
+        g = g.reshape(g.shape[0], g.shape[1], 1, -1)
+        factors = Factors(factors.forward, g, factors.bias, factors.layer, unchecked=True)
     return TangentKernel(factors, outputs, precision)
 
 
 def statistics(kernels: Sequence[TangentKernel], v: Tensor) -> Tensor:
     """<v, K v>, ||C K C||_F^2, trace and sum of kernels over the same rows for a centered v [n, o], float64 [q, 4].
 
-    On the CPU, in one pass over their tiles.
+    On their device, in one pass over their tiles.
     """
     forward, backward, bias = zip(*(kernel._arguments() for kernel in kernels), strict=True)
     v = v.detach().to(kernels[0].device, torch.float64).contiguous().unsqueeze(2)
-    return ops.tangent_statistics(forward, backward, bias, v, kernels[0].precision).cpu()
+    return ops.tangent_statistics(forward, backward, bias, v, kernels[0].precision)
 
 
 def centered_moments(kernels: Sequence[TangentKernel], row_means: list[Tensor]) -> Tensor:
-    """<C K_a C, C K_b C>_F of kernels over the same rows, float64 [q, q] on the CPU."""
+    """<C K_a C, C K_b C>_F of kernels over the same rows, float64 [q, q] on their device."""
     forward, backward, bias = zip(*(kernel._arguments() for kernel in kernels), strict=True)
-    return ops.centered_moments(forward, backward, bias, row_means, kernels[0].precision).cpu()
+    return ops.centered_moments(forward, backward, bias, row_means, kernels[0].precision)

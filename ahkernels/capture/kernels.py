@@ -77,7 +77,9 @@ def iter_tangent_kernels(
     plan = plan_capture(
         model, x, layers=layers, outputs=outputs, precision=precision, memory_budget=memory_budget, progress=progress
     )
-    return plan.kernels()
+    for name, kernel in plan.kernels():
+        kernel.factors.require_finite()
+        yield name, kernel
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class CapturePlan:
     progress: bool
 
     def kernels(self) -> Iterator[tuple[str, TangentKernel]]:
-        """Yields (name, kernel) in forward order."""
+        """Yields (name, kernel) in forward order; whether the factors are finite is not looked at, see `Factors`."""
         factors = iter_factors(self.model, self.x, self.layers, self.outputs, self.memory_budget)
         with tqdm(total=len(self.layers), desc="layers", unit="layer", disable=not self.progress) as bar:
             for layer in factors:

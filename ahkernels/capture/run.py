@@ -20,14 +20,16 @@ from ahkernels.outputs import OutputSelection
 
 DEFAULT_MEMORY_BUDGET = 2 << 30
 
-# Of the gradients of a chunk of samples at one layer: about the second-level cache of a few cores.
+# Of the gradients of a chunk of samples at one layer: about the second-level cache of a few cores, and enough to keep
+# another device busy.
 _CHUNK_BYTES = 4 << 20
+_DEVICE_CHUNK_BYTES = 256 << 20
 
 
 def iter_factors(
     model: nn.Module, x: Tensor, layers: Sequence[TracedLayer], outputs: OutputSelection, memory_budget: int
 ) -> Iterator[Factors]:
-    """Yields the factors of each layer, in their order; backward [n, s, r, m] for r cotangents.
+    """Yields the factors of each layer, in their order and unchecked; backward [n, s, r, m] for r cotangents.
 
     Factors of a layer are dropped here once they are yielded. A group holds at least one layer, whatever the budget.
     """
@@ -62,7 +64,8 @@ def _capture(
 ) -> list[Factors]:
     n = x.shape[0]
     widest = max(1, *(layer.m for layer in group))
-    chunk = min(n, max(16, _CHUNK_BYTES // (rows * widest * _item_size(model))))
+    chunk_bytes = _CHUNK_BYTES if x.device.type == "cpu" else _DEVICE_CHUNK_BYTES
+    chunk = min(n, max(16, chunk_bytes // (rows * widest * _item_size(model))))
     forward: dict[str, list[Tensor]] = {}  # by layer: [n, d] for each use
     backward: dict[str, list[Tensor]] = {}  # by layer: [r, n, m] for each use
     for begin in range(0, n, chunk):
@@ -145,4 +148,4 @@ def _assemble(layer: TracedLayer, inputs: list[Tensor], gradients: list[Tensor])
     forward = inputs[0].unsqueeze(1) if single else torch.stack(inputs, 1)
     backward = gradients[0].transpose(0, 1).unsqueeze(1) if single else torch.stack(gradients, 2).permute(1, 2, 0, 3)
     rule, module = layer.layer.rule, layer.layer.module
-    return Factors(forward, backward, rule.has_bias(module), layer.layer.name)
+    return Factors(forward, backward, rule.has_bias(module), layer.layer.name, unchecked=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ahkernels.capture import DEFAULT_MEMORY_BUDGET, plan_capture
 from ahkernels.outputs import Outputs, OutputSelection
 from ahkernels.report import AlignmentReport
-from ahkernels.statistics.cka import label_alignment
+from ahkernels.statistics.cka import Labels, Measured, finish, measure
 
 
 def layerwise_alignment(
@@ -50,26 +50,34 @@ def layerwise_alignment(
     plan = plan_capture(
         model, x, layers=layers, outputs=outputs, precision=precision, memory_budget=memory_budget, progress=progress
     )
-    labels = plan.outputs.labels(y, x.shape[0])  # raises before any work is done
-    sample_labels = OutputSelection("trace", plan.outputs.total).labels(y, x.shape[0])
+    n = x.shape[0]
+    labels = Labels(plan.outputs, y, n)  # raises before any work is done
+    sample_labels = Labels(OutputSelection("trace", plan.outputs.total), y, n)
     names: list[str] = []
-    rows: list[list[float]] = []
+    measured: list[tuple[Measured, Labels]] = []
+    numbers: list[Tensor] = []  # on the device, for one copy at the end
     for name, kernel in plan.kernels():
-        found = label_alignment([kernel, kernel.backward_gram()] if decomposition else [kernel], labels)
         names.append(name)
-        rows.append(list(found[0]))
+        together = [kernel, kernel.backward_gram()] if decomposition else [kernel]
+        measured += [(Measured.of(one), labels) for one in together]
+        numbers.append(measure(together, labels))
         if decomposition:
-            rows[-1] += [label_alignment([kernel.forward_gram()], sample_labels)[0].cka, found[1].cka]
+            forward = kernel.forward_gram()
+            measured.append((Measured.of(forward), sample_labels))
+            numbers.append(measure([forward], sample_labels))
+    rows = torch.cat(numbers).tolist()
+    found = [finish(one, row, against) for (one, against), row in zip(measured, rows, strict=True)]
+    of_layers = found[:: 3 if decomposition else 1]
+    cka, centered_norm, trace = (torch.tensor(column, dtype=torch.float64) for column in zip(*of_layers, strict=True))
     spec = plan.outputs.spec
-    columns = torch.tensor(rows, dtype=torch.float64).T
     return AlignmentReport(
         layers=names,
-        cka=columns[0],
-        centered_norm=columns[1],
-        trace=columns[2],
-        forward_cka=columns[3] if decomposition else None,
-        backward_cka=columns[4] if decomposition else None,
-        n=x.shape[0],
+        cka=cka,
+        centered_norm=centered_norm,
+        trace=trace,
+        forward_cka=torch.tensor([one.cka for one in found[2::3]], dtype=torch.float64) if decomposition else None,
+        backward_cka=torch.tensor([one.cka for one in found[1::3]], dtype=torch.float64) if decomposition else None,
+        n=n,
         outputs=spec if isinstance(spec, (str, int)) else list(spec),
         precision=plan.precision,
     )

@@ -47,32 +47,82 @@ def cka(kernel: TangentKernel, other: Tensor | TangentKernel) -> float:
     """
     if isinstance(other, TangentKernel):
         _require_alike(kernel, other)
-        return _alignment([kernel, other], _moments([kernel, other]), 0, 1, "other")
-    return label_alignment([kernel], kernel.outputs.labels(other, kernel.n))[0].cka
+        return _alignment_of_two(kernel, other)
+    labels = Labels(kernel.outputs, other, kernel.n)
+    return finish(Measured.of(kernel), measure([kernel], labels)[0].tolist(), labels).cka
 
 
-def label_alignment(kernels: Sequence[TangentKernel], labels: Tensor) -> list[Alignment]:
-    """A(K, Y Y^T) with ||C K C||_F and trace of kernels over the same rows, in one pass over their tiles.
+class Labels:
+    """Targets of a kernel's rows, as the kernel K' = Y Y^T.
 
-    Kernels with the same backward factor share the work on it. The labels are `OutputSelection.labels` of the kernels.
+    Attributes:
+        rows: Y: float64 [n*o, 1] for kernels over pairs of samples and outputs, [n, columns] for those over samples.
+        norm: ||C K' C||_F = ||Y~^T Y~||_F with centered columns Y~; 0 where that is no more than rounding.
     """
-    if kernels[0].o == 1:
-        # A kernel over samples may be nearly constant, so that y~^T K y~ loses digits where centered tiles do not.
-        compared = [*kernels, _label_kernel(kernels[0], labels)]
-        moments = _moments(compared)
-        return [
-            Alignment(_alignment(compared, moments, i, len(kernels), "y"), math.sqrt(moments[i, i]), kernel.trace())
-            for i, kernel in enumerate(kernels)
-        ]
-    centered = labels - labels.mean()
-    label_norm = float((centered**2).sum())
-    result = []
-    for kernel, numbers in zip(kernels, statistics(kernels, centered).tolist(), strict=True):
-        form, square, trace, total = numbers  # form = <y~, K y~>
-        norm = math.sqrt(square)
-        defined = _defined(kernel, norm, total / kernel.shape[0], "kernel") and _labels_vary(labels, label_norm)
-        result.append(Alignment(form / norm / label_norm if defined else math.nan, norm, trace))
-    return result
+
+    def __init__(self, outputs: OutputSelection, y: Tensor, n: int) -> None:
+        labels = outputs.labels(y, n)
+        rows = 1 if outputs.per_sample else labels.shape[1]
+        self.rows = labels if rows == 1 else labels.reshape(-1, 1)
+        centered = self.rows - self.rows.mean(0)
+        norm = float((centered.T @ centered).norm())
+        constant = float((self.rows.sum(0) ** 2).sum()) / len(self.rows)
+        self.norm = norm if norm > 64 * torch.finfo(torch.float64).eps * constant else 0.0
+
+
+def measure(kernels: Sequence[TangentKernel], labels: Labels) -> Tensor:
+    """<C K C, K'>, ||C K C||_F^2, trace and sum of kernels over the same rows, float64 [q, 4] on their device.
+
+    In one pass over their tiles; kernels with the same backward factor share the work on it. Waits for nothing.
+    """
+    first = kernels[0]
+    if first.o > 1:
+        centered = labels.rows - labels.rows.mean()
+        return statistics(kernels, centered.view(first.n, first.o))
+    # A kernel over samples may be nearly constant, so that y~^T K y~ loses digits where centered tiles do not.
+    compared = [*kernels, _label_kernel(first, labels.rows)]
+    moments = centered_moments(compared, [kernel.row_means() for kernel in compared])
+    traces = torch.stack([kernel.diagonal().sum() for kernel in kernels])
+    sums = torch.stack([kernel.row_means().sum() * kernel.shape[0] for kernel in kernels])
+    return torch.stack((moments[:-1, -1], moments.diagonal()[:-1], traces, sums), 1)
+
+
+class Measured(NamedTuple):
+    """What is to be known of a kernel when its factors are gone.
+
+    Attributes:
+        name: For messages.
+        rounding: Centered norms up to this, times the sum of the entries of K, are no more than rounding.
+    """
+
+    name: str
+    rounding: float
+
+    @classmethod
+    def of(cls, kernel: TangentKernel, argument: str = "kernel") -> Measured:
+        """Of a kernel that was passed as `argument`."""
+        layer = f" of layer {kernel.factors.layer!r}" if kernel.factors.layer else ""
+        # Kernels over samples alone are computed with their constant part taken out first.
+        dtype = torch.float64 if kernel.o == 1 else kernel.dtype
+        return cls(argument + layer, 64 * torch.finfo(dtype).eps / kernel.shape[0])
+
+
+def finish(measured: Measured, numbers: Sequence[float], labels: Labels) -> Alignment:
+    """The alignment from the numbers of `measure`, with a warning where it is not defined.
+
+    Raises:
+        ValueError: where the numbers say that there was nan or inf in a factor.
+    """
+    inner, square, trace, total = numbers
+    if not math.isfinite(trace):
+        raise ValueError(f"factors of {measured.name}: expected finite numbers, got nan or inf")
+    norm = math.sqrt(square)
+    if not _defined(measured, norm, total):
+        return Alignment(math.nan, norm, trace)
+    if labels.norm == 0:
+        _warn("y is the same in every row of the kernel")
+        return Alignment(math.nan, norm, trace)
+    return Alignment(inner / norm / labels.norm, norm, trace)
 
 
 def _require_alike(kernel: TangentKernel, other: TangentKernel) -> None:
@@ -88,18 +138,15 @@ def _require_alike(kernel: TangentKernel, other: TangentKernel) -> None:
         raise ValueError(f"other: expected the device of kernel, {kernel.device}, got {other.device}")
 
 
-def _moments(kernels: Sequence[TangentKernel]) -> Tensor:
-    return centered_moments(kernels, [kernel.row_means() for kernel in kernels])
-
-
-def _alignment(kernels: Sequence[TangentKernel], moments: Tensor, i: int, j: int, other: str) -> float:
+def _alignment_of_two(kernel: TangentKernel, other: TangentKernel) -> float:
+    pair = (kernel, other)
+    moments = centered_moments(pair, [one.row_means() for one in pair]).tolist()
     norms = []
-    for index, argument in ((i, "kernel"), (j, other)):
-        norms.append(math.sqrt(moments[index, index]))
-        total = float(kernels[index].row_means().sum())
-        if not _defined(kernels[index], norms[-1], total, argument):
+    for i, (one, argument) in enumerate(zip(pair, ("kernel", "other"), strict=True)):
+        norms.append(math.sqrt(moments[i][i]))
+        if not _defined(Measured.of(one, argument), norms[-1], float(one.row_means().sum()) * one.shape[0]):
             return math.nan
-    return float(moments[i, j]) / norms[0] / norms[1]
+    return float(moments[0][1]) / norms[0] / norms[1]
 
 
 def _label_kernel(kernel: TangentKernel, labels: Tensor) -> TangentKernel:
@@ -107,39 +154,20 @@ def _label_kernel(kernel: TangentKernel, labels: Tensor) -> TangentKernel:
     like = kernel.factors.forward
     ones = like.new_ones(1).expand(kernel.n, 1, 1, 1)
     return TangentKernel(
-        Factors(labels.to(like.device, like.dtype).unsqueeze(1), ones, bias=False),
+        Factors(labels.to(like.device, like.dtype).unsqueeze(1), ones, bias=False, unchecked=True),
         OutputSelection("trace", kernel.outputs.total),
         kernel.precision,
     )
 
 
-def _defined(kernel: TangentKernel, norm: float, total: float, argument: str) -> bool:
-    """Whether the centered kernel is more than the rounding of a constant one.
-
-    `total` is the sum of its row means, so that its magnitude is the Frobenius norm of the constant part.
-    """
-    constant = abs(total)
-    # Kernels over samples alone are computed with their constant part taken out first.
-    dtype = torch.float64 if kernel.o == 1 else kernel.dtype
-    if norm > 64 * torch.finfo(dtype).eps * constant and math.isfinite(norm):
+def _defined(measured: Measured, norm: float, total: float) -> bool:
+    """Whether the centered kernel is more than the rounding of a constant one; `total` is the sum of its entries."""
+    if norm > measured.rounding * abs(total) and math.isfinite(norm):
         return True
-    layer = f" of layer {kernel.factors.layer!r}" if kernel.factors.layer else ""
-    what = "zero" if constant == 0 else "constant" if math.isfinite(norm) else "not finite"
-    warnings.warn(
-        f"{argument}{layer} is {what}, so that its alignment is not defined (nan)",
-        DegenerateKernelWarning,
-        stacklevel=2,
-    )
+    found = "zero" if total == 0 else "constant" if math.isfinite(norm) else "not finite"
+    _warn(f"{measured.name} is {found}")
     return False
 
 
-def _labels_vary(labels: Tensor, norm: float) -> bool:
-    if norm > 0:
-        return True
-    warnings.warn(
-        f"y is the same ({float(labels.flatten()[0]):g}) in every row of the kernel, so that alignment with it is "
-        "not defined (nan)",
-        DegenerateKernelWarning,
-        stacklevel=2,
-    )
-    return False
+def _warn(what: str) -> None:
+    warnings.warn(f"{what}, so that its alignment is not defined (nan)", DegenerateKernelWarning, stacklevel=2)
