@@ -19,8 +19,8 @@ from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
 STABLE_ABI = (2, 11)  # the oldest torch that has every stable function in use
-# Machine code for 8.x and Hopper (whose matrix instructions need the "a"), PTX for what comes later.
-CUDA_TARGETS = ("arch=compute_80,code=[sm_80,compute_80]", "arch=compute_90a,code=sm_90a")
+# Among them machine code for 8.x and Hopper (whose matrix instructions need the "a"), and PTX for what comes later.
+NVCC_OPTIONS = (ROOT / "csrc" / "cuda" / "nvcc.options").read_text().split()
 
 
 def cuda_root() -> Path | None:
@@ -122,10 +122,7 @@ def cuda_extension(root: Path) -> Extension:
         library_dirs=[TORCH_LIB_PATH, str(root / "lib64"), str(root / "lib")],
         libraries=["c10", "torch", "torch_cuda", "cudart_static", "rt", "dl", "pthread"],
         define_macros=[*MACROS, ("USE_CUDA", None)],
-        extra_compile_args={
-            "cxx": ["-std=c++20", "-O3"],
-            "nvcc": ["-std=c++20", "-O3", "--threads=2", *(f"-gencode={target}" for target in CUDA_TARGETS)],
-        },
+        extra_compile_args={"cxx": [], "nvcc": [*NVCC_OPTIONS, "--threads=2"]},
         language="c++",
     )
 

@@ -20,7 +20,7 @@ def by_hand(model: torch.nn.Sequential, x: torch.Tensor) -> Factors:
     for weight in weights:
         inputs.append(h)
         h = (h @ weight.T).relu()
-    g = torch.eye(len(weights[-1]), dtype=x.dtype).expand(len(x), -1, -1)
+    g = torch.eye(len(weights[-1]), dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
     backward = [g]
     for weight, a in zip(weights[:0:-1], inputs[:0:-1], strict=True):
         g = (g @ weight).mul_((a > 0).unsqueeze(1))
@@ -39,7 +39,7 @@ def by_autograd(model: torch.nn.Sequential, x: torch.Tensor) -> Factors:
         else:
             h = layer(h)
     n, o = h.shape
-    cotangents = torch.eye(o, dtype=x.dtype)[:, None].expand(o, n, o)
+    cotangents = torch.eye(o, dtype=x.dtype, device=x.device)[:, None].expand(o, n, o)
     gradients = torch.autograd.grad(h, outputs, cotangents, is_grads_batched=True)  # [o, n, N_out] each
     return [(a, g.transpose(0, 1)) for a, g in zip(inputs, gradients, strict=True)]
 

@@ -32,11 +32,8 @@ class Product {
  public:
   __device__ Product(const Problem& problem, uint32_t shared, const PanelPair& tile, int use_row, int use_col)
       : problem_(problem), shared_(shared) {
-#pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      from_[part][0] = problem.parts + (problem.part_rows(part, use_row) + tile.row * kTile) * problem.k;
-      from_[part][1] = problem.parts + (problem.part_rows(part, use_col) + tile.col * kTile) * problem.k;
-    }
+    from_[0] = problem.parts + (problem.part_rows(0, use_row) + tile.row * kTile) * problem.k;
+    from_[1] = problem.parts + (problem.part_rows(0, use_col) + tile.col * kTile) * problem.k;
   }
 
   __device__ void make(Fragment<kBlocks, kEights>& fragment) const {
@@ -89,7 +86,8 @@ class Product {
   // One group of copies, empty past the last slice.
   __device__ void load(int slice, int slices) const {
     if (slice < slices) {
-#pragma unroll
+      const int64_t part_size = problem_.part_rows(1, 0) * problem_.k;
+#pragma unroll 1  // the addresses of all parts would take the registers of the sums
       for (int part = 0; part < kParts; ++part) {
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
@@ -97,7 +95,7 @@ class Product {
           for (int copy = 0; copy < kTile * 4 / kThreads; ++copy) {
             const int32_t row = (threadIdx.x + copy * kThreads) / 4, which = threadIdx.x % 4;
             copy_16(piece(panel(slice, part, side), row, which),
-                    from_[part][side] + int64_t{row} * problem_.k + slice * kSlice + which * 8);
+                    from_[side] + part * part_size + int64_t{row} * problem_.k + slice * kSlice + which * 8);
           }
         }
       }
@@ -111,7 +109,7 @@ class Product {
 #pragma unroll
     for (int step = 0; step < kSlice / 16; ++step) {
       for_each_product<kParts>([&](int part_a, int part_b) {
-        uint32_t a[kBlocks][4], b[kEights / 2][4];
+        uint32_t a[kBlocks][4];
 #pragma unroll
         for (int block = 0; block < kBlocks; ++block) {
           // Rows 0 to 15 of the first eight k, then of the next.
@@ -121,15 +119,13 @@ class Product {
 #pragma unroll
         for (int pair = 0; pair < kEights / 2; ++pair) {
           // Columns 0 to 7 of both eights of k, then columns 8 to 15.
-          load_matrices(b[pair], piece(panel(slice, part_b, 1), first_col + pair * 16 + lane / 16 * 8 + lane % 8,
-                                       step * 2 + lane / 8 % 2));
-        }
+          uint32_t b[4];
+          load_matrices(b, piece(panel(slice, part_b, 1), first_col + pair * 16 + lane / 16 * 8 + lane % 8,
+                                 step * 2 + lane / 8 % 2));
 #pragma unroll
-        for (int block = 0; block < kBlocks; ++block) {
-#pragma unroll
-          for (int eight = 0; eight < kEights; ++eight) {
-            multiply_16x8(fragment[block][eight], a[block], b[eight / 2][eight % 2 * 2],
-                          b[eight / 2][eight % 2 * 2 + 1]);
+          for (int block = 0; block < kBlocks; ++block) {
+            multiply_16x8(fragment[block][pair * 2], a[block], b[0], b[1]);
+            multiply_16x8(fragment[block][pair * 2 + 1], a[block], b[2], b[3]);
           }
         }
       });
@@ -138,7 +134,7 @@ class Product {
 
   const Problem& problem_;
   const uint32_t shared_;
-  const uint16_t* from_[kParts][2];
+  const uint16_t* from_[2];
 };
 
 template <int kParts, Result kResult, bool kSeveralUses>
