@@ -99,7 +99,7 @@ class ScaledKernel:
     def forward_gram(self, rows: slice) -> Tensor:
         """P between the samples in rows and those from there on, float32 [s, s, rows, n - rows.start]."""
         a, others = self.forward[:, None, rows], self.forward[None, :, rows.start :]
-        return (a @ others.mT + self.bias).float()
+        return (a @ others.mT).add_(self.bias).float()
 
     def means(self, row_means: Tensor) -> Tensor:
         """What centering subtracts from rows and from columns; the mean of all is in the former."""

@@ -104,34 +104,26 @@ def tangent_diagonal(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
     a = forward.double()
     p = a @ a.mT + bias  # [n, s, s]
     diagonal = p.new_empty(backward.shape[0], backward.shape[2])
-    for i in range(backward.shape[2]):  # one output at a time, to hold little in float64
-        g = backward[:, :, i].double()
-        diagonal[:, i] = (p * (g @ g.mT)).sum((1, 2))
+    for rows in _samples(backward, 1):
+        g = backward[rows].double().transpose(1, 2)  # [rows, o, s, m]
+        diagonal[rows] = (p[rows, None] * (g @ g.mT)).sum((2, 3))
     return diagonal
 
 
 def tangent_product(forward: Tensor, backward: Tensor, bias: float, v: Tensor) -> Tensor:
     """See `ahkernels.ops.tangent_product`."""
-    n, s, o, m = backward.shape
-    d, columns = forward.shape[2], v.shape[2]
-    step = max(1, CHUNK_ELEMENTS // max(1, s * max(d, m * max(columns, o))))
-    chunks = [slice(begin, min(begin + step, n)) for begin in range(0, n, step)]
-    weights = v.new_zeros(columns, m, d)
-    sums = v.new_zeros(columns, m)
-    for rows in chunks:
-        h = torch.einsum("xsim,xiv->xsvm", backward[rows].double(), v[rows])
-        weights += torch.einsum("xsvm,xsd->vmd", h, forward[rows].double())
-        sums += bias * h.sum((0, 1))
+    weights, sums = _through_parameters(forward, backward, v)
     out = torch.empty_like(v)
-    for rows in chunks:
-        t = torch.einsum("vmd,xsd->xsvm", weights, forward[rows].double()) + sums
+    for rows in _samples(backward, v.shape[2]):
+        t = torch.einsum("vmd,xsd->xsvm", weights, forward[rows].double()) + bias * sums
         out[rows] = torch.einsum("xsim,xsvm->xiv", backward[rows].double(), t)
     return out
 
 
 def tangent_quadratic(forward: Tensor, backward: Tensor, bias: float, v: Tensor) -> Tensor:
     """See `ahkernels.ops.tangent_quadratic`."""
-    return (v * tangent_product(forward, backward, bias, v)).sum((0, 1))
+    weights, sums = _through_parameters(forward, backward, v)
+    return weights.square().sum((1, 2)) + bias * sums.square().sum(1)
 
 
 def tangent_row_sums(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
@@ -147,8 +139,27 @@ def tangent_statistics(
     """See `ahkernels.ops.tangent_statistics`."""
     ops = torch.ops.ahkernels  # the device's own, where it has some
     kernels = list(zip(forward, backward, bias, strict=True))
-    sums = [ops.tangent_row_sums(*kernel) for kernel in kernels]
+    columns = torch.cat((torch.ones_like(v), v), 2)
+    products = [ops.tangent_product(*kernel, columns) for kernel in kernels]  # K 1 and K v
+    sums = [product[..., 0] for product in products]
+    forms = torch.stack([(product[..., 1] * v[..., 0]).sum() for product in products])
     moments = ops.centered_moments(forward, backward, bias, [s / s.numel() for s in sums], precision)
-    forms = torch.cat([ops.tangent_quadratic(*kernel, v) for kernel in kernels])
     traces = torch.stack([ops.tangent_diagonal(*kernel).sum() for kernel in kernels])
     return torch.stack((forms, moments.diagonal(), traces, torch.stack([s.sum() for s in sums])), 1)
+
+
+def _samples(backward: Tensor, columns: int) -> list[slice]:
+    n, s, o, m = backward.shape
+    step = max(1, CHUNK_ELEMENTS // max(1, s * m * max(columns, o)))
+    return [slice(begin, min(begin + step, n)) for begin in range(0, n, step)]
+
+
+def _through_parameters(forward: Tensor, backward: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """M_v = sum over samples and uses of (sum_i v_i g^i) a^T, [columns, m, d], and the sums without a, [columns, m]."""
+    m, d, columns = backward.shape[3], forward.shape[2], v.shape[2]
+    weights, sums = v.new_zeros(columns, m, d), v.new_zeros(columns, m)
+    for rows in _samples(backward, columns):
+        h = torch.einsum("xsim,xiv->xsvm", backward[rows].double(), v[rows])
+        weights += torch.einsum("xsvm,xsd->vmd", h, forward[rows].double())
+        sums += h.sum((0, 1))
+    return weights, sums
