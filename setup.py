@@ -104,7 +104,8 @@ def cpu_extension() -> Extension:
             "-Wextra",
             "-fvisibility=hidden",
             "-g0",
-            *(f"-isystem{path}" for path in [*include_paths(), pybind11.get_include()]),
+            # First pybind11 itself: torch has a copy that refuses a build for the stable ABI.
+            *(f"-isystem{path}" for path in [pybind11.get_include(), *include_paths()]),
             *sanitize,
         ],
         extra_link_args=sanitize,
