@@ -52,29 +52,29 @@ constexpr int64_t kTile = 128;
 // The tiles (row, col) with first <= row < end and row <= col < size, in bands of kBandRows rows that are taken column
 // by column, so that blocks running at the same time share the panels they read.
 struct TileBands {
-  static constexpr int64_t kBandRows = 16;
-  int64_t first, end, size;
+  static constexpr int32_t kBandRows = 16;
+  int32_t first, end, size;
 
   // Tiles in the rows [first, row).
-  AHK_HOST_DEVICE int64_t before(int64_t row) const {
+  AHK_HOST_DEVICE int64_t before(int32_t row) const {
     const int64_t rows = row - first, width = size - first;
     return rows * width - rows * (rows - 1) / 2;
   }
   AHK_HOST_DEVICE int64_t count() const { return before(end); }
 
   AHK_HOST_DEVICE PanelPair at(int64_t t) const {
-    int64_t low = 0, high = ceil_div(end - first, kBandRows) - 1;
+    int32_t low = 0, high = (end - first - 1) / kBandRows;
     while (low < high) {  // the last band that starts at t or before
-      const int64_t middle = (low + high + 1) / 2;
+      const int32_t middle = (low + high + 1) / 2;
       if (before(first + middle * kBandRows) <= t) {
         low = middle;
       } else {
         high = middle - 1;
       }
     }
-    const int64_t top = first + low * kBandRows;
-    const int64_t height = end - top < kBandRows ? end - top : kBandRows;
-    const int64_t rest = t - before(top) - height * (height + 1) / 2;
+    const int32_t top = first + low * kBandRows;
+    const int32_t height = end - top < kBandRows ? end - top : kBandRows;
+    const int64_t rest = t - before(top) - int64_t{height} * (height + 1) / 2;
     if (rest >= 0) return {top + rest % height, top + height + rest / height};
     const PanelPair corner = triangle_pair(t - before(top));  // the columns of the band's own rows: 1, 2, ... tiles
     return {top + corner.col, top + corner.row};
@@ -85,13 +85,11 @@ struct TileBands {
 struct SampleOf {
   int32_t sample, output;
 
-  AHK_HOST_DEVICE static SampleOf row(int64_t row, int32_t o) {
-    return {static_cast<int32_t>(row / o), static_cast<int32_t>(row % o)};
-  }
-  // On by samples * o + outputs rows, 0 <= outputs < o.
-  AHK_HOST_DEVICE void advance(int32_t samples, int32_t outputs, int32_t o) {
-    sample += samples;
-    output += outputs;
+  AHK_HOST_DEVICE static SampleOf row(int32_t row, int32_t o) { return {row / o, row % o}; }
+  // On by a number of rows, as row(rows, o) tells it.
+  AHK_HOST_DEVICE void advance(const SampleOf& step, int32_t o) {
+    sample += step.sample;
+    output += step.output;
     if (output >= o) {
       output -= o;
       ++sample;

@@ -152,8 +152,7 @@ def test_float64_and_single_outputs_take_float64_products(device, monkeypatch):
 def test_tile_bands_visit_each_tile_once(library, first, end, size):
     count = sum(size - row for row in range(first, end))
     pairs = (ctypes.c_int64 * (2 * count))()
-    arguments = [ctypes.c_int64(value) for value in (first, end, size)]
-    assert library.tile_bands(*arguments, pairs) == count
+    assert library.tile_bands(first, end, size, pairs) == count
     got = list(zip(pairs[::2], pairs[1::2], strict=True))
     assert sorted(got) == [(row, col) for row in range(first, end) for col in range(row, size)]
 
@@ -164,6 +163,5 @@ def test_tile_bands_beyond_32_bits(library):
     size = 312_500
     count = size * (size + 1) // 2
     pair = (ctypes.c_int64 * 2)()
-    arguments = [ctypes.c_int64(value) for value in (0, size, size, count - 1)]
-    library.tile_at(*arguments, pair)
+    library.tile_at(0, size, size, ctypes.c_int64(count - 1), pair)
     assert tuple(pair) == (size - 1, size - 1)

@@ -40,8 +40,8 @@ def tangent_tiles(
     Args:
         parts: Backward factor from `pack_parts`.
         p: Forward Gram of samples from `sample` on, float32 [s, s, samples of the rows, n - sample].
-        means: What is subtracted from rows and from columns, float32, or empty.
-        unscale: Two float64 numbers that "matrix" multiplies entries by, or empty.
+        means: What is subtracted from rows and from columns, float32; empty for "matrix".
+        unscale: Two float64 numbers that "matrix" multiplies entries by; else empty.
         n: Samples.
         o: Outputs.
         sample: A multiple of PANEL_SAMPLES.

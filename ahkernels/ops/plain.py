@@ -1,6 +1,6 @@
 """The ops in plain torch, chunked and centered as the kernels are: for devices without kernels.
 
-Slower, with the same answer. Memory beyond the factors stays within about ``CHUNK_ELEMENTS`` numbers at a time.
+Slower, with the same answer. Memory beyond the factors stays within a few times ``chunk_elements`` numbers at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from torch import Tensor
 
 from ahkernels.ops.scaling import power_of_two
 
-CHUNK_ELEMENTS = 1 << 23
+
+def chunk_elements(factor: Tensor) -> int:
+    """Numbers at a time: for the caches of a processor, or enough to keep another device busy."""
+    return 1 << 23 if factor.device.type == "cpu" else 1 << 26
 
 
 def tile_dtype(factor: Tensor) -> torch.dtype:
@@ -41,8 +44,9 @@ def _panel(forward: Tensor, backward: Tensor, bias: float | Tensor, rows: slice)
     return panel
 
 
-def _panels(n: int, o: int) -> list[slice]:
-    step = max(1, CHUNK_ELEMENTS // (n * o * o))
+def _panels(backward: Tensor) -> list[slice]:
+    n, _, o, _ = backward.shape
+    step = max(1, chunk_elements(backward) // (n * o * o))
     return [slice(begin, min(begin + step, n)) for begin in range(0, n, step)]
 
 
@@ -63,9 +67,8 @@ def centered_moments(
         scaled_g, scale_g = _scaled(g, precision)
         scale = scale_a**2 * scale_g**2
         kernels.append((scaled_a, scaled_g, b * scale_a**2, means * scale, scale))
-    n, _, o, _ = backward[0].shape
     total = row_means[0].new_zeros(len(kernels), len(kernels))
-    for rows in _panels(n, o):
+    for rows in _panels(backward[0]):
         centered = []
         for a, g, scaled_bias, means, _ in kernels:
             panel = _panel(a, g, scaled_bias, rows)
@@ -90,7 +93,7 @@ def tangent_gram(forward: Tensor, backward: Tensor, bias: float, precision: str)
     g, scale_g = _scaled(backward, precision)
     n, _, o, _ = backward.shape
     k = torch.empty(n, o, n, o, dtype=a.dtype, device=a.device)
-    for rows in _panels(n, o):
+    for rows in _panels(backward):
         panel = _panel(a, g, bias * scale_a**2, rows).double() / scale_a**2 / scale_g**2
         k[rows.start :, :, rows] = panel.permute(2, 3, 0, 1)
         corner = panel[:, :, : len(panel)].reshape(len(panel) * o, -1)
@@ -150,7 +153,7 @@ def tangent_statistics(
 
 def _samples(backward: Tensor, columns: int) -> list[slice]:
     n, s, o, m = backward.shape
-    step = max(1, CHUNK_ELEMENTS // max(1, s * m * max(columns, o)))
+    step = max(1, chunk_elements(backward) // max(1, s * m * max(columns, o)))
     return [slice(begin, min(begin + step, n)) for begin in range(0, n, step)]
 
 

@@ -14,16 +14,16 @@ using Fragment = float[Blocks][Eights][4];
 
 // Where one thread's fragment lies in K.
 struct Place {
-  int64_t row, col;
-  int32_t block_rows;
+  int32_t row, col, block_rows;
   PanelPair tile;
 
   // The place of a thread whose warp has the rows from first_row and the columns from first_col of a tile.
   static __device__ Place of(const PanelPair& tile, int32_t first_row, int32_t first_col, int32_t block_rows) {
     const int32_t lane = threadIdx.x % 32;
-    return {tile.row * kTile + first_row + lane / 4, tile.col * kTile + first_col + lane % 4 * 2, block_rows, tile};
+    return {static_cast<int32_t>(tile.row * kTile) + first_row + lane / 4,
+            static_cast<int32_t>(tile.col * kTile) + first_col + lane % 4 * 2, block_rows, tile};
   }
-  __device__ int64_t row_of(int block, int h) const { return row + block * block_rows + 8 * h; }
+  __device__ int32_t row_of(int block, int h) const { return row + block * block_rows + 8 * h; }
 };
 
 // visit(block, h, number, row x, column x) over a fragment, column by column; x are samples, those past the last one
@@ -31,7 +31,7 @@ struct Place {
 template <bool kWhole, int Blocks, int Eights, class Column, class Visit>
 __device__ inline void for_each_entry(const Problem& problem, const Place& place, Fragment<Blocks, Eights>& fragment,
                                       const Column& column, const Visit& visit) {
-  const int32_t o = problem.o, samples = 8 / o, outputs = 8 % o;
+  const int32_t o = problem.o;
   SampleOf at = SampleOf::row(place.col, o);
 #pragma unroll
   for (int eight = 0; eight < Eights; ++eight) {
@@ -45,27 +45,40 @@ __device__ inline void for_each_entry(const Problem& problem, const Place& place
         for (int h = 0; h < 2; ++h) visit(block, h, fragment[block][eight][2 * h + e]);
       }
     }
-    at.advance(samples, outputs, o);
+    at.advance(problem.eight_rows, o);
   }
 }
 
-// The rows of P at one pair of uses for the rows of a fragment.
+// P at one pair of uses for the rows of a fragment. Offsets are in bytes and 32 bits, so that an address is one
+// addition.
 template <int Blocks>
-struct GramRows {
-  const float* row[Blocks][2];
-
-  __device__ GramRows(const Problem& problem, const Place& place, int pair) {
+class GramRows {
+ public:
+  __device__ GramRows(const Problem& problem, const Place& place, int pair)
+      : base_(reinterpret_cast<const char*>(problem.p)), first_(problem.sample) {
+    const int32_t o = problem.o, last = problem.n - 1;
+    const uint32_t pair_row = static_cast<uint32_t>(pair * problem.p_rows);
+    SampleOf sample = SampleOf::row(place.row, o);
 #pragma unroll
     for (int block = 0; block < Blocks; ++block) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int32_t x = static_cast<int32_t>(place.row_of(block, h) / problem.o);
-        const int32_t last = problem.n - 1;
-        row[block][h] = problem.p + (pair * problem.p_rows + (x < last ? x : last) - problem.sample) * problem.p_cols -
-                        problem.sample;
+        const uint32_t x = (sample.sample < last ? sample.sample : last) - problem.sample;
+        row_[block][h] = (pair_row + x) * static_cast<uint32_t>(problem.p_cols) * 4;
+        sample.advance(h == 0 ? problem.eight_rows : problem.between_blocks, o);
       }
     }
   }
+
+  __device__ float at(int block, int h, int32_t sample) const {
+    const uint32_t offset = row_[block][h] + static_cast<uint32_t>(sample - first_) * 4;
+    return __ldg(reinterpret_cast<const float*>(base_ + offset));
+  }
+
+ private:
+  const char* base_;
+  int32_t first_;
+  uint32_t row_[Blocks][2];
 };
 
 // sum += P o fragment, at one pair of uses.
@@ -75,8 +88,8 @@ __device__ inline void add_term(const Problem& problem, const Place& place, int 
   const GramRows<Blocks> p(problem, place, pair);
   int32_t sample = 0;
   for_each_entry<false, Blocks, Eights>(
-      problem, place, fragment, [&](int64_t, int32_t x) { sample = x; },
-      [&](int block, int h, float& number) { number *= __ldg(p.row[block][h] + sample); });
+      problem, place, fragment, [&](int32_t, int32_t x) { sample = x; },
+      [&](int block, int h, float& number) { number *= p.at(block, h, sample); });
 #pragma unroll
   for (int block = 0; block < Blocks; ++block) {
 #pragma unroll
@@ -91,46 +104,53 @@ __device__ inline void add_term(const Problem& problem, const Place& place, int 
 template <Result kResult, bool kGram, bool kWhole, int Blocks, int Eights>
 __device__ inline double finish_entries(const Problem& problem, const Place& place,
                                         Fragment<Blocks, Eights>& fragment) {
+  constexpr bool kCentered = kResult != Result::kMatrix;
   const GramRows<Blocks> p(problem, place, 0);
-  float row_mean[Blocks][2], col_mean = 0, sum = 0;
+  float row_mean[Blocks][2] = {}, sum[Blocks][2] = {};  // a sum for each row: short chains of additions
 #pragma unroll
   for (int block = 0; block < Blocks; ++block) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      row_mean[block][h] = problem.row_means == nullptr ? 0.0f : __ldg(problem.row_means + place.row_of(block, h));
+      if (kCentered) row_mean[block][h] = __ldg(problem.row_means + place.row_of(block, h));
     }
   }
-  const double unscale[2] = {problem.unscale == nullptr ? 1.0 : problem.unscale[0],
-                             problem.unscale == nullptr ? 1.0 : problem.unscale[1]};
-  int64_t col = 0;
-  int32_t sample = 0;
+  int32_t col = 0, sample = 0;
+  float col_mean = 0;
   for_each_entry<kWhole, Blocks, Eights>(
       problem, place, fragment,
-      [&](int64_t column, int32_t x) {
+      [&](int32_t column, int32_t x) {
         col = column;
         sample = x;
-        col_mean = problem.col_means == nullptr ? 0.0f : __ldg(problem.col_means + column);
+        if (kCentered) col_mean = __ldg(problem.col_means + column);
       },
       [&](int block, int h, float& number) {
-        const int64_t row = place.row_of(block, h);
-        const float entry = kGram ? number * __ldg(p.row[block][h] + sample) : number;
-        const float centered = entry - col_mean - row_mean[block][h];
+        const int32_t row = place.row_of(block, h);
+        const float entry = kGram ? number * p.at(block, h, sample) : number;
         if (!kWhole && (row >= problem.size || col >= problem.size)) return;
-        float* at = problem.entries + (row - problem.first_row) * problem.size + col;
+        const float centered = entry - col_mean - row_mean[block][h];
         if constexpr (kResult == Result::kSquares) {
-          sum += centered * centered;
-        } else if constexpr (kResult == Result::kProducts) {
-          sum += centered * __ldg(at);
+          sum[block][h] += centered * centered;
+          return;
+        }
+        float* at = problem.entries + int64_t{row - problem.first_row} * problem.size + col;
+        if constexpr (kResult == Result::kProducts) {
+          sum[block][h] += centered * __ldg(at);
         } else if constexpr (kResult == Result::kRows) {
           *at = centered;
         } else if (col >= row) {
-          const float unscaled = static_cast<float>(static_cast<double>(centered) * unscale[0] * unscale[1]);
-          *at = unscaled;
-          problem.entries[(col - problem.first_row) * problem.size + row] = unscaled;
+          const float value = static_cast<float>(static_cast<double>(entry) * problem.unscale[0] * problem.unscale[1]);
+          *at = value;
+          problem.entries[int64_t{col - problem.first_row} * problem.size + row] = value;
         }
       });
+  double total = 0;
+#pragma unroll
+  for (int block = 0; block < Blocks; ++block) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) total += static_cast<double>(sum[block][h]);
+  }
   // A tile off the diagonal stands for its mirror image too.
-  return (place.tile.row == place.tile.col ? 1.0 : 2.0) * static_cast<double>(sum);
+  return place.tile.row == place.tile.col ? total : 2 * total;
 }
 
 template <Result kResult, bool kGram, int Blocks, int Eights>

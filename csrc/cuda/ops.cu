@@ -131,6 +131,7 @@ Tensor run(Problem& problem, const Tensor& parts, const Tensor& p) {
   const int64_t warps = blocks * (hopper ? wgmma::kWarps : mma::kWarps);
   Tensor sums = torch::stable::new_empty(p, {kSums ? warps : 0}, ScalarType::Double);
   problem.sums = data<double>(sums);
+  problem.set_steps(hopper ? wgmma::kBlockRows : mma::kBlockRows);
   if (hopper) {
     launch(wgmma::tiles<kParts, kResult>, blocks, wgmma::kThreads, wgmma::Shape<kParts>::kSharedBytes, parts, problem,
            tensor_map(parts, wgmma::Shape<kParts>::kTurnRows), tensor_map(parts, kTile));
@@ -162,11 +163,18 @@ Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64
                       p.size(1) == uses && p.size(3) == n - sample && sample * o % kTile == 0 &&
                       (p.size(2) * o % kTile == 0 || sample + p.size(2) == n),
                   "tangent_tiles: p: expected a contiguous float32 tensor [s, s, rows, n - sample] about whole tiles");
-  STD_TORCH_CHECK(means.numel() == 0 || (means.dim() == 2 && means.size(0) == 2 && means.size(1) == parts.size(2) &&
-                                         means.is_contiguous() && means.scalar_type() == ScalarType::Float),
-                  "tangent_tiles: means: expected a contiguous float32 tensor [2, ", parts.size(2), "], or none");
+  STD_TORCH_CHECK(parts.size(2) < (int64_t{1} << 31), "tangent_tiles: n: expected n * o below 2^31, got ", n, " * ", o);
+  STD_TORCH_CHECK(p.numel() < (int64_t{1} << 30), "tangent_tiles: p: expected fewer than 2^30 numbers, got ",
+                  p.numel());
   const int64_t end = ceil_div((sample + p.size(2)) * o, kTile);
-  if (unscale.numel() != 0) check_float64("tangent_tiles", "unscale", unscale);
+  if (result == "matrix") {
+    STD_TORCH_CHECK(unscale.numel() == 2 && unscale.scalar_type() == ScalarType::Double && unscale.is_contiguous(),
+                    "tangent_tiles: unscale: expected two float64 numbers");
+  } else {
+    STD_TORCH_CHECK(means.dim() == 2 && means.size(0) == 2 && means.size(1) == parts.size(2) && means.is_contiguous() &&
+                        means.scalar_type() == ScalarType::Float,
+                    "tangent_tiles: means: expected a contiguous float32 tensor [2, ", parts.size(2), "]");
+  }
   if (result != "squares") {
     const int64_t rows = result == "matrix" ? size : std::min(end * kTile, size) - sample * o;
     STD_TORCH_CHECK(entries.dim() == 2 && entries.size(0) == rows && entries.size(1) == size &&
@@ -175,8 +183,9 @@ Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64
   }
   const torch::stable::accelerator::DeviceGuard guard(parts.get_device_index());
   Problem problem{};
-  problem.tiles = {sample * o / kTile, end, ceil_div(size, kTile)};
-  problem.size = size;
+  problem.tiles = {static_cast<int32_t>(sample * o / kTile), static_cast<int32_t>(end),
+                   static_cast<int32_t>(ceil_div(size, kTile))};
+  problem.size = static_cast<int32_t>(size);
   problem.n = static_cast<int32_t>(n);
   problem.o = static_cast<int32_t>(o);
   problem.parts = static_cast<const uint16_t*>(parts.const_data_ptr());
@@ -190,7 +199,7 @@ Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64
   problem.row_means = data<float>(means);
   problem.col_means = problem.row_means == nullptr ? nullptr : problem.row_means + parts.size(2);
   problem.entries = data<float>(entries);
-  problem.first_row = result == "matrix" ? 0 : sample * o;
+  problem.first_row = result == "matrix" ? 0 : static_cast<int32_t>(sample * o);
   problem.unscale = data<double>(unscale);
   switch (count) {
     case 1:

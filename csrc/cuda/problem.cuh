@@ -20,8 +20,9 @@ enum class Result {
 
 struct Problem {
   TileBands tiles;
-  int64_t size;  // rows of K, n * o
+  int32_t size;  // rows of K, n * o, and up to whole tiles less than 2^31
   int32_t n, o;
+  SampleOf eight_rows, between_blocks;  // steps between the rows and columns of a fragment: see set_steps()
 
   // The backward factor, scaled, as a sum of bf16 parts: [parts][uses][padded_rows][k].
   const uint16_t* parts;
@@ -33,14 +34,20 @@ struct Problem {
   int32_t sample;
   int64_t p_rows, p_cols;
 
-  // Subtracted from each entry, scaled: [padded_rows] each; null for none.
+  // Subtracted from each entry, scaled, but for kMatrix: [padded_rows] each.
   const float* row_means;
   const float* col_means;
 
   double* sums;    // kSquares, kProducts: one for each warp of each block
   float* entries;  // the others and kProducts: rows of K from first_row on, [*, size]
-  int64_t first_row;
-  const double* unscale;  // two numbers that entries are multiplied by; null for none
+  int32_t first_row;
+  const double* unscale;  // kMatrix: two numbers that entries are multiplied by
+
+  // For fragments whose blocks begin so many rows apart.
+  void set_steps(int32_t block_rows) {
+    eight_rows = SampleOf::row(8, o);
+    between_blocks = SampleOf::row(block_rows - 8, o);
+  }
 
   AHK_HOST_DEVICE int64_t part_rows(int part, int use) const { return (int64_t{part} * uses + use) * padded_rows; }
 };

@@ -10,6 +10,7 @@
 namespace ahkernels::cuda::mma {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kBlockRows = 16;
 constexpr int kSlice = 32;
 constexpr int kBlocks = 4, kEights = 4;
 constexpr uint32_t kPanelBytes = kTile * kSlice * 2;
@@ -143,7 +144,7 @@ __global__ void __launch_bounds__(kThreads) tiles(const __grid_constant__ Proble
   double sum = 0;
   for (int64_t t = blockIdx.x; t < problem.tiles.count(); t += gridDim.x) {
     const PanelPair tile = problem.tiles.at(t);
-    const Place place = Place::of(tile, warp % 2 * 64, warp / 2 * 32, 16);
+    const Place place = Place::of(tile, warp % 2 * 64, warp / 2 * 32, kBlockRows);
     float fragment[kBlocks][kEights][4];
     if constexpr (kSeveralUses) {
       float entries[kBlocks][kEights][4] = {};

@@ -12,9 +12,10 @@
 namespace ahkernels::cuda::wgmma {
 
 constexpr int kGroups = 2, kThreads = 128 * (1 + kGroups), kWarps = 4 * kGroups;
+constexpr int kBlockRows = 64;
 constexpr int kSlice = 64, kEights = 16;
 constexpr uint32_t kRowBytes = kSlice * 2;
-constexpr int kProducerRegisters = 40, kGroupRegisters = 232;
+constexpr int kProducerRegisters = 24, kGroupRegisters = 240;
 
 template <int kParts>
 struct Shape {
@@ -60,40 +61,45 @@ class Ring {
   uint32_t stages_;
 };
 
-// Stage and parity of the slices, counted from the start of the kernel.
+// Stage and parity of a slice.
 template <int kParts>
 struct Slot {
-  int stage;
+  int32_t stage;
   uint32_t parity;
 
+  // Of a slice counted from the start of the kernel.
   __device__ static Slot of(int64_t slice) {
-    return {static_cast<int>(slice % Shape<kParts>::kStages),
+    return {static_cast<int32_t>(slice % Shape<kParts>::kStages),
             static_cast<uint32_t>(slice / Shape<kParts>::kStages % 2)};
+  }
+  __device__ Slot next() const {
+    const bool last = stage + 1 == Shape<kParts>::kStages;
+    return {last ? 0 : stage + 1, last ? parity ^ 1 : parity};
   }
 };
 
-// The turns of this block: turn u is about a tile and which of its halves, if it has them.
+// The turns of this block (fewer than 2^31: an hour's work), each about a tile or one of its halves.
 template <int kParts>
-__device__ inline int64_t turns(const Problem& problem) {
+__device__ inline int32_t turns(const Problem& problem) {
   const int64_t tiles = problem.tiles.count() - blockIdx.x;
-  return tiles <= 0 ? 0 : ceil_div(tiles, gridDim.x) * Shape<kParts>::kTurnsPerTile;
+  return tiles <= 0 ? 0 : static_cast<int32_t>(ceil_div(tiles, gridDim.x)) * Shape<kParts>::kTurnsPerTile;
 }
 template <int kParts>
-__device__ inline PanelPair tile_of(const Problem& problem, int64_t turn) {
-  return problem.tiles.at(blockIdx.x + turn / Shape<kParts>::kTurnsPerTile * gridDim.x);
+__device__ inline PanelPair tile_of(const Problem& problem, int32_t turn) {
+  return problem.tiles.at(blockIdx.x + int64_t{turn / Shape<kParts>::kTurnsPerTile} * gridDim.x);
 }
 
 template <int kParts>
 __device__ inline void produce(const Problem& problem, const TensorMap& row_tensor, const TensorMap& col_tensor,
                                const Ring<kParts>& ring) {
   const int slices = problem.k / kSlice;
-  const int64_t count = turns<kParts>(problem);
-  for (int64_t turn = 0; turn < count; ++turn) {
+  const int32_t count = turns<kParts>(problem);
+  auto slot = Slot<kParts>::of(0);
+  for (int32_t turn = 0; turn < count; ++turn) {
     const PanelPair tile = tile_of<kParts>(problem, turn);
     const int64_t row = tile.row * kTile + turn % Shape<kParts>::kTurnsPerTile * Shape<kParts>::kTurnRows,
                   col = tile.col * kTile;
-    for (int slice = 0; slice < slices; ++slice) {
-      const auto slot = Slot<kParts>::of(turn * slices + slice);
+    for (int slice = 0; slice < slices; ++slice, slot = slot.next()) {
       barrier_wait(ring.emptied(slot.stage), slot.parity ^ 1);  // at first all are empty
       barrier_arrive_expecting(ring.filled(slot.stage), Shape<kParts>::kStageBytes);
 #pragma unroll
@@ -135,9 +141,9 @@ __device__ inline void arrive(uint32_t barrier) {
 
 // A turn's sums over k.
 template <int kParts>
-__device__ inline void consume(const Ring<kParts>& ring, int64_t turn, int slices,
+__device__ inline void consume(const Ring<kParts>& ring, int32_t turn, int slices,
                                typename Shape<kParts>::Sums& fragment) {
-  const int64_t first_slice = turn * slices;
+  auto slot = Slot<kParts>::of(int64_t{turn} * slices);
   // The group's turns are every other one: the phases of its barrier, of which group 0 needs none for the first.
   if (turn > 0) barrier_wait(ring.turn(turn % kGroups), static_cast<uint32_t>((turn - 1) / kGroups % 2));
   const auto hand_over = [&](int slice) {
@@ -147,8 +153,7 @@ __device__ inline void consume(const Ring<kParts>& ring, int64_t turn, int slice
     // The tensor cores cut off what does not fit an fp32 sum. Sums of a slice alone, added with rounding, keep that
     // from growing with k.
     typename Shape<kParts>::Sums of_slice;
-    for (int slice = 0; slice < slices; ++slice) {
-      const auto slot = Slot<kParts>::of(first_slice + slice);
+    for (int slice = 0; slice < slices; ++slice, slot = slot.next()) {
       barrier_wait(ring.filled(slot.stage), slot.parity);
       multiply<kParts>(ring, slot.stage, false, of_slice);
       hand_over(slice);
@@ -167,18 +172,19 @@ __device__ inline void consume(const Ring<kParts>& ring, int64_t turn, int slice
       }
     }
   } else {
-    for (int slice = 0; slice < slices; ++slice) {
-      const auto slot = Slot<kParts>::of(first_slice + slice);
+    int32_t before = slot.stage;
+    for (int slice = 0; slice < slices; ++slice, slot = slot.next()) {
       barrier_wait(ring.filled(slot.stage), slot.parity);
       multiply<kParts>(ring, slot.stage, slice > 0, fragment);
       hand_over(slice);
       if (slice > 0) {
         products_wait<1>();
-        arrive(ring.emptied(Slot<kParts>::of(first_slice + slice - 1).stage));
+        arrive(ring.emptied(before));
       }
+      before = slot.stage;
     }
     products_wait<0>();
-    arrive(ring.emptied(Slot<kParts>::of(first_slice + slices - 1).stage));
+    arrive(ring.emptied(before));
   }
 }
 
@@ -203,14 +209,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     acquire_registers<kGroupRegisters>();
     const int32_t warp = threadIdx.x / 32 % 4;
     const int slices = problem.k / kSlice;
-    const int64_t count = turns<kParts>(problem);
+    const int32_t count = turns<kParts>(problem);
     double sum = 0;
-    for (int64_t turn = group; turn < count; turn += kGroups) {
+    for (int32_t turn = group; turn < count; turn += kGroups) {
       typename Shape<kParts>::Sums fragment;
       consume<kParts>(ring, turn, slices, fragment);
-      const int32_t first_row =
-          static_cast<int32_t>(turn % Shape<kParts>::kTurnsPerTile) * Shape<kParts>::kTurnRows + warp * 16;
-      const Place place = Place::of(tile_of<kParts>(problem, turn), first_row, 0, 64);
+      const int32_t first_row = turn % Shape<kParts>::kTurnsPerTile * Shape<kParts>::kTurnRows + warp * 16;
+      const Place place = Place::of(tile_of<kParts>(problem, turn), first_row, 0, kBlockRows);
       sum += finish<kResult, true, Shape<kParts>::kBlocks, kEights>(problem, place, fragment);
     }
     if constexpr (kResult == Result::kSquares || kResult == Result::kProducts) {

@@ -25,6 +25,7 @@ int guarded(const Work& work) {
 
 template <int kParts, Result kResult>
 void run(Problem& problem, bool hopper, int64_t blocks) {
+  problem.set_steps(hopper ? wgmma::kBlockRows : mma::kBlockRows);
   if (hopper) {
     if (wgmma::Shape<kParts>::kSharedBytes + 128 > emulator::Block::kSharedBytes) emulator::fail("too much memory");
     const int64_t rows = int64_t{kParts} * problem.uses * problem.padded_rows;
@@ -84,9 +85,9 @@ int tangent_tiles(int hopper, int64_t blocks, int count, int result, const uint1
                   float* entries, const double* unscale) {
   return guarded([&] {
     Problem problem{};
-    problem.size = int64_t{n} * o;
-    problem.tiles = {int64_t{sample} * o / kTile, ceil_div((sample + p_rows) * o, kTile),
-                     ceil_div(problem.size, kTile)};
+    problem.size = n * o;
+    const auto tiles = [&](int64_t rows) { return static_cast<int32_t>(ceil_div(rows, kTile)); };
+    problem.tiles = {tiles(int64_t{sample} * o), tiles((sample + p_rows) * o), tiles(problem.size)};
     problem.n = n;
     problem.o = o;
     problem.parts = parts;
@@ -101,7 +102,7 @@ int tangent_tiles(int hopper, int64_t blocks, int count, int result, const uint1
     problem.col_means = means == nullptr ? nullptr : means + padded_rows;
     problem.sums = sums;
     problem.entries = entries;
-    problem.first_row = static_cast<Result>(result) == Result::kMatrix ? 0 : int64_t{sample} * o;
+    problem.first_row = static_cast<Result>(result) == Result::kMatrix ? 0 : sample * o;
     problem.unscale = unscale;
     const Result what = static_cast<Result>(result);
     if (count == 1) return run<1>(problem, what, hopper, blocks);
@@ -111,7 +112,7 @@ int tangent_tiles(int hopper, int64_t blocks, int count, int result, const uint1
 }
 
 // Every tile of TileBands in its order, as (row, col).
-int64_t tile_bands(int64_t first, int64_t end, int64_t size, int64_t* pairs) {
+int64_t tile_bands(int32_t first, int32_t end, int32_t size, int64_t* pairs) {
   const TileBands tiles{first, end, size};
   for (int64_t t = 0; t < tiles.count(); ++t) {
     const PanelPair pair = tiles.at(t);
@@ -121,7 +122,7 @@ int64_t tile_bands(int64_t first, int64_t end, int64_t size, int64_t* pairs) {
   return tiles.count();
 }
 
-void tile_at(int64_t first, int64_t end, int64_t size, int64_t t, int64_t* pair) {
+void tile_at(int32_t first, int32_t end, int32_t size, int64_t t, int64_t* pair) {
   const PanelPair found = TileBands{first, end, size}.at(t);
   pair[0] = found.row;
   pair[1] = found.col;
