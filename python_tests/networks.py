@@ -73,6 +73,62 @@ class NormedEval(nn.Module):
         return self.last(self.dropout(torch.relu(self.layer_norm(self.batch_norm(self.first(x))))))
 
 
+class Image(nn.Module):
+    """Six numbers as an image of one channel, larger for the convolutions to have something to do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("na,nb->nab", x, x.flip(1)).unsqueeze(1)
+
+
+def convolutional() -> nn.Module:
+    """Strides, dilation, paddings and their modes, norms by channel."""
+    network = nn.Sequential(
+        Image(),
+        nn.Conv2d(1, 4, 3, padding=(1, 2), bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 3, (2, 3), stride=(2, 1), dilation=(1, 2), padding_mode="reflect", padding=1),
+        nn.GroupNorm(3, 3),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(3, 3, 2, padding="same", padding_mode="circular"),
+        nn.InstanceNorm2d(3, affine=True),
+        nn.Tanh(),
+        nn.Flatten(2),
+        nn.Conv1d(3, 2, 4, stride=3),
+        nn.Flatten(),
+        nn.LazyLinear(3),
+    ).eval()
+    network(torch.zeros(1, 6))
+    network[2].running_mean.normal_()
+    network[2].running_var.uniform_(0.5, 2.0)
+    return network
+
+
+class Tokens(nn.Module):
+    """Linears and norms on sequences, and a Linear that is used on sequences and on their means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.mix = nn.Linear(2, 7), nn.LayerNorm(7), nn.Linear(7, 7)
+        self.rms, self.out = nn.RMSNorm((3, 7)), nn.Linear(7, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(torch.tanh(self.embed(x.view(-1, 3, 2))))
+        h = h + torch.relu(self.mix(h))
+        h = self.rms(h).mean(1) + self.mix(h.mean(1))
+        return self.out(h)
+
+
+def volume() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 1, 2, 3)),
+        nn.Conv3d(1, 3, (1, 2, 2), padding=(0, 1, 0)),
+        nn.BatchNorm3d(3),
+        nn.Flatten(),
+        nn.Linear(18, 2),
+    ).eval()
+
+
 def all_networks() -> dict[str, nn.Module]:
     return {
         "deep": mlp(100, 8, 6, 1, bias=False),
@@ -87,4 +143,7 @@ def all_networks() -> dict[str, nn.Module]:
         "shared with bias": Shared(bias=True),
         "frozen": mlp(3, 9, 6, 3, bias=True).requires_grad_(False),
         "norms": NormedEval(),
+        "convolutional": convolutional(),
+        "tokens": Tokens(),
+        "volume": volume(),
     }

@@ -14,7 +14,6 @@ from torch import nn
 import ahkernels as ah
 
 OUTPUTS = ["all", "trace", "sum", 0, "first and last", "last and first"]
-LINEAR_ONLY = {"norms": ["first", "last"]}
 
 
 def meaning(outputs, o):
@@ -32,13 +31,12 @@ def test_against_jacobians(name, outputs):
     y = torch.randint(0, o, (13,))
     spec = meaning(outputs, o)
     jacobians = reference.jacobians(model, x)
-    layers = LINEAR_ONLY.get(name)
-    kernels = ah.tangent_kernels(model, x, layers=layers, outputs=spec)
-    assert set(kernels) == set(layers or jacobians)
+    kernels = ah.tangent_kernels(model, x, outputs=spec)
+    assert set(kernels) == set(jacobians)
     labels = reference.label_kernel(y, o, spec)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ah.DegenerateKernelWarning)
-        report = ah.layerwise_alignment(model, x, y, layers=layers, outputs=spec)
+        report = ah.layerwise_alignment(model, x, y, outputs=spec)
         for layer, kernel in kernels.items():
             expected = reference.kernels_of_outputs(jacobians[layer], spec)
             assert kernel.shape == expected.shape
@@ -346,8 +344,13 @@ def training_dropout():
     return nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.1))
 
 
-def tokens():
-    return nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Linear(3, 3), nn.Flatten())
+class WithoutSamples(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return torch.stack([self.linear(row) for row in x])
 
 
 LINEAR = nn.Linear(6, 3)
@@ -361,8 +364,8 @@ X, Y = torch.zeros(4, 6), torch.tensor([0, 1, 2, 1])
         (ValueError, "model: expected modules with parameters, got ReLU without any", {"model": nn.ReLU()}),
         (
             NotImplementedError,
-            r"got 1 \(LayerNorm\); choose among the others with layers=\['0'\]",
-            {"model": nn.Sequential(LINEAR, nn.LayerNorm(3))},
+            r"got 1 \(PReLU\); choose among the others with layers=\['0'\]",
+            {"model": nn.Sequential(LINEAR, nn.PReLU())},
         ),
         (NotImplementedError, r"\(the model itself\) \(OwnParameter\)", {"model": OwnParameter()}),
         (
@@ -378,8 +381,18 @@ X, Y = torch.zeros(4, 6), torch.tensor([0, 1, 2, 1])
         ),
         (
             NotImplementedError,
-            r"expected an input \[n, d\] to the Linear '1', got \[1, 2, 3\]",
-            {"model": tokens()},
+            r"expected an input \[n, ..., d\] to the Linear 'linear', got \[6\]",
+            {"model": WithoutSamples()},
+        ),
+        (
+            NotImplementedError,
+            "expected a convolution of one group, got '1' with groups=2",
+            {"model": nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Conv1d(2, 2, 3, groups=2), nn.Flatten())},
+        ),
+        (
+            NotImplementedError,
+            r"expected an input \[n, c, ...\] with 3 dimensions to the convolution '1', got \[1, 6\]",
+            {"model": nn.Sequential(nn.Identity(), nn.Conv1d(1, 1, 3), nn.Flatten())},
         ),
         (
             ValueError,
@@ -484,3 +497,25 @@ def test_progress_goes_to_stderr(capsys):
     captured = capsys.readouterr()
     assert "layers" in captured.err and "3/3" in captured.err
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("always", [True, False], ids=["jacobian", "pairs of positions"])
+@pytest.mark.parametrize("name", ["convolutional", "tokens", "volume", "shared with bias"])
+def test_both_routes_of_layers_with_positions(name, always, monkeypatch):
+    from ahkernels.capture import run
+
+    model = networks.all_networks()[name].double()
+    x, y = torch.randn(12, 6, dtype=torch.float64), torch.randint(0, 2, (12,))
+    expected = ah.layerwise_alignment(model, x, y)
+    monkeypatch.setattr(run, "takes_jacobian", lambda *_, **__: always)
+    got = ah.layerwise_alignment(model, x, y)
+    torch.testing.assert_close(got.cka, expected.cka, rtol=1e-10, atol=0)
+    torch.testing.assert_close(got.trace, expected.trace, rtol=1e-10, atol=0)
+
+
+def test_the_route_is_the_cheaper_one():
+    from ahkernels.capture.route import takes_jacobian
+
+    assert not takes_jacobian(1000, 10, 100, 1, 256, 256, bias=True)  # one position: the factors as they are
+    assert not takes_jacobian(1000, 10, 100, 4, 256, 256, bias=False)  # 16 pairs against 256 numbers for each of m
+    assert takes_jacobian(1000, 10, 100, 1024, 27, 64, bias=False)  # a convolution on an image

@@ -1,4 +1,4 @@
-"""One call of the model that records the layers: their inputs, and where their gradients will arrive.
+"""One call of the model: what the rules of its layers need of their inputs, and where their gradients will arrive.
 
 Parameters are replaced by fresh leaves for the call, so that gradients flow even through frozen layers and no hook or
 `.grad` of the model's own parameters is touched. A gradient edge marks a layer's output before anything later, such
@@ -22,9 +22,9 @@ from ahkernels.capture.selection import Layer
 class Uses:
     """The uses of one layer in a call, in their order."""
 
-    inputs: list[Tensor] = field(default_factory=list)  # a_s, each [n, d]
+    recorded: list[Tensor] = field(default_factory=list)  # what the layer's rule keeps of each, [n, ...]
     edges: list[GradientEdge] = field(default_factory=list)
-    output_shape: tuple[int, ...] = ()
+    output_shapes: list[tuple[int, ...]] = field(default_factory=list)
 
 
 @dataclass
@@ -53,10 +53,12 @@ def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Call:
                     "gradients (under torch.no_grad(), say); leave the layer out with layers="
                 )
             seen = uses.setdefault(layer.name, Uses())
-            a = layer.rule.forward_factor(module, (*args, *kwargs.values()), layer.name)
-            seen.inputs.append(a.detach().clone())  # later in-place operations must not reach it
+            inputs = tuple(_detached(value) for value in (*args, *kwargs.values()))
+            with torch.no_grad():
+                # Later in-place operations must not reach it.
+                seen.recorded.append(layer.rule.record(module, inputs, layer.name).clone())
             seen.edges.append(get_gradient_edge(output))
-            seen.output_shape = tuple(output.shape)
+            seen.output_shapes.append(tuple(output.shape))
 
         return record
 
@@ -73,6 +75,10 @@ def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Call:
         got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"model: expected model(x) to be a tensor [n, o] with n = {x.shape[0]}, got {got}")
     return Call(output, uses, leaves)
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def nodes_reaching(output: Tensor) -> tuple[set[Node], dict[int, int]]:

@@ -8,12 +8,14 @@ is computed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ahkernels.capture.call import Call, call_model
 from ahkernels.capture.guard import unchanged
+from ahkernels.capture.route import jacobian, takes_jacobian
 from ahkernels.capture.trace import TracedLayer
 from ahkernels.factors import Factors
 from ahkernels.outputs import OutputSelection
@@ -33,11 +35,45 @@ def iter_factors(
 
     Factors of a layer are dropped here once they are yielded. A group holds at least one layer, whatever the budget.
     """
-    rows = len(outputs.cotangents(torch.empty(0)))
-    for group in _groups(layers, x.shape[0], rows, _item_size(model), memory_budget):
+    n, rows = x.shape[0], len(outputs.cotangents(torch.empty(0)))
+    entries = rows if outputs.per_sample else rows**2
+    planned = [PlannedLayer.of(layer, n, rows, entries) for layer in layers]
+    for group in _groups(planned, n, rows, _item_size(model), memory_budget):
         factors = _capture(model, x, group, outputs, rows)
         while factors:
             yield factors.pop(0)
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """A layer and the shape of the factors that are kept of it: forward [n, s, d], backward [r, n, s, m].
+
+    By its Jacobian (see `ahkernels.capture.route`) s = 1, d = 0 and m is the number of parameters.
+    """
+
+    traced: TracedLayer
+    by_jacobian: bool
+    s: int
+    d: int
+    m: int
+
+    @classmethod
+    def of(cls, layer: TracedLayer, n: int, rows: int, entries: int) -> PlannedLayer:
+        """For n samples, `rows` cotangents and as many entries of Q for a pair of samples."""
+        bias = layer.layer.rule.has_bias(layer.layer.module)
+        if takes_jacobian(n, rows, entries, layer.positions, layer.d, layer.m, bias=bias):
+            return cls(layer, True, 1, 0, layer.m * (layer.d + bias))
+        return cls(layer, False, layer.positions, layer.d, layer.m)
+
+    @property
+    def name(self) -> str:
+        """Of the layer."""
+        return self.traced.layer.name
+
+    @property
+    def bias(self) -> bool:
+        """Whether the kept factors have the term of a bias; a Jacobian stands beside a forward Gram of ones."""
+        return self.by_jacobian or self.traced.layer.rule.has_bias(self.traced.layer.module)
 
 
 def _item_size(model: nn.Module) -> int:
@@ -45,12 +81,12 @@ def _item_size(model: nn.Module) -> int:
 
 
 def _groups(
-    layers: Sequence[TracedLayer], n: int, rows: int, item_size: int, memory_budget: int
-) -> Iterator[list[TracedLayer]]:
-    group: list[TracedLayer] = []
+    layers: Sequence[PlannedLayer], n: int, rows: int, item_size: int, memory_budget: int
+) -> Iterator[list[PlannedLayer]]:
+    group: list[PlannedLayer] = []
     held = 0
     for layer in layers:
-        size = n * layer.uses * (layer.d + rows * layer.m) * item_size
+        size = n * layer.s * (layer.d + rows * layer.m) * item_size
         if group and held + size > memory_budget:
             yield group
             group, held = [], 0
@@ -60,32 +96,32 @@ def _groups(
 
 
 def _capture(
-    model: nn.Module, x: Tensor, group: Sequence[TracedLayer], outputs: OutputSelection, rows: int
+    model: nn.Module, x: Tensor, group: Sequence[PlannedLayer], outputs: OutputSelection, rows: int
 ) -> list[Factors]:
     n = x.shape[0]
-    widest = max(1, *(layer.m for layer in group))
+    widest = max(1, *(layer.traced.positions * layer.traced.m for layer in group))
     chunk_bytes = _CHUNK_BYTES if x.device.type == "cpu" else _DEVICE_CHUNK_BYTES
     chunk = min(n, max(16, chunk_bytes // (rows * widest * _item_size(model))))
-    forward: dict[str, list[Tensor]] = {}  # by layer: [n, d] for each use
-    backward: dict[str, list[Tensor]] = {}  # by layer: [r, n, m] for each use
+    kept: dict[str, tuple[Tensor, Tensor]] = {}
     for begin in range(0, n, chunk):
         with unchanged(x):
-            call = call_model(model, x[begin : begin + chunk], [layer.layer for layer in group])
-            gradients = _gradients(call, group, outputs)
+            call = call_model(model, x[begin : begin + chunk], [layer.traced.layer for layer in group])
+            gradients = _gradients(call, [layer.traced for layer in group], outputs)
         for layer in group:
-            inputs, factors = _factors_of(call, layer, gradients, rows)
+            a, g = _factors_of(call, layer, gradients.get(layer.name), rows)
             if chunk == n:  # no copy
-                forward[layer.layer.name], backward[layer.layer.name] = inputs, factors
+                kept[layer.name] = a, g
                 continue
             if begin == 0:
-                forward[layer.layer.name] = [a.new_empty(n, a.shape[1]) for a in inputs]
-                backward[layer.layer.name] = [g.new_empty(rows, n, g.shape[2]) for g in factors]
-            end = begin + inputs[0].shape[0]
-            for use in range(layer.uses):
-                forward[layer.layer.name][use][begin:end] = inputs[use]
-                backward[layer.layer.name][use][:, begin:end] = factors[use]
+                kept[layer.name] = a.new_empty(n, *a.shape[1:]), g.new_empty(rows, n, *g.shape[2:])
+            forward, backward = kept[layer.name]
+            forward[begin : begin + len(a)], backward[:, begin : begin + len(a)] = a, g
         del call, gradients
-    return [_assemble(layer, forward.pop(layer.layer.name), backward.pop(layer.layer.name)) for layer in group]
+    factors = []
+    for layer in group:
+        forward, backward = kept.pop(layer.name)
+        factors.append(Factors(forward, backward.permute(1, 2, 0, 3), layer.bias, layer.name, unchecked=True))
+    return factors
 
 
 def _gradients(call: Call, group: Sequence[TracedLayer], outputs: OutputSelection) -> dict[str, list[Tensor | None]]:
@@ -123,29 +159,27 @@ def _batched_gradients(
 
 
 def _factors_of(
-    call: Call, layer: TracedLayer, gradients: dict[str, list[Tensor | None]], rows: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """a_s [n, d] and g_s [r, n, m] of each use."""
-    name, n = layer.layer.name, call.output.shape[0]
-    uses = call.uses.get(name)
+    call: Call, layer: PlannedLayer, gradients: Sequence[Tensor | None] | None, rows: int
+) -> tuple[Tensor, Tensor]:
+    """The factors to keep of a call: [n, s, d] and [r, n, s, m]."""
+    n, uses, traced = call.output.shape[0], call.uses.get(layer.name), layer.traced
+    zeros = call.output.detach().new_zeros(1)
     if uses is None:
-        return [call.output.new_zeros(n, 0).detach()], [call.output.new_zeros(rows, n, 0).detach()]
-    if len(uses.inputs) != layer.uses:
+        return zeros.expand(n, 1, 0), zeros.expand(rows, n, 1, 0)
+    if len(uses.recorded) != traced.uses:
         raise RuntimeError(
-            f"model: expected each call to use layer {name!r} as often, got {layer.uses} and {len(uses.inputs)} times"
+            f"model: expected each call to use layer {layer.name!r} as often, got {traced.uses} and "
+            f"{len(uses.recorded)} times"
         )
-    factors = []
-    for gradient in gradients.get(name, [None] * layer.uses):
+    inputs, factors = [], []
+    for use, gradient in enumerate(gradients or [None] * traced.uses):
         if gradient is None:
-            factors.append(uses.inputs[0].new_zeros(1).expand(rows, n, layer.m))
-        else:
-            factors.append(layer.layer.rule.backward_factor(layer.layer.module, gradient.detach()))
-    return uses.inputs, factors
-
-
-def _assemble(layer: TracedLayer, inputs: list[Tensor], gradients: list[Tensor]) -> Factors:
-    single = layer.uses == 1
-    forward = inputs[0].unsqueeze(1) if single else torch.stack(inputs, 1)
-    backward = gradients[0].transpose(0, 1).unsqueeze(1) if single else torch.stack(gradients, 2).permute(1, 2, 0, 3)
-    rule, module = layer.layer.rule, layer.layer.module
-    return Factors(forward, backward, rule.has_bias(module), layer.layer.name, unchecked=True)
+            gradient = zeros.expand(rows, *uses.output_shapes[use])
+        a, g = traced.layer.rule.factors(traced.layer.module, uses.recorded[use], gradient.detach())
+        inputs.append(a)
+        factors.append(g)
+    a, g = (parts[0] if len(parts) == 1 else torch.cat(parts, parts[0].dim() - 2) for parts in (inputs, factors))
+    if layer.by_jacobian:
+        bias = traced.layer.rule.has_bias(traced.layer.module)
+        return zeros.expand(n, 1, 0), jacobian(a, g, bias=bias).unsqueeze(2)
+    return a, g

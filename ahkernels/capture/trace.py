@@ -19,7 +19,8 @@ class TracedLayer:
 
     Attributes:
         layer: The layer.
-        uses: s, how often a call of the model uses it.
+        uses: How often a call of the model uses it.
+        positions: Positions of all uses together.
         d: Length of its forward factor.
         m: Length of its backward factor.
         reached: Whether any use reaches the output.
@@ -27,6 +28,7 @@ class TracedLayer:
 
     layer: Layer
     uses: int
+    positions: int
     d: int
     m: int
     reached: bool
@@ -68,10 +70,13 @@ def trace_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Trace:
                 stacklevel=2,
             )
         if uses is None:  # nothing to capture, and no input to measure: a zero kernel of a single number
-            traced[layer.name] = TracedLayer(layer, 1, 0, 0, False)
+            traced[layer.name] = TracedLayer(layer, 1, 1, 0, 0, False)
             continue
-        gradient = layer.rule.backward_factor(layer.module, torch.empty((1, *uses.output_shape), device="meta"))
-        d, m = uses.inputs[0].shape[-1], gradient.shape[-1]
-        traced[layer.name] = TracedLayer(layer, len(edges), d, m, reaching > 0)
+        positions = 0
+        for recorded, shape in zip(uses.recorded, uses.output_shapes, strict=True):
+            gradient = torch.empty((1, *shape), device="meta")
+            a, g = layer.rule.factors(layer.module, recorded.to("meta"), gradient)
+            positions += a.shape[1]
+        traced[layer.name] = TracedLayer(layer, len(edges), positions, a.shape[2], g.shape[3], reaching > 0)
     order = [*call.uses, *(name for name in traced if name not in call.uses)]
     return Trace([traced[name] for name in order], call.output.shape[1])

@@ -17,12 +17,15 @@ class Rule(Protocol):
         """Names of the parameters the rule accounts for; a module with any other is refused."""
         ...
 
-    def forward_factor(self, module: nn.Module, inputs: tuple[Any, ...], name: str) -> Tensor:
-        """a(x), [n, d], from the inputs of one call of the module; raises where the rule does not apply."""
+    def record(self, module: nn.Module, inputs: tuple[Any, ...], name: str) -> Tensor:
+        """What to keep of the inputs of one call, [n, ...]; NotImplementedError where the rule does not apply."""
         ...
 
-    def backward_factor(self, module: nn.Module, gradient: Tensor) -> Tensor:
-        """g^i(x), [r, n, m], from the gradients at the output of that call, [r, *output shape]."""
+    def factors(self, module: nn.Module, recorded: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """a(x) [n, p, d] and g^i(x) [r, n, p, m] at the p positions of one call.
+
+        From what was recorded and the gradients at the output of that call, [r, *output shape].
+        """
         ...
 
     def has_bias(self, module: nn.Module) -> bool:
@@ -48,6 +51,10 @@ def known_types() -> list[str]:
     return sorted(module_type.__name__ for module_type in _RULES)
 
 
+from ahkernels.capture.rules import convolution as _convolution  # noqa: E402
 from ahkernels.capture.rules import linear as _linear  # noqa: E402
+from ahkernels.capture.rules import norms as _norms  # noqa: E402
 
 register_rule(nn.Linear, _linear.LinearRule())
+_RULES |= dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution.ConvolutionRule())
+_RULES |= _norms.RULES

@@ -1,4 +1,4 @@
-"""nn.Linear on inputs [n, d]: z = W a + b, so that dz^T enters the gradient of W as g a^T and of b as g."""
+"""nn.Linear on [n, ..., d]: z = W a + b at each position, so that the gradient of W is g a^T and that of b is g."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from torch import Tensor, nn
 
 
 class LinearRule:
-    """a is the layer's input and g the gradient at its output."""
+    """a is the layer's input and g the gradient at its output, at each position."""
 
     def parameters(self, module: nn.Module) -> list[str]:
         """Weight, and bias where there is one."""
         return ["weight"] if module.bias is None else ["weight", "bias"]
 
-    def forward_factor(self, module: nn.Module, inputs: tuple[Any, ...], name: str) -> Tensor:
-        """The input [n, d]; raises NotImplementedError where it has more or fewer dimensions."""
+    def record(self, module: nn.Module, inputs: tuple[Any, ...], name: str) -> Tensor:
+        """The input [n, ..., d]; raises NotImplementedError where it has no dimension of samples."""
         (a,) = inputs
-        if a.dim() != 2:
+        if a.dim() < 2:
             raise NotImplementedError(
-                f"layers: expected an input [n, d] to the Linear {name!r}, got {list(a.shape)}; inputs with more "
-                "dimensions have no rule yet: leave the layer out with layers="
+                f"layers: expected an input [n, ..., d] to the Linear {name!r}, got {list(a.shape)}; leave the layer "
+                "out with layers="
             )
         result: Tensor = a
         return result
 
-    def backward_factor(self, module: nn.Module, gradient: Tensor) -> Tensor:
-        """The gradients as they are."""
-        return gradient
+    def factors(self, module: nn.Module, recorded: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Input and gradient, with all that lies between samples and features as positions."""
+        a = recorded.reshape(recorded.shape[0], -1, recorded.shape[-1])
+        return a, gradient.reshape(*gradient.shape[:2], -1, gradient.shape[-1])
 
     def has_bias(self, module: nn.Module) -> bool:
         """Whether the Linear has a bias."""
