@@ -147,3 +147,100 @@ def all_networks() -> dict[str, nn.Module]:
         "tokens": Tokens(),
         "volume": volume(),
     }
+
+
+# ---- networks with layers that have no rule, and which parameters are which layer's
+
+
+class OwnParameter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.scale = nn.Linear(6, 3), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).sin() * self.scale
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).tanh())
+
+
+class Functional(nn.Module):
+    """Uses a weight also outside of its module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.inner(x) @ self.inner.weight)
+
+
+class Transformer(nn.Module):
+    """Class token, positions, attention; the table of positions goes through a layer once for all samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.token = nn.Linear(2, 4), nn.Parameter(torch.randn(1, 1, 4))
+        self.positions, self.of_positions = nn.Parameter(torch.randn(1, 4, 4)), nn.Linear(4, 4)
+        self.norm, self.attention = nn.LayerNorm(4), nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x.view(-1, 3, 2))], 1)
+        h = h + self.of_positions(self.positions)
+        normed = self.norm(h)
+        return self.head((h + self.attention(normed, normed, normed, need_weights=False)[0])[:, 0])
+
+
+class Mixed(nn.Module):
+    """Samples not first, not alone, or not there; a bilinear form; a convolution in groups; a transposed one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat, self.turned, self.rows = nn.Linear(2, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.grouped, self.transposed = nn.Conv1d(4, 4, 2, groups=2), nn.ConvTranspose1d(4, 2, 2)
+        self.activation, self.bilinear = nn.PReLU(2), nn.Bilinear(3, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.flat(x.reshape(-1, 2)).view(-1, 3, 4).tanh()  # [n, 3, 4]
+        h = self.turned(h.transpose(0, 1)).transpose(0, 1)
+        z = torch.stack([self.rows(row.mean(0)) for row in h])
+        y = self.activation(self.transposed(self.grouped(h.transpose(1, 2))))  # [n, 2, 3]
+        return self.bilinear(y[:, 0], z)
+
+
+class Words(nn.Module):
+    """Integer inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(9, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.embedding(x).prod(1))
+
+
+def networks_without_rules() -> dict[str, tuple[nn.Module, dict[str, list[str]] | None]]:
+    """Name -> model, and its layers where they are not simply the modules."""
+    return {
+        "own parameter": (OwnParameter(), None),
+        "tied": (Tied(), {"first": ["first.weight", "first.bias"], "second": ["second.bias"]}),
+        "functional": (Functional(), None),
+        "weight norm": (
+            nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)), nn.Tanh(), nn.Linear(4, 3)),
+            {
+                "0": ["0.bias", "0.parametrizations.weight.original0", "0.parametrizations.weight.original1"],
+                "2": ["2.weight", "2.bias"],
+            },
+        ),
+        "transformer": (Transformer(), None),
+        "mixed": (Mixed(), None),
+        "words": (Words(), None),
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -38,21 +40,39 @@ def cka_of_features(features: Tensor, vector: Tensor) -> float:
     return float(inner / (centered_features @ centered_features.T).norm() / labels.square().sum())
 
 
-def jacobians(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """J [n, o, P] of the outputs with respect to the parameters of each module that has some, by torch.func."""
+def jacobians(model: nn.Module, x: Tensor, layers: dict[str, list[str]] | None = None) -> dict[str, Tensor]:
+    """J [n, o, P] of the outputs with respect to the parameters of each layer, by torch.func.
+
+    Layers are name -> parameters; by default each module that has some.
+    """
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    found: dict[str, list[Tensor]] = {}
+    if layers is None:
+        layers = {}
+        for name in parameters:
+            layers.setdefault(name.rpartition(".")[0], []).append(name)
 
     def output(own: dict[str, Tensor], rest: dict[str, Tensor], sample: Tensor) -> Tensor:
         return torch.func.functional_call(model, {**rest, **own}, (sample.unsqueeze(0),))[0]
 
-    modules = dict.fromkeys(name.rpartition(".")[0] for name in parameters)
-    for module in modules:
-        own = {name: value for name, value in parameters.items() if name.rpartition(".")[0] == module}
+    found: dict[str, Tensor] = {}
+    for layer, names in layers.items():
+        own = {name: parameters[name] for name in names}
         rest = {name: value for name, value in parameters.items() if name not in own}
-        parts = torch.func.vmap(torch.func.jacrev(output), (None, None, 0))(own, rest, x)
-        found[module] = [part.flatten(2) for part in parts.values()]
-    return {module: torch.cat(parts, 2) for module, parts in found.items()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            try:
+                parts = torch.func.vmap(torch.func.jacrev(output), (None, None, 0))(own, rest, x)
+            except RuntimeError:  # torch cannot batch PReLU
+                rows = [
+                    torch.autograd.functional.jacobian(
+                        lambda *values: output(dict(zip(own, values, strict=True)), rest, sample),  # noqa: B023
+                        tuple(own.values()),
+                    )
+                    for sample in x
+                ]
+                parts = {name: torch.stack(column) for name, column in zip(own, zip(*rows, strict=True), strict=True)}
+        found[layer] = torch.cat([parts[name].flatten(2) for name in names], 2)
+    return found
 
 
 def kernels_of_outputs(jacobian: Tensor, outputs: object) -> Tensor:

@@ -1,8 +1,9 @@
 """Capture: from a model and data to the factors of its layers' tangent kernels.
 
-Order of events: `selection` finds the modules to measure and refuses what cannot be measured, `trace` runs the model
-on one sample to see how often and in which order they are used, `run` collects the factors in groups of layers that
-fit the memory budget. `rules` says how the factors of each kind of module come about.
+Order of events: `selection` says which modules are layers and which parameters are theirs, `trace` runs the model on
+one sample to see how often and in which order they are used, `run` collects the factors in groups of layers that fit
+the memory budget, with `route` deciding how layers with several positions are contracted. `rules` says how the factors
+of each kind of module come about, `fallback` has the layers without a rule.
 """
 
 from ahkernels.capture.kernels import iter_tangent_kernels, plan_capture, tangent_kernels

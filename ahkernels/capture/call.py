@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
+from ahkernels.capture.rules import Rule
 from ahkernels.capture.selection import Layer
 
 
@@ -22,7 +23,8 @@ from ahkernels.capture.selection import Layer
 class Uses:
     """The uses of one layer in a call, in their order."""
 
-    recorded: list[Tensor] = field(default_factory=list)  # what the layer's rule keeps of each, [n, ...]
+    # What the layer's rule keeps of each, [n, ...]; None where it does not apply or the samples do not come first.
+    recorded: list[Tensor | None] = field(default_factory=list)
     edges: list[GradientEdge] = field(default_factory=list)
     output_shapes: list[tuple[int, ...]] = field(default_factory=list)
 
@@ -45,7 +47,10 @@ def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Call:
     uses: dict[str, Uses] = {}
     handles = []
 
-    def recorder(layer: Layer) -> Any:
+    def order(layer: Layer) -> Any:
+        return lambda *_: uses.setdefault(layer.name, Uses()) and None
+
+    def recorder(layer: Layer, rule: Rule) -> Any:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             if not output.requires_grad:
                 raise ValueError(
@@ -56,7 +61,9 @@ def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Call:
             inputs = tuple(_detached(value) for value in (*args, *kwargs.values()))
             with torch.no_grad():
                 # Later in-place operations must not reach it.
-                seen.recorded.append(layer.rule.record(module, inputs, layer.name).clone())
+                recorded = rule.record(module, inputs)
+            applies = recorded is not None and len(recorded) == len(output) == len(x)
+            seen.recorded.append(recorded.clone() if recorded is not None and applies else None)
             seen.edges.append(get_gradient_edge(output))
             seen.output_shapes.append(tuple(output.shape))
 
@@ -66,7 +73,11 @@ def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Call:
     try:
         for layer in layers:
             # First of the module's hooks: it sees the output before any other hook replaces it.
-            handles.append(layer.module.register_forward_hook(recorder(layer), prepend=True, with_kwargs=True))
+            if layer.rule is None:
+                handles.append(layer.module.register_forward_pre_hook(order(layer), prepend=True))
+            else:
+                hook = recorder(layer, layer.rule)
+                handles.append(layer.module.register_forward_hook(hook, prepend=True, with_kwargs=True))
         output = torch.func.functional_call(model, leaves, (x.detach(),))
     finally:
         for handle in handles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -51,4 +52,12 @@ def unchanged(x: Tensor) -> Iterator[None]:
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
+        yield
+
+
+@contextmanager
+def quietly_batched() -> Iterator[None]:
+    """Without torch's advice about operations that it batches in a loop; a user can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         yield

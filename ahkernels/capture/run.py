@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ahkernels.capture.call import Call, call_model
-from ahkernels.capture.guard import unchanged
+from ahkernels.capture.fallback import jacobians
+from ahkernels.capture.guard import quietly_batched, unchanged
 from ahkernels.capture.route import jacobian, takes_jacobian
 from ahkernels.capture.trace import TracedLayer
 from ahkernels.factors import Factors
@@ -39,9 +40,21 @@ def iter_factors(
     entries = rows if outputs.per_sample else rows**2
     planned = [PlannedLayer.of(layer, n, rows, entries) for layer in layers]
     for group in _groups(planned, n, rows, _item_size(model), memory_budget):
-        factors = _capture(model, x, group, outputs, rows)
+        try:
+            factors = _capture(model, x, group, outputs, rows)
+        except _SamplesElsewhereError as found:
+            group = [layer.without_rule(model) if layer.name in found.layers else layer for layer in group]
+            factors = _capture(model, x, group, outputs, rows)
         while factors:
             yield factors.pop(0)
+
+
+class _SamplesElsewhereError(Exception):
+    """Layers whose inputs or outputs have the samples first for one sample and not for several."""
+
+    def __init__(self, layers: set[str]) -> None:
+        super().__init__(layers)
+        self.layers = layers
 
 
 @dataclass(frozen=True)
@@ -60,10 +73,15 @@ class PlannedLayer:
     @classmethod
     def of(cls, layer: TracedLayer, n: int, rows: int, entries: int) -> PlannedLayer:
         """For n samples, `rows` cotangents and as many entries of Q for a pair of samples."""
-        bias = layer.layer.rule.has_bias(layer.layer.module)
+        bias = _has_bias(layer)
         if takes_jacobian(n, rows, entries, layer.positions, layer.d, layer.m, bias=bias):
             return cls(layer, True, 1, 0, layer.m * (layer.d + bias))
         return cls(layer, False, layer.positions, layer.d, layer.m)
+
+    def without_rule(self, model: nn.Module) -> PlannedLayer:
+        """The same layer by the fallback."""
+        traced = TracedLayer.without_rule(self.traced.layer, model, reached=self.traced.reached)
+        return PlannedLayer(traced, False, 1, 0, traced.m)
 
     @property
     def name(self) -> str:
@@ -72,8 +90,13 @@ class PlannedLayer:
 
     @property
     def bias(self) -> bool:
-        """Whether the kept factors have the term of a bias; a Jacobian stands beside a forward Gram of ones."""
-        return self.by_jacobian or self.traced.layer.rule.has_bias(self.traced.layer.module)
+        """Whether the kept factors have the term of a bias."""
+        return self.by_jacobian or _has_bias(self.traced)
+
+
+def _has_bias(layer: TracedLayer) -> bool:
+    rule = layer.layer.rule
+    return rule is None or rule.has_bias(layer.layer.module)  # a Jacobian stands beside a forward Gram of ones
 
 
 def _item_size(model: nn.Module) -> int:
@@ -99,13 +122,17 @@ def _capture(
     model: nn.Module, x: Tensor, group: Sequence[PlannedLayer], outputs: OutputSelection, rows: int
 ) -> list[Factors]:
     n = x.shape[0]
-    widest = max(1, *(layer.traced.positions * layer.traced.m for layer in group))
+    kept = _fallback(model, x, [layer for layer in group if layer.traced.layer.rule is None], outputs)
+    everything, group = group, [layer for layer in group if layer.traced.layer.rule is not None]
+    widest = max([1, *(layer.traced.positions * layer.traced.m for layer in group)])
     chunk_bytes = _CHUNK_BYTES if x.device.type == "cpu" else _DEVICE_CHUNK_BYTES
     chunk = min(n, max(16, chunk_bytes // (rows * widest * _item_size(model))))
-    kept: dict[str, tuple[Tensor, Tensor]] = {}
-    for begin in range(0, n, chunk):
+    for begin in range(0, n, chunk) if group else ():
         with unchanged(x):
             call = call_model(model, x[begin : begin + chunk], [layer.traced.layer for layer in group])
+            elsewhere = {name for name, uses in call.uses.items() if any(one is None for one in uses.recorded)}
+            if elsewhere:
+                raise _SamplesElsewhereError(elsewhere)
             gradients = _gradients(call, [layer.traced for layer in group], outputs)
         for layer in group:
             a, g = _factors_of(call, layer, gradients.get(layer.name), rows)
@@ -118,10 +145,23 @@ def _capture(
             forward[begin : begin + len(a)], backward[:, begin : begin + len(a)] = a, g
         del call, gradients
     factors = []
-    for layer in group:
+    for layer in everything:
         forward, backward = kept.pop(layer.name)
         factors.append(Factors(forward, backward.permute(1, 2, 0, 3), layer.bias, layer.name, unchecked=True))
     return factors
+
+
+def _fallback(
+    model: nn.Module, x: Tensor, layers: Sequence[PlannedLayer], outputs: OutputSelection
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Factors of the layers without a rule."""
+    if not layers:
+        return {}
+    cotangents = outputs.cotangents(next(model.parameters()).detach())
+    with unchanged(x):
+        found = jacobians(model, x, [layer.traced.layer.parameters for layer in layers], cotangents)
+    no_forward = cotangents.new_zeros(1).expand(x.shape[0], 1, 0)
+    return {layer.name: (no_forward, j.unsqueeze(2)) for layer, j in zip(layers, found, strict=True)}
 
 
 def _gradients(call: Call, group: Sequence[TracedLayer], outputs: OutputSelection) -> dict[str, list[Tensor | None]]:
@@ -148,7 +188,10 @@ def _batched_gradients(
     output: Tensor, edges: Sequence[torch.autograd.graph.GradientEdge], batched: Tensor
 ) -> Sequence[Tensor | None]:
     try:
-        return torch.autograd.grad(output, edges, batched, retain_graph=True, allow_unused=True, is_grads_batched=True)
+        with quietly_batched():
+            return torch.autograd.grad(
+                output, edges, batched, retain_graph=True, allow_unused=True, is_grads_batched=True
+            )
     except RuntimeError:
         # An operation of the model cannot be batched over cotangents: take them one by one.
         one_by_one: list[tuple[Tensor | None, ...]] = [
@@ -163,6 +206,8 @@ def _factors_of(
 ) -> tuple[Tensor, Tensor]:
     """The factors to keep of a call: [n, s, d] and [r, n, s, m]."""
     n, uses, traced = call.output.shape[0], call.uses.get(layer.name), layer.traced
+    rule = traced.layer.rule
+    assert rule is not None
     zeros = call.output.detach().new_zeros(1)
     if uses is None:
         return zeros.expand(n, 1, 0), zeros.expand(rows, n, 1, 0)
@@ -171,15 +216,16 @@ def _factors_of(
             f"model: expected each call to use layer {layer.name!r} as often, got {traced.uses} and "
             f"{len(uses.recorded)} times"
         )
+    recorded = [one for one in uses.recorded if one is not None]
     inputs, factors = [], []
     for use, gradient in enumerate(gradients or [None] * traced.uses):
         if gradient is None:
             gradient = zeros.expand(rows, *uses.output_shapes[use])
-        a, g = traced.layer.rule.factors(traced.layer.module, uses.recorded[use], gradient.detach())
+        a, g = rule.factors(traced.layer.module, recorded[use], gradient.detach())
         inputs.append(a)
         factors.append(g)
     a, g = (parts[0] if len(parts) == 1 else torch.cat(parts, parts[0].dim() - 2) for parts in (inputs, factors))
     if layer.by_jacobian:
-        bias = traced.layer.rule.has_bias(traced.layer.module)
+        bias = rule.has_bias(traced.layer.module)
         return zeros.expand(n, 1, 0), jacobian(a, g, bias=bias).unsqueeze(2)
     return a, g

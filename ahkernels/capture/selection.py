@@ -1,4 +1,4 @@
-"""Which modules are layers: the `layers` argument, and the modules that cannot be measured."""
+"""Which modules are layers: the `layers` argument, the parameters of each layer, and the rule for its kind."""
 
 from __future__ import annotations
 
@@ -9,16 +9,25 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ahkernels.capture.rules import Rule, known_types, rule_for
+from ahkernels.capture.rules import Rule, rule_for
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A module with parameters of its own and the rule for its kind."""
+    """A module with the parameters that are its own.
+
+    Attributes:
+        name: As in `model.named_modules()`.
+        module: The module.
+        parameters: Names as in `model.named_parameters()`. A parameter tied between modules belongs to the first of
+            them, one that a parametrisation holds to the module it is a parametrisation of.
+        rule: The rule for its kind; None where its Jacobian comes from `ahkernels.capture.fallback`.
+    """
 
     name: str
     module: nn.Module
-    rule: Rule
+    parameters: tuple[str, ...]
+    rule: Rule | None
 
 
 def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> list[Layer]:
@@ -26,42 +35,52 @@ def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> list[
 
     Raises:
         TypeError: where `model` or `layers` is of another type.
-        ValueError: for names that match no layer, with the nearest ones, and for a model without any.
-        NotImplementedError: for modules with parameters but no rule, and for tied parameters.
+        ValueError: for names that match no layer, with the nearest ones, for a model without any, and for parameters
+            that are no real floating-point numbers or are not initialised yet.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    candidates = {name: module for name, module in model.named_modules() if _own_parameters(module)}
-    if not candidates:
+    owned: dict[str, list[str]] = {}
+    for name, parameter in model.named_parameters():
+        _require_real(name, parameter)
+        owned.setdefault(_owner(name), []).append(name)
+    if not owned:
         raise ValueError(f"model: expected modules with parameters, got {type(model).__name__} without any")
-    chosen = list(candidates) if layers is None else _match(list(candidates), layers)
-
-    found: list[Layer] = []
-    missing: list[str] = []
-    for name in chosen:
-        module = candidates[name]
+    tied = _tied(model)
+    names = [name for name, _ in model.named_modules() if name in owned]
+    found = []
+    for name in names if layers is None else _match(names, layers):
+        module = model.get_submodule(name)
         rule = rule_for(module)
-        if rule is None or set(rule.parameters(module)) != set(_own_parameters(module)):
-            missing.append(f"{name or '(the model itself)'} ({type(module).__name__})")
-        else:
-            found.append(Layer(name, module, rule))
-    if missing:
-        measurable = [
-            name
-            for name, module in candidates.items()
-            if (rule := rule_for(module)) is not None and set(rule.parameters(module)) == set(_own_parameters(module))
-        ]
-        advice = f"choose among the others with layers={measurable}" if measurable else "none of its layers has one"
-        raise NotImplementedError(
-            f"layers: expected modules of a kind that has a rule ({', '.join(known_types())}), got "
-            f"{', '.join(missing)}; {advice}"
-        )
-    _refuse_tied_parameters(model, found)
+        local = {parameter.removeprefix(f"{name}.") for parameter in owned[name]}
+        if rule is not None and (local != set(rule.parameters(module)) or not tied.isdisjoint(owned[name])):
+            rule = None
+        found.append(Layer(name, module, tuple(owned[name]), rule))
     return found
 
 
-def _own_parameters(module: nn.Module) -> list[str]:
-    return [name for name, parameter in module._parameters.items() if parameter is not None]
+def _owner(parameter: str) -> str:
+    """The name of the module whose own a parameter is."""
+    module = parameter.rpartition(".")[0]
+    names = module.split(".")
+    return ".".join(names[: names.index("parametrizations")]) if "parametrizations" in names else module
+
+
+def _require_real(name: str, parameter: nn.Parameter) -> None:
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        raise ValueError(f"model: expected initialised parameters, got {name!r} of a lazy module; call the model once")
+    if not parameter.is_floating_point():
+        raise ValueError(f"model: expected real floating-point parameters, got {name!r} of dtype {parameter.dtype}")
+
+
+def _tied(model: nn.Module) -> set[str]:
+    """Names of the parameters that are registered in more than one place (which a module used twice is not)."""
+    places: dict[int, set[tuple[int, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(id(parameter), set()).add((id(module), name))
+    return {name for name, parameter in model.named_parameters() if len(places[id(parameter)]) > 1}
 
 
 def _match(names: list[str], layers: str | Sequence[str]) -> list[str]:
@@ -81,19 +100,3 @@ def _match(names: list[str], layers: str | Sequence[str]) -> list[str]:
             )
         matched.update(hits)
     return [name for name in names if name in matched]
-
-
-def _refuse_tied_parameters(model: nn.Module, layers: list[Layer]) -> None:
-    owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
-    for layer in layers:
-        for own in _own_parameters(layer.module):
-            names = owners[id(layer.module._parameters[own])]
-            distinct = {name.rpartition(".")[0] for name in names}
-            modules = {id(model.get_submodule(name)) for name in distinct}
-            if len(modules) > 1 or len(names) > len(distinct):
-                raise NotImplementedError(
-                    f"layers: expected parameters that belong to one module, got one tied between {', '.join(names)}; "
-                    "tied parameters are not supported yet: leave these layers out with layers="
-                )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from ahkernels.capture.call import call_model, nodes_reaching
@@ -18,7 +17,7 @@ class TracedLayer:
     """A layer with what the model does with it.
 
     Attributes:
-        layer: The layer.
+        layer: The layer, with the rule that applies here.
         uses: How often a call of the model uses it.
         positions: Positions of all uses together.
         d: Length of its forward factor.
@@ -33,6 +32,12 @@ class TracedLayer:
     m: int
     reached: bool
 
+    @classmethod
+    def without_rule(cls, layer: Layer, model: nn.Module, *, reached: bool) -> TracedLayer:
+        """A layer whose Jacobian comes from `ahkernels.capture.fallback`."""
+        numbers = sum(model.get_parameter(name).numel() for name in layer.parameters)
+        return cls(replace(layer, rule=None), 1, 1, 0, numbers, reached)
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -46,7 +51,6 @@ def trace_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Trace:
     """Calls the model on the first sample of x.
 
     Raises:
-        NotImplementedError: where a layer's parameters enter the output in another way than through its calls.
         ValueError: see `call_model`.
     """
     call = call_model(model, x[:1], layers)
@@ -54,29 +58,26 @@ def trace_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Trace:
     traced: dict[str, TracedLayer] = {}
     for layer in layers:
         uses = call.uses.get(layer.name)
-        edges = uses.edges if uses is not None else []
+        edges = [] if uses is None else uses.edges
         reaching = sum(edge.node in nodes for edge in edges)
-        for own in layer.rule.parameters(layer.module):
-            leaf = call.leaves[f"{layer.name}.{own}" if layer.name else own]
-            if into_leaf.get(id(leaf), 0) > reaching:
-                raise NotImplementedError(
-                    f"layers: expected the parameters of {layer.name!r} to act through calls of the module alone, got "
-                    f"{own!r} used {into_leaf[id(leaf)]} times in the graph of the output but {reaching} times by the "
-                    "module; leave the layer out with layers="
-                )
-        if not reaching:
+        uses_of = [into_leaf.get(id(call.leaves[name]), 0) for name in layer.parameters]
+        if not any(uses_of):
             warnings.warn(
                 f"layer {layer.name!r} does not reach the output of the model: its kernel is zero",
                 stacklevel=2,
             )
-        if uses is None:  # nothing to capture, and no input to measure: a zero kernel of a single number
+        recorded = [] if uses is None else uses.recorded
+        if layer.rule is None or max(uses_of) > reaching or any(one is None for one in recorded):
+            # No rule for the module or for one of its calls, or parameters that also act outside of them.
+            traced[layer.name] = TracedLayer.without_rule(layer, model, reached=any(uses_of))
+        elif uses is None:  # nothing to capture, and no input to measure: a zero kernel of a single number
             traced[layer.name] = TracedLayer(layer, 1, 1, 0, 0, False)
-            continue
-        positions = 0
-        for recorded, shape in zip(uses.recorded, uses.output_shapes, strict=True):
-            gradient = torch.empty((1, *shape), device="meta")
-            a, g = layer.rule.factors(layer.module, recorded.to("meta"), gradient)
-            positions += a.shape[1]
-        traced[layer.name] = TracedLayer(layer, len(edges), positions, a.shape[2], g.shape[3], reaching > 0)
+        else:
+            positions = 0
+            for one, shape in zip(recorded, uses.output_shapes, strict=True):
+                assert one is not None
+                a, g = layer.rule.factors(layer.module, one, one.new_zeros(1, *shape))
+                positions += a.shape[1]
+            traced[layer.name] = TracedLayer(layer, len(edges), positions, a.shape[2], g.shape[3], reaching > 0)
     order = [*call.uses, *(name for name in traced if name not in call.uses)]
     return Trace([traced[name] for name in order], call.output.shape[1])

@@ -14,11 +14,11 @@ class Rule(Protocol):
     """What capture asks of a kind of module."""
 
     def parameters(self, module: nn.Module) -> list[str]:
-        """Names of the parameters the rule accounts for; a module with any other is refused."""
+        """Names of the parameters the rule accounts for; a module with others or fewer takes the fallback."""
         ...
 
-    def record(self, module: nn.Module, inputs: tuple[Any, ...], name: str) -> Tensor:
-        """What to keep of the inputs of one call, [n, ...]; NotImplementedError where the rule does not apply."""
+    def record(self, module: nn.Module, inputs: tuple[Any, ...]) -> Tensor | None:
+        """What to keep of the inputs of one call, [n, ...]; None where the rule does not apply to it."""
         ...
 
     def factors(self, module: nn.Module, recorded: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,11 +44,6 @@ def register_rule(module_type: type[nn.Module], rule: Rule) -> None:
 def rule_for(module: nn.Module) -> Rule | None:
     """The rule of the module's type, or None."""
     return _RULES.get(type(module))
-
-
-def known_types() -> list[str]:
-    """Names of the module types that have a rule."""
-    return sorted(module_type.__name__ for module_type in _RULES)
 
 
 from ahkernels.capture.rules import convolution as _convolution  # noqa: E402

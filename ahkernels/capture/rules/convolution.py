@@ -13,23 +13,16 @@ class ConvolutionRule:
     """a are the patches and g the gradient at the output, at each output position."""
 
     def parameters(self, module: Any) -> list[str]:
-        """Weight, and bias where there is one."""
+        """Weight, and bias where there is one; none of a convolution in groups."""
+        if module.groups != 1:
+            return []
         return ["weight"] if module.bias is None else ["weight", "bias"]
 
-    def record(self, module: Any, inputs: tuple[Any, ...], name: str) -> Tensor:
-        """The padded input [n, c, ...]; raises NotImplementedError for groups and for an input without samples."""
+    def record(self, module: Any, inputs: tuple[Any, ...]) -> Tensor | None:
+        """The padded input [n, c, ...]; None where it has no dimension of samples."""
         (x,) = inputs
-        dims = len(module.kernel_size)
-        if module.groups != 1:
-            raise NotImplementedError(
-                f"layers: expected a convolution of one group, got {name!r} with groups={module.groups}; leave the "
-                "layer out with layers="
-            )
-        if x.dim() != dims + 2:
-            raise NotImplementedError(
-                f"layers: expected an input [n, c, ...] with {dims + 2} dimensions to the convolution {name!r}, got "
-                f"{list(x.shape)}; leave the layer out with layers="
-            )
+        if x.dim() != len(module.kernel_size) + 2:
+            return None
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         # As the module itself pads: from the last dimension to the first, before and after.
         padded: Tensor = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)

@@ -14,16 +14,10 @@ class LinearRule:
         """Weight, and bias where there is one."""
         return ["weight"] if module.bias is None else ["weight", "bias"]
 
-    def record(self, module: nn.Module, inputs: tuple[Any, ...], name: str) -> Tensor:
-        """The input [n, ..., d]; raises NotImplementedError where it has no dimension of samples."""
+    def record(self, module: nn.Module, inputs: tuple[Any, ...]) -> Tensor | None:
+        """The input [n, ..., d]; None where it has no dimension of samples."""
         (a,) = inputs
-        if a.dim() < 2:
-            raise NotImplementedError(
-                f"layers: expected an input [n, ..., d] to the Linear {name!r}, got {list(a.shape)}; leave the layer "
-                "out with layers="
-            )
-        result: Tensor = a
-        return result
+        return a if a.dim() >= 2 else None
 
     def factors(self, module: nn.Module, recorded: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Input and gradient, with all that lies between samples and features as positions."""

@@ -25,16 +25,11 @@ class NormRule:
         """Weight, and bias where there is one."""
         return ["weight"] if getattr(module, "bias", None) is None else ["weight", "bias"]
 
-    def record(self, module: Any, inputs: tuple[Any, ...], name: str) -> Tensor:
-        """The normalised input; raises NotImplementedError where it has no dimension of samples."""
+    def record(self, module: Any, inputs: tuple[Any, ...]) -> Tensor | None:
+        """The normalised input; None where it has no dimension of samples."""
         (x,) = inputs
         parameter_dims = 1 if self.by_channel else module.weight.dim()
-        if x.dim() < 1 + parameter_dims:
-            raise NotImplementedError(
-                f"layers: expected an input [n, ...] to the {type(module).__name__} {name!r}, got {list(x.shape)}; "
-                "leave the layer out with layers="
-            )
-        return self.normalise(module, x)
+        return self.normalise(module, x) if x.dim() > parameter_dims else None
 
     def factors(self, module: Any, recorded: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """No forward factor, and the Jacobian [r, n, 1, parameters]."""
