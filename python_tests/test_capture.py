@@ -470,6 +470,11 @@ def test_both_routes_of_layers_with_positions(name, always, monkeypatch):
 def test_the_route_is_the_cheaper_one():
     from ahkernels.capture.route import takes_jacobian
 
-    assert not takes_jacobian(1000, 10, 100, 1, 256, 256, bias=True)  # one position: the factors as they are
-    assert not takes_jacobian(1000, 10, 100, 4, 256, 256, bias=False)  # 16 pairs against 256 numbers for each of m
-    assert takes_jacobian(1000, 10, 100, 1024, 27, 64, bias=False)  # a convolution on an image
+    def choice(n, s, d, m, most_numbers=1 << 40):
+        return takes_jacobian(n, 10, 100, s, d, m, bias=False, most_numbers=most_numbers)
+
+    assert not choice(1000, 1, 256, 256)  # one position: the factors as they are
+    assert not choice(1000, 4, 256, 256)  # 16 pairs against 256 numbers for each of m
+    assert choice(1000, 1024, 27, 64)  # a convolution on an image
+    assert choice(1000, 64, 2304, 256)
+    assert not choice(1000, 64, 2304, 256, 1 << 29)  # a Jacobian of 5.9e9 numbers, factors of 0.3e9

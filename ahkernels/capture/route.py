@@ -2,7 +2,8 @@
 
 A layer that is used s times (calls times positions) has K = sum over pairs (s, s') of P o Q. Pairs cost
 s^2 n^2 (d + e m) multiply-adds where a pair of samples has e entries of Q. The Jacobian sum_s g_s a_s^T, m (d + b)
-numbers for each of r outputs, costs n r s m d and then n^2 e m (d + b). The choice is a function of the shapes alone.
+numbers for each of r outputs, costs n r s m d and then n^2 e m (d + b). The choice is a function of the shapes and of
+the memory budget alone: the cheaper route of those that fit it, or the smaller one.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ import torch
 from torch import Tensor
 
 
-def takes_jacobian(n: int, r: int, e: int, s: int, d: int, m: int, *, bias: bool) -> bool:
-    """Whether the Jacobian is the cheaper route."""
+def takes_jacobian(n: int, r: int, e: int, s: int, d: int, m: int, *, bias: bool, most_numbers: int) -> bool:
+    """Whether to go by the Jacobian, where `most_numbers` fit the memory budget."""
     if s == 1:
         return False
-    return n * r * s * m * d + n**2 * e * m * (d + bias) < s**2 * n**2 * (d + e * m)
+    parameters = m * (d + bias)
+    held_by_pairs, held_by_jacobian = n * s * (d + r * m), n * r * parameters
+    if max(held_by_pairs, held_by_jacobian) > most_numbers:
+        return held_by_jacobian < held_by_pairs
+    return n * r * s * m * d + n**2 * e * parameters < s**2 * n**2 * (d + e * m)
 
 
 def jacobian(a: Tensor, g: Tensor, *, bias: bool) -> Tensor:

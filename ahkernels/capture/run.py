@@ -38,7 +38,8 @@ def iter_factors(
     """
     n, rows = x.shape[0], len(outputs.cotangents(torch.empty(0)))
     entries = rows if outputs.per_sample else rows**2
-    planned = [PlannedLayer.of(layer, n, rows, entries) for layer in layers]
+    most_numbers = memory_budget // _item_size(model)
+    planned = [PlannedLayer.of(layer, n, rows, entries, most_numbers) for layer in layers]
     for group in _groups(planned, n, rows, _item_size(model), memory_budget):
         try:
             factors = _capture(model, x, group, outputs, rows)
@@ -71,10 +72,11 @@ class PlannedLayer:
     m: int
 
     @classmethod
-    def of(cls, layer: TracedLayer, n: int, rows: int, entries: int) -> PlannedLayer:
-        """For n samples, `rows` cotangents and as many entries of Q for a pair of samples."""
+    def of(cls, layer: TracedLayer, n: int, rows: int, entries: int, most_numbers: int) -> PlannedLayer:
+        """For n samples, `rows` cotangents, as many entries of Q for a pair of samples, and numbers in the budget."""
         bias = _has_bias(layer)
-        if takes_jacobian(n, rows, entries, layer.positions, layer.d, layer.m, bias=bias):
+        shape = (layer.positions, layer.d, layer.m)
+        if takes_jacobian(n, rows, entries, *shape, bias=bias, most_numbers=most_numbers):
             return cls(layer, True, 1, 0, layer.m * (layer.d + bias))
         return cls(layer, False, layer.positions, layer.d, layer.m)
 
