@@ -1,6 +1,13 @@
 """Layerwise tangent kernels and their alignment with the data, exact and without a Jacobian."""
 
-from ahkernels.capture import iter_tangent_kernels, register_rule, tangent_kernels
+from ahkernels.capture import (
+    Explanation,
+    LayerExplanation,
+    explain,
+    iter_tangent_kernels,
+    register_rule,
+    tangent_kernels,
+)
 from ahkernels.factors import Factors
 from ahkernels.kernel import TangentKernel
 from ahkernels.ops import build_info
@@ -14,10 +21,13 @@ __all__ = [
     "AlignmentReport",
     "AlignmentTracker",
     "DegenerateKernelWarning",
+    "Explanation",
     "Factors",
+    "LayerExplanation",
     "TangentKernel",
     "build_info",
     "cka",
+    "explain",
     "iter_tangent_kernels",
     "layerwise_alignment",
     "register_rule",

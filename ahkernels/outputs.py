@@ -57,6 +57,16 @@ class OutputSelection:
         """Whether the kernel is n x n over samples, with labels entering as the kernel Y Y^T of rows of Y."""
         return self.spec in ("trace", "sum")
 
+    @property
+    def rows(self) -> int:
+        """Number of cotangents."""
+        return 1 if self.spec == "sum" else len(self.indices)
+
+    @property
+    def entries(self) -> int:
+        """Entries of the backward Gram that enter K for each pair of samples."""
+        return self.rows if self.per_sample else self.rows**2
+
     def cotangents(self, like: Tensor) -> Tensor:
         """One row for each backward pass, [r, o], with the dtype and device of `like`."""
         if self.spec == "sum":

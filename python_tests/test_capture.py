@@ -478,3 +478,24 @@ def test_the_route_is_the_cheaper_one():
     assert choice(1000, 1024, 27, 64)  # a convolution on an image
     assert choice(1000, 64, 2304, 256)
     assert not choice(1000, 64, 2304, 256, 1 << 29)  # a Jacobian of 5.9e9 numbers, factors of 0.3e9
+
+
+def test_explain():
+    model = networks.networks_without_rules()["transformer"][0].eval()
+    x = torch.randn(7, 6)
+    found = ah.explain(model, x)
+    assert [one.layer for one in found] == list(ah.tangent_kernels(model, x))
+    by_name = {one.layer: one for one in found}
+    assert (by_name["embed"].route, by_name["embed"].positions, by_name["embed"].parameters) == ("jacobian", 3, 12)
+    assert (by_name["head"].route, by_name["head"].flops) == ("factors", 2 * 7**2 * (4 + 9 * 3))
+    assert by_name["attention"].route == "fallback"
+    assert by_name["attention"].bytes == 4 * 7 * 3 * by_name["attention"].parameters
+    assert by_name[""].parameters == 4 + 16
+    image = ah.explain(networks.convolutional(), x)
+    assert "jacobian" in {one.route for one in image}
+    table = str(image).splitlines()
+    assert len(table) == len(image) + 2 and table[0].split() == [
+        *("layer", "kind", "route", "positions", "parameters", "Gflop", "MiB")
+    ]
+    with pytest.raises(ValueError, match="layers: expected names"):
+        ah.explain(model, x, layers="nothing")

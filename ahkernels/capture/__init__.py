@@ -6,8 +6,19 @@ the memory budget, with `route` deciding how layers with several positions are c
 of each kind of module come about, `fallback` has the layers without a rule.
 """
 
+from ahkernels.capture.explain import Explanation, LayerExplanation, explain
 from ahkernels.capture.kernels import iter_tangent_kernels, plan_capture, tangent_kernels
 from ahkernels.capture.rules import Rule, register_rule
 from ahkernels.capture.run import DEFAULT_MEMORY_BUDGET
 
-__all__ = ["DEFAULT_MEMORY_BUDGET", "Rule", "iter_tangent_kernels", "plan_capture", "register_rule", "tangent_kernels"]
+__all__ = [
+    "DEFAULT_MEMORY_BUDGET",
+    "Explanation",
+    "LayerExplanation",
+    "Rule",
+    "explain",
+    "iter_tangent_kernels",
+    "plan_capture",
+    "register_rule",
+    "tangent_kernels",
+]

@@ -12,15 +12,24 @@ import torch
 from torch import Tensor
 
 
+def pairs_cost(n: int, r: int, e: int, s: int, d: int, m: int) -> tuple[int, int]:
+    """Multiply-adds, and numbers held, by pairs of positions (or of a layer with a single one)."""
+    return s**2 * n**2 * (d + e * m), n * s * (d + r * m)
+
+
+def jacobian_cost(n: int, r: int, e: int, s: int, d: int, m: int, *, bias: bool) -> tuple[int, int]:
+    """Multiply-adds, and numbers held, by the Jacobian."""
+    parameters = m * (d + bias)
+    return n * r * s * m * d + n**2 * e * parameters, n * r * parameters
+
+
 def takes_jacobian(n: int, r: int, e: int, s: int, d: int, m: int, *, bias: bool, most_numbers: int) -> bool:
     """Whether to go by the Jacobian, where `most_numbers` fit the memory budget."""
     if s == 1:
         return False
-    parameters = m * (d + bias)
-    held_by_pairs, held_by_jacobian = n * s * (d + r * m), n * r * parameters
-    if max(held_by_pairs, held_by_jacobian) > most_numbers:
-        return held_by_jacobian < held_by_pairs
-    return n * r * s * m * d + n**2 * e * parameters < s**2 * n**2 * (d + e * m)
+    by_pairs, by_jacobian = pairs_cost(n, r, e, s, d, m), jacobian_cost(n, r, e, s, d, m, bias=bias)
+    what = 1 if max(by_pairs[1], by_jacobian[1]) > most_numbers else 0
+    return by_jacobian[what] < by_pairs[what]
 
 
 def jacobian(a: Tensor, g: Tensor, *, bias: bool) -> Tensor:

@@ -36,10 +36,8 @@ def iter_factors(
 
     Factors of a layer are dropped here once they are yielded. A group holds at least one layer, whatever the budget.
     """
-    n, rows = x.shape[0], len(outputs.cotangents(torch.empty(0)))
-    entries = rows if outputs.per_sample else rows**2
-    most_numbers = memory_budget // _item_size(model)
-    planned = [PlannedLayer.of(layer, n, rows, entries, most_numbers) for layer in layers]
+    n, rows = x.shape[0], outputs.rows
+    planned = plan_layers(model, n, layers, outputs, memory_budget)
     for group in _groups(planned, n, rows, _item_size(model), memory_budget):
         try:
             factors = _capture(model, x, group, outputs, rows)
@@ -48,6 +46,14 @@ def iter_factors(
             factors = _capture(model, x, group, outputs, rows)
         while factors:
             yield factors.pop(0)
+
+
+def plan_layers(
+    model: nn.Module, n: int, layers: Sequence[TracedLayer], outputs: OutputSelection, memory_budget: int
+) -> list[PlannedLayer]:
+    """What is kept of each layer for n samples."""
+    most_numbers = memory_budget // _item_size(model)
+    return [PlannedLayer.of(layer, n, outputs.rows, outputs.entries, most_numbers) for layer in layers]
 
 
 class _SamplesElsewhereError(Exception):

@@ -1,0 +1,113 @@
+"""What a measurement would do: for each layer its rule, its route and its cost, before any of it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ahkernels.capture.kernels import plan_capture
+from ahkernels.capture.route import jacobian_cost, pairs_cost
+from ahkernels.capture.run import DEFAULT_MEMORY_BUDGET, PlannedLayer, plan_layers
+from ahkernels.outputs import Outputs, OutputSelection
+
+
+@dataclass(frozen=True)
+class LayerExplanation:
+    """How one layer would be measured.
+
+    Attributes:
+        layer: Its name.
+        kind: The type of its module.
+        route: "factors" (one position), "pairs" (of positions), "jacobian" (from factors), or "fallback" (the
+            Jacobian from the model itself, where there is no rule).
+        positions: s, over all of its uses.
+        parameters: Numbers in them.
+        flops: Of the full kernel from what is captured, two for each multiply-add; half of that where K is only
+            summed over.
+        bytes: Held of the layer.
+    """
+
+    layer: str
+    kind: str
+    route: str
+    positions: int
+    parameters: int
+    flops: int
+    bytes: int
+
+
+class Explanation(list[LayerExplanation]):
+    """One entry for each layer in forward order; prints as a table."""
+
+    def __str__(self) -> str:
+        """The table, with the sum of flops and the largest number of bytes in the last line."""
+        rows = [("layer", "kind", "route", "positions", "parameters", "Gflop", "MiB")]
+        rows += [
+            (
+                one.layer,
+                one.kind,
+                one.route,
+                str(one.positions),
+                f"{one.parameters:,}",
+                f"{one.flops / 1e9:.3f}",
+                f"{one.bytes / 2**20:.1f}",
+            )
+            for one in self
+        ]
+        flops, largest = sum(one.flops for one in self), max(one.bytes for one in self)
+        rows.append(("", "", "", "", "", f"{flops / 1e9:.3f}", f"{largest / 2**20:.1f}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(
+                text.ljust(width) if i < 3 else text.rjust(width)
+                for i, (text, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        )
+
+    __repr__ = __str__
+
+
+def explain(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    layers: str | Sequence[str] | None = None,
+    outputs: Outputs = "all",
+    memory_budget: int | None = DEFAULT_MEMORY_BUDGET,
+) -> Explanation:
+    """How `layerwise_alignment` would measure each layer, from a run of the model on one sample.
+
+    Arguments and errors as `layerwise_alignment`.
+    """
+    plan = plan_capture(
+        model, x, layers=layers, outputs=outputs, precision=None, memory_budget=memory_budget, progress=False
+    )
+    n, item = x.shape[0], next(model.parameters()).dtype.itemsize
+    planned = plan_layers(model, n, plan.layers, plan.outputs, plan.memory_budget)
+    return Explanation(_explain(model, layer, n, plan.outputs, item) for layer in planned)
+
+
+def _explain(model: nn.Module, layer: PlannedLayer, n: int, outputs: OutputSelection, item: int) -> LayerExplanation:
+    traced = layer.traced
+    shape = (n, outputs.rows, outputs.entries, traced.positions, traced.d, traced.m)
+    if layer.by_jacobian:
+        rule = traced.layer.rule
+        route, (work, numbers) = (
+            "jacobian",
+            jacobian_cost(*shape, bias=rule is None or rule.has_bias(traced.layer.module)),
+        )
+    else:
+        route = "fallback" if traced.layer.rule is None else "factors" if traced.positions == 1 else "pairs"
+        work, numbers = pairs_cost(*shape)
+    return LayerExplanation(
+        layer.name,
+        type(traced.layer.module).__name__,
+        route,
+        traced.positions,
+        sum(model.get_parameter(name).numel() for name in traced.layer.parameters),
+        2 * work,
+        numbers * item,
+    )
