@@ -138,6 +138,25 @@ def test_statistics_of_two_kernels(op, dtype, shape):
         assert (row - statistics(k, v)).abs().le(2 * tolerance(dtype, sizes[3] + sizes[4]) * size).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sizes", [(20, 1, 3, 0, 60_001), (70, 1, 2, 130_001, 40), (50, 1, 10, 30, 18_000)], ids=str)
+def test_statistics_of_few_rows_with_many_numbers(sizes, dtype):
+    """Jacobians: more numbers for each pair of panels than the workspace takes."""
+    forward, backward = factors(*sizes, dtype)
+    v = centered_vector(sizes[0], sizes[2])
+    k = reference.kernel(forward, backward, 1.0)
+    got = ops.tangent_statistics([forward], [backward], [1.0], v, "highest")[0]
+    n, o = sizes[0], sizes[2]
+    size = torch.stack((v.square().sum() * k.norm(), k.norm() ** 2, k.trace(), n * o * k.norm()))
+    assert (got - statistics(k, v)).abs().le(2 * tolerance(dtype, sizes[3] + sizes[4]) * size).all()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(ops.tangent_statistics([forward], [backward], [1.0], v, "highest")[0], got)
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("scale", [1e-18, 1.0, 1e18])
 @pytest.mark.parametrize("n", [60, 300], ids=["kept tiles", "other ops"])
 def test_statistics_at_extreme_scales(n, scale):

@@ -1,7 +1,9 @@
 // The numbers of an alignment: <v, C K C v>, ||C K C||_F^2, the trace and the sum of K.
 //
 // Where the tiles of K fit in a few caches' worth of memory, they are made once and kept, and everything comes from
-// them: for small kernels the thin products would cost as much as the tiles. Elsewhere, from the other ops.
+// them: for small kernels the thin products would cost as much as the tiles. So are those of few rows with very many
+// numbers each (Jacobians), slice by slice along k, which needs no packed copy of all of them. Elsewhere, from the
+// other ops.
 #include <cmath>
 #include <numeric>
 
@@ -13,6 +15,7 @@ namespace ahkernels::cpu {
 namespace {
 
 constexpr int64_t kKeptBytes = 8 << 20;
+constexpr int64_t kKeptBytesOfSlices = 256 << 20;
 constexpr int64_t kStatistics = 4;
 
 int64_t tile_slots(const Kernel& kernel) {
@@ -20,10 +23,99 @@ int64_t tile_slots(const Kernel& kernel) {
   return panels * (panels + 1) / 2 * kernel.o * kernel.o;
 }
 
+// Whether a pair of panels, packed, takes more than the workspace of the walk.
+bool in_slices(const std::vector<Kernel>& kernels, int64_t number_bytes) {
+  int64_t numbers = 0;
+  for (const Kernel& kernel : kernels) {
+    if (kernel.s != 1) return false;
+    numbers += kernel.d + kernel.o * kernel.m;
+  }
+  return 2 * kPanel * numbers * number_bytes > kWorkspaceBytes;
+}
+
 // Kernels over several outputs with few tiles; those of one output have another way of centering (centering.h).
 bool fit(const std::vector<Kernel>& kernels, int64_t number_bytes) {
+  const int64_t most = in_slices(kernels, number_bytes) ? kKeptBytesOfSlices : kKeptBytes;
   return kernels[0].o > 1 &&
-         tile_slots(kernels[0]) * static_cast<int64_t>(kernels.size()) * kTileSize * number_bytes <= kKeptBytes;
+         tile_slots(kernels[0]) * static_cast<int64_t>(kernels.size()) * kTileSize * number_bytes <= most;
+}
+
+// Rows of `blocks` panels, packed for the numbers [begin, begin + width) along k.
+template <class T, class Rows>
+void pack_slice(const TileKernels<T>& tiles, int64_t blocks, int64_t begin, int64_t width, const Rows& rows_of,
+                const AlignedBuffer& to) {
+  const int64_t bytes = PanelGroup<T>::bytes(tiles, width);
+  for_each_item(blocks, 1, [&](int64_t block, int64_t) {
+    int64_t count = 0;
+    const Strided rows = rows_of(block, &count);
+    tiles.pack(rows.from_k(begin), nullptr, count, width, to.at<void>(block * bytes));
+  });
+}
+
+// The tiles tile_at(pair, i, j) of a kernel of one use, in slices along k.
+template <class T, class Tile>
+void make_in_slices(const TileKernels<T>& tiles, const Kernel& kernel, const Tile& tile_at) {
+  const int64_t panels = ceil_div(kernel.n, kPanel), o = kernel.o, pairs = panels * (panels + 1) / 2;
+  const auto count_of = [&](int64_t panel) { return std::min(kPanel, kernel.n - panel * kPanel); };
+  const auto multiply = [&](const AlignedBuffer& packed, int64_t outputs, int64_t width, bool accumulate,
+                            const PanelPair& pair, int64_t i, int64_t j, T* tile) {
+    const int64_t bytes = PanelGroup<T>::bytes(tiles, width);
+    tiles.gemm(PanelGroup<T>::padded(tiles, width), packed.at<void>((pair.row * outputs + i) * bytes),
+               packed.at<void>((pair.col * outputs + j) * bytes), count_of(pair.row), count_of(pair.col), accumulate,
+               tile);
+  };
+  // So wide that the packed slices fit the workspace, in steps of what is packed at a time.
+  const auto width_of = [&](int64_t blocks, int64_t k) {
+    const int64_t fitting = kWorkspaceBytes / (blocks * kPanel * static_cast<int64_t>(sizeof(T))) / 16 * 16;
+    return std::clamp<int64_t>(fitting, 16, std::max<int64_t>(k, 1));
+  };
+
+  const int64_t width = width_of(panels * o, kernel.m);
+  const AlignedBuffer backward(panels * o * PanelGroup<T>::bytes(tiles, width));
+  for (int64_t begin = 0; begin == 0 || begin < kernel.m; begin += width) {
+    const int64_t now = std::min(width, kernel.m - begin);
+    pack_slice(
+        tiles, panels * o, begin, now,
+        [&](int64_t block, int64_t* count) {
+          *count = count_of(block / o);
+          return kernel.backward_rows(block / o * kPanel, 0, block % o);
+        },
+        backward);
+    for_each_item(pairs * o, 1, [&](int64_t item, int64_t) {
+      const PanelPair pair = triangle_pair(item / o);
+      const int64_t i = item % o;
+      for (int64_t j = pair.row == pair.col ? i : 0; j < o; ++j) {
+        multiply(backward, o, now, begin > 0, pair, i, j, tile_at(pair, i, j));
+      }
+    });
+  }
+
+  const int64_t forward_width = width_of(panels, kernel.d);
+  const AlignedBuffer forward(panels * PanelGroup<T>::bytes(tiles, forward_width));
+  constexpr int64_t kTileBytes = kTileSize * static_cast<int64_t>(sizeof(T));
+  const AlignedBuffer grams(pairs * kTileBytes);
+  for (int64_t begin = 0; begin == 0 || begin < kernel.d; begin += forward_width) {
+    const int64_t now = std::min(forward_width, kernel.d - begin);
+    pack_slice(
+        tiles, panels, begin, now,
+        [&](int64_t panel, int64_t* count) {
+          *count = count_of(panel);
+          return kernel.forward_rows(panel * kPanel, 0);
+        },
+        forward);
+    for_each_item(pairs, 1, [&](int64_t item, int64_t) {
+      multiply(forward, 1, now, begin > 0, triangle_pair(item), 0, 0, grams.at<T>(item * kTileBytes));
+    });
+  }
+  for_each_item(pairs * o, 1, [&](int64_t item, int64_t) {
+    const PanelPair pair = triangle_pair(item / o);
+    const int64_t i = item % o;
+    for (int64_t j = pair.row == pair.col ? i : 0; j < o; ++j) {
+      T* tile = tile_at(pair, i, j);
+      tiles.hadamard(grams.at<T>(item / o * kTileBytes), static_cast<T>(kernel.scaled_bias()), tile, count_of(pair.row),
+                     count_of(pair.col), /*accumulate=*/false, tile);
+    }
+  });
 }
 
 // v [n, o] as [o][n rounded up to whole panels], times the power of two that brings its largest magnitude to [1, 2).
@@ -63,18 +155,32 @@ void from_kept_tiles(const TileKernels<T>& tiles, const std::vector<Kernel>& ker
   for (const Kernel& kernel : kernels) centering.emplace_back(double_kernels(), kernel);
   std::vector<T> sums(slots * count * 2 * kPanel);  // of the rows, then of the columns of each tile
   const auto sums_of = [&](int64_t slot, int64_t k) { return sums.data() + (slot * count + k) * 2 * kPanel; };
-  const auto visit = [&](int64_t, const PanelPair& pair, int64_t i, TileMaker<T>& maker, int64_t) {
+  const auto add_up = [&](const PanelPair& pair, int64_t i) {
     for (int64_t j = first_column(pair, i); j < o; ++j) {
       const int64_t slot = slot_of(pair, i, j);
-      maker.make(i, j, [&](int64_t k) { return tile(slot, k); });
       for (int64_t k = 0; k < count; ++k) {
         T* to = sums_of(slot, k);
-        tiles.sums(tile(slot, k), maker.row_count(), maker.col_count(), to, to + kPanel);
+        tiles.sums(tile(slot, k), rows_of(pair.row), rows_of(pair.col), to, to + kPanel);
       }
     }
   };
-  const auto nothing = [](const GroupPair&) {};
-  walk_tiles(tiles, kernels, centering, nothing, visit, nothing);
+  if (in_slices(kernels, sizeof(T))) {
+    for (int64_t k = 0; k < count; ++k) {
+      make_in_slices(tiles, kernels[k],
+                     [&](const PanelPair& pair, int64_t i, int64_t j) { return tile(slot_of(pair, i, j), k); });
+    }
+    for_each_item(panels * (panels + 1) / 2 * o, 4,
+                  [&](int64_t item, int64_t) { add_up(triangle_pair(item / o), item % o); });
+  } else {
+    const auto visit = [&](int64_t, const PanelPair& pair, int64_t i, TileMaker<T>& maker, int64_t) {
+      for (int64_t j = first_column(pair, i); j < o; ++j) {
+        maker.make(i, j, [&](int64_t k) { return tile(slot_of(pair, i, j), k); });
+      }
+      add_up(pair, i);
+    };
+    const auto nothing = [](const GroupPair&) {};
+    walk_tiles(tiles, kernels, centering, nothing, visit, nothing);
+  }
 
   std::vector<Means<T>> means;
   for (int64_t k = 0; k < count; ++k) {

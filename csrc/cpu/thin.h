@@ -51,7 +51,7 @@ void add_product(const TileKernels<T>& tiles, const PackedMatrix<T>& a, const Pa
     const int64_t row = item / b.panels * kPanel, col = item % b.panels * kPanel;
     const int64_t rows = std::min(kPanel, a.rows - row), cols = std::min(kPanel, b.rows - col);
     T* tile = scratch.at<T>(thread * kTileBytes);
-    tiles.gemm(a.k, a.at(row / kPanel), b.at(col / kPanel), rows, cols, tile);
+    tiles.gemm(a.k, a.at(row / kPanel), b.at(col / kPanel), rows, cols, /*accumulate=*/false, tile);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < cols; ++c) out[(row + r) * b.rows + col + c] += tile[r * kPanel + c] + constant;
     }

@@ -42,8 +42,8 @@ struct TileKernels {
 
   // dst [k][kPanel] = source [rows, k], less mean [k] unless that is null; k as it is, padding is done here
   void (*pack)(const Strided& source, const T* mean, int64_t rows, int64_t k, void* dst);
-  // tile [rows, cols] = a [k][rows]^T b [k][cols]; k padded
-  void (*gemm)(int64_t k, const void* a, const void* b, int64_t rows, int64_t cols, T* tile);
+  // tile [rows, cols] (+)= a [k][rows]^T b [k][cols]; k padded
+  void (*gemm)(int64_t k, const void* a, const void* b, int64_t rows, int64_t cols, bool accumulate, T* tile);
   // tile [rows, cols] (+)= (p + bias) o q
   void (*hadamard)(const T* p, T bias, const T* q, int64_t rows, int64_t cols, bool accumulate, T* tile);
   // tile [rows, cols] (+)= (p0 + p_row + p_col + p) o q + p o (q0 + q_row + q_col) + p_row q_col + q_row p_col: see

@@ -73,13 +73,14 @@ void strip(int64_t vectors, int64_t k, const typename Step::Packed* a, const typ
 }
 
 template <class Step, int Rows, int Vectors>
-void gemm(int64_t k, const void* a, const void* b, int64_t rows, int64_t cols, typename Step::Sum* tile) {
+void gemm(int64_t k, const void* a, const void* b, int64_t rows, int64_t cols, bool accumulate,
+          typename Step::Sum* tile) {
   using Packed = typename Step::Packed;
   constexpr int64_t kLanes = Step::kBytes / sizeof(typename Step::Sum);
   // As much of k at a time as keeps the slice of `a` in the first-level cache and that of `b` in the second.
   constexpr int64_t kBlock = 2048 / sizeof(Packed);
   const int64_t packed_k = k / Step::kPerPacked;
-  if (packed_k == 0) {
+  if (packed_k == 0 && !accumulate) {
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < kPanel; ++c) tile[r * kPanel + c] = 0;
     }
@@ -89,7 +90,8 @@ void gemm(int64_t k, const void* a, const void* b, int64_t rows, int64_t cols, t
     const Packed* a_block = static_cast<const Packed*>(a) + begin * kPanel;
     const Packed* b_block = static_cast<const Packed*>(b) + begin * kPanel;
     for (int64_t c = 0; c < cols; c += Vectors * kLanes) {
-      strip<Step, Rows, Vectors>(ceil_div(cols - c, kLanes), count, a_block, b_block + c, rows, begin > 0, tile + c);
+      strip<Step, Rows, Vectors>(ceil_div(cols - c, kLanes), count, a_block, b_block + c, rows, accumulate || begin > 0,
+                                   tile + c);
     }
   }
 }

@@ -151,7 +151,8 @@ class TileMaker {
       if (kernel.backward_of != owner) continue;
       for (int64_t use = 0; use < kernel.s * kernel.s; ++use) {
         tiles_.gemm(PanelGroup<T>::padded(tiles_, kernel.m), rows_->backward(owner, row_panel_, use / kernel.s, i),
-                    cols_->backward(owner, col_panel_, use % kernel.s, j), row_count_, col_count_, q);
+                    cols_->backward(owner, col_panel_, use % kernel.s, j), row_count_, col_count_, /*accumulate=*/false,
+                    q);
         for (size_t which = owner; which < kernels_.size(); ++which) {
           if (kernels_[which].backward_of == owner) multiply(which, use, q, out(which));
         }
@@ -189,7 +190,7 @@ class TileMaker {
   void forward_tile(size_t which, int64_t use, T* tile) {
     const Kernel& kernel = kernels_[which];
     tiles_.gemm(PanelGroup<T>::padded(tiles_, kernel.d), rows_->forward(which, row_panel_, use / kernel.s),
-                cols_->forward(which, col_panel_, use % kernel.s), row_count_, col_count_, tile);
+                cols_->forward(which, col_panel_, use % kernel.s), row_count_, col_count_, /*accumulate=*/false, tile);
   }
 
   const TileKernels<T>& tiles_;
