@@ -91,7 +91,7 @@ void gemm(int64_t k, const void* a, const void* b, int64_t rows, int64_t cols, b
     const Packed* b_block = static_cast<const Packed*>(b) + begin * kPanel;
     for (int64_t c = 0; c < cols; c += Vectors * kLanes) {
       strip<Step, Rows, Vectors>(ceil_div(cols - c, kLanes), count, a_block, b_block + c, rows, accumulate || begin > 0,
-                                   tile + c);
+                                 tile + c);
     }
   }
 }
