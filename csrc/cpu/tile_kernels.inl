@@ -25,7 +25,8 @@ struct MultiplyAdd {
 
 // ---- gemm
 
-// A register tile of Rows x (Vectors vectors): tile (+)= a^T b over k packed steps.
+// A register tile of Rows x (Vectors vectors): tile (+)= a^T b over k packed steps. Each block of k is summed by
+// itself, so that rounding does not grow with all of k.
 template <class Step, int Rows, int Vectors>
 void register_tile(int64_t k, const typename Step::Packed* a, const typename Step::Packed* b, bool accumulate,
                    typename Step::Sum* tile) {
@@ -35,9 +36,7 @@ void register_tile(int64_t k, const typename Step::Packed* a, const typename Ste
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) {
-      sum[r][v] = accumulate ? *reinterpret_cast<const V*>(tile + r * kPanel + v * kLanes) : V{};
-    }
+    for (int v = 0; v < Vectors; ++v) sum[r][v] = V{};
   }
   for (int64_t step = 0; step < k; ++step) {
     decltype(Step::load(b)) columns[Vectors];
@@ -53,7 +52,10 @@ void register_tile(int64_t k, const typename Step::Packed* a, const typename Ste
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) *reinterpret_cast<V*>(tile + r * kPanel + v * kLanes) = sum[r][v];
+    for (int v = 0; v < Vectors; ++v) {
+      V& out = *reinterpret_cast<V*>(tile + r * kPanel + v * kLanes);
+      out = accumulate ? out + sum[r][v] : sum[r][v];
+    }
   }
 }
 
