@@ -48,7 +48,10 @@ def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Call:
     handles = []
 
     def order(layer: Layer) -> Any:
-        return lambda *_: uses.setdefault(layer.name, Uses()) and None
+        def remember(*_: Any) -> None:
+            uses.setdefault(layer.name, Uses())
+
+        return remember
 
     def recorder(layer: Layer, rule: Rule) -> Any:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
