@@ -60,4 +60,6 @@ def main(nvcc: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python .ci/check_cuda.py NVCC")
     main(sys.argv[1])

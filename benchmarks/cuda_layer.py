@@ -7,11 +7,9 @@ right of the diagonal, best block size; all of K in memory), the materialised ke
 one layer of n = 60,000, whose K would take 1.3 TiB.
 """
 
-import argparse
 import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from common import device as on_device
@@ -157,12 +155,7 @@ def full_data(n: int, width: int, best: dict[str, float], device: str) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes; its figures mean nothing")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cuda_layer.json")
-    args = parser.parse_args()
+    args = on_device.arguments(__doc__, "cuda_layer", 7)
     n, large, widths, size = (64, 100, [16], 256) if args.quick else (6000, 60_000, [256, 1024], 8192)
     best = on_device.ceilings(args.device, size)
     print({name: f"{rate / 1e12:.2f}e12" for name, rate in best.items()}, flush=True)

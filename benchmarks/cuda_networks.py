@@ -5,11 +5,9 @@ fits both, per-layer Jacobians by torch.func; at widths 10,000 and 75,000 (bf16 
 alone.
 """
 
-import argparse
 import itertools
 import json
 from functools import partial
-from pathlib import Path
 
 import torch
 from common import device as on_device
@@ -80,12 +78,7 @@ def wide(width: int, n: int, device: str) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes; its figures mean nothing")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cuda_networks.json")
-    args = parser.parse_args()
+    args = on_device.arguments(__doc__, "cuda_networks", 5)
     torch.manual_seed(0)
     record: dict[str, object] = {
         "benchmark": "cuda_networks",

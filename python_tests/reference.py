@@ -8,6 +8,21 @@ import torch
 from torch import Tensor, nn
 
 
+def factors(
+    n: int, s: int, o: int, d: int, m: int, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Random factors [n, s, d] and [n, s, o, m]."""
+    generator = torch.Generator().manual_seed(seed)
+    forward = torch.randn(n, s, d, generator=generator, dtype=torch.float64)
+    backward = torch.randn(n, s, o, m, generator=generator, dtype=torch.float64)
+    return forward.to(dtype), backward.to(dtype)
+
+
+def row_means(k: Tensor, o: int) -> Tensor:
+    """Mean of each row of K, [n, o]."""
+    return k.mean(1).view(-1, o).contiguous()
+
+
 def kernel(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
     """K [n*o, n*o] of factors [n, s, d] and [n, s, o, m]."""
     a, g = forward.double(), backward.double()

@@ -499,3 +499,10 @@ def test_explain():
     ]
     with pytest.raises(ValueError, match="layers: expected names"):
         ah.explain(model, x, layers="nothing")
+
+
+def test_bad_rules():
+    with pytest.raises(TypeError, match=r"module_type: expected a subclass of torch\.nn\.Module, got 3"):
+        ah.register_rule(3, None)
+    with pytest.raises(TypeError, match="got one without parameters, record, factors, has_bias"):
+        ah.register_rule(nn.PReLU, object())

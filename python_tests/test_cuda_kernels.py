@@ -8,7 +8,7 @@ import pytest
 import reference
 import torch
 from emulated import Device, build
-from torch import Tensor
+from reference import factors, row_means
 
 from ahkernels.ops import cuda
 
@@ -24,17 +24,6 @@ def device(request, library, monkeypatch):
     monkeypatch.setattr(cuda, "pack_parts", device.pack_parts)
     monkeypatch.setattr(cuda, "tangent_tiles", device.tangent_tiles)
     return device
-
-
-def factors(n: int, s: int, o: int, d: int, m: int, dtype: torch.dtype = torch.float32, seed: int = 0):
-    generator = torch.Generator().manual_seed(seed)
-    forward = torch.randn(n, s, d, generator=generator, dtype=torch.float64)
-    backward = torch.randn(n, s, o, m, generator=generator, dtype=torch.float64)
-    return forward.to(dtype), backward.to(dtype)
-
-
-def row_means(k: Tensor, o: int) -> Tensor:
-    return k.mean(1).view(-1, o)
 
 
 # n, s, o, d, m, bias: one tile and several, ragged and whole, k beyond the stages of the rings, several uses.

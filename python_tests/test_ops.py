@@ -8,6 +8,7 @@ import pytest
 import reference
 import torch
 from on_device import OnDevice, devices
+from reference import factors, row_means
 from torch import Tensor
 
 from ahkernels import ops
@@ -37,17 +38,6 @@ SHAPES = [
     (300, 1, 4, 7, 5, 1.0),
 ]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-
-def factors(n: int, s: int, o: int, d: int, m: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    forward = torch.randn(n, s, d, generator=generator, dtype=torch.float64)
-    backward = torch.randn(n, s, o, m, generator=generator, dtype=torch.float64)
-    return forward.to(dtype), backward.to(dtype)
-
-
-def row_means(k: Tensor, o: int) -> Tensor:
-    return k.mean(1).view(-1, o).contiguous()
 
 
 def tolerance(dtype: torch.dtype, numbers: int) -> float:

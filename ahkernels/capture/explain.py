@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ahkernels.capture.kernels import plan_capture
 from ahkernels.capture.route import jacobian_cost, pairs_cost
-from ahkernels.capture.run import DEFAULT_MEMORY_BUDGET, PlannedLayer, plan_layers
+from ahkernels.capture.run import DEFAULT_MEMORY_BUDGET, PlannedLayer, has_bias_term, plan_layers
 from ahkernels.outputs import Outputs, OutputSelection
 
 
@@ -94,11 +94,8 @@ def _explain(model: nn.Module, layer: PlannedLayer, n: int, outputs: OutputSelec
     traced = layer.traced
     shape = (n, outputs.rows, outputs.entries, traced.positions, traced.d, traced.m)
     if layer.by_jacobian:
-        rule = traced.layer.rule
-        route, (work, numbers) = (
-            "jacobian",
-            jacobian_cost(*shape, bias=rule is None or rule.has_bias(traced.layer.module)),
-        )
+        route = "jacobian"
+        work, numbers = jacobian_cost(*shape, bias=has_bias_term(traced))
     else:
         route = "fallback" if traced.layer.rule is None else "factors" if traced.positions == 1 else "pairs"
         work, numbers = pairs_cost(*shape)

@@ -80,7 +80,7 @@ class PlannedLayer:
     @classmethod
     def of(cls, layer: TracedLayer, n: int, rows: int, entries: int, most_numbers: int) -> PlannedLayer:
         """For n samples, `rows` cotangents, as many entries of Q for a pair of samples, and numbers in the budget."""
-        bias = _has_bias(layer)
+        bias = has_bias_term(layer)
         shape = (layer.positions, layer.d, layer.m)
         if takes_jacobian(n, rows, entries, *shape, bias=bias, most_numbers=most_numbers):
             return cls(layer, True, 1, 0, layer.m * (layer.d + bias))
@@ -99,10 +99,11 @@ class PlannedLayer:
     @property
     def bias(self) -> bool:
         """Whether the kept factors have the term of a bias."""
-        return self.by_jacobian or _has_bias(self.traced)
+        return self.by_jacobian or has_bias_term(self.traced)
 
 
-def _has_bias(layer: TracedLayer) -> bool:
+def has_bias_term(layer: TracedLayer) -> bool:
+    """Whether the layer's factors, before any Jacobian is made of them, have the term of a bias."""
     rule = layer.layer.rule
     return rule is None or rule.has_bias(layer.layer.module)  # a Jacobian stands beside a forward Gram of ones
 

@@ -1,13 +1,28 @@
 """Times, memory and ceilings of a CUDA device; with "cpu" the same code runs slowly on a host, for trying it out."""
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
 Job = Callable[[], object]
 TENSOR_CORE_MODES = {"fp32": "highest", "tf32": "high"}
+
+
+def arguments(description: str, name: str, repeats: int) -> argparse.Namespace:
+    """Those of a GPU benchmark; ends the process with a sentence where the device is not there."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes; its figures mean nothing")
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "results" / f"{name}.json")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: expected a CUDA device that torch can use, found none; try --device cpu --quick")
+    return args
 
 
 def synchronize(device: str) -> None:

@@ -12,6 +12,19 @@ namespace ahkernels::cuda {
 template <int Blocks, int Eights>
 using Fragment = float[Blocks][Eights][4];
 
+// sum += fragment
+template <int Blocks, int Eights>
+__device__ inline void add(const Fragment<Blocks, Eights>& fragment, Fragment<Blocks, Eights>& sum) {
+#pragma unroll
+  for (int block = 0; block < Blocks; ++block) {
+#pragma unroll
+    for (int eight = 0; eight < Eights; ++eight) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[block][eight][i] += fragment[block][eight][i];
+    }
+  }
+}
+
 // Where one thread's fragment lies in K.
 struct Place {
   int32_t row, col, block_rows;
@@ -90,14 +103,7 @@ __device__ inline void add_term(const Problem& problem, const Place& place, int 
   for_each_entry<false, Blocks, Eights>(
       problem, place, fragment, [&](int32_t, int32_t x) { sample = x; },
       [&](int block, int h, float& number) { number *= p.at(block, h, sample); });
-#pragma unroll
-  for (int block = 0; block < Blocks; ++block) {
-#pragma unroll
-    for (int eight = 0; eight < Eights; ++eight) {
-#pragma unroll
-      for (int number = 0; number < 4; ++number) sum[block][eight][number] += fragment[block][eight][number];
-    }
-  }
+  add<Blocks, Eights>(fragment, sum);
 }
 
 // What is asked of the entries of K, which are the fragment's numbers, with kGram times P. Returns this thread's sum.

@@ -53,14 +53,7 @@ class Product {
         float of_slice[kBlocks][kEights][4];
         clear(of_slice);
         multiply(slice, of_slice);
-#pragma unroll
-        for (int block = 0; block < kBlocks; ++block) {
-#pragma unroll
-          for (int eight = 0; eight < kEights; ++eight) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) fragment[block][eight][i] += of_slice[block][eight][i];
-          }
-        }
+        add<kBlocks, kEights>(of_slice, fragment);
       } else {
         multiply(slice, fragment);
       }

@@ -37,7 +37,17 @@ _RULES: dict[type[nn.Module], Rule] = {}
 
 
 def register_rule(module_type: type[nn.Module], rule: Rule) -> None:
-    """Use `rule` for modules of exactly this type (a subclass may compute something else)."""
+    """Use `rule` for modules of exactly this type (a subclass may compute something else).
+
+    Raises:
+        TypeError: where `module_type` is no type of module, or `rule` lacks a method of `Rule`.
+    """
+    if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
+        raise TypeError(f"module_type: expected a subclass of torch.nn.Module, got {module_type!r}")
+    methods = ("parameters", "record", "factors", "has_bias")
+    missing = [name for name in methods if not callable(getattr(rule, name, None))]
+    if missing:
+        raise TypeError(f"rule: expected the methods of ahkernels.capture.Rule, got one without {', '.join(missing)}")
     _RULES[module_type] = rule
 
 
