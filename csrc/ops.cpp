@@ -9,16 +9,19 @@ using torch::stable::Tensor;
 
 // The dispatcher hands arguments over by value.
 Tensor centered_moments(std::vector<Tensor> forward, std::vector<Tensor> backward, std::vector<double> bias,
-                        std::vector<Tensor> row_means, std::string precision) {
-  return ahkernels::cpu::centered_moments(forward, backward, bias, row_means, precision);
+                        std::vector<Tensor> row_means, std::string precision, std::vector<bool> by_jacobian,
+                        std::vector<int64_t> terms) {
+  return ahkernels::cpu::centered_moments({forward, backward, bias, by_jacobian, terms}, row_means, precision);
 }
 
-Tensor tangent_gram(Tensor forward, Tensor backward, double bias, std::string precision) {
-  return ahkernels::cpu::tangent_gram(forward, backward, bias, precision);
+Tensor tangent_gram(std::vector<Tensor> forward, std::vector<Tensor> backward, std::vector<double> bias,
+                    std::string precision, std::vector<bool> by_jacobian) {
+  const std::vector<int64_t> all{static_cast<int64_t>(forward.size())};
+  return ahkernels::cpu::tangent_gram({forward, backward, bias, by_jacobian, all}, precision);
 }
 
-Tensor tangent_diagonal(Tensor forward, Tensor backward, double bias) {
-  return ahkernels::cpu::tangent_diagonal(forward, backward, bias);
+Tensor tangent_diagonal(Tensor forward, Tensor backward, double bias, bool by_jacobian) {
+  return ahkernels::cpu::tangent_diagonal(forward, backward, bias, by_jacobian);
 }
 
 Tensor tangent_row_sums(Tensor forward, Tensor backward, double bias) {
@@ -34,22 +37,26 @@ Tensor tangent_product(Tensor forward, Tensor backward, double bias, Tensor v) {
 }
 
 Tensor tangent_statistics(std::vector<Tensor> forward, std::vector<Tensor> backward, std::vector<double> bias, Tensor v,
-                          std::string precision) {
-  return ahkernels::cpu::tangent_statistics(forward, backward, bias, v, precision);
+                          std::string precision, std::vector<bool> by_jacobian, std::vector<int64_t> terms) {
+  return ahkernels::cpu::tangent_statistics({forward, backward, bias, by_jacobian, terms}, v, precision);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY(ahkernels, m) {
   m.def(
-      "centered_moments(Tensor[] forward, Tensor[] backward, float[] bias, Tensor[] row_means, str precision) -> "
+      "centered_moments(Tensor[] forward, Tensor[] backward, float[] bias, Tensor[] row_means, str precision, "
+      "bool[] by_jacobian=[], int[] terms=[]) -> Tensor");
+  m.def(
+      "tangent_gram(Tensor[] forward, Tensor[] backward, float[] bias, str precision, bool[] by_jacobian=[]) -> "
       "Tensor");
-  m.def("tangent_gram(Tensor forward, Tensor backward, float bias, str precision) -> Tensor");
-  m.def("tangent_diagonal(Tensor forward, Tensor backward, float bias) -> Tensor");
+  m.def("tangent_diagonal(Tensor forward, Tensor backward, float bias, bool by_jacobian=False) -> Tensor");
   m.def("tangent_row_sums(Tensor forward, Tensor backward, float bias) -> Tensor");
   m.def("tangent_quadratic(Tensor forward, Tensor backward, float bias, Tensor v) -> Tensor");
   m.def("tangent_product(Tensor forward, Tensor backward, float bias, Tensor v) -> Tensor");
-  m.def("tangent_statistics(Tensor[] forward, Tensor[] backward, float[] bias, Tensor v, str precision) -> Tensor");
+  m.def(
+      "tangent_statistics(Tensor[] forward, Tensor[] backward, float[] bias, Tensor v, str precision, "
+      "bool[] by_jacobian=[], int[] terms=[]) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ahkernels, CPU, m) {

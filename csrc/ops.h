@@ -10,13 +10,20 @@ namespace ahkernels::cpu {
 
 using torch::stable::Tensor;
 
-Tensor centered_moments(const std::vector<Tensor>& forward, const std::vector<Tensor>& backward,
-                        const std::vector<double>& bias, const std::vector<Tensor>& row_means,
-                        const std::string& precision);
+// The terms of one kernel or of several, in the order of the kernels.
+struct Factors {
+  std::vector<Tensor> forward, backward;
+  std::vector<double> bias;
+  std::vector<bool> by_jacobian;  // of each term; empty for none of them
+  std::vector<int64_t> terms;     // how many of them each kernel is the sum of; empty for one each
+};
 
-Tensor tangent_gram(const Tensor& forward, const Tensor& backward, double bias, const std::string& precision);
+Tensor centered_moments(const Factors& factors, const std::vector<Tensor>& row_means, const std::string& precision);
 
-Tensor tangent_diagonal(const Tensor& forward, const Tensor& backward, double bias);
+// Of one kernel.
+Tensor tangent_gram(const Factors& factors, const std::string& precision);
+
+Tensor tangent_diagonal(const Tensor& forward, const Tensor& backward, double bias, bool by_jacobian);
 
 Tensor tangent_row_sums(const Tensor& forward, const Tensor& backward, double bias);
 
@@ -24,7 +31,6 @@ Tensor tangent_product(const Tensor& forward, const Tensor& backward, double bia
 
 Tensor tangent_quadratic(const Tensor& forward, const Tensor& backward, double bias, const Tensor& v);
 
-Tensor tangent_statistics(const std::vector<Tensor>& forward, const std::vector<Tensor>& backward,
-                          const std::vector<double>& bias, const Tensor& v, const std::string& precision);
+Tensor tangent_statistics(const Factors& factors, const Tensor& v, const std::string& precision);
 
 }  // namespace ahkernels::cpu

@@ -11,16 +11,17 @@
 //
 // h and p0 q0 vanish under centering, and T, all that tiles compute, is as small as the centered kernel. With several
 // uses of a layer all this holds for each pair (s, s') of them, with p_r = <a'_s(x_r), a0_s'> and p_s = <a0_s,
-// a'_s'(x_s)>.
+// a'_s'(x_s)>. Contracted through its Jacobian J = J0 + J', the layer has K_rs = T_rs + h_r + h_s + |J0|^2 with
+// T_rs = <J'_r, J'_s> and h_r = <J'_r, J0>, which is what row r's mean is above the mean of all.
 #pragma once
 
 #include <vector>
 
-#include "kernel.h"
+#include "term.h"
 
 namespace ahkernels::cpu {
 
-// The means of a kernel's factors and what goes with them, times the kernel's scales; empty for kernels over several
+// The means of a term's factors and what goes with them, times the term's scales; empty for kernels over several
 // outputs, which global centering leaves far from constant, so that nothing is lost there.
 template <class T>
 struct Centering {
@@ -29,13 +30,25 @@ struct Centering {
   int64_t stride = 0;            // of the rows of p and q: n rounded up to whole panels
   std::vector<T> p0, q0;         // [s][s']
   std::vector<T> p, q;           // [s][s'][stride]
-  std::vector<double> h;         // [n]
-  double constant = 0;           // sum of p0 q0 over pairs of uses
+  std::vector<double> jacobian_mean;  // [m][d], then [m] for a bias; instead of all of the above
+  std::vector<double> h;              // [n]
+  double constant = 0;                // sum of p0 q0 over pairs of uses, or |J0|^2
 
   Centering() = default;
-  Centering(const TileKernels<double>& tiles, const Kernel& kernel);
+  Centering(const TileKernels<double>& tiles, const Term& term);
 
-  bool active() const { return !p0.empty(); }
+  bool active() const { return !h.empty(); }
+
+ private:
+  void of_jacobian(const TileKernels<double>& tiles, const Term& term);
 };
+
+// Of each term.
+template <class T>
+std::vector<Centering<T>> centering_of(const std::vector<Term>& terms) {
+  std::vector<Centering<T>> all;
+  for (const Term& term : terms) all.emplace_back(double_kernels(), term);
+  return all;
+}
 
 }  // namespace ahkernels::cpu

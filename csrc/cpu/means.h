@@ -4,30 +4,41 @@
 #include <vector>
 
 #include "centering.h"
-#include "kernel.h"
+#include "term.h"
 
 namespace ahkernels::cpu {
 
-// Of the row means [n, o] of K: numbers for tiles of K times its scale, as [o][n rounded up to whole panels].
+// Of the row means [n, o] of a kernel: numbers for tiles of it times its scale, as [o][n rounded up to whole panels].
 template <class T>
 struct Means {
   // A tile entry less its column's and its row's number is the centered entry; the mean of all is in the latter.
   std::vector<T> col, row;
   int64_t stride;
 
-  Means(const Kernel& kernel, const Centering<T>& centering, const double* row_means)
-      : stride(ceil_div(kernel.n, kPanel) * kPanel) {
+  Means(size_t kernel, const std::vector<Term>& terms, const std::vector<Centering<T>>& centering,
+        const double* row_means)
+      : stride(ceil_div(terms[0].n, kPanel) * kPanel) {
+    const int64_t n = terms[0].n, o = terms[0].o;
+    // What the tiles leave out.
+    std::vector<double> h(n, 0.0);
+    double constant = 0, scale = 1;
+    for (size_t t = 0; t < terms.size(); ++t) {
+      if (terms[t].kernel != kernel) continue;
+      scale = terms[t].scale();
+      if (!centering[t].active()) continue;
+      constant += centering[t].constant;
+      for (int64_t x = 0; x < n; ++x) h[x] += centering[t].h[x];
+    }
     double mean = 0;
-    for (int64_t r = 0; r < kernel.n * kernel.o; ++r) mean += row_means[r];
-    mean /= static_cast<double>(kernel.n * kernel.o);
-    col.assign(kernel.o * stride, T{0});
-    row.assign(kernel.o * stride, T{0});
-    for (int64_t x = 0; x < kernel.n; ++x) {
-      const double h = centering.active() ? centering.h[x] : 0.0;
-      for (int64_t i = 0; i < kernel.o; ++i) {
-        const double row_mean = row_means[x * kernel.o + i];
-        col[i * stride + x] = static_cast<T>(row_mean * kernel.scale() - centering.constant - h);
-        row[i * stride + x] = static_cast<T>((row_mean - mean) * kernel.scale() - h);
+    for (int64_t r = 0; r < n * o; ++r) mean += row_means[r];
+    mean /= static_cast<double>(n * o);
+    col.assign(o * stride, T{0});
+    row.assign(o * stride, T{0});
+    for (int64_t x = 0; x < n; ++x) {
+      for (int64_t i = 0; i < o; ++i) {
+        const double row_mean = row_means[x * o + i];
+        col[i * stride + x] = static_cast<T>(row_mean * scale - constant - h[x]);
+        row[i * stride + x] = static_cast<T>((row_mean - mean) * scale - h[x]);
       }
     }
   }

@@ -8,6 +8,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "../schedule.h"
+
 namespace ahkernels::cpu {
 
 inline int64_t thread_count() { return static_cast<int64_t>(torch::stable::get_num_threads()); }

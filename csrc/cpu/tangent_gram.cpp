@@ -1,4 +1,4 @@
-// The tangent kernel itself: K [n*o, n*o], each entry below the diagonal computed once and mirrored.
+// The tangent kernel itself: K [n*o, n*o], each entry on and below the diagonal computed once and mirrored.
 #include "../ops.h"
 #include "tile_walk.h"
 
@@ -9,15 +9,15 @@ namespace {
 constexpr int64_t kOutputs = 16;
 
 template <class T>
-void gram(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, T* out) {
-  const Kernel& kernel = kernels[0];
-  const int64_t o = kernel.o, size = kernel.n * o;
-  const double unscale = 1.0 / kernel.scale();
+void gram(const TileKernels<T>& tiles, const std::vector<Term>& terms, T* out) {
+  const int64_t n = terms[0].n, o = terms[0].o, size = n * o;
+  const double unscale = 1.0 / terms[0].scale();
   const int64_t tile_bytes = kTileSize * static_cast<int64_t>(sizeof(T));
   AlignedBuffer scratch(thread_count() * kOutputs * tile_bytes);
 
-  const auto visit = [&](int64_t, const PanelPair& pair, int64_t i, TileMaker<T>& maker, int64_t thread) {
-    for (int64_t begin = 0; begin < o; begin += kOutputs) {
+  const auto visit = [&](const TileBlock& part, int64_t index, auto& maker, int64_t thread) {
+    const auto [pair, i] = part.item(index);
+    for (int64_t begin = first_column({pair, i}); begin < o; begin += kOutputs) {
       const int64_t outputs = std::min(kOutputs, o - begin);
       T* gathered = scratch.at<T>(thread * kOutputs * tile_bytes);
       for (int64_t j = 0; j < outputs; ++j) {
@@ -25,17 +25,22 @@ void gram(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, T* ou
       }
       for (int64_t r = 0; r < maker.row_count(); ++r) {
         const int64_t row = (pair.row * kPanel + r) * o + i;
-        T* to = out + row * size + pair.col * kPanel * o + begin;
+        const int64_t col = pair.col * kPanel * o + begin;
         for (int64_t c = 0; c < maker.col_count(); ++c) {
           for (int64_t j = 0; j < outputs; ++j) {
-            to[c * o + j] = static_cast<T>(static_cast<double>(gathered[j * kTileSize + r * kPanel + c]) * unscale);
+            const T entry =
+                static_cast<T>(static_cast<double>(gathered[j * kTileSize + r * kPanel + c]) * unscale);
+            out[row * size + col + c * o + j] = entry;
+            // On the diagonal nobody makes the tile that is this one's transpose.
+            if (pair.row == pair.col && i < begin + j) out[(col + c * o + j) * size + row] = entry;
           }
         }
       }
     }
   };
-  const std::vector<Centering<T>> not_centered(1);
-  walk_tiles(tiles, kernels, not_centered, [](const GroupPair&) {}, visit, [](const GroupPair&) {});
+  const auto nothing = [](const TileBlock&) {};
+  const std::vector<Centering<T>> not_centered(terms.size());
+  walk_tiles(tiles, terms, not_centered, nothing, visit, nothing);
 
   // The walk has filled the pairs of panels on and below the diagonal; mirror what is below it, in square steps.
   const int64_t block = kPanel * o, blocks = ceil_div(size, block);
@@ -56,17 +61,18 @@ void gram(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, T* ou
 
 }  // namespace
 
-Tensor tangent_gram(const Tensor& forward, const Tensor& backward, double bias, const std::string& precision) {
-  const std::vector<Kernel> kernels = make_kernels("tangent_gram", {forward}, {backward}, {bias}, /*scaled=*/true);
+Tensor tangent_gram(const Factors& factors, const std::string& precision) {
+  const std::vector<Term> terms = make_terms("tangent_gram", factors, /*scaled=*/true);
   check_precision("tangent_gram", precision);
-  const int64_t size = kernels[0].n * kernels[0].o;
-  if (forward.scalar_type() == torch::headeronly::ScalarType::Double) {
-    Tensor out = torch::stable::new_empty(forward, {size, size});
-    gram(double_kernels(), kernels, static_cast<double*>(out.mutable_data_ptr()));
+  const Tensor& like = factors.forward[0];
+  const int64_t size = terms[0].n * terms[0].o;
+  if (terms[0].element == Element::kDouble) {
+    Tensor out = torch::stable::new_empty(like, {size, size});
+    gram(double_kernels(), terms, static_cast<double*>(out.mutable_data_ptr()));
     return out;
   }
-  Tensor out = torch::stable::new_empty(forward, {size, size}, torch::headeronly::ScalarType::Float);
-  gram(float_kernels(precision), kernels, static_cast<float*>(out.mutable_data_ptr()));
+  Tensor out = torch::stable::new_empty(like, {size, size}, torch::headeronly::ScalarType::Float);
+  gram(float_kernels(precision), terms, static_cast<float*>(out.mutable_data_ptr()));
   return out;
 }
 

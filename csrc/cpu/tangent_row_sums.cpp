@@ -10,22 +10,22 @@ namespace ahkernels::cpu {
 namespace {
 
 template <class T>
-void row_sums(const TileKernels<T>& tiles, const Kernel& kernel, double* out) {
-  const std::vector<double> ones(kernel.n * kernel.o, 1.0);
-  ThinProduct<T>(tiles, kernel, ones.data(), 1).product(out);
-  for (int64_t row = 0; row < kernel.n * kernel.o; ++row) out[row] /= kernel.scale();
+void row_sums(const TileKernels<T>& tiles, const Term& term, double* out) {
+  const std::vector<double> ones(term.n * term.o, 1.0);
+  ThinProduct<T>(tiles, term, ones.data(), 1).product(out);
+  for (int64_t row = 0; row < term.n * term.o; ++row) out[row] /= term.scale();
 }
 
 }  // namespace
 
 Tensor tangent_row_sums(const Tensor& forward, const Tensor& backward, double bias) {
-  const Kernel kernel = make_thin_kernel("tangent_row_sums", forward, backward, bias, /*scaled=*/true);
-  Tensor out = torch::stable::new_empty(forward, {kernel.n, kernel.o}, torch::headeronly::ScalarType::Double);
+  const Term term = make_thin_term("tangent_row_sums", forward, backward, bias, /*scaled=*/true);
+  Tensor out = torch::stable::new_empty(forward, {term.n, term.o}, torch::headeronly::ScalarType::Double);
   double* sums = static_cast<double*>(out.mutable_data_ptr());
-  if (kernel.o == 1 || kernel.element == Element::kDouble) {
-    row_sums(double_kernels(), kernel, sums);
+  if (term.o == 1 || term.element == Element::kDouble) {
+    row_sums(double_kernels(), term, sums);
   } else {
-    row_sums(float_kernels("highest"), kernel, sums);
+    row_sums(float_kernels("highest"), term, sums);
   }
   return out;
 }

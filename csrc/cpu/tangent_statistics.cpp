@@ -1,9 +1,8 @@
 // The numbers of an alignment: <v, C K C v>, ||C K C||_F^2, the trace and the sum of K.
 //
 // Where the tiles of K fit in a few caches' worth of memory, they are made once and kept, and everything comes from
-// them: for small kernels the thin products would cost as much as the tiles. So are those of few rows with very many
-// numbers each (Jacobians), slice by slice along k, which needs no packed copy of all of them. Elsewhere, from the
-// other ops.
+// them: for small kernels the thin products would cost as much as the tiles, and for Jacobians, with few rows of very
+// many numbers, they would have to go through those numbers again. Elsewhere, from the other ops.
 #include <cmath>
 #include <numeric>
 
@@ -14,108 +13,15 @@
 namespace ahkernels::cpu {
 namespace {
 
-constexpr int64_t kKeptBytes = 8 << 20;
-constexpr int64_t kKeptBytesOfSlices = 256 << 20;
+constexpr int64_t kSmallBytes = 8 << 20;
 constexpr int64_t kStatistics = 4;
 
-int64_t tile_slots(const Kernel& kernel) {
-  const int64_t panels = ceil_div(kernel.n, kPanel);
-  return panels * (panels + 1) / 2 * kernel.o * kernel.o;
-}
-
-// Whether a pair of panels, packed, takes more than the workspace of the walk.
-bool in_slices(const std::vector<Kernel>& kernels, int64_t number_bytes) {
-  int64_t numbers = 0;
-  for (const Kernel& kernel : kernels) {
-    if (kernel.s != 1) return false;
-    numbers += kernel.d + kernel.o * kernel.m;
-  }
-  return 2 * kPanel * numbers * number_bytes > kWorkspaceBytes;
-}
-
 // Kernels over several outputs with few tiles; those of one output have another way of centering (centering.h).
-bool fit(const std::vector<Kernel>& kernels, int64_t number_bytes) {
-  const int64_t most = in_slices(kernels, number_bytes) ? kKeptBytesOfSlices : kKeptBytes;
-  return kernels[0].o > 1 &&
-         tile_slots(kernels[0]) * static_cast<int64_t>(kernels.size()) * kTileSize * number_bytes <= most;
-}
-
-// Rows of `blocks` panels, packed for the numbers [begin, begin + width) along k.
-template <class T, class Rows>
-void pack_slice(const TileKernels<T>& tiles, int64_t blocks, int64_t begin, int64_t width, const Rows& rows_of,
-                const AlignedBuffer& to) {
-  const int64_t bytes = PanelGroup<T>::bytes(tiles, width);
-  for_each_item(blocks, 1, [&](int64_t block, int64_t) {
-    int64_t count = 0;
-    const Strided rows = rows_of(block, &count);
-    tiles.pack(rows.from_k(begin), nullptr, count, width, to.at<void>(block * bytes));
-  });
-}
-
-// The tiles tile_at(pair, i, j) of a kernel of one use, in slices along k.
-template <class T, class Tile>
-void make_in_slices(const TileKernels<T>& tiles, const Kernel& kernel, const Tile& tile_at) {
-  const int64_t panels = ceil_div(kernel.n, kPanel), o = kernel.o, pairs = panels * (panels + 1) / 2;
-  const auto count_of = [&](int64_t panel) { return std::min(kPanel, kernel.n - panel * kPanel); };
-  const auto multiply = [&](const AlignedBuffer& packed, int64_t outputs, int64_t width, bool accumulate,
-                            const PanelPair& pair, int64_t i, int64_t j, T* tile) {
-    const int64_t bytes = PanelGroup<T>::bytes(tiles, width);
-    tiles.gemm(PanelGroup<T>::padded(tiles, width), packed.at<void>((pair.row * outputs + i) * bytes),
-               packed.at<void>((pair.col * outputs + j) * bytes), count_of(pair.row), count_of(pair.col), accumulate,
-               tile);
-  };
-  // So wide that the packed slices fit the workspace, in steps of what is packed at a time.
-  const auto width_of = [&](int64_t blocks, int64_t k) {
-    const int64_t fitting = kWorkspaceBytes / (blocks * kPanel * static_cast<int64_t>(sizeof(T))) / 16 * 16;
-    return std::clamp<int64_t>(fitting, 16, std::max<int64_t>(k, 1));
-  };
-
-  const int64_t width = width_of(panels * o, kernel.m);
-  const AlignedBuffer backward(panels * o * PanelGroup<T>::bytes(tiles, width));
-  for (int64_t begin = 0; begin == 0 || begin < kernel.m; begin += width) {
-    const int64_t now = std::min(width, kernel.m - begin);
-    pack_slice(
-        tiles, panels * o, begin, now,
-        [&](int64_t block, int64_t* count) {
-          *count = count_of(block / o);
-          return kernel.backward_rows(block / o * kPanel, 0, block % o);
-        },
-        backward);
-    for_each_item(pairs * o, 1, [&](int64_t item, int64_t) {
-      const PanelPair pair = triangle_pair(item / o);
-      const int64_t i = item % o;
-      for (int64_t j = pair.row == pair.col ? i : 0; j < o; ++j) {
-        multiply(backward, o, now, begin > 0, pair, i, j, tile_at(pair, i, j));
-      }
-    });
-  }
-
-  const int64_t forward_width = width_of(panels, kernel.d);
-  const AlignedBuffer forward(panels * PanelGroup<T>::bytes(tiles, forward_width));
-  constexpr int64_t kTileBytes = kTileSize * static_cast<int64_t>(sizeof(T));
-  const AlignedBuffer grams(pairs * kTileBytes);
-  for (int64_t begin = 0; begin == 0 || begin < kernel.d; begin += forward_width) {
-    const int64_t now = std::min(forward_width, kernel.d - begin);
-    pack_slice(
-        tiles, panels, begin, now,
-        [&](int64_t panel, int64_t* count) {
-          *count = count_of(panel);
-          return kernel.forward_rows(panel * kPanel, 0);
-        },
-        forward);
-    for_each_item(pairs, 1, [&](int64_t item, int64_t) {
-      multiply(forward, 1, now, begin > 0, triangle_pair(item), 0, 0, grams.at<T>(item * kTileBytes));
-    });
-  }
-  for_each_item(pairs * o, 1, [&](int64_t item, int64_t) {
-    const PanelPair pair = triangle_pair(item / o);
-    const int64_t i = item % o;
-    for (int64_t j = pair.row == pair.col ? i : 0; j < o; ++j) {
-      T* tile = tile_at(pair, i, j);
-      tiles.hadamard(grams.at<T>(item / o * kTileBytes), static_cast<T>(kernel.scaled_bias()), tile, count_of(pair.row),
-                     count_of(pair.col), /*accumulate=*/false, tile);
-    }
-  });
+template <class T>
+bool fit(const TileKernels<T>& tiles, const std::vector<Term>& terms) {
+  const int64_t panels = ceil_div(terms[0].n, kPanel), o = terms[0].o;
+  const int64_t most = fits_packed(tiles, terms) ? kSmallBytes : kKeptBytes;
+  return o > 1 && KeptTiles<T>::bytes(terms, TileBlock{0, panels, 0, panels, 0, o}) <= most;
 }
 
 // v [n, o] as [o][n rounded up to whole panels], times the power of two that brings its largest magnitude to [1, 2).
@@ -138,91 +44,67 @@ struct ScaledVector {
 };
 
 template <class T>
-void from_kept_tiles(const TileKernels<T>& tiles, const std::vector<Kernel>& kernels, const double* v, double* out) {
-  const int64_t count = static_cast<int64_t>(kernels.size());
-  const int64_t n = kernels[0].n, o = kernels[0].o, panels = ceil_div(n, kPanel), slots = tile_slots(kernels[0]);
-  constexpr int64_t kTileBytes = kTileSize * static_cast<int64_t>(sizeof(T));
-  const AlignedBuffer memory(slots * count * kTileBytes);
-  const auto slot_of = [&](const PanelPair& pair, int64_t i, int64_t j) {
-    return (triangle_index(pair) * o + i) * o + j;
-  };
-  const auto tile = [&](int64_t slot, int64_t k) { return memory.at<T>((slot * count + k) * kTileBytes); };
-  // On the diagonal, tile (j, i) is the transpose of (i, j) and is not made.
-  const auto first_column = [](const PanelPair& pair, int64_t i) { return pair.row == pair.col ? i : 0; };
-  const auto rows_of = [&](int64_t panel) { return std::min(kPanel, n - panel * kPanel); };
+void from_kept_tiles(const TileKernels<T>& tiles, const std::vector<Term>& terms, const double* v, double* out) {
+  const int64_t n = terms[0].n, o = terms[0].o, panels = ceil_div(n, kPanel), count = kernel_count(terms);
+  const TileBlock block{0, panels, 0, panels, 0, o};
+  const std::vector<Centering<T>> centering = centering_of<T>(terms);
+  const std::vector<double> scales = kernel_scales(terms);
+  KeptTiles<T> kept(tiles, terms, centering, block);
 
-  std::vector<Centering<T>> centering;
-  for (const Kernel& kernel : kernels) centering.emplace_back(double_kernels(), kernel);
-  std::vector<T> sums(slots * count * 2 * kPanel);  // of the rows, then of the columns of each tile
-  const auto sums_of = [&](int64_t slot, int64_t k) { return sums.data() + (slot * count + k) * 2 * kPanel; };
-  const auto add_up = [&](const PanelPair& pair, int64_t i) {
-    for (int64_t j = first_column(pair, i); j < o; ++j) {
-      const int64_t slot = slot_of(pair, i, j);
-      for (int64_t k = 0; k < count; ++k) {
-        T* to = sums_of(slot, k);
-        tiles.sums(tile(slot, k), rows_of(pair.row), rows_of(pair.col), to, to + kPanel);
-      }
-    }
+  std::vector<T> sums(block.items() * o * count * 2 * kPanel);  // of the rows, then of the columns of each tile
+  const auto sums_of = [&](int64_t index, int64_t j, int64_t k) {
+    return sums.data() + ((index * o + j) * count + k) * 2 * kPanel;
   };
-  if (in_slices(kernels, sizeof(T))) {
-    for (int64_t k = 0; k < count; ++k) {
-      make_in_slices(tiles, kernels[k],
-                     [&](const PanelPair& pair, int64_t i, int64_t j) { return tile(slot_of(pair, i, j), k); });
-    }
-    for_each_item(panels * (panels + 1) / 2 * o, 4,
-                  [&](int64_t item, int64_t) { add_up(triangle_pair(item / o), item % o); });
-  } else {
-    const auto visit = [&](int64_t, const PanelPair& pair, int64_t i, TileMaker<T>& maker, int64_t) {
-      for (int64_t j = first_column(pair, i); j < o; ++j) {
-        maker.make(i, j, [&](int64_t k) { return tile(slot_of(pair, i, j), k); });
+  kept.make([&](int64_t index, int64_t) {
+    const TileBlock::Item item = block.item(index);
+    for (int64_t j = first_column(item); j < o; ++j) {
+      for (int64_t k = 0; k < count; ++k) {
+        T* to = sums_of(index, j, k);
+        tiles.sums(kept.tile(index, j, k), kept.row_count(item.pair), kept.col_count(item.pair), to, to + kPanel);
       }
-      add_up(pair, i);
-    };
-    const auto nothing = [](const GroupPair&) {};
-    walk_tiles(tiles, kernels, centering, nothing, visit, nothing);
-  }
+    }
+  });
 
   std::vector<Means<T>> means;
   for (int64_t k = 0; k < count; ++k) {
     std::vector<double> row_sums(n * o, 0.0);
     double trace = 0;
-    for (int64_t t = 0; t < panels * (panels + 1) / 2; ++t) {
-      const PanelPair pair = triangle_pair(t);
-      for (int64_t i = 0; i < o; ++i) {
-        for (int64_t j = first_column(pair, i); j < o; ++j) {
-          const int64_t slot = slot_of(pair, i, j);
-          const T* from = sums_of(slot, k);
-          const bool symmetric = pair.row == pair.col && i == j;
-          for (int64_t r = 0; r < rows_of(pair.row); ++r) row_sums[(pair.row * kPanel + r) * o + i] += from[r];
-          for (int64_t c = 0; c < rows_of(pair.col) && !symmetric; ++c) {
-            row_sums[(pair.col * kPanel + c) * o + j] += from[kPanel + c];
-          }
-          for (int64_t r = 0; r < rows_of(pair.row) && symmetric; ++r) trace += tile(slot, k)[r * kPanel + r];
+    for (int64_t index = 0; index < block.items(); ++index) {
+      const TileBlock::Item item = block.item(index);
+      const auto [pair, i] = item;
+      for (int64_t j = first_column(item); j < o; ++j) {
+        const T* from = sums_of(index, j, k);
+        const bool symmetric = pair.row == pair.col && i == j;
+        for (int64_t r = 0; r < kept.row_count(pair); ++r) row_sums[(pair.row * kPanel + r) * o + i] += from[r];
+        for (int64_t c = 0; c < kept.col_count(pair) && !symmetric; ++c) {
+          row_sums[(pair.col * kPanel + c) * o + j] += from[kPanel + c];
         }
+        for (int64_t r = 0; r < kept.row_count(pair) && symmetric; ++r) trace += kept.tile(index, j, k)[r * kPanel + r];
       }
     }
     double total = 0;
     for (double& sum : row_sums) {
       total += sum;
-      sum /= static_cast<double>(n * o) * kernels[k].scale();
+      sum /= static_cast<double>(n * o) * scales[k];
     }
-    out[k * kStatistics + 2] = trace / kernels[k].scale();
-    out[k * kStatistics + 3] = total / kernels[k].scale();
-    means.emplace_back(kernels[k], centering[k], row_sums.data());
+    out[k * kStatistics + 2] = trace / scales[k];
+    out[k * kStatistics + 3] = total / scales[k];
+    means.emplace_back(k, terms, centering, row_sums.data());
   }
 
   const ScaledVector<T> vector(v, n, o);
-  std::vector<double> partials(panels * (panels + 1) / 2 * o * count * 2, 0.0);
-  for_each_item(panels * (panels + 1) / 2 * o, 4, [&](int64_t item, int64_t) {
-    const PanelPair pair = triangle_pair(item / o);
-    const int64_t i = item % o, rows = rows_of(pair.row), cols = rows_of(pair.col);
-    for (int64_t j = first_column(pair, i); j < o; ++j) {
+  std::vector<double> partials(block.items() * count * 2, 0.0);
+  for_each_item(block.items(), 4, [&](int64_t index, int64_t) {
+    const TileBlock::Item item = block.item(index);
+    const auto [pair, i] = item;
+    const int64_t rows = kept.row_count(pair), cols = kept.col_count(pair);
+    for (int64_t j = first_column(item); j < o; ++j) {
       const double weight = pair.row == pair.col && i == j ? 1 : 2;
       for (int64_t k = 0; k < count; ++k) {
-        const T* entries = tile(slot_of(pair, i, j), k);
+        const T* entries = kept.tile(index, j, k);
         const T* row_mean = means[k].row.data() + i * means[k].stride + pair.row * kPanel;
         const T* col_mean = means[k].col.data() + j * means[k].stride + pair.col * kPanel;
-        double* to = &partials[(item * count + k) * 2];
+        double* to = &partials[(index * count + k) * 2];
         to[0] += weight * tiles.centered_form(entries, row_mean, col_mean, vector.at(i, pair.row),
                                               vector.at(j, pair.col), rows, cols);
         to[1] += weight * tiles.centered_product(entries, row_mean, col_mean, entries, row_mean, col_mean, rows, cols);
@@ -231,60 +113,69 @@ void from_kept_tiles(const TileKernels<T>& tiles, const std::vector<Kernel>& ker
   });
   for (int64_t k = 0; k < count; ++k) {
     double form = 0, square = 0;
-    for (int64_t item = 0; item < panels * (panels + 1) / 2 * o; ++item) {
-      form += partials[(item * count + k) * 2];
-      square += partials[(item * count + k) * 2 + 1];
+    for (int64_t index = 0; index < block.items(); ++index) {
+      form += partials[(index * count + k) * 2];
+      square += partials[(index * count + k) * 2 + 1];
     }
     // One after the other: the product of two extreme scales can leave the range of fp64.
-    out[k * kStatistics] = form / kernels[k].scale() / vector.scale / vector.scale;
-    out[k * kStatistics + 1] = square / kernels[k].scale() / kernels[k].scale();
+    out[k * kStatistics] = form / scales[k] / vector.scale / vector.scale;
+    out[k * kStatistics + 1] = square / scales[k] / scales[k];
   }
 }
 
-void from_other_ops(const std::vector<Tensor>& forward, const std::vector<Tensor>& backward,
-                    const std::vector<double>& bias, const Tensor& v, const std::string& precision, double* out) {
-  const auto sum_of = [](const Tensor& numbers) {
-    const double* from = static_cast<const double*>(numbers.const_data_ptr());
-    return std::accumulate(from, from + numbers.numel(), 0.0);
+void from_other_ops(const Factors& factors, const std::vector<Term>& terms, const Tensor& v,
+                    const std::string& precision, double* out) {
+  const auto numbers_of = [](const Tensor& tensor) { return static_cast<double*>(tensor.mutable_data_ptr()); };
+  const auto sum_of = [&](const Tensor& tensor) {
+    return std::accumulate(numbers_of(tensor), numbers_of(tensor) + tensor.numel(), 0.0);
   };
-  const int64_t size = v.numel(), count = static_cast<int64_t>(forward.size());
+  const int64_t size = v.numel(), count = kernel_count(terms);
+  std::fill(out, out + count * kStatistics, 0.0);
   std::vector<Tensor> row_means;
-  for (int64_t k = 0; k < count; ++k) {
-    Tensor means = tangent_row_sums(forward[k], backward[k], bias[k]);
-    out[k * kStatistics + 3] = sum_of(means);
-    double* numbers = static_cast<double*>(means.mutable_data_ptr());
-    for (int64_t r = 0; r < size; ++r) numbers[r] /= static_cast<double>(size);
-    row_means.push_back(means);
-    out[k * kStatistics] = sum_of(tangent_quadratic(forward[k], backward[k], bias[k], v));
-    out[k * kStatistics + 2] = sum_of(tangent_diagonal(forward[k], backward[k], bias[k]));
+  for (size_t t = 0; t < terms.size(); ++t) {
+    const Tensor &a = factors.forward[t], &g = factors.backward[t];
+    const double bias = factors.bias[t];
+    double* of_kernel = out + static_cast<int64_t>(terms[t].kernel) * kStatistics;
+    const Tensor sums = tangent_row_sums(a, g, bias);
+    of_kernel[0] += sum_of(tangent_quadratic(a, g, bias, v));
+    of_kernel[2] += sum_of(tangent_diagonal(a, g, bias, terms[t].by_jacobian));
+    of_kernel[3] += sum_of(sums);
+    const bool begins = row_means.size() == terms[t].kernel;
+    if (begins) row_means.push_back(sums);
+    double* means = numbers_of(row_means.back());
+    for (int64_t r = 0; r < size; ++r) {
+      const double mean = numbers_of(sums)[r] / static_cast<double>(size);
+      means[r] = begins ? mean : means[r] + mean;
+    }
   }
-  const Tensor moments = centered_moments(forward, backward, bias, row_means, precision);
-  for (int64_t k = 0; k < count; ++k) {
-    out[k * kStatistics + 1] = static_cast<const double*>(moments.const_data_ptr())[k * count + k];
+  const Tensor moments = centered_moments(factors, row_means, precision);
+  for (int64_t k = 0; k < count; ++k) out[k * kStatistics + 1] = numbers_of(moments)[k * count + k];
+}
+
+template <class T>
+void statistics(const TileKernels<T>& tiles, const Factors& factors, const std::vector<Term>& terms, const Tensor& v,
+                const std::string& precision, double* out) {
+  if (fit(tiles, terms)) {
+    const std::vector<Term> scaled = make_terms("tangent_statistics", factors, /*scaled=*/true);
+    from_kept_tiles(tiles, scaled, static_cast<const double*>(v.const_data_ptr()), out);
+  } else {
+    from_other_ops(factors, terms, v, precision, out);
   }
 }
 
 }  // namespace
 
-Tensor tangent_statistics(const std::vector<Tensor>& forward, const std::vector<Tensor>& backward,
-                          const std::vector<double>& bias, const Tensor& v, const std::string& precision) {
-  const std::vector<Kernel> kernels = make_kernels("tangent_statistics", forward, backward, bias, /*scaled=*/false);
+Tensor tangent_statistics(const Factors& factors, const Tensor& v, const std::string& precision) {
+  const std::vector<Term> terms = make_terms("tangent_statistics", factors, /*scaled=*/false);
   check_precision("tangent_statistics", precision);
-  check_columns("tangent_statistics", kernels[0], v);
+  check_columns("tangent_statistics", terms[0], v);
   STD_TORCH_CHECK(v.size(2) == 1, "tangent_statistics: v: expected one column, got ", v.size(2));
-  Tensor out = torch::stable::new_empty(v, {static_cast<int64_t>(kernels.size()), kStatistics});
+  Tensor out = torch::stable::new_empty(v, {kernel_count(terms), kStatistics});
   double* result = static_cast<double*>(out.mutable_data_ptr());
-  const bool wide = kernels[0].element == Element::kDouble;
-  if (!fit(kernels, wide ? 8 : 4)) {
-    from_other_ops(forward, backward, bias, v, precision, result);
-    return out;
-  }
-  const std::vector<Kernel> scaled = make_kernels("tangent_statistics", forward, backward, bias, /*scaled=*/true);
-  const double* vector = static_cast<const double*>(v.const_data_ptr());
-  if (wide) {
-    from_kept_tiles(double_kernels(), scaled, vector, result);
+  if (terms[0].element == Element::kDouble) {
+    statistics(double_kernels(), factors, terms, v, precision, result);
   } else {
-    from_kept_tiles(float_kernels(precision), scaled, vector, result);
+    statistics(float_kernels(precision), factors, terms, v, precision, result);
   }
   return out;
 }

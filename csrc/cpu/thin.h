@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "aligned.h"
-#include "kernel.h"
+#include "term.h"
 #include "parallel.h"
 
 namespace ahkernels::cpu {
@@ -58,21 +58,21 @@ void add_product(const TileKernels<T>& tiles, const PackedMatrix<T>& a, const Pa
   });
 }
 
-// K, times the kernel's scale, applied to v [n, o, columns].
+// K, times the term's scale, applied to v [n, o, columns].
 template <class T>
 class ThinProduct {
  public:
-  ThinProduct(const TileKernels<T>& tiles, const Kernel& kernel, const double* v, int64_t columns)
-      : tiles_(tiles), kernel_(kernel), v_(v), columns_(columns) {}
+  ThinProduct(const TileKernels<T>& tiles, const Term& term, const double* v, int64_t columns)
+      : tiles_(tiles), term_(term), v_(v), columns_(columns) {}
 
   // out [n, o, columns] = K v
   void product(double* out) const {
-    std::fill(out, out + kernel_.n * kernel_.o * columns_, 0.0);
+    std::fill(out, out + term_.n * term_.o * columns_, 0.0);
     for_each_slice(
         2,
         [&](const PackedMatrix<T>& p, int64_t begin, int64_t width) {
-          const std::vector<T> h = contract(0, kernel_.n, begin, width);
-          expand(through_gram(p, h, columns_ * width), 0, kernel_.n, begin, width, out);
+          const std::vector<T> h = contract(0, term_.n, begin, width);
+          expand(through_gram(p, h, columns_ * width), 0, term_.n, begin, width, out);
         },
         [&](int64_t begin, int64_t width) { product_through_parameters(begin, width, out); });
   }
@@ -83,7 +83,7 @@ class ThinProduct {
     for_each_slice(
         1,
         [&](const PackedMatrix<T>& p, int64_t begin, int64_t width) {
-          const std::vector<T> h = contract(0, kernel_.n, begin, width);
+          const std::vector<T> h = contract(0, term_.n, begin, width);
           const std::vector<T> t = through_gram(p, h, columns_ * width);
           for (size_t i = 0; i < h.size(); ++i) {
             out[static_cast<int64_t>(i) / width % columns_] += static_cast<double>(h[i]) * static_cast<double>(t[i]);
@@ -91,10 +91,10 @@ class ThinProduct {
         },
         [&](int64_t begin, int64_t width) {
           const Weights weights = sum_weights(begin, width);
-          const int64_t d = kernel_.d;
+          const int64_t d = term_.d;
           for (int64_t c = 0; c < columns_ * width; ++c) {
             double square =
-                kernel_.scaled_bias() * static_cast<double>(weights.sums[c]) * static_cast<double>(weights.sums[c]);
+                term_.scaled_bias() * static_cast<double>(weights.sums[c]) * static_cast<double>(weights.sums[c]);
             for (int64_t i = 0; i < d; ++i) {
               square += static_cast<double>(weights.matrix[c * d + i]) * static_cast<double>(weights.matrix[c * d + i]);
             }
@@ -103,49 +103,17 @@ class ThinProduct {
         });
   }
 
- private:
-  // gram(p, begin, width) or parameters(begin, width) for slices of the pre-activations; `passes` over the parameters
-  // is what the latter take.
-  template <class Gram, class Parameters>
-  void for_each_slice(int64_t passes, const Gram& gram, const Parameters& parameters) const {
-    const int64_t rows = kernel_.n * kernel_.s, d = kernel_.d, m = kernel_.m * columns_;
-    const bool by_gram = rows <= kMaxForwardGram && rows * (d + m) < passes * m * d;
-    const int64_t across = by_gram ? rows : std::max<int64_t>(d, 1);
-    const int64_t bytes = static_cast<int64_t>(sizeof(T)) * columns_ * across;
-    const int64_t slice = std::clamp<int64_t>(kSliceBytes / bytes, 1, std::max<int64_t>(kernel_.m, 1));
-    if (by_gram) {
-      const PackedMatrix<T> a(tiles_, forward_rows(0), rows, d);
-      std::vector<T> forward_gram(rows * rows, T{0});
-      add_product(tiles_, a, a, static_cast<T>(kernel_.scaled_bias()), forward_gram);
-      const PackedMatrix<T> p(tiles_, row_major(forward_gram, rows), rows, rows);
-      for (int64_t begin = 0; begin < kernel_.m; begin += slice) gram(p, begin, std::min(slice, kernel_.m - begin));
-    } else {
-      for (int64_t begin = 0; begin < kernel_.m; begin += slice) parameters(begin, std::min(slice, kernel_.m - begin));
-    }
-  }
-
-  std::vector<T> through_gram(const PackedMatrix<T>& p, const std::vector<T>& h, int64_t cols) const {
-    std::vector<T> t(p.rows * cols, T{0});
-    add_product(tiles_, p, PackedMatrix<T>(tiles_, column_major(h, cols), cols, p.rows), T{0}, t);
-    return t;
-  }
-
   struct Weights {
     std::vector<T> matrix;  // M_v, [columns * width, d]
     std::vector<T> sums;    // sum h_v, [columns * width]
   };
 
-  // Samples in a slice, so that neither their inputs nor their h take more than kSliceBytes.
-  int64_t samples_at_once(int64_t cols) const {
-    const int64_t bytes = static_cast<int64_t>(sizeof(T)) * kernel_.s * std::max(kernel_.d, cols);
-    return std::clamp<int64_t>(kSliceBytes / bytes, std::min(kPanel, kernel_.n), kernel_.n);
-  }
-
+  // For `width` of the pre-activations from `begin` on.
   Weights sum_weights(int64_t begin, int64_t width) const {
-    const int64_t cols = columns_ * width, d = kernel_.d, samples = samples_at_once(cols);
+    const int64_t cols = columns_ * width, d = term_.d, samples = samples_at_once(cols);
     Weights weights{std::vector<T>(cols * d, T{0}), std::vector<T>(cols, T{0})};
-    for (int64_t x = 0; x < kernel_.n; x += samples) {
-      const int64_t count = std::min(samples, kernel_.n - x), rows = count * kernel_.s;
+    for (int64_t x = 0; x < term_.n; x += samples) {
+      const int64_t count = std::min(samples, term_.n - x), rows = count * term_.s;
       const std::vector<T> h = contract(x, count, begin, width);
       Strided a = forward_rows(x);
       std::swap(a.row_stride, a.k_stride);
@@ -158,13 +126,46 @@ class ThinProduct {
     return weights;
   }
 
+ private:
+  // gram(p, begin, width) or parameters(begin, width) for slices of the pre-activations; `passes` over the parameters
+  // is what the latter take.
+  template <class Gram, class Parameters>
+  void for_each_slice(int64_t passes, const Gram& gram, const Parameters& parameters) const {
+    const int64_t rows = term_.n * term_.s, d = term_.d, m = term_.m * columns_;
+    const bool by_gram = rows <= kMaxForwardGram && rows * (d + m) < passes * m * d;
+    const int64_t across = by_gram ? rows : std::max<int64_t>(d, 1);
+    const int64_t bytes = static_cast<int64_t>(sizeof(T)) * columns_ * across;
+    const int64_t slice = std::clamp<int64_t>(kSliceBytes / bytes, 1, std::max<int64_t>(term_.m, 1));
+    if (by_gram) {
+      const PackedMatrix<T> a(tiles_, forward_rows(0), rows, d);
+      std::vector<T> forward_gram(rows * rows, T{0});
+      add_product(tiles_, a, a, static_cast<T>(term_.scaled_bias()), forward_gram);
+      const PackedMatrix<T> p(tiles_, row_major(forward_gram, rows), rows, rows);
+      for (int64_t begin = 0; begin < term_.m; begin += slice) gram(p, begin, std::min(slice, term_.m - begin));
+    } else {
+      for (int64_t begin = 0; begin < term_.m; begin += slice) parameters(begin, std::min(slice, term_.m - begin));
+    }
+  }
+
+  std::vector<T> through_gram(const PackedMatrix<T>& p, const std::vector<T>& h, int64_t cols) const {
+    std::vector<T> t(p.rows * cols, T{0});
+    add_product(tiles_, p, PackedMatrix<T>(tiles_, column_major(h, cols), cols, p.rows), T{0}, t);
+    return t;
+  }
+
+  // Samples in a slice, so that neither their inputs nor their h take more than kSliceBytes.
+  int64_t samples_at_once(int64_t cols) const {
+    const int64_t bytes = static_cast<int64_t>(sizeof(T)) * term_.s * std::max(term_.d, cols);
+    return std::clamp<int64_t>(kSliceBytes / bytes, std::min(kPanel, term_.n), term_.n);
+  }
+
   void product_through_parameters(int64_t begin, int64_t width, double* out) const {
-    const int64_t cols = columns_ * width, d = kernel_.d, samples = samples_at_once(cols);
+    const int64_t cols = columns_ * width, d = term_.d, samples = samples_at_once(cols);
     Weights weights = sum_weights(begin, width);
-    for (T& sum : weights.sums) sum *= static_cast<T>(kernel_.scaled_bias());
+    for (T& sum : weights.sums) sum *= static_cast<T>(term_.scaled_bias());
     const PackedMatrix<T> m(tiles_, row_major(weights.matrix, d), cols, d);
-    for (int64_t x = 0; x < kernel_.n; x += samples) {
-      const int64_t count = std::min(samples, kernel_.n - x), rows = count * kernel_.s;
+    for (int64_t x = 0; x < term_.n; x += samples) {
+      const int64_t count = std::min(samples, term_.n - x), rows = count * term_.s;
       std::vector<T> t(rows * cols);
       for (int64_t row = 0; row < rows; ++row) {
         std::copy(weights.sums.begin(), weights.sums.end(), t.begin() + row * cols);
@@ -180,23 +181,23 @@ class ThinProduct {
     return {matrix.data(), kElement, 1, rows, 1.0};
   }
 
-  // The forward factor from `sample` on as rows (x, s), which have one stride: see make_thin_kernel().
+  // The forward factor from `sample` on as rows (x, s), which have one stride: see thin_term().
   Strided forward_rows(int64_t sample) const {
-    Strided rows = kernel_.forward_rows(sample, 0);
-    if (kernel_.s > 1) rows.row_stride = kernel_.forward.stride(1);
+    Strided rows = term_.forward_rows(sample, 0);
+    if (term_.s > 1) rows.row_stride = term_.forward.stride(1);
     return rows;
   }
 
   // h [(x, s), v, width] for the samples [first, first + count).
   std::vector<T> contract(int64_t first, int64_t count, int64_t begin, int64_t width) const {
-    std::vector<T> h(count * kernel_.s * columns_ * width, T{0});
+    std::vector<T> h(count * term_.s * columns_ * width, T{0});
     for_each_item(count, 32, [&](int64_t x, int64_t) {
-      for (int64_t use = 0; use < kernel_.s; ++use) {
-        for (int64_t i = 0; i < kernel_.o; ++i) {
-          const Strided g = kernel_.backward_rows(first + x, use, i).from_k(begin);
+      for (int64_t use = 0; use < term_.s; ++use) {
+        for (int64_t i = 0; i < term_.o; ++i) {
+          const Strided g = term_.backward_rows(first + x, use, i).from_k(begin);
           for (int64_t v = 0; v < columns_; ++v) {
-            tiles_.axpy(static_cast<T>(v_[((first + x) * kernel_.o + i) * columns_ + v]), g, width,
-                        h.data() + ((x * kernel_.s + use) * columns_ + v) * width);
+            tiles_.axpy(static_cast<T>(v_[((first + x) * term_.o + i) * columns_ + v]), g, width,
+                        h.data() + ((x * term_.s + use) * columns_ + v) * width);
           }
         }
       }
@@ -207,12 +208,12 @@ class ThinProduct {
   // out += sum_s <g_s, t> for the samples [first, first + count).
   void expand(const std::vector<T>& t, int64_t first, int64_t count, int64_t begin, int64_t width, double* out) const {
     for_each_item(count, 32, [&](int64_t x, int64_t) {
-      for (int64_t use = 0; use < kernel_.s; ++use) {
-        for (int64_t i = 0; i < kernel_.o; ++i) {
-          const Strided g = kernel_.backward_rows(first + x, use, i).from_k(begin);
+      for (int64_t use = 0; use < term_.s; ++use) {
+        for (int64_t i = 0; i < term_.o; ++i) {
+          const Strided g = term_.backward_rows(first + x, use, i).from_k(begin);
           for (int64_t v = 0; v < columns_; ++v) {
-            out[((first + x) * kernel_.o + i) * columns_ + v] +=
-                static_cast<double>(tiles_.dot(g, width, t.data() + ((x * kernel_.s + use) * columns_ + v) * width));
+            out[((first + x) * term_.o + i) * columns_ + v] +=
+                static_cast<double>(tiles_.dot(g, width, t.data() + ((x * term_.s + use) * columns_ + v) * width));
           }
         }
       }
@@ -220,16 +221,20 @@ class ThinProduct {
   }
 
   const TileKernels<T>& tiles_;
-  const Kernel& kernel_;
+  const Term& term_;
   const double* v_;
   const int64_t columns_;
 };
 
-// A kernel whose forward factor, seen as rows (x, s), has one stride; only a layer used more than once can lack it.
-inline Kernel make_thin_kernel(const std::string& op, const Tensor& forward, const Tensor& backward, double bias,
-                               bool scaled) {
-  const bool gather = forward.dim() == 3 && forward.size(1) > 1;
-  return make_kernels(op, {gather ? torch::stable::contiguous(forward) : forward}, {backward}, {bias}, scaled)[0];
+// A term whose forward factor, seen as rows (x, s), has one stride; only a layer used more than once can lack it.
+inline Term thin_term(Term term) {
+  if (term.s > 1) term.forward = torch::stable::contiguous(term.forward);
+  return term;
+}
+
+inline Term make_thin_term(const std::string& op, const Tensor& forward, const Tensor& backward, double bias,
+                           bool scaled) {
+  return thin_term(make_terms(op, {{forward}, {backward}, {bias}, {}, {}}, scaled)[0]);
 }
 
 }  // namespace ahkernels::cpu

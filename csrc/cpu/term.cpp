@@ -1,7 +1,8 @@
-#include "kernel.h"
+#include "term.h"
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "parallel.h"
 
@@ -89,25 +90,25 @@ bool same_memory(const Tensor& a, const Tensor& b) {
 
 }  // namespace
 
-Strided Kernel::forward_rows(int64_t sample, int64_t use) const {
+Strided Term::forward_rows(int64_t sample, int64_t use) const {
   const Strided all{forward.const_data_ptr(), element, 1, forward.stride(2), forward_scale};
   Strided rows = all.from_row(sample * forward.stride(0) + use * forward.stride(1));
   rows.row_stride = forward.stride(0);
   return rows;
 }
 
-Strided Kernel::backward_rows(int64_t sample, int64_t use, int64_t output) const {
+Strided Term::backward_rows(int64_t sample, int64_t use, int64_t output) const {
   const Strided all{backward.const_data_ptr(), element, 1, backward.stride(3), backward_scale};
   Strided rows = all.from_row(sample * backward.stride(0) + use * backward.stride(1) + output * backward.stride(2));
   rows.row_stride = backward.stride(0);
   return rows;
 }
 
-void check_columns(const std::string& op, const Kernel& kernel, const Tensor& v) {
-  STD_TORCH_CHECK(v.dim() == 3 && v.size(0) == kernel.n && v.size(1) == kernel.o && v.size(2) > 0 &&
+void check_columns(const std::string& op, const Term& term, const Tensor& v) {
+  STD_TORCH_CHECK(v.dim() == 3 && v.size(0) == term.n && v.size(1) == term.o && v.size(2) > 0 &&
                       v.is_contiguous() && v.scalar_type() == torch::headeronly::ScalarType::Double,
-                  op, ": v: expected a contiguous float64 tensor of shape [n, o, columns] = [", kernel.n, ", ",
-                  kernel.o, ", columns]");
+                  op, ": v: expected a contiguous float64 tensor of shape [n, o, columns] = [", term.n, ", ",
+                  term.o, ", columns]");
 }
 
 void check_precision(const std::string& op, const std::string& precision) {
@@ -115,14 +116,62 @@ void check_precision(const std::string& op, const std::string& precision) {
                   ": precision: expected highest, high or medium, got ", precision);
 }
 
-std::vector<Kernel> make_kernels(const std::string& op, const std::vector<Tensor>& forward,
-                                 const std::vector<Tensor>& backward, const std::vector<double>& bias, bool scaled) {
+namespace {
+
+// The kernel of each term.
+std::vector<size_t> kernels_of_terms(const std::string& op, const Factors& factors) {
+  std::vector<size_t> kernels;
+  if (factors.terms.empty()) {
+    for (size_t term = 0; term < factors.forward.size(); ++term) kernels.push_back(term);
+    return kernels;
+  }
+  for (size_t kernel = 0; kernel < factors.terms.size(); ++kernel) {
+    STD_TORCH_CHECK(factors.terms[kernel] > 0, op, ": terms: expected at least one for each kernel, got ",
+                    factors.terms[kernel]);
+    kernels.insert(kernels.end(), factors.terms[kernel], kernel);
+  }
+  STD_TORCH_CHECK(kernels.size() == factors.forward.size(), op, ": terms: expected a sum of ", factors.forward.size(),
+                  ", the factors of forward, got ", kernels.size());
+  return kernels;
+}
+
+// A scale must itself be a number of the tiles' type: 2^126 is the largest power that fp32 and its inverse have.
+double scale_of(double magnitude) { return std::ldexp(1.0, -std::clamp(exponent_of(magnitude), -126, 126)); }
+
+void find_scales(Term& term) {
+  // A bias is one more number of the forward factor, sqrt(b).
+  term.forward_scale = scale_of(std::max(
+      std::sqrt(term.bias), max_magnitude(term.n, term.s, term.d, [&](int64_t sample, int64_t use) {
+        return term.forward_rows(sample, use);
+      })));
+  term.backward_scale = scale_of(max_magnitude(term.n, term.s * term.o, term.m, [&](int64_t sample, int64_t block) {
+    return term.backward_rows(sample, block / term.o, block % term.o);
+  }));
+}
+
+// Gives the terms of a kernel the scale of the largest of them.
+void share_scales(std::vector<Term>& terms) {
+  std::vector<double> smallest(kernel_count(terms), std::numeric_limits<double>::infinity());
+  for (const Term& term : terms) {
+    smallest[term.kernel] = std::min(smallest[term.kernel], term.forward_scale * term.backward_scale);
+  }
+  for (Term& term : terms) term.backward_scale = smallest[term.kernel] / term.forward_scale;
+}
+
+}  // namespace
+
+std::vector<Term> make_terms(const std::string& op, const Factors& factors, bool scaled) {
+  const std::vector<Tensor>&forward = factors.forward, &backward = factors.backward;
   STD_TORCH_CHECK(!forward.empty(), op, ": forward: expected at least one factor, got none");
   STD_TORCH_CHECK(backward.size() == forward.size(), op, ": backward: expected as many factors as forward (",
                   forward.size(), "), got ", backward.size());
-  STD_TORCH_CHECK(bias.size() == forward.size(), op, ": bias: expected as many numbers as forward has factors (",
-                  forward.size(), "), got ", bias.size());
-  std::vector<Kernel> kernels;
+  STD_TORCH_CHECK(factors.bias.size() == forward.size(), op, ": bias: expected as many numbers as forward has factors (",
+                  forward.size(), "), got ", factors.bias.size());
+  STD_TORCH_CHECK(factors.by_jacobian.empty() || factors.by_jacobian.size() == forward.size(), op,
+                  ": by_jacobian: expected as many as forward has factors (", forward.size(), ") or none, got ",
+                  factors.by_jacobian.size());
+  const std::vector<size_t> kernels = kernels_of_terms(op, factors);
+  std::vector<Term> terms;
   for (size_t i = 0; i < forward.size(); ++i) {
     const Tensor& a = forward[i];
     const Tensor& g = backward[i];
@@ -135,32 +184,35 @@ std::vector<Kernel> make_kernels(const std::string& op, const std::vector<Tensor
     STD_TORCH_CHECK(a.size(0) > 0 && a.size(1) > 0 && g.size(2) > 0, which, ": expected n, s and o of at least 1, got ",
                     a.size(0), ", ", a.size(1), " and ", g.size(2));
     STD_TORCH_CHECK(a.scalar_type() == g.scalar_type(), op, ": backward[", i, "]: expected the dtype of forward");
-    Kernel kernel{a, g, element_of(which, a), bias[i], a.size(0), a.size(1), a.size(2), g.size(2), g.size(3)};
-    STD_TORCH_CHECK(kernel.n == forward[0].size(0) && kernel.o == backward[0].size(2), which,
+    STD_TORCH_CHECK(a.size(0) == forward[0].size(0) && g.size(2) == backward[0].size(2), which,
                     ": expected n and o of the first kernel (", forward[0].size(0), ", ", backward[0].size(2),
-                    "), got (", kernel.n, ", ", kernel.o, ")");
+                    "), got (", a.size(0), ", ", g.size(2), ")");
     STD_TORCH_CHECK(a.scalar_type() == forward[0].scalar_type(), which, ": expected the dtype of the first kernel");
-    if (scaled) {
-      // A bias is one more number of the forward factor, sqrt(b).
-      const double largest_forward = std::max(
-          std::sqrt(kernel.bias), max_magnitude(kernel.n, kernel.s, kernel.d, [&](int64_t sample, int64_t use) {
-            return kernel.forward_rows(sample, use);
-          }));
-      const double largest_backward =
-          max_magnitude(kernel.n, kernel.s * kernel.o, kernel.m, [&](int64_t sample, int64_t block) {
-            return kernel.backward_rows(sample, block / kernel.o, block % kernel.o);
-          });
-      // A scale must itself be a number of the tiles' type: 2^126 is the largest power that fp32 and its inverse have.
-      kernel.forward_scale = std::ldexp(1.0, -std::clamp(exponent_of(largest_forward), -126, 126));
-      kernel.backward_scale = std::ldexp(1.0, -std::clamp(exponent_of(largest_backward), -126, 126));
-    }
-    kernel.backward_of = i;
-    for (size_t earlier = 0; earlier < i && kernel.backward_of == i; ++earlier) {
-      if (same_memory(g, kernels[earlier].backward)) kernel.backward_of = earlier;
-    }
-    kernels.push_back(kernel);
+    Term term{a,         g,         element_of(which, a), factors.bias[i], a.size(0), a.size(1),
+              a.size(2), g.size(2), g.size(3),            kernels[i],      false};
+    term.by_jacobian = !factors.by_jacobian.empty() && factors.by_jacobian[i] && term.s > 1;
+    if (scaled) find_scales(term);
+    terms.push_back(term);
   }
-  return kernels;
+  share_scales(terms);
+  for (size_t i = 0; i < terms.size(); ++i) {
+    Term& term = terms[i];
+    term.backward_of = i;
+    for (size_t earlier = 0; earlier < i && term.backward_of == i; ++earlier) {
+      const Term& other = terms[earlier];
+      if (!term.by_jacobian && !other.by_jacobian && term.backward_scale == other.backward_scale &&
+          same_memory(term.backward, other.backward)) {
+        term.backward_of = earlier;
+      }
+    }
+  }
+  return terms;
+}
+
+std::vector<double> kernel_scales(const std::vector<Term>& terms) {
+  std::vector<double> scales(kernel_count(terms));
+  for (const Term& term : terms) scales[term.kernel] = term.scale();
+  return scales;
 }
 
 }  // namespace ahkernels::cpu
