@@ -19,6 +19,8 @@ class Factors:
         backward: [n, s, o, m], the gradient of each output with respect to the layer's pre-activations there.
         bias: Whether the layer has a bias.
         layer: The layer's name, for messages.
+        by_jacobian: Whether a layer of several uses is contracted through its Jacobian sum_s g_s a_s^T, a slice of the
+            parameters at a time, and not by pairs of uses; the kernel is the same.
         unchecked: Whether to leave out the search for nan and inf, which waits for the device.
     """
 
@@ -26,6 +28,7 @@ class Factors:
     backward: Tensor
     bias: bool
     layer: str = ""
+    by_jacobian: bool = False
     unchecked: InitVar[bool] = False
 
     def __post_init__(self, unchecked: bool) -> None:
@@ -63,6 +66,11 @@ class Factors:
     def n(self) -> int:
         """Number of samples."""
         return self.backward.shape[0]
+
+    @property
+    def factored(self) -> bool:
+        """Whether there is a forward factor; without one, backward is the Jacobian itself."""
+        return self.forward.shape[2] > 0
 
     @property
     def o(self) -> int:

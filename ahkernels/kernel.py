@@ -1,9 +1,10 @@
-"""The tangent kernel of a layer as an operator: nothing of it is computed before it is asked for."""
+"""The tangent kernel of a layer, or of several, as an operator: nothing of it is computed before it is asked for."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,35 +19,53 @@ MAX_DENSE_BYTES = 8 << 30
 
 
 class TangentKernel:
-    """K [n*o, n*o] of one layer, row (x, i) at index x*o + i, symmetric positive semi-definite.
+    """K [n*o, n*o] of a layer or a group of layers, row (x, i) at index x*o + i, symmetric positive semi-definite.
 
     K[(x, i), (x', j)] = sum over pairs of uses (s, s') of (<a_s(x), a_s'(x')> + b) <g_s^i(x), g_s'^j(x')>: the
-    Hadamard product of forward and backward Gram (equation 9 of the paper, there for one output and no bias).
+    Hadamard product of forward and backward Gram (equation 9 of the paper, there for one output and no bias). The
+    kernel of a group of layers is the sum of theirs, since it is an inner product over all of their parameters.
 
     Args:
-        factors: Of the layer; with n x n kernels ("trace", "sum") already those of a single output.
+        factors: Of the layer, or of each layer of a group; with n x n kernels ("trace", "sum") already those of a
+            single output.
         outputs: What the rows are, by default all outputs.
         precision: See `resolve_precision`.
+        name: For messages; by default that of the layer.
+
+    Attributes:
+        terms: The factors of each layer.
+
+    Raises:
+        ValueError: where the factors do not fit each other or `outputs`.
     """
 
-    def __init__(self, factors: Factors, outputs: OutputSelection | None = None, precision: str | None = None) -> None:
-        self.factors = factors
-        self.outputs = OutputSelection("all", factors.o) if outputs is None else outputs
+    def __init__(
+        self,
+        factors: Factors | Sequence[Factors],
+        outputs: OutputSelection | None = None,
+        precision: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.terms = (factors,) if isinstance(factors, Factors) else tuple(factors)
+        _require_one_shape(self.terms)
+        first = self.terms[0]
+        self.name = first.layer if name is None else name
+        self.outputs = OutputSelection("all", first.o) if outputs is None else outputs
         rows = 1 if self.outputs.per_sample else len(self.outputs.indices)
-        if rows != factors.o:
-            raise ValueError(f"outputs: expected {factors.o} rows for each sample, as in factors, got {rows}")
+        if rows != first.o:
+            raise ValueError(f"outputs: expected {first.o} rows for each sample, as in factors, got {rows}")
         self.precision = resolve_precision(precision)
         self._row_means: Tensor | None = None
 
     @property
     def n(self) -> int:
         """Number of samples."""
-        return self.factors.n
+        return self.terms[0].n
 
     @property
     def o(self) -> int:
         """Rows for each sample."""
-        return self.factors.o
+        return self.terms[0].o
 
     @property
     def shape(self) -> torch.Size:
@@ -56,17 +75,17 @@ class TangentKernel:
     @property
     def device(self) -> torch.device:
         """Where the factors are."""
-        return self.factors.forward.device
+        return self.terms[0].forward.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of `to_dense()`: float64 for float64 factors, else float32."""
-        return torch.float64 if self.factors.forward.dtype == torch.float64 else torch.float32
+        return torch.float64 if self.terms[0].forward.dtype == torch.float64 else torch.float32
 
     def __repr__(self) -> str:
         """Shape, outputs and layer in one line."""
-        layer = f"{self.factors.layer!r}, " if self.factors.layer else ""
-        return f"TangentKernel({layer}shape={tuple(self.shape)}, outputs={self.outputs.spec!r}, dtype={self.dtype})"
+        name = f"{self.name!r}, " if self.name else ""
+        return f"TangentKernel({name}shape={tuple(self.shape)}, outputs={self.outputs.spec!r}, dtype={self.dtype})"
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """K v in float64 on the kernel's device, from the factors alone.
@@ -84,12 +103,12 @@ class TangentKernel:
     def product(self, v: Tensor) -> Tensor:
         """K v for v [n, o, columns], float64 [n, o, columns] on the kernel's device."""
         v = v.detach().to(self.device, torch.float64).contiguous()
-        return ops.tangent_product(*self._arguments(), v)
+        return _sum(ops.tangent_product(*_plain(term), v) for term in self.terms)
 
     def row_means(self) -> Tensor:
         """Mean of each row of K, float64 [n, o] on the kernel's device; computed once."""
         if self._row_means is None:
-            self._row_means = ops.tangent_row_sums(*self._arguments()) / self.shape[0]
+            self._row_means = _sum(ops.tangent_row_sums(*_plain(term)) for term in self.terms) / self.shape[0]
         return self._row_means
 
     def frobenius_norm(self, *, centered: bool = True) -> float:
@@ -99,7 +118,7 @@ class TangentKernel:
 
     def diagonal(self) -> Tensor:
         """float64 [n*o] on the kernel's device."""
-        return ops.tangent_diagonal(*self._arguments()).flatten()
+        return _sum(ops.tangent_diagonal(*_plain(term), term.by_jacobian) for term in self.terms).flatten()
 
     def trace(self) -> float:
         """Sum of the diagonal, that is of all eigenvalues."""
@@ -124,38 +143,97 @@ class TangentKernel:
                 f"to_dense: the largest entry of K, {largest:.3g}, is beyond the range of {self.dtype}; use a "
                 "float64 model"
             )
-        return ops.tangent_gram(*self._arguments(), self.precision)
+        factors, _ = _arguments([self])
+        return ops.tangent_gram(*factors[:3], self.precision, factors[3])
 
-    def _arguments(self) -> tuple[Tensor, Tensor, float]:
-        return self.factors.forward.detach(), self.factors.backward.detach(), float(self.factors.bias)
+    @property
+    def factored(self) -> bool:
+        """Whether there are a forward and a backward Gram: not of norms, say, nor of what was captured as Jacobians."""
+        return all(term.factored for term in self.terms)
 
     def forward_gram(self) -> TangentKernel:
-        """P [n, n] = sum over pairs of uses of <a_s(x), a_s'(x')> + b: the kernel under unit output gradients."""
-        a = self.factors.forward
-        ones = a.new_ones(1).expand(a.shape[0], a.shape[1], 1, 1)
-        return TangentKernel(
-            Factors(a, ones, self.factors.bias, f"{self.factors.layer} (forward Gram)", unchecked=True),
-            OutputSelection("trace", self.outputs.total),
-            self.precision,
-        )
+        """P [n, n] = sum over pairs of uses of <a_s(x), a_s'(x')> + b: the kernel under unit output gradients.
+
+        Raises:
+            ValueError: where a layer has no forward factor.
+        """
+        self._require_factors("forward_gram")
+        terms = []
+        for term in self.terms:
+            a = term.forward
+            ones = a.new_ones(1).expand(a.shape[0], a.shape[1], 1, 1)
+            terms.append(Factors(a, ones, term.bias, term.layer, unchecked=True))
+        selection = OutputSelection("trace", self.outputs.total)
+        return TangentKernel(terms, selection, self.precision, f"{self.name} (forward Gram)")
 
     def backward_gram(self) -> TangentKernel:
-        """Q [n*o, n*o] = sum over pairs of uses of <g_s^i(x), g_s'^j(x')>: the tangent kernel of a bias."""
-        g = self.factors.backward
-        return TangentKernel(
-            Factors(g.new_empty(*g.shape[:2], 0), g, True, f"{self.factors.layer} (backward Gram)", unchecked=True),
-            self.outputs,
-            self.precision,
-        )
+        """Q [n*o, n*o] = sum over pairs of uses of <g_s^i(x), g_s'^j(x')>: the tangent kernel of a bias.
+
+        Raises:
+            ValueError: where a layer has no forward factor.
+        """
+        self._require_factors("backward_gram")
+        terms = []
+        for term in self.terms:
+            g = term.backward
+            terms.append(Factors(g.new_empty(*g.shape[:2], 0), g, True, term.layer, unchecked=True))
+        return TangentKernel(terms, self.outputs, self.precision, f"{self.name} (backward Gram)")
+
+    def _require_factors(self, method: str) -> None:
+        for term in self.terms:
+            if not term.factored:
+                raise ValueError(
+                    f"{method}: expected a kernel with a forward and a backward factor, got layer {term.layer!r} as "
+                    "its Jacobian; capture with keep_factors=True (norms and layers without a rule have no factors)"
+                )
 
 
-def kernel_of_outputs(factors: Factors, outputs: OutputSelection, precision: str) -> TangentKernel:
+def kernel_of_outputs(factors: Sequence[Factors], outputs: OutputSelection, precision: str, name: str) -> TangentKernel:
     """The kernel of captured factors [n, s, r, m]; for "trace", the outputs' gradients become one of o*m numbers."""
     if outputs.spec == "trace":
-        g = factors.backward
-        g = g.reshape(g.shape[0], g.shape[1], 1, -1)
-        factors = Factors(factors.forward, g, factors.bias, factors.layer, unchecked=True)
-    return TangentKernel(factors, outputs, precision)
+        factors = [
+            replace(term, backward=term.backward.reshape(*term.backward.shape[:2], 1, -1), unchecked=True)
+            for term in factors
+        ]
+    return TangentKernel(factors, outputs, precision, name)
+
+
+def _require_one_shape(terms: Sequence[Factors]) -> None:
+    if not terms:
+        raise ValueError("factors: expected those of at least one layer, got none")
+    first = terms[0]
+    for term in terms[1:]:
+        for what, wanted, got in (
+            ("n and o", (first.n, first.o), (term.n, term.o)),
+            ("dtype", first.forward.dtype, term.forward.dtype),
+            ("device", first.forward.device, term.forward.device),
+        ):
+            if wanted != got:
+                raise ValueError(
+                    f"factors: expected layers of one {what} in a group, got {wanted} of {first.layer!r} and {got} of "
+                    f"{term.layer!r}"
+                )
+
+
+def _plain(term: Factors) -> tuple[Tensor, Tensor, float]:
+    return term.forward.detach(), term.backward.detach(), float(term.bias)
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    first, *others = parts
+    for part in others:
+        first += part
+    return first
+
+
+def _arguments(
+    kernels: Sequence[TangentKernel],
+) -> tuple[tuple[list[Tensor], list[Tensor], list[float], list[bool]], list[int]]:
+    """Forward and backward factors, bias and route of all terms of all kernels, and how many terms each has."""
+    terms = [term for kernel in kernels for term in kernel.terms]
+    forward, backward, bias = zip(*(_plain(term) for term in terms), strict=True)
+    routes = [term.by_jacobian for term in terms]
+    return (list(forward), list(backward), list(bias), routes), [len(kernel.terms) for kernel in kernels]
 
 
 def statistics(kernels: Sequence[TangentKernel], v: Tensor) -> Tensor:
@@ -163,12 +241,12 @@ def statistics(kernels: Sequence[TangentKernel], v: Tensor) -> Tensor:
 
     On their device, in one pass over their tiles.
     """
-    forward, backward, bias = zip(*(kernel._arguments() for kernel in kernels), strict=True)
+    factors, terms = _arguments(kernels)
     v = v.detach().to(kernels[0].device, torch.float64).contiguous().unsqueeze(2)
-    return ops.tangent_statistics(forward, backward, bias, v, kernels[0].precision)
+    return ops.tangent_statistics(*factors[:3], v, kernels[0].precision, factors[3], terms)
 
 
 def centered_moments(kernels: Sequence[TangentKernel], row_means: list[Tensor]) -> Tensor:
     """<C K_a C, C K_b C>_F of kernels over the same rows, float64 [q, q] on their device."""
-    forward, backward, bias = zip(*(kernel._arguments() for kernel in kernels), strict=True)
-    return ops.centered_moments(forward, backward, bias, row_means, kernels[0].precision)
+    factors, terms = _arguments(kernels)
+    return ops.centered_moments(*factors[:3], row_means, kernels[0].precision, factors[3], terms)

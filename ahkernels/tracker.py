@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from ahkernels.capture import DEFAULT_MEMORY_BUDGET
+from ahkernels.capture import DEFAULT_MEMORY_BUDGET, Layers
 from ahkernels.outputs import Outputs
 from ahkernels.report import AlignmentReport, import_pyplot, optional_import
 from ahkernels.statistics.alignment import layerwise_alignment
@@ -78,7 +78,7 @@ class AlignmentTracker:
         x: Tensor,
         y: Tensor,
         *,
-        layers: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+        layers: Layers = None,
         outputs: Outputs = "all",
         precision: str | None = None,
         memory_budget: int = DEFAULT_MEMORY_BUDGET,

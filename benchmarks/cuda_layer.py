@@ -115,7 +115,7 @@ def one_size(n: int, width: int, best: dict[str, float], device: str, repeats: i
             flush=True,
         )
     gram = {
-        "ours": partial(ah.ops.tangent_gram, a, g, 0.0, "highest"),
+        "ours": partial(ah.ops.tangent_gram, [a], [g], [0.0], "highest"),
         "plain torch": with_matmul_precision("highest", partial(plain_gram, a, g)),
     }
     timings = on_device.times(gram, device, min(repeats, 3))

@@ -99,7 +99,7 @@ def test_fp32_kernels_of_a_deep_network_against_fp64_at_the_same_factors():
     y = torch.randint(0, 2, (300, 1)).double()
     spreads = []
     for kernel in ah.tangent_kernels(model, x, layers=[f"{i}" for i in range(0, 199, 22)]).values():
-        expected = reference.kernel(kernel.factors.forward, kernel.factors.backward, 0.0)
+        expected = reference.kernel(kernel.terms[0].forward, kernel.terms[0].backward, 0.0)
         spreads.append(float((expected / expected.mean() - 1).abs().max()))
         alignment = reference.cka(expected, torch.outer(y.flatten(), y.flatten()))
         assert ah.cka(kernel, y) == pytest.approx(alignment, rel=1e-5)
@@ -113,7 +113,7 @@ def test_forward_and_backward_alignment():
     report = ah.layerwise_alignment(model, x, y, decomposition=True)
     targets = nn.functional.one_hot(y, 3).double()
     for i, kernel in enumerate(ah.tangent_kernels(model, x).values()):
-        a, g = kernel.factors.forward[:, 0], kernel.factors.backward[:, 0].flatten(0, 1)
+        a, g = kernel.terms[0].forward[:, 0], kernel.terms[0].backward[:, 0].flatten(0, 1)
         forward, backward = a @ a.T + 1.0, g @ g.T
         assert torch.allclose(kernel.forward_gram().to_dense(), forward)
         assert torch.allclose(kernel.backward_gram().to_dense(), backward)
@@ -142,9 +142,9 @@ def test_memory_budget_bounds_the_factors_held_at_once(monkeypatch):
     sizes = []
     original = run._capture
 
-    def capture(model, x, group, outputs, rows):
-        factors = original(model, x, group, outputs, rows)
-        sizes.append(sum(4 * (f.forward.numel() + f.backward.numel()) for f in factors))
+    def capture(model, x, layers, outputs):
+        factors = original(model, x, layers, outputs)
+        sizes.append(sum(4 * (f.forward.numel() + f.backward.numel()) for f in factors.values()))
         return factors
 
     monkeypatch.setattr(run, "_capture", capture)
@@ -407,6 +407,19 @@ X, Y = torch.zeros(4, 6), torch.tensor([0, 1, 2, 1])
         ),
         (ValueError, "layers: expected at least one name or pattern, got none", {"layers": []}),
         (TypeError, "layers: expected names or patterns of layers, got 3", {"layers": 3}),
+        (ValueError, "layers: expected at least one group, got none", {"layers": {}}),
+        (TypeError, "layers: expected names of groups, got 3", {"layers": {3: "*"}}),
+        (ValueError, r"layers\['all'\]: expected names or patterns of layers .* got 'fc1'", {"layers": {"all": "fc1"}}),
+        (
+            ValueError,
+            "got MultiheadAttention '1' in training mode",
+            {"model": nn.Sequential(LINEAR, nn.MultiheadAttention(3, 1, dropout=0.1))},
+        ),
+        (
+            ValueError,
+            "leave parameters as they are, got Embedding '0' with max_norm",
+            {"model": nn.Sequential(nn.Embedding(9, 3, max_norm=1.0))},
+        ),
         (ValueError, 'outputs: expected "all", "trace", "sum", an output index', {"outputs": "each"}),
         (ValueError, "outputs: expected indices from 0 to 2, got 3", {"outputs": 3}),
         (ValueError, "outputs: expected indices from 0 to 2, got -1", {"outputs": [0, -1]}),
@@ -453,31 +466,94 @@ def test_progress_goes_to_stderr(capsys):
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("always", [True, False], ids=["jacobian", "pairs of positions"])
+@pytest.mark.parametrize("outputs", ["all", "trace", "sum"])
+@pytest.mark.parametrize("route", ["pairs", "jacobian", "jacobian slices"])
 @pytest.mark.parametrize("name", ["convolutional", "tokens", "volume", "shared with bias"])
-def test_both_routes_of_layers_with_positions(name, always, monkeypatch):
+def test_every_route_of_layers_with_positions(name, route, outputs, monkeypatch):
     from ahkernels.capture import run
+    from ahkernels.capture.route import routes
 
     model = networks.all_networks()[name].double()
     x, y = torch.randn(12, 6, dtype=torch.float64), torch.randint(0, 2, (12,))
-    expected = ah.layerwise_alignment(model, x, y)
-    monkeypatch.setattr(run, "takes_jacobian", lambda *_, **__: always)
-    got = ah.layerwise_alignment(model, x, y)
-    torch.testing.assert_close(got.cka, expected.cka, rtol=1e-10, atol=0)
-    torch.testing.assert_close(got.trace, expected.trace, rtol=1e-10, atol=0)
+    jacobians = reference.jacobians(model, x)
+
+    def only(shape, *_, **__):
+        found = routes(shape)
+        return found[0] if len(found) == 1 else next(one for one in found if one.name == route)
+
+    monkeypatch.setattr(run, "choose_route", only)
+    assert route in {one.route for one in ah.explain(model, x)}
+    report = ah.layerwise_alignment(model, x, y, outputs=outputs)
+    labels = reference.label_kernel(y, model(x).shape[1], outputs)
+    for layer, kernel in ah.tangent_kernels(model, x, outputs=outputs).items():
+        expected = reference.kernels_of_outputs(jacobians[layer], outputs)
+        assert (kernel.to_dense() - expected).norm() <= 1e-10 * expected.norm()
+        assert kernel.trace() == pytest.approx(float(expected.trace()), rel=1e-10)
+        assert report[layer] == pytest.approx(reference.cka(expected, labels), rel=1e-10, abs=1e-10)
 
 
-def test_the_route_is_the_cheaper_one():
-    from ahkernels.capture.route import takes_jacobian
+def test_the_route_is_the_cheapest_that_fits():
+    from ahkernels.capture.route import Shape, choose_route
 
-    def choice(n, s, d, m, most_numbers=1 << 40):
-        return takes_jacobian(n, 10, 100, s, d, m, bias=False, most_numbers=most_numbers)
+    def choice(n, s, d, m, most_numbers=1 << 40, keep_factors=False):
+        shape = Shape(n, 10, 100, s, d, m, bias=False)
+        return choose_route(shape, most_numbers, keep_factors=keep_factors).name
 
-    assert not choice(1000, 1, 256, 256)  # one position: the factors as they are
-    assert not choice(1000, 4, 256, 256)  # 16 pairs against 256 numbers for each of m
-    assert choice(1000, 1024, 27, 64)  # a convolution on an image
-    assert choice(1000, 64, 2304, 256)
-    assert not choice(1000, 64, 2304, 256, 1 << 29)  # a Jacobian of 5.9e9 numbers, factors of 0.3e9
+    assert choice(1000, 1, 256, 256) == "factors"  # one position
+    assert choice(1000, 4, 256, 256) == "pairs"  # 16 pairs against 256 numbers for each of m
+    assert choice(1000, 1024, 27, 64) == "jacobian"  # a convolution on an image
+    assert choice(1000, 1024, 27, 64, keep_factors=True) == "jacobian slices"
+    assert choice(1000, 64, 2304, 256) == "jacobian"
+    assert choice(1000, 64, 2304, 256, 1 << 29) == "jacobian slices"  # 5.9e9 numbers, in factors 0.3e9
+    assert choice(1000, 1024, 27, 64, 1) == "jacobian"  # the one that holds least
+
+
+def test_groups_of_layers():
+    model = networks.all_networks()["convolutional"].double()
+    x, y = torch.randn(12, 6, dtype=torch.float64), torch.randint(0, 3, (12,))
+    jacobians = reference.jacobians(model, x)
+    groups = {"last": ["13"], "norms": ["2", "5", "8"], "everything": "*", "first": ["1", "2"]}
+    members = {**groups, "everything": list(jacobians)}
+    order = ["everything", "first", "norms", "last"]  # by their first layers; the sort is stable
+    for budget in (1, 1 << 30):
+        for outputs in ("all", "trace", 1):
+            kernels = dict(ah.iter_tangent_kernels(model, x, layers=groups, outputs=outputs, memory_budget=budget))
+            report = ah.layerwise_alignment(model, x, y, layers=groups, outputs=outputs, memory_budget=budget)
+            assert list(kernels) == order == report.layers
+            labels = reference.label_kernel(y, 3, outputs)
+            for name, kernel in kernels.items():
+                whole = torch.cat([jacobians[layer] for layer in members[name]], 2)
+                expected = reference.kernels_of_outputs(whole, outputs)
+                assert (kernel.to_dense() - expected).norm() <= 1e-10 * expected.norm()
+                assert kernel.trace() == pytest.approx(float(expected.trace()), rel=1e-10)
+                v = torch.randn(len(expected), 2, dtype=torch.float64)
+                assert (kernel @ v - expected @ v).norm() <= 1e-10 * expected.norm() * v.norm()
+                assert report[name] == pytest.approx(reference.cka(expected, labels), rel=1e-10)
+                assert report[name] == pytest.approx(ah.cka(kernel, y), rel=1e-12)
+    two = ah.cka(kernels["first"], kernels["last"])
+    dense = [kernels[name].to_dense() for name in ("first", "last")]
+    assert two == pytest.approx(reference.cka(*dense), rel=1e-10)
+
+
+def test_forward_and_backward_gram_of_layers_with_positions():
+    model = networks.all_networks()["tokens"].double()
+    x, y = torch.randn(12, 6, dtype=torch.float64), torch.randint(0, 4, (12,))
+    report = ah.layerwise_alignment(model, x, y, decomposition=True)
+    kernels = ah.tangent_kernels(model, x, keep_factors=True)
+    targets = nn.functional.one_hot(y, 4).double()
+    for i, (name, kernel) in enumerate(kernels.items()):
+        if name in ("norm", "rms"):
+            assert not kernel.factored
+            with pytest.raises(ValueError, match=f"forward_gram: expected .* got layer '{name}' as its Jacobian"):
+                kernel.forward_gram()
+            assert torch.isnan(report.forward_cka[i]) and torch.isnan(report.backward_cka[i])
+            continue
+        assert float(report.forward_cka[i]) == pytest.approx(ah.cka(kernel.forward_gram(), y), rel=1e-10)
+        g = kernel.terms[0].backward.sum(1).flatten(0, 1)
+        expected = reference.cka(g @ g.T, torch.outer(targets.flatten(), targets.flatten()))
+        assert float(report.backward_cka[i]) == pytest.approx(expected, rel=1e-10)
+    with pytest.raises(ValueError, match=r"backward_gram: expected .* capture with keep_factors=True"):
+        ah.tangent_kernels(model, x, keep_factors=False)["norm"].backward_gram()
 
 
 def test_explain():
@@ -488,8 +564,8 @@ def test_explain():
     by_name = {one.layer: one for one in found}
     assert (by_name["embed"].route, by_name["embed"].positions, by_name["embed"].parameters) == ("jacobian", 3, 12)
     assert (by_name["head"].route, by_name["head"].flops) == ("factors", 2 * 7**2 * (4 + 9 * 3))
-    assert by_name["attention"].route == "fallback"
-    assert by_name["attention"].bytes == 4 * 7 * 3 * by_name["attention"].parameters
+    assert by_name[""].route == "fallback"
+    assert by_name[""].bytes == 4 * 7 * 3 * by_name[""].parameters
     assert by_name[""].parameters == 4 + 16
     image = ah.explain(networks.convolutional(), x)
     assert "jacobian" in {one.route for one in image}

@@ -45,7 +45,7 @@ def test_kernels_are_in_use():
 def test_precisions(shape, precision):
     forward, backward = factors(*shape)
     k = reference.kernel(forward.cpu(), backward.cpu(), 0.0)
-    gram = ops.tangent_gram(forward, backward, 0.0, precision)
+    gram = ops.tangent_gram([forward], [backward], [0.0], precision)
     assert torch.equal(gram, gram.T)
     assert (gram.cpu() - k).norm() <= PRECISIONS[precision] * k.norm()
     got = square(forward, backward, row_means(k, shape[2]), precision)
@@ -68,7 +68,7 @@ def test_alignment_is_that_of_the_cpu(name, outputs):
     # In fp32 the masks of a rectifier may flip: compare at the same factors.
     for kernel in ah.tangent_kernels(model.float(), x.cuda(), outputs=outputs).values():
         on_cpu = ah.Factors(
-            kernel.factors.forward.cpu().double(), kernel.factors.backward.cpu().double(), kernel.factors.bias
+            kernel.terms[0].forward.cpu().double(), kernel.terms[0].backward.cpu().double(), kernel.terms[0].bias
         )
         same = ah.TangentKernel(on_cpu, kernel.outputs)
         assert ah.cka(kernel, y) == pytest.approx(ah.cka(same, y), rel=1e-5, abs=1e-9, nan_ok=True)
@@ -88,7 +88,7 @@ def test_nothing_waits_for_the_device():
     torch.cuda.set_sync_debug_mode("error")
     try:
         ops.tangent_statistics([forward], [backward], [1.0], v - v.mean(), "highest")
-        ops.tangent_gram(forward, backward, 1.0, "highest")
+        ops.tangent_gram([forward], [backward], [1.0], "highest")
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -45,7 +45,7 @@ def test_gram_and_moments(device, shape, precision):
     *sizes, bias = shape
     forward, backward = factors(*sizes)
     k = reference.kernel(forward, backward, bias)
-    got = cuda.tangent_gram(forward, backward, bias, precision)
+    got = cuda.tangent_gram([forward], [backward], [bias], precision)
     assert torch.equal(got, got.T)
     assert (got - k).norm() <= BOUNDS[precision] * k.norm()
     means = row_means(k, sizes[2])
@@ -72,11 +72,34 @@ def test_moments_of_three_kernels_in_panels(device, precision, monkeypatch):
     assert error.le(BOUNDS[precision] * norms[:, None] * norms[None]).all()
 
 
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_sums_of_terms_and_jacobians(device, precision, monkeypatch):
+    monkeypatch.setattr(cuda, "PANEL_BYTES", 1)
+    n, o = 135, 2
+    terms = [
+        (*factors(n, 1, o, 5, 20), 1.0, False),
+        (*factors(n, 4, o, 3, 9, seed=1), 1.0, True),
+        (*factors(n, 2, o, 3, 9, seed=2), 0.0, False),
+    ]
+    dense = [reference.kernel(*term[:3]) for term in terms]
+    forward, backward, bias, routes = (list(part) for part in zip(*terms, strict=True))
+    gram = cuda.tangent_gram(forward, backward, bias, precision, routes)
+    assert torch.equal(gram, gram.T)
+    assert (gram - sum(dense)).norm() <= BOUNDS[precision] * sum(dense).norm()
+    kernels = [dense[0] + dense[1], dense[2]]
+    means = [row_means(k, o) for k in kernels]
+    got = cuda.centered_moments(forward, backward, bias, means, precision, routes, [2, 1])
+    centered = torch.stack([reference.centered(k) for k in kernels])
+    norms = torch.stack([k.norm() for k in kernels])
+    error = (got - torch.einsum("aij,bij->ab", centered, centered)).abs()
+    assert error.le(BOUNDS[precision] * norms[:, None] * norms[None]).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_factors_of_16_bits_are_exact_in_parts(device, dtype):
     forward, backward = factors(33, 1, 4, 9, 40, dtype)
     k = reference.kernel(forward, backward, 1.0)
-    got = cuda.tangent_gram(forward, backward, 1.0, "highest")
+    got = cuda.tangent_gram([forward], [backward], [1.0], "highest")
     assert (got - k).norm() <= BOUNDS["highest"] * k.norm()
 
 
@@ -86,7 +109,7 @@ def test_strided_and_expanded_factors(device):
     expanded = backward[:1].expand(21, 1, 5, 24)
     for strided in (transposed, expanded):
         k = reference.kernel(forward, strided, 0.0)
-        assert (cuda.tangent_gram(forward, strided, 0.0, "highest") - k).norm() <= BOUNDS["highest"] * k.norm()
+        assert (cuda.tangent_gram([forward], [strided], [0.0], "highest") - k).norm() <= BOUNDS["highest"] * k.norm()
 
 
 @pytest.mark.parametrize("scales", [(1e-18, 1e-18), (1e18, 1e-18), (1e-18, 1e18), (1e18, 1e18)], ids=str)
@@ -103,12 +126,12 @@ def test_sums_over_long_k_keep_their_digits(device):
     forward, backward = factors(4, 1, 2, 3, 6400)
     backward = backward.abs()  # sums that only grow
     k = reference.kernel(forward, backward, 0.0)
-    assert (cuda.tangent_gram(forward, backward, 0.0, "highest") - k).norm() <= BOUNDS["highest"] * k.norm()
+    assert (cuda.tangent_gram([forward], [backward], [0.0], "highest") - k).norm() <= BOUNDS["highest"] * k.norm()
 
 
 def test_zero_factors(device):
     forward, backward = torch.zeros(9, 1, 4), torch.zeros(9, 1, 3, 5)
-    assert cuda.tangent_gram(forward, backward, 0.0, "highest").count_nonzero() == 0
+    assert cuda.tangent_gram([forward], [backward], [0.0], "highest").count_nonzero() == 0
     zeros = torch.zeros(9, 3, dtype=torch.float64)
     assert float(cuda.centered_moments([forward], [backward], [0.0], [zeros], "highest")) == 0.0
 

@@ -156,4 +156,4 @@ def test_bad_operands():
     with pytest.raises(TypeError, match="y: expected a tensor of class indices"):
         ah.cka(k, [0] * 12)
     with pytest.raises(ValueError, match="outputs: expected 3 rows for each sample, as in factors, got 1"):
-        ah.TangentKernel(k.factors, OutputSelection("trace", 3))
+        ah.TangentKernel(k.terms[0], OutputSelection("trace", 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -52,7 +53,7 @@ def test_tangent_gram(op, dtype, shape):
     *sizes, bias = shape
     forward, backward = factors(*sizes, dtype)
     expected = reference.kernel(forward, backward, bias)
-    got = op.tangent_gram(forward, backward, bias, "highest")
+    got = op.tangent_gram([forward], [backward], [bias], "highest")
     assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert torch.equal(got, got.T)
     assert (got - expected).norm() <= tolerance(dtype, sizes[3] + sizes[4]) * expected.norm()
@@ -147,6 +148,105 @@ def test_statistics_of_few_rows_with_many_numbers(sizes, dtype):
         torch.set_num_threads(threads)
 
 
+# s, d, m, bias, by Jacobian: the terms of a first, a second and a third kernel.
+TERMS = [
+    [(1, 7, 5, 1.0, False)],
+    [(4, 30, 50, 1.0, True), (3, 10, 9, 0.0, False), (70, 60, 100, 0.0, True)],
+    [(1, 0, 30, 1.0, False), (2, 49, 97, 1.0, True)],
+]
+
+
+@functools.cache
+def sums_of_terms(n: int, o: int, dtype: torch.dtype) -> tuple[tuple[list, ...], list[Tensor]]:
+    """Factors, biases and routes of TERMS, some transposed and some much smaller than others, and the kernels."""
+    arguments: tuple[list, ...] = ([], [], [], [])
+    kernels = []
+    for terms in TERMS:
+        k = torch.zeros(n * o, n * o, dtype=torch.float64)
+        for s, d, m, bias, by_jacobian in terms:
+            a, g = factors(n, s, o, d, m, dtype, seed=s)
+            if s > 1:
+                a, g = a.transpose(1, 2).contiguous().transpose(1, 2), g * 10.0 ** -(s % 3)
+            k += reference.kernel(a, g, bias)
+            for values, value in zip(arguments, (a, g, bias, by_jacobian), strict=True):
+                values.append(value)
+        kernels.append(k)
+    return arguments, kernels
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("n", "o"), [(1, 1), (5, 3), (49, 2), (100, 1), (130, 4)])
+def test_sums_of_terms_and_jacobians(op, n, o, dtype):
+    (forward, backward, bias, routes), kernels = sums_of_terms(n, o, dtype)
+    bound = tolerance(dtype, 7000)
+    terms = [len(terms) for terms in TERMS]
+
+    total = torch.stack(kernels).sum(0)
+    gram = op.tangent_gram(forward, backward, bias, "highest", routes)
+    assert torch.equal(gram, gram.T)
+    assert (gram - total).norm() <= bound * total.norm()
+
+    centered = torch.stack([reference.centered(k) for k in kernels])
+    norms = torch.stack([k.norm() for k in kernels])
+    means = [row_means(k, o) for k in kernels]
+    moments = op.centered_moments(forward, backward, bias, means, "highest", routes, terms)
+    error = moments - torch.einsum("aij,bij->ab", centered, centered)
+    assert error.abs().le(2 * bound * norms[:, None] * norms).all()
+
+    v = centered_vector(n, o)
+    for row, k in zip(
+        op.tangent_statistics(forward, backward, bias, v, "highest", routes, terms), kernels, strict=True
+    ):
+        size = torch.stack((v.square().sum() * k.norm(), k.norm() ** 2, k.trace(), n * o * k.norm()))
+        assert (row - statistics(k, v)).abs().le(2 * bound * size).all()
+
+    for a, g, b, route in zip(forward, backward, bias, routes, strict=True):
+        k = reference.kernel(a, g, b)
+        assert (op.tangent_diagonal(a, g, b, route).flatten() - k.diagonal()).norm() <= 1e-14 * k.norm()
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize("spread", [1e-1, 1e-2, 1e-3])
+def test_nearly_constant_jacobians(op, spread):
+    """One output and K within `spread` of constant, as a sum with a term that goes by its Jacobian."""
+    generator = torch.Generator().manual_seed(0)
+
+    def near(*shape: int) -> Tensor:
+        constant = torch.randn(1, *shape[1:], generator=generator)
+        return constant + spread * torch.randn(*shape, generator=generator)
+
+    a, g, other = near(120, 6, 30), near(120, 6, 1, 50), near(120, 1, 1, 300)
+    k = reference.kernel(a, g, 1.0) + reference.kernel(other[:, :, 0, :0], other, 1.0)
+    expected = reference.centered(k).square().sum()
+    got = op.centered_moments(
+        [a, other[:, :, 0, :0]], [g, other], [1.0, 1.0], [row_means(k, 1)], "highest", [True, False], [2]
+    )
+    assert float((got - expected).abs() / expected) < 1e-5
+
+
+def test_single_output_with_many_numbers_in_blocks():
+    """Rows beyond the workspace that have to be centered before they are multiplied."""
+    forward, backward = factors(100, 1, 1, 3, 100_000)
+    backward = backward + 3
+    k = reference.kernel(forward, backward, 1.0)
+    got = ops.centered_moments([forward], [backward], [1.0], [row_means(k, 1)], "highest")
+    assert float(got) == pytest.approx(float(reference.centered(k).square().sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("o", [10, 130])
+def test_kept_tiles_in_several_blocks(o):
+    """More tiles than are kept at a time: squares of panels, or part of the outputs of one pair of panels."""
+    n = 800 if o == 10 else 49
+    forward, backward = factors(n, 2, o, 3, 4)
+    k = reference.kernel(forward, backward, 1.0)
+    means = [row_means(k, o)]
+    got = ops.centered_moments([forward], [backward], [1.0], means, "highest", [True])
+    assert float(got) == pytest.approx(float(reference.centered(k).square().sum()), rel=1e-6)
+    gram = ops.tangent_gram([forward], [backward], [1.0], "highest", [True])
+    assert (gram - k).norm() <= 1e-6 * k.norm()
+
+
 @pytest.mark.parametrize("scale", [1e-18, 1.0, 1e18])
 @pytest.mark.parametrize("n", [60, 300], ids=["kept tiles", "other ops"])
 def test_statistics_at_extreme_scales(n, scale):
@@ -210,14 +310,14 @@ def test_medium_precision_is_that_of_bf16_factors(op):
     forward, backward = factors(100, 1, 3, 65, 77, torch.float32)
     k = reference.kernel(forward, backward, 0.0)
     rounded = reference.kernel(forward.bfloat16(), backward.bfloat16(), 0.0)
-    got = op.tangent_gram(forward, backward, 0.0, "medium")
+    got = op.tangent_gram([forward], [backward], [0.0], "medium")
     assert (got - k).norm() <= 1.05 * (rounded - k).norm()
     assert relative_error(op, forward, backward, 0.0, "medium") < 1e-2
 
 
 def test_strided_and_expanded_factors():
     forward, backward = factors(50, 2, 3, 40, 36, torch.float32)
-    k = ops.tangent_gram(forward, backward, 1.0, "highest")
+    k = ops.tangent_gram([forward], [backward], [1.0], "highest")
     v = torch.randn(50, 3, 1, dtype=torch.float64)
     layouts = [
         (forward.permute(2, 0, 1).contiguous().permute(1, 2, 0), backward.permute(3, 2, 0, 1).contiguous()),
@@ -231,7 +331,7 @@ def test_strided_and_expanded_factors():
     for a, g in layouts:
         assert torch.equal(a, forward) and torch.equal(g, backward)
         assert not a.is_contiguous() or not g.is_contiguous()
-        assert torch.equal(ops.tangent_gram(a, g, 1.0, "highest"), k)
+        assert torch.equal(ops.tangent_gram([a], [g], [1.0], "highest"), k)
         assert torch.equal(ops.centered_moments([a], [g], [1.0], means, "highest"), moments)
         torch.testing.assert_close(
             ops.tangent_product(a, g, 1.0, v),
@@ -247,8 +347,8 @@ def test_strided_and_expanded_factors():
         )
     ones = torch.ones(1).expand(50, 2, 1, 1)
     assert torch.equal(
-        ops.tangent_gram(forward, ones, 0.0, "highest"),
-        ops.tangent_gram(forward, ones.clone(), 0.0, "highest"),
+        ops.tangent_gram([forward], [ones], [0.0], "highest"),
+        ops.tangent_gram([forward], [ones.clone()], [0.0], "highest"),
     )
 
 
@@ -263,7 +363,9 @@ def test_factors_spread_over_more_than_2_31_elements():
     a, g = factors(n, 1, 1, d, m, torch.float32)
     forward.copy_(a)
     backward.copy_(g)
-    assert torch.equal(ops.tangent_gram(forward, backward, 0.0, "highest"), ops.tangent_gram(a, g, 0.0, "highest"))
+    assert torch.equal(
+        ops.tangent_gram([forward], [backward], [0.0], "highest"), ops.tangent_gram([a], [g], [0.0], "highest")
+    )
     v = torch.randn(n, 1, 2, dtype=torch.float64)
     assert torch.equal(ops.tangent_product(forward, backward, 0.0, v), ops.tangent_product(a, g, 0.0, v))
 
@@ -271,7 +373,7 @@ def test_factors_spread_over_more_than_2_31_elements():
 def test_factors_larger_than_the_workspace():
     """Several groups of panels: n*(d + o*m) numbers beyond 32 MiB."""
     forward, backward = factors(400, 1, 3, 5000, 8000, torch.float32)
-    k = ops.tangent_gram(forward, backward, 0.0, "highest")
+    k = ops.tangent_gram([forward], [backward], [0.0], "highest")
     p = forward[:, 0].double() @ forward[:, 0].double().T
     for x, y in [(0, 0), (3, 399), (250, 149), (399, 399)]:
         q = backward[x, 0].double() @ backward[y, 0].double().T
@@ -313,13 +415,17 @@ def test_same_bits_for_any_number_of_threads_and_any_run(dtype, shape):
         return [
             ops.centered_moments([forward], [backward], [bias], means, "highest"),
             ops.centered_moments([forward], [backward], [bias], means, "medium"),
-            ops.tangent_gram(forward, backward, bias, "highest"),
+            ops.tangent_gram([forward], [backward], [bias], "highest"),
             ops.tangent_product(forward, backward, bias, v),
             ops.tangent_quadratic(forward, backward, bias, v),
             ops.tangent_row_sums(forward, backward, bias),
             ops.tangent_diagonal(forward, backward, bias),
             ops.tangent_statistics([forward], [backward], [bias], centered, "highest"),
             ops.tangent_statistics([forward[:40]], [backward[:40]], [bias], centered[:40], "highest"),
+            ops.tangent_statistics(
+                [forward, forward], [backward, backward], [bias, 1.0], centered, "highest", [True] * 2
+            ),
+            ops.centered_moments(2 * [forward], 2 * [backward], 2 * [bias], means, "highest", [True, False], [2]),
         ]
 
     before = torch.get_num_threads()
@@ -341,7 +447,7 @@ def test_opcheck():
         library = torch.ops.ahkernels
         for op, arguments in [
             (library.centered_moments, ([forward], [backward], [1.0], [means], "highest")),
-            (library.tangent_gram, (forward, backward, 1.0, "highest")),
+            (library.tangent_gram, ([forward], [backward], [1.0], "highest", [True])),
             (library.tangent_product, (forward, backward, 1.0, means.unsqueeze(2))),
             (library.tangent_quadratic, (forward, backward, 1.0, means.unsqueeze(2))),
             (library.tangent_row_sums, (forward, backward, 1.0)),
@@ -370,6 +476,9 @@ def test_opcheck():
         ({"row_means": [torch.zeros(4, 2)]}, "row_means: expected contiguous float64"),
         ({"row_means": [torch.zeros(3, 2, dtype=torch.float64)]}, r"shape \[n, o\] = \[4, 2\]"),
         ({"precision": "lowest"}, "precision: expected"),
+        ({"by_jacobian": [True, False]}, r"by_jacobian: expected as many as forward has factors \(1\) or none, got 2"),
+        ({"terms": [2]}, r"terms: expected a sum of 1, the factors of forward, got 2"),
+        ({"terms": [1, 0]}, "terms: expected at least one for each kernel, got 0"),
     ],
 )
 def test_bad_arguments_of_centered_moments(change, message):

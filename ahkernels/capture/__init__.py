@@ -10,11 +10,13 @@ from ahkernels.capture.explain import Explanation, LayerExplanation, explain
 from ahkernels.capture.kernels import iter_tangent_kernels, plan_capture, tangent_kernels
 from ahkernels.capture.rules import Rule, register_rule
 from ahkernels.capture.run import DEFAULT_MEMORY_BUDGET
+from ahkernels.capture.selection import Layers
 
 __all__ = [
     "DEFAULT_MEMORY_BUDGET",
     "Explanation",
     "LayerExplanation",
+    "Layers",
     "Rule",
     "explain",
     "iter_tangent_kernels",

@@ -7,7 +7,7 @@ as an in-place activation, changes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from ahkernels.capture.rules import Rule
+from ahkernels.capture.rules import Recorded, Rule
 from ahkernels.capture.selection import Layer
 
 
@@ -23,10 +23,12 @@ from ahkernels.capture.selection import Layer
 class Uses:
     """The uses of one layer in a call, in their order."""
 
-    # What the layer's rule keeps of each, [n, ...]; None where it does not apply or the samples do not come first.
-    recorded: list[Tensor | None] = field(default_factory=list)
+    # What the layer's rule keeps of each; None where it does not apply or the samples do not come first.
+    recorded: list[Recorded | None] = field(default_factory=list)
     edges: list[GradientEdge] = field(default_factory=list)
     output_shapes: list[tuple[int, ...]] = field(default_factory=list)
+    # Of further outputs, such as the weights of an attention: rules know nothing of their gradients.
+    other_outputs: list[Node] = field(default_factory=list)
 
 
 @dataclass
@@ -38,8 +40,14 @@ class Call:
     leaves: dict[str, Tensor]
 
 
-def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Call:
+def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer], *, parameters: Mapping[str, Tensor]) -> Call:
     """Runs the model on x and records the layers; the hooks it needs are gone when it returns or raises.
+
+    Args:
+        model: The network.
+        x: [n, ...].
+        layers: What to record.
+        parameters: All of the model's, by name.
 
     Raises:
         ValueError: where the output is no tensor [n, o] with o > 0, or a layer is called without gradients.
@@ -54,25 +62,24 @@ def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Call:
         return remember
 
     def recorder(layer: Layer, rule: Rule) -> Any:
-        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+            output, *others = outputs if isinstance(outputs, tuple) else (outputs,)
             if not output.requires_grad:
                 raise ValueError(
                     f"model: expected gradients to flow through layer {layer.name!r}, got a call of it without "
                     "gradients (under torch.no_grad(), say); leave the layer out with layers="
                 )
             seen = uses.setdefault(layer.name, Uses())
-            inputs = tuple(_detached(value) for value in (*args, *kwargs.values()))
             with torch.no_grad():
-                # Later in-place operations must not reach it.
-                recorded = rule.record(module, inputs)
-            applies = recorded is not None and len(recorded) == len(output) == len(x)
-            seen.recorded.append(recorded.clone() if recorded is not None and applies else None)
+                recorded = rule.record(module, args, kwargs)
+            seen.recorded.append(_kept(recorded) if _samples_first(recorded, output, len(x)) else None)
             seen.edges.append(get_gradient_edge(output))
             seen.output_shapes.append(tuple(output.shape))
+            seen.other_outputs += [o.grad_fn for o in others if isinstance(o, Tensor) and o.grad_fn is not None]
 
         return record
 
-    leaves = {name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()}
+    leaves = {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
     try:
         for layer in layers:
             # First of the module's hooks: it sees the output before any other hook replaces it.
@@ -81,7 +88,7 @@ def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Call:
             else:
                 hook = recorder(layer, layer.rule)
                 handles.append(layer.module.register_forward_hook(hook, prepend=True, with_kwargs=True))
-        output = torch.func.functional_call(model, leaves, (x.detach(),))
+        output = torch.func.functional_call(model, {**leaves, **copied_buffers(model)}, (x.detach(),))
     finally:
         for handle in handles:
             handle.remove()
@@ -91,8 +98,21 @@ def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Call:
     return Call(output, uses, leaves)
 
 
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+def copied_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """For a call to change, such as running statistics."""
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def _samples_first(recorded: Recorded | None, output: Tensor, n: int) -> bool:
+    first = recorded[0] if isinstance(recorded, tuple) else recorded
+    return first is not None and len(first) == len(output) == n
+
+
+def _kept(recorded: Any) -> Any:
+    """Copies that later in-place operations do not reach."""
+    if isinstance(recorded, tuple):
+        return tuple(_kept(one) for one in recorded)
+    return recorded.detach().clone() if isinstance(recorded, Tensor) else recorded
 
 
 def nodes_reaching(output: Tensor) -> tuple[set[Node], dict[int, int]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from ahkernels.capture.kernels import plan_capture
-from ahkernels.capture.route import jacobian_cost, pairs_cost
-from ahkernels.capture.run import DEFAULT_MEMORY_BUDGET, PlannedLayer, has_bias_term, plan_layers
-from ahkernels.outputs import Outputs, OutputSelection
+from ahkernels.capture.run import DEFAULT_MEMORY_BUDGET, PlannedLayer
+from ahkernels.capture.selection import Layers
+from ahkernels.outputs import Outputs
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,8 @@ class LayerExplanation:
     Attributes:
         layer: Its name.
         kind: The type of its module.
-        route: "factors" (one position), "pairs" (of positions), "jacobian" (from factors), or "fallback" (the
-            Jacobian from the model itself, where there is no rule).
+        route: "factors" (one position), "pairs" (of positions), "jacobian" (kept instead of the factors), "jacobian
+            slices" (of kept factors), or "fallback" (the Jacobian from the model itself, where there is no rule).
         positions: s, over all of its uses.
         parameters: Numbers in them.
         flops: Of the full kernel from what is captured, two for each multiply-add; half of that where K is only
@@ -74,7 +73,7 @@ def explain(
     model: nn.Module,
     x: Tensor,
     *,
-    layers: str | Sequence[str] | None = None,
+    layers: Layers = None,
     outputs: Outputs = "all",
     memory_budget: int | None = DEFAULT_MEMORY_BUDGET,
 ) -> Explanation:
@@ -83,28 +82,26 @@ def explain(
     Arguments and errors as `layerwise_alignment`.
     """
     plan = plan_capture(
-        model, x, layers=layers, outputs=outputs, precision=None, memory_budget=memory_budget, progress=False
+        model,
+        x,
+        layers=layers,
+        outputs=outputs,
+        precision=None,
+        memory_budget=memory_budget,
+        keep_factors=False,
+        progress=False,
     )
-    n, item = x.shape[0], next(model.parameters()).dtype.itemsize
-    planned = plan_layers(model, n, plan.layers, plan.outputs, plan.memory_budget)
-    return Explanation(_explain(model, layer, n, plan.outputs, item) for layer in planned)
+    return Explanation(_explain(model, layer) for layer in plan.layers)
 
 
-def _explain(model: nn.Module, layer: PlannedLayer, n: int, outputs: OutputSelection, item: int) -> LayerExplanation:
-    traced = layer.traced
-    shape = (n, outputs.rows, outputs.entries, traced.positions, traced.d, traced.m)
-    if layer.by_jacobian:
-        route = "jacobian"
-        work, numbers = jacobian_cost(*shape, bias=has_bias_term(traced))
-    else:
-        route = "fallback" if traced.layer.rule is None else "factors" if traced.positions == 1 else "pairs"
-        work, numbers = pairs_cost(*shape)
+def _explain(model: nn.Module, planned: PlannedLayer) -> LayerExplanation:
+    traced, route = planned.traced, planned.route
     return LayerExplanation(
-        layer.name,
+        planned.name,
         type(traced.layer.module).__name__,
-        route,
+        "fallback" if traced.layer.rule is None else route.name,
         traced.positions,
         sum(model.get_parameter(name).numel() for name in traced.layer.parameters),
-        2 * work,
-        numbers * item,
+        route.flops,
+        route.numbers * next(model.parameters()).dtype.itemsize,
     )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ahkernels.capture.call import copied_buffers
 from ahkernels.capture.guard import quietly_batched
 
 # Of the Jacobians of a chunk of samples.
@@ -38,7 +39,8 @@ def jacobians(model: nn.Module, x: Tensor, layers: Sequence[Sequence[str]], cota
 
     def of_sample(sample: Tensor) -> dict[str, Tensor]:
         def f(values: dict[str, Tensor]) -> Tensor:
-            output: Tensor = torch.func.functional_call(model, {**rest, **values}, (sample.unsqueeze(0),))
+            state = {**rest, **values, **copied_buffers(model)}
+            output: Tensor = torch.func.functional_call(model, state, (sample.unsqueeze(0),))
             return output[0]
 
         pull = torch.func.vjp(f, own)[1]
@@ -71,7 +73,8 @@ def _one_by_one(
 ) -> dict[str, Tensor]:
     """The same for one sample by plain autograd: [r, *shape]."""
     leaves = {name: parameter.clone().requires_grad_() for name, parameter in own.items()}
-    output = torch.func.functional_call(model, {**rest, **leaves}, (sample.unsqueeze(0),))[0]
+    state = {**rest, **leaves, **copied_buffers(model)}
+    output = torch.func.functional_call(model, state, (sample.unsqueeze(0),))[0]
     rows = [
         torch.autograd.grad(output, list(leaves.values()), c, retain_graph=True, materialize_grads=True)
         for c in cotangents

@@ -1,4 +1,4 @@
-"""What a measurement must not meet or leave behind: modules that mix samples, and changes to the model."""
+"""What a measurement must not meet or leave behind: modules that mix samples or change, and changes to the model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 
-def refuse_mixing_modules(model: nn.Module) -> None:
-    """Raises ValueError for modules whose output for a sample depends on the others, or on chance."""
+def refuse_modules(model: nn.Module) -> None:
+    """Raises ValueError for modules whose output for a sample depends on the others or on chance, or that change."""
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
             raise ValueError(
@@ -19,11 +19,22 @@ def refuse_mixing_modules(model: nn.Module) -> None:
                 f"{name!r} with the statistics of its batch; call model.eval() first"
                 + ("" if module.training else ", and give it running statistics (track_running_stats=True)")
             )
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+        if module.training and _drops_out(module):
             raise ValueError(
                 f"model: expected a deterministic network, got {type(module).__name__} {name!r} in training mode; "
                 "call model.eval() first"
             )
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+            raise ValueError(
+                f"model: expected calls that leave parameters as they are, got {type(module).__name__} {name!r} with "
+                "max_norm, whose calls rescale its weight; rescale it once and set max_norm = None"
+            )
+
+
+def _drops_out(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    return isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) and module.dropout > 0
 
 
 def check_input(model: nn.Module, x: Tensor) -> None:

@@ -1,35 +1,100 @@
-"""How a layer with several positions is contracted: by pairs of positions, or by its Jacobian.
+"""How a layer with several positions is contracted: by pairs of positions, or through its Jacobian.
 
 A layer that is used s times (calls times positions) has K = sum over pairs (s, s') of P o Q. Pairs cost
 s^2 n^2 (d + e m) multiply-adds where a pair of samples has e entries of Q. The Jacobian sum_s g_s a_s^T, m (d + b)
-numbers for each of r outputs, costs n r s m d and then n^2 e m (d + b). The choice is a function of the shapes and of
-the memory budget alone: the cheaper route of those that fit it, or the smaller one.
+numbers for each of r outputs, costs n r s m d and then n^2 e m (d + b). It is formed once, as the layer is captured,
+and kept instead of the factors; or, where the factors are smaller, a slice of the parameters at a time from kept
+factors, again for each block of samples. The choice is a function of the shapes and of the memory budget alone: the
+cheapest route of those that fit it, or else the one that holds least.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
 import torch
 from torch import Tensor
 
+RouteName: TypeAlias = Literal["factors", "pairs", "jacobian", "jacobian slices"]
 
-def pairs_cost(n: int, r: int, e: int, s: int, d: int, m: int) -> tuple[int, int]:
-    """Multiply-adds, and numbers held, by pairs of positions (or of a layer with a single one)."""
-    return s**2 * n**2 * (d + e * m), n * s * (d + r * m)
-
-
-def jacobian_cost(n: int, r: int, e: int, s: int, d: int, m: int, *, bias: bool) -> tuple[int, int]:
-    """Multiply-adds, and numbers held, by the Jacobian."""
-    parameters = m * (d + bias)
-    return n * r * s * m * d + n**2 * e * parameters, n * r * parameters
+# Samples whose rows of K are computed together where the Jacobian comes in slices, for 10 outputs: see kKeptBytes in
+# csrc/cpu/tile_walk.h.
+_BLOCK_ROWS = 5760
 
 
-def takes_jacobian(n: int, r: int, e: int, s: int, d: int, m: int, *, bias: bool, most_numbers: int) -> bool:
-    """Whether to go by the Jacobian, where `most_numbers` fit the memory budget."""
+@dataclass(frozen=True)
+class Shape:
+    """What the cost of a layer depends on.
+
+    Attributes:
+        n: Samples.
+        r: Cotangents.
+        e: Entries of the backward Gram for each pair of samples.
+        s: Positions.
+        d: Length of the forward factor.
+        m: Length of the backward factor.
+        bias: Whether there is a bias term.
+    """
+
+    n: int
+    r: int
+    e: int
+    s: int
+    d: int
+    m: int
+    bias: bool
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the Jacobian for each output."""
+        return self.m * (self.d + self.bias)
+
+
+@dataclass(frozen=True)
+class Route:
+    """A way to the kernel and what it costs.
+
+    Attributes:
+        name: "factors" (a single position), "pairs" (of positions), "jacobian" (kept instead of the factors) or
+            "jacobian slices" (of kept factors).
+        flops: Of the full kernel from what is captured, two for each multiply-add; half of the part that grows with
+            n^2 where K is only summed over.
+        numbers: Held of the layer.
+    """
+
+    name: RouteName
+    flops: int
+    numbers: int
+
+
+def routes(shape: Shape) -> list[Route]:
+    """All ways to the kernel of a layer with a forward factor."""
+    n, r, e, s, d, m = shape.n, shape.r, shape.e, shape.s, shape.d, shape.m
+    factors = n * s * (d + r * m)
+    gram = 2 * n**2 * (d + e * m)
     if s == 1:
-        return False
-    by_pairs, by_jacobian = pairs_cost(n, r, e, s, d, m), jacobian_cost(n, r, e, s, d, m, bias=bias)
-    what = 1 if max(by_pairs[1], by_jacobian[1]) > most_numbers else 0
-    return by_jacobian[what] < by_pairs[what]
+        return [Route("factors", gram, factors)]
+    forming, contraction = 2 * n * r * s * m * d, 2 * n**2 * e * shape.parameters
+    blocks = math.ceil(n * math.isqrt(e) / _BLOCK_ROWS)
+    return [
+        Route("pairs", s**2 * gram, factors),
+        Route("jacobian", forming + contraction, n * r * shape.parameters),
+        Route("jacobian slices", blocks * forming + contraction, factors),
+    ]
+
+
+def choose_route(shape: Shape, most_numbers: int, *, keep_factors: bool = False) -> Route:
+    """The cheapest of the routes that hold no more than so many numbers, or the one that holds least.
+
+    With `keep_factors` the Jacobian does not stand in for them.
+    """
+    found = [route for route in routes(shape) if not (keep_factors and route.name == "jacobian")]
+    fitting = [route for route in found if route.numbers <= most_numbers]
+    if fitting:
+        return min(fitting, key=lambda route: route.flops)
+    return min(found, key=lambda route: (route.numbers, route.flops))
 
 
 def jacobian(a: Tensor, g: Tensor, *, bias: bool) -> Tensor:

@@ -1,13 +1,13 @@
-"""The factors of all layers, in groups of layers whose factors fit the memory budget together.
+"""The factors of all layers, as many of them in one pass as fit the memory budget together.
 
-Each group costs a forward pass and a backward pass down to its first layer, with the cotangents of all outputs batched.
+Each pass costs a forward pass and a backward pass down to its first layer, with the cotangents of all outputs batched.
 Samples are taken in chunks, which bounds the memory of the passes and keeps it in the cache. No gradient of a parameter
 is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ahkernels.capture.call import Call, call_model
 from ahkernels.capture.fallback import jacobians
 from ahkernels.capture.guard import quietly_batched, unchanged
-from ahkernels.capture.route import jacobian, takes_jacobian
+from ahkernels.capture.route import Route, Shape, choose_route, jacobian
 from ahkernels.capture.trace import TracedLayer
 from ahkernels.factors import Factors
 from ahkernels.outputs import OutputSelection
@@ -30,30 +30,43 @@ _DEVICE_CHUNK_BYTES = 256 << 20
 
 
 def iter_factors(
-    model: nn.Module, x: Tensor, layers: Sequence[TracedLayer], outputs: OutputSelection, memory_budget: int
-) -> Iterator[Factors]:
-    """Yields the factors of each layer, in their order and unchecked; backward [n, s, r, m] for r cotangents.
+    model: nn.Module,
+    x: Tensor,
+    layers: Sequence[PlannedLayer],
+    groups: Mapping[str, Sequence[str]],
+    outputs: OutputSelection,
+    memory_budget: int,
+) -> Iterator[tuple[str, list[Factors]]]:
+    """Yields the name of each group with the factors of its layers, unchecked; backward [n, s, r, m] for r cotangents.
 
-    Factors of a layer are dropped here once they are yielded. A group holds at least one layer, whatever the budget.
+    Factors are dropped here once the last group that needs them is yielded. One pass captures at least one group,
+    whatever the budget.
     """
-    n, rows = x.shape[0], outputs.rows
-    planned = plan_layers(model, n, layers, outputs, memory_budget)
-    for group in _groups(planned, n, rows, _item_size(model), memory_budget):
+    planned = {layer.name: layer for layer in layers}
+    for names in _passes(planned, groups, memory_budget // _item_size(model)):
+        members = [name for name in planned if any(name in groups[group] for group in names)]
         try:
-            factors = _capture(model, x, group, outputs, rows)
+            factors = _capture(model, x, [planned[name] for name in members], outputs)
         except _SamplesElsewhereError as found:
-            group = [layer.without_rule(model) if layer.name in found.layers else layer for layer in group]
-            factors = _capture(model, x, group, outputs, rows)
-        while factors:
-            yield factors.pop(0)
+            planned |= {name: planned[name].without_rule(model, x.shape[0], outputs) for name in found.layers}
+            factors = _capture(model, x, [planned[name] for name in members], outputs)
+        for i, name in enumerate(names):
+            later = {member for group in names[i + 1 :] for member in groups[group]}
+            yield name, [factors[member] if member in later else factors.pop(member) for member in groups[name]]
 
 
 def plan_layers(
-    model: nn.Module, n: int, layers: Sequence[TracedLayer], outputs: OutputSelection, memory_budget: int
+    model: nn.Module,
+    n: int,
+    layers: Sequence[TracedLayer],
+    outputs: OutputSelection,
+    memory_budget: int,
+    *,
+    keep_factors: bool,
 ) -> list[PlannedLayer]:
-    """What is kept of each layer for n samples."""
+    """How each layer is captured for n samples."""
     most_numbers = memory_budget // _item_size(model)
-    return [PlannedLayer.of(layer, n, outputs.rows, outputs.entries, most_numbers) for layer in layers]
+    return [PlannedLayer.of(layer, n, outputs, most_numbers, keep_factors=keep_factors) for layer in layers]
 
 
 class _SamplesElsewhereError(Exception):
@@ -66,30 +79,24 @@ class _SamplesElsewhereError(Exception):
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """A layer and the shape of the factors that are kept of it: forward [n, s, d], backward [r, n, s, m].
-
-    By its Jacobian (see `ahkernels.capture.route`) s = 1, d = 0 and m is the number of parameters.
-    """
+    """A layer and its route, for so many samples."""
 
     traced: TracedLayer
-    by_jacobian: bool
-    s: int
-    d: int
-    m: int
+    route: Route
 
     @classmethod
-    def of(cls, layer: TracedLayer, n: int, rows: int, entries: int, most_numbers: int) -> PlannedLayer:
-        """For n samples, `rows` cotangents, as many entries of Q for a pair of samples, and numbers in the budget."""
+    def of(
+        cls, layer: TracedLayer, n: int, outputs: OutputSelection, most_numbers: int, *, keep_factors: bool = False
+    ) -> PlannedLayer:
+        """For n samples and so many numbers in the budget."""
         bias = has_bias_term(layer)
-        shape = (layer.positions, layer.d, layer.m)
-        if takes_jacobian(n, rows, entries, *shape, bias=bias, most_numbers=most_numbers):
-            return cls(layer, True, 1, 0, layer.m * (layer.d + bias))
-        return cls(layer, False, layer.positions, layer.d, layer.m)
+        shape = Shape(n, outputs.rows, outputs.entries, layer.positions, layer.d, layer.m, bias)
+        return cls(layer, choose_route(shape, most_numbers, keep_factors=keep_factors and layer.d > 0))
 
-    def without_rule(self, model: nn.Module) -> PlannedLayer:
+    def without_rule(self, model: nn.Module, n: int, outputs: OutputSelection) -> PlannedLayer:
         """The same layer by the fallback."""
         traced = TracedLayer.without_rule(self.traced.layer, model, reached=self.traced.reached)
-        return PlannedLayer(traced, False, 1, 0, traced.m)
+        return PlannedLayer.of(traced, n, outputs, 0)
 
     @property
     def name(self) -> str:
@@ -97,9 +104,14 @@ class PlannedLayer:
         return self.traced.layer.name
 
     @property
+    def as_jacobian(self) -> bool:
+        """Whether its Jacobian is kept instead of its factors."""
+        return self.route.name == "jacobian"
+
+    @property
     def bias(self) -> bool:
-        """Whether the kept factors have the term of a bias."""
-        return self.by_jacobian or has_bias_term(self.traced)
+        """Whether what is kept has the term of a bias."""
+        return self.as_jacobian or has_bias_term(self.traced)
 
 
 def has_bias_term(layer: TracedLayer) -> bool:
@@ -112,33 +124,39 @@ def _item_size(model: nn.Module) -> int:
     return next(model.parameters()).dtype.itemsize
 
 
-def _groups(
-    layers: Sequence[PlannedLayer], n: int, rows: int, item_size: int, memory_budget: int
-) -> Iterator[list[PlannedLayer]]:
-    group: list[PlannedLayer] = []
+def _passes(
+    layers: Mapping[str, PlannedLayer], groups: Mapping[str, Sequence[str]], most_numbers: int
+) -> list[list[str]]:
+    """Names of the groups that each pass captures: as many as fit."""
+    passes: list[list[str]] = []
+    captured: set[str] = set()
     held = 0
-    for layer in layers:
-        size = n * layer.s * (layer.d + rows * layer.m) * item_size
-        if group and held + size > memory_budget:
-            yield group
-            group, held = [], 0
-        group.append(layer)
-        held += size
-    yield group
+    for name, members in groups.items():
+        numbers = sum(layers[member].route.numbers for member in members if member not in captured)
+        if not passes or held + numbers > most_numbers:
+            passes.append([])
+            captured, held = set(), 0
+            numbers = sum(layers[member].route.numbers for member in members)
+        passes[-1].append(name)
+        captured |= set(members)
+        held += numbers
+    return passes
 
 
 def _capture(
-    model: nn.Module, x: Tensor, group: Sequence[PlannedLayer], outputs: OutputSelection, rows: int
-) -> list[Factors]:
-    n = x.shape[0]
-    kept = _fallback(model, x, [layer for layer in group if layer.traced.layer.rule is None], outputs)
-    everything, group = group, [layer for layer in group if layer.traced.layer.rule is not None]
+    model: nn.Module, x: Tensor, layers: Sequence[PlannedLayer], outputs: OutputSelection
+) -> dict[str, Factors]:
+    """The factors of layers by name, from one pass over the samples."""
+    n, rows = x.shape[0], outputs.rows
+    kept = _fallback(model, x, [layer for layer in layers if layer.traced.layer.rule is None], outputs)
+    group = [layer for layer in layers if layer.traced.layer.rule is not None]
     widest = max([1, *(layer.traced.positions * layer.traced.m for layer in group)])
     chunk_bytes = _CHUNK_BYTES if x.device.type == "cpu" else _DEVICE_CHUNK_BYTES
     chunk = min(n, max(16, chunk_bytes // (rows * widest * _item_size(model))))
     for begin in range(0, n, chunk) if group else ():
         with unchanged(x):
-            call = call_model(model, x[begin : begin + chunk], [layer.traced.layer for layer in group])
+            recorded = [layer.traced.layer for layer in group]
+            call = call_model(model, x[begin : begin + chunk], recorded, parameters=dict(model.named_parameters()))
             elsewhere = {name for name, uses in call.uses.items() if any(one is None for one in uses.recorded)}
             if elsewhere:
                 raise _SamplesElsewhereError(elsewhere)
@@ -153,10 +171,17 @@ def _capture(
             forward, backward = kept[layer.name]
             forward[begin : begin + len(a)], backward[:, begin : begin + len(a)] = a, g
         del call, gradients
-    factors = []
-    for layer in everything:
+    factors = {}
+    for layer in layers:
         forward, backward = kept.pop(layer.name)
-        factors.append(Factors(forward, backward.permute(1, 2, 0, 3), layer.bias, layer.name, unchecked=True))
+        factors[layer.name] = Factors(
+            forward,
+            backward.permute(1, 2, 0, 3),
+            layer.bias,
+            layer.name,
+            by_jacobian=layer.route.name == "jacobian slices",
+            unchecked=True,
+        )
     return factors
 
 
@@ -234,7 +259,7 @@ def _factors_of(
         inputs.append(a)
         factors.append(g)
     a, g = (parts[0] if len(parts) == 1 else torch.cat(parts, parts[0].dim() - 2) for parts in (inputs, factors))
-    if layer.by_jacobian:
+    if layer.as_jacobian:
         bias = rule.has_bias(traced.layer.module)
         return zeros.expand(n, 1, 0), jacobian(a, g, bias=bias).unsqueeze(2)
     return a, g

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import nn
 
 from ahkernels.capture.rules import Rule, rule_for
+
+# Names or patterns of layers, or of those of each group; None for all layers that have parameters.
+Layers: TypeAlias = str | Sequence[str] | Mapping[str, str | Sequence[str]] | None
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Layer:
 
     Attributes:
         name: As in `model.named_modules()`.
-        module: The module.
+        module: The module whose calls use them: that of the name, or its container (see `rule_for`).
         parameters: Names as in `model.named_parameters()`. A parameter tied between modules belongs to the first of
             them, one that a parametrisation holds to the module it is a parametrisation of.
         rule: The rule for its kind; None where its Jacobian comes from `ahkernels.capture.fallback`.
@@ -30,8 +34,21 @@ class Layer:
     rule: Rule | None
 
 
-def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> list[Layer]:
-    """The layers that `layers` names, in the order of the model's modules.
+@dataclass(frozen=True)
+class Selection:
+    """The layers to capture, and which of them are measured together.
+
+    Attributes:
+        layers: Each once, in the order of the model's modules.
+        groups: Name of each group -> names of its layers; by default each layer alone, under its own name.
+    """
+
+    layers: list[Layer]
+    groups: dict[str, list[str]]
+
+
+def select_layers(model: nn.Module, layers: Layers) -> Selection:
+    """What the argument `layers` names.
 
     Raises:
         TypeError: where `model` or `layers` is of another type.
@@ -48,15 +65,18 @@ def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> list[
         raise ValueError(f"model: expected modules with parameters, got {type(model).__name__} without any")
     tied = _tied(model)
     names = [name for name, _ in model.named_modules() if name in owned]
+    groups = _groups(names, layers)
+    selected = {name for members in groups.values() for name in members}
     found = []
-    for name in names if layers is None else _match(names, layers):
-        module = model.get_submodule(name)
-        rule = rule_for(module)
+    for name in names:
+        if name not in selected:
+            continue
+        module, rule = rule_for(model, name)
         local = {parameter.removeprefix(f"{name}.") for parameter in owned[name]}
         if rule is not None and (local != set(rule.parameters(module)) or not tied.isdisjoint(owned[name])):
             rule = None
         found.append(Layer(name, module, tuple(owned[name]), rule))
-    return found
+    return Selection(found, groups)
 
 
 def _owner(parameter: str) -> str:
@@ -83,20 +103,33 @@ def _tied(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if len(places[id(parameter)]) > 1}
 
 
-def _match(names: list[str], layers: str | Sequence[str]) -> list[str]:
+def _groups(names: list[str], layers: Layers) -> dict[str, list[str]]:
+    if layers is None:
+        return {name: [name] for name in names}
+    if not isinstance(layers, Mapping):
+        return {name: [name] for name in _match(names, layers, "layers")}
+    if not layers:
+        raise ValueError("layers: expected at least one group, got none")
+    for name in layers:
+        if not isinstance(name, str):
+            raise TypeError(f"layers: expected names of groups, got {name!r}")
+    return {name: _match(names, patterns, f"layers[{name!r}]") for name, patterns in layers.items()}
+
+
+def _match(names: list[str], layers: str | Sequence[str], argument: str) -> list[str]:
     patterns = [layers] if isinstance(layers, str) else layers
     if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise TypeError(f"layers: expected names or patterns of layers, got {layers!r}")
+        raise TypeError(f"{argument}: expected names or patterns of layers, got {layers!r}")
     if not patterns:
-        raise ValueError("layers: expected at least one name or pattern, got none")
+        raise ValueError(f"{argument}: expected at least one name or pattern, got none")
     matched: set[str] = set()
     for pattern in patterns:
         hits = [name for name in names if name == pattern] or fnmatch.filter(names, pattern)
         if not hits:
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
             raise ValueError(
-                f"layers: expected names or patterns of layers with parameters, got {pattern!r}, which matches none; "
-                f"nearest: {', '.join(map(repr, near))}"
+                f"{argument}: expected names or patterns of layers with parameters, got {pattern!r}, which matches "
+                f"none; nearest: {', '.join(map(repr, near))}"
             )
         matched.update(hits)
     return [name for name in names if name in matched]

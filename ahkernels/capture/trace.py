@@ -48,12 +48,19 @@ class Trace:
 
 
 def trace_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Trace:
-    """Calls the model on the first sample of x.
+    """Calls the model on the first sample of x, with copies of its parameters.
 
     Raises:
-        ValueError: see `call_model`.
+        ValueError: where the call changes a parameter, and see `call_model`.
     """
-    call = call_model(model, x[:1], layers)
+    copies = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    versions = {name: copy._version for name, copy in copies.items()}
+    call = call_model(model, x[:1], layers, parameters=copies)
+    changed = [name for name, copy in copies.items() if copy._version != versions[name]]
+    if changed:
+        raise ValueError(
+            f"model: expected calls that leave parameters as they are, got one that changes {changed[0]!r} in place"
+        )
     nodes, into_leaf = nodes_reaching(call.output)
     traced: dict[str, TracedLayer] = {}
     for layer in layers:
@@ -67,8 +74,9 @@ def trace_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Trace:
                 stacklevel=2,
             )
         recorded = [] if uses is None else uses.recorded
-        if layer.rule is None or max(uses_of) > reaching or any(one is None for one in recorded):
-            # No rule for the module or for one of its calls, or parameters that also act outside of them.
+        elsewhere = uses is not None and any(node in nodes for node in uses.other_outputs)
+        if layer.rule is None or max(uses_of) > reaching or elsewhere or any(one is None for one in recorded):
+            # No rule for the module or for one of its calls, or parameters that also act otherwise.
             traced[layer.name] = TracedLayer.without_rule(layer, model, reached=any(uses_of))
         elif uses is None:  # nothing to capture, and no input to measure: a zero kernel of a single number
             traced[layer.name] = TracedLayer(layer, 1, 1, 0, 0, False)
@@ -76,7 +84,7 @@ def trace_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Trace:
             positions = 0
             for one, shape in zip(recorded, uses.output_shapes, strict=True):
                 assert one is not None
-                a, g = layer.rule.factors(layer.module, one, one.new_zeros(1, *shape))
+                a, g = layer.rule.factors(layer.module, one, call.output.new_zeros(1, *shape))
                 positions += a.shape[1]
             traced[layer.name] = TracedLayer(layer, len(edges), positions, a.shape[2], g.shape[3], reaching > 0)
     order = [*call.uses, *(name for name in traced if name not in call.uses)]

@@ -6,7 +6,9 @@ All take the factors of a tangent kernel,
     backward  [n, s, o, m]  gradient g_s^i(x) of output i with respect to the layer's pre-activations
     bias      1.0 for a layer with a bias, else 0.0
 
-of K[(x, i), (x', j)] = sum_{s, s'} (<a_s(x), a_s'(x')> + bias) <g_s^i(x), g_s'^j(x')>, with any strides.
+of K[(x, i), (x', j)] = sum_{s, s'} (<a_s(x), a_s'(x')> + bias) <g_s^i(x), g_s'^j(x')>, with any strides. A kernel may
+be a sum of such terms, one for each layer of a group, and a term with several uses may go by pairs of them, as written
+here, or by its Jacobian J^i(x) = sum_s g_s^i(x) a_s(x)^T, a slice of the parameters at a time.
 """
 
 from __future__ import annotations
@@ -37,15 +39,19 @@ def centered_moments(
     bias: Sequence[float],
     row_means: Sequence[Tensor],
     precision: str,
+    by_jacobian: Sequence[bool] = (),
+    terms: Sequence[int] = (),
 ) -> Tensor:
     """Inner products <C K_a C, C K_b C>_F of q centered kernels, in one pass over tiles with no K in memory.
 
     Args:
-        forward: q factors [n, s, d], all with the same n and dtype.
-        backward: q factors [n, s, o, m], all with the same o.
-        bias: q numbers.
+        forward: Factors [n, s, d] of all terms of the first kernel, the second and so on; n and dtype are the same.
+        backward: Factors [n, s, o, m]; o is the same.
+        bias: A number for each.
         row_means: Mean of each row of each K, float64 [n, o]; zeros leave the kernel as it is.
         precision: "highest", "high" or "medium".
+        by_jacobian: Whether each term goes by its Jacobian; empty for none of them.
+        terms: Number of terms of each of the q kernels; empty for one each.
 
     Returns:
         float64 [q, q] on the factors' device.
@@ -54,28 +60,43 @@ def centered_moments(
         RuntimeError: where shapes or dtypes do not fit; the message names the argument.
     """
     result: Tensor = torch.ops.ahkernels.centered_moments(
-        list(forward), list(backward), list(bias), list(row_means), precision
+        list(forward), list(backward), list(bias), list(row_means), precision, list(by_jacobian), list(terms)
     )
     return result
 
 
-def tangent_gram(forward: Tensor, backward: Tensor, bias: float, precision: str) -> Tensor:
-    """The kernel itself, K [n*o, n*o] in float64 for float64 factors and else float32, exactly symmetric.
+def tangent_gram(
+    forward: Sequence[Tensor],
+    backward: Sequence[Tensor],
+    bias: Sequence[float],
+    precision: str,
+    by_jacobian: Sequence[bool] = (),
+) -> Tensor:
+    """One kernel itself, K [n*o, n*o] in float64 for float64 factors and else float32, exactly symmetric.
+
+    Args:
+        forward: Factors [n, s, d] of its terms.
+        backward: Factors [n, s, o, m].
+        bias: A number for each.
+        precision: "highest", "high" or "medium".
+        by_jacobian: Whether each term goes by its Jacobian; empty for none of them.
 
     Raises:
         RuntimeError: where shapes or dtypes do not fit; the message names the argument.
     """
-    result: Tensor = torch.ops.ahkernels.tangent_gram(forward, backward, bias, precision)
+    result: Tensor = torch.ops.ahkernels.tangent_gram(
+        list(forward), list(backward), list(bias), precision, list(by_jacobian)
+    )
     return result
 
 
-def tangent_diagonal(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
+def tangent_diagonal(forward: Tensor, backward: Tensor, bias: float, by_jacobian: bool = False) -> Tensor:
     """The diagonal of K, float64 [n, o].
 
     Raises:
         RuntimeError: where shapes or dtypes do not fit; the message names the argument.
     """
-    result: Tensor = torch.ops.ahkernels.tangent_diagonal(forward, backward, bias)
+    result: Tensor = torch.ops.ahkernels.tangent_diagonal(forward, backward, bias, by_jacobian)
     return result
 
 
@@ -110,37 +131,51 @@ def tangent_row_sums(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
 
 
 def tangent_statistics(
-    forward: Sequence[Tensor], backward: Sequence[Tensor], bias: Sequence[float], v: Tensor, precision: str
+    forward: Sequence[Tensor],
+    backward: Sequence[Tensor],
+    bias: Sequence[float],
+    v: Tensor,
+    precision: str,
+    by_jacobian: Sequence[bool] = (),
+    terms: Sequence[int] = (),
 ) -> Tensor:
     """The numbers of an alignment: <v, K v>, ||C K C||_F^2, trace and sum of q kernels, float64 [q, 4].
 
-    One op, since for small kernels all of them come from tiles that are made once.
-
-    Args:
-        forward: q factors [n, s, d], all with the same n and dtype.
-        backward: q factors [n, s, o, m], all with the same o.
-        bias: q numbers.
-        v: Centered targets (of zero sum), float64 [n, o, 1].
-        precision: "highest", "high" or "medium".
+    One op, since for small kernels all of them come from tiles that are made once. Arguments as `centered_moments`,
+    with centered targets v (of zero sum), float64 [n, o, 1].
 
     Raises:
         RuntimeError: where shapes or dtypes do not fit; the message names the argument.
     """
-    result: Tensor = torch.ops.ahkernels.tangent_statistics(list(forward), list(backward), list(bias), v, precision)
+    result: Tensor = torch.ops.ahkernels.tangent_statistics(
+        list(forward), list(backward), list(bias), v, precision, list(by_jacobian), list(terms)
+    )
     return result
 
 
 @torch.library.register_fake("ahkernels::centered_moments")
 def _(
-    forward: list[Tensor], backward: list[Tensor], bias: list[float], row_means: list[Tensor], precision: str
+    forward: list[Tensor],
+    backward: list[Tensor],
+    bias: list[float],
+    row_means: list[Tensor],
+    precision: str,
+    by_jacobian: Sequence[bool] = (),
+    terms: Sequence[int] = (),
 ) -> Tensor:
-    return row_means[0].new_empty(len(forward), len(forward))
+    return row_means[0].new_empty(len(row_means), len(row_means))
 
 
 @torch.library.register_fake("ahkernels::tangent_gram")
-def _(forward: Tensor, backward: Tensor, bias: float, precision: str) -> Tensor:
-    size = backward.shape[0] * backward.shape[2]
-    return forward.new_empty(size, size, dtype=plain.tile_dtype(forward))
+def _(
+    forward: list[Tensor],
+    backward: list[Tensor],
+    bias: list[float],
+    precision: str,
+    by_jacobian: Sequence[bool] = (),
+) -> Tensor:
+    size = backward[0].shape[0] * backward[0].shape[2]
+    return forward[0].new_empty(size, size, dtype=plain.tile_dtype(forward[0]))
 
 
 @torch.library.register_fake("ahkernels::tangent_quadratic")
@@ -149,6 +184,10 @@ def _(forward: Tensor, backward: Tensor, bias: float, v: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("ahkernels::tangent_diagonal")
+def _(forward: Tensor, backward: Tensor, bias: float, by_jacobian: bool = False) -> Tensor:
+    return forward.new_empty(backward.shape[0], backward.shape[2], dtype=torch.float64)
+
+
 @torch.library.register_fake("ahkernels::tangent_row_sums")
 def _(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
     return forward.new_empty(backward.shape[0], backward.shape[2], dtype=torch.float64)
@@ -160,8 +199,16 @@ def _(forward: Tensor, backward: Tensor, bias: float, v: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("ahkernels::tangent_statistics")
-def _(forward: list[Tensor], backward: list[Tensor], bias: list[float], v: Tensor, precision: str) -> Tensor:
-    return v.new_empty(len(forward), 4)
+def _(
+    forward: list[Tensor],
+    backward: list[Tensor],
+    bias: list[float],
+    v: Tensor,
+    precision: str,
+    by_jacobian: Sequence[bool] = (),
+    terms: Sequence[int] = (),
+) -> Tensor:
+    return v.new_empty(len(terms) or len(forward), 4)
 
 
 # Any device without kernels of its own gets the plain-torch implementation.

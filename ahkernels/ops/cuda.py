@@ -10,7 +10,7 @@ float64 numbers or over samples alone, which take float64 products (see `ahkerne
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -132,6 +132,44 @@ class ScaledKernel:
         )
 
 
+class KernelSum:
+    """A sum of terms, and terms by their Jacobian: panels of rows to which one part after the other is added."""
+
+    def __init__(self, terms: Sequence[tuple[Tensor, Tensor, float, bool]], precision: str) -> None:
+        self.terms = terms
+        self.precision = precision
+        scales = [(power_of_two(a, b), power_of_two(g)) for a, g, b, _ in terms]
+        self.scale = plain.smallest([scale_a**2 * scale_g**2 for scale_a, scale_g in scales])
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Of the forward Grams of pairs of uses."""
+        return max((12 * a.shape[1] ** 2 * a.shape[0] for a, _, _, route in self.terms if not route), default=0)
+
+    def panel(self, rows: slice) -> Tensor:
+        """As `plain.ScaledTerm.panel`, times scale."""
+        (n, _, o, _), c = self.terms[0][1].shape, rows.stop - rows.start
+        total = torch.zeros(c * o, n * o, dtype=torch.float32, device=self.terms[0][1].device)
+        for part in self._parts():
+            # The tiles below the diagonal are not written.
+            entries = torch.zeros_like(total)
+            means = entries.new_zeros(2, part.parts.shape[2])
+            part.tiles(rows, "rows", means=means, entries=entries)
+            unscale = (self.scale / part.forward_scale**2) / part.backward_scale**2
+            total.addcmul_(entries, unscale.float())
+        panel = total.view(c, o, n, o)[:, :, rows.start :]
+        panel[:, :, :c] = plain.mirrored(panel[:, :, :c])
+        return panel
+
+    def _parts(self) -> Iterator[ScaledKernel]:
+        for a, g, bias, by_jacobian in self.terms:
+            if not by_jacobian:
+                yield ScaledKernel.of(a, g, bias, self.precision)
+                continue
+            for j in plain.jacobian_slices(a.float(), g.float(), bias):
+                yield ScaledKernel.of(a.new_empty(len(a), 1, 0), j.unsqueeze(1), 1.0, self.precision)
+
+
 def _panels(n: int, bytes_per_sample: int) -> Iterator[slice]:
     """Samples in steps of whole PANEL_SAMPLES within PANEL_BYTES."""
     step = max(1, PANEL_BYTES // bytes_per_sample // PANEL_SAMPLES) * PANEL_SAMPLES
@@ -144,14 +182,33 @@ def _takes_plain(backward: Tensor, precision: str) -> bool:
 
 
 def centered_moments(
-    forward: list[Tensor], backward: list[Tensor], bias: list[float], row_means: list[Tensor], precision: str
+    forward: list[Tensor],
+    backward: list[Tensor],
+    bias: list[float],
+    row_means: list[Tensor],
+    precision: str,
+    by_jacobian: Sequence[bool] = (),
+    terms: Sequence[int] = (),
 ) -> Tensor:
     """See `ahkernels.ops.centered_moments`."""
     if _takes_plain(backward[0], precision):
-        return plain.centered_moments(forward, backward, bias, row_means, precision)
+        return plain.centered_moments(forward, backward, bias, row_means, precision, by_jacobian, terms)
+    n, _, o, _ = backward[0].shape
+    if any(by_jacobian) or len(row_means) != len(forward):
+        routes = by_jacobian or [False] * len(forward)
+        sums = [
+            KernelSum(kernel, precision)
+            for kernel in plain.in_sums(list(zip(forward, backward, bias, routes, strict=True)), terms)
+        ]
+        held = 4 * (len(sums) + 3) * o * n * o + max(kernel.bytes_per_sample for kernel in sums)
+        return plain.moments_of_panels(
+            lambda rows: [kernel.panel(rows) for kernel in sums],
+            list(_panels(n, held)),
+            row_means,
+            [kernel.scale for kernel in sums],
+        )
     kernels = [ScaledKernel.of(a, g, b, precision) for a, g, b in zip(forward, backward, bias, strict=True)]
     means = [kernel.means(row) for kernel, row in zip(kernels, row_means, strict=True)]
-    n, o = kernels[0].n, kernels[0].o
     total = row_means[0].new_zeros(len(kernels), len(kernels))
     uses = max(kernel.forward.shape[0] for kernel in kernels)
     held = 12 * uses**2 * n if len(kernels) == 1 else max(12 * uses**2 * n, 4 * o * n * o)
@@ -173,14 +230,26 @@ def centered_moments(
     return total
 
 
-def tangent_gram(forward: Tensor, backward: Tensor, bias: float, precision: str) -> Tensor:
+def tangent_gram(
+    forward: list[Tensor],
+    backward: list[Tensor],
+    bias: list[float],
+    precision: str,
+    by_jacobian: Sequence[bool] = (),
+) -> Tensor:
     """See `ahkernels.ops.tangent_gram`."""
-    if _takes_plain(backward, precision):
-        return plain.tangent_gram(forward, backward, bias, precision)
-    kernel = ScaledKernel.of(forward, backward, bias, precision)
+    if _takes_plain(backward[0], precision):
+        return plain.tangent_gram(forward, backward, bias, precision, by_jacobian)
+    n, _, o, _ = backward[0].shape
+    if any(by_jacobian) or len(forward) > 1:
+        routes = by_jacobian or [False] * len(forward)
+        kernel_sum = KernelSum(list(zip(forward, backward, bias, routes, strict=True)), precision)
+        rows = list(_panels(n, 20 * o * n * o + kernel_sum.bytes_per_sample))
+        return plain.gram_of_panels(kernel_sum.panel, rows, n, o, kernel_sum.scale)
+    kernel = ScaledKernel.of(forward[0], backward[0], bias[0], precision)
     size = kernel.n * kernel.o
-    out = torch.empty(size, size, dtype=torch.float32, device=forward.device)
+    out = torch.empty(size, size, dtype=torch.float32, device=forward[0].device)
     unscale = torch.stack((kernel.forward_scale, kernel.backward_scale)) ** -2.0
-    for rows in _panels(kernel.n, 12 * kernel.forward.shape[0] ** 2 * kernel.n):
-        kernel.tiles(rows, "matrix", unscale=unscale, entries=out)
+    for now in _panels(kernel.n, 12 * kernel.forward.shape[0] ** 2 * kernel.n):
+        kernel.tiles(now, "matrix", unscale=unscale, entries=out)
     return out

@@ -5,10 +5,15 @@ Slower, with the same answer. Memory beyond the factors stays within a few times
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
 import torch
 from torch import Tensor
 
 from ahkernels.ops.scaling import power_of_two
+
+T = TypeVar("T")
 
 
 def chunk_elements(factor: Tensor) -> int:
@@ -21,33 +26,136 @@ def tile_dtype(factor: Tensor) -> torch.dtype:
     return torch.float64 if factor.dtype == torch.float64 else torch.float32
 
 
-def _scaled(factor: Tensor, precision: str, bias: float = 0.0) -> tuple[Tensor, Tensor]:
-    """The factor times a power of two, and that power of two: see `power_of_two`."""
-    scale = power_of_two(factor, bias)
+def in_sums(numbers: Sequence[T], terms: Sequence[int]) -> list[list[T]]:
+    """The numbers of each kernel's terms, where `terms` counts them; each a kernel of its own where that is empty."""
+    rest = iter(numbers)
+    return [[next(rest) for _ in range(count)] for count in terms or [1] * len(numbers)]
+
+
+def smallest(scales: Sequence[Tensor]) -> Tensor:
+    """That of the largest term, which all terms of a kernel are computed with."""
+    return torch.stack(list(scales)).amin()
+
+
+class ScaledTerm(NamedTuple):
+    """Factors times powers of two, and what that makes of the term."""
+
+    forward: Tensor
+    backward: Tensor
+    bias: Tensor | float
+    by_jacobian: bool
+    scale: Tensor
+
+    @classmethod
+    def of(cls, forward: Tensor, backward: Tensor, bias: float, by_jacobian: bool, precision: str) -> ScaledTerm:
+        """See `power_of_two`."""
+        scale_a, scale_g = power_of_two(forward, bias), power_of_two(backward)
+        return cls(
+            _rounded(forward, scale_a, precision),
+            _rounded(backward, scale_g, precision),
+            bias * scale_a**2 if bias else 0.0,
+            by_jacobian,
+            scale_a**2 * scale_g**2,
+        )
+
+    def panel(self, rows: slice) -> Tensor:
+        """Its entries for the samples in rows and those from there on, [rows, o, n - rows.start, o]."""
+        g = self.backward
+        c, o, n = rows.stop - rows.start, g.shape[2], g.shape[0] - rows.start
+        panel = torch.zeros(c, o, n, o, dtype=g.dtype, device=g.device)
+        if self.by_jacobian:
+            for j in jacobian_slices(self.forward[rows.start :], g[rows.start :], self.bias):
+                panel += (j[:c].flatten(0, 1) @ j.flatten(0, 1).T).view(panel.shape)
+            return panel
+        a, others, other_gradients = self.forward[rows], self.forward[rows.start :], g[rows.start :]
+        for first in range(g.shape[1]):
+            for second in range(g.shape[1]):
+                p = a[:, first] @ others[:, second].T + self.bias  # [c, n - rows.start]
+                q = g[rows, first].flatten(0, 1) @ other_gradients[:, second].flatten(0, 1).T
+                panel += p[:, None, :, None] * q.view(panel.shape)
+        return panel
+
+
+def _rounded(factor: Tensor, scale: Tensor, precision: str) -> Tensor:
     numbers = factor.to(tile_dtype(factor)) * scale.to(tile_dtype(factor))
     if precision == "medium" and numbers.dtype == torch.float32:
         numbers = numbers.to(torch.bfloat16).to(torch.float32)
-    return numbers, scale
+    return numbers
 
 
-def _panel(forward: Tensor, backward: Tensor, bias: float | Tensor, rows: slice) -> Tensor:
-    """Rows of K of the samples in `rows`, and columns of those from there on: [rows, o, n - rows.start, o]."""
-    a, g = forward[rows], backward[rows]
-    others, other_gradients = forward[rows.start :], backward[rows.start :]
-    c, s, o, _ = g.shape
-    panel = torch.zeros(c, o, len(others), o, dtype=g.dtype, device=g.device)
-    for first in range(s):
-        for second in range(s):
-            p = a[:, first] @ others[:, second].T + bias  # [c, n - rows.start]
-            q = g[:, first].flatten(0, 1) @ other_gradients[:, second].flatten(0, 1).T
-            panel += p[:, None, :, None] * q.view(panel.shape)
+def jacobian_slices(forward: Tensor, backward: Tensor, bias: Tensor | float) -> Iterator[Tensor]:
+    """J = sum_s g_s a_s^T [n, o, numbers] in slices of the parameters, and last for a bias sqrt(b) sum_s g_s."""
+    n, _, o, m = backward.shape
+    d = forward.shape[2]
+    step = max(1, chunk_elements(backward) // max(1, n * o * d))
+    for begin in range(0, m if d else 0, step):
+        yield torch.einsum("xsom,xsd->xomd", backward[..., begin : begin + step], forward).flatten(2)
+    if isinstance(bias, Tensor) or bias:
+        yield backward.sum(1) * torch.as_tensor(bias, dtype=torch.float64, device=backward.device).sqrt()
+
+
+def sum_panel(terms: Sequence[ScaledTerm], rows: slice) -> Tensor:
+    """`ScaledTerm.panel` of a sum, at the scale of its largest term."""
+    scale = smallest([term.scale for term in terms])
+    panel: Tensor | None = None
+    for term in terms:
+        part = term.panel(rows)
+        if len(terms) > 1:
+            part *= (scale / term.scale).to(part.dtype)
+        panel = part if panel is None else panel.add_(part)
+    assert panel is not None
     return panel
 
 
-def _panels(backward: Tensor) -> list[slice]:
-    n, _, o, _ = backward.shape
-    step = max(1, chunk_elements(backward) // (n * o * o))
+def sample_panels(n: int, o: int, elements: int) -> list[slice]:
+    """All samples, in steps whose rows of K have no more than so many entries where one sample's have not."""
+    step = max(1, elements // (n * o * o))
     return [slice(begin, min(begin + step, n)) for begin in range(0, n, step)]
+
+
+def moments_of_panels(
+    panels: Callable[[slice], list[Tensor]], rows: Sequence[slice], row_means: list[Tensor], scales: list[Tensor]
+) -> Tensor:
+    """Inner products of centered kernels from `panels` of all of them (see `ScaledTerm.panel`), times their scales."""
+    means = [mean * scale for mean, scale in zip(row_means, scales, strict=True)]
+    total = row_means[0].new_zeros(len(scales), len(scales))
+    for now in rows:
+        centered = []
+        for panel, mean in zip(panels(now), means, strict=True):
+            panel -= (mean[now] - mean.mean()).to(panel.dtype)[:, :, None, None]
+            panel -= mean[now.start :].to(panel.dtype)[None, None]
+            centered.append(panel)
+        for i, first in enumerate(centered):
+            for j, second in enumerate(centered[: i + 1]):
+                products = first * second  # past the samples in rows they stand for their mirror image too
+                square = products[:, :, : len(products)].sum(dtype=torch.float64)
+                total[i, j] += 2 * products.sum(dtype=torch.float64) - square
+    for i, scale in enumerate(scales):
+        for j, other in enumerate(scales[: i + 1]):
+            total[i, j] = total[i, j] / scale / other
+            total[j, i] = total[i, j]
+    return total
+
+
+def gram_of_panels(panel_of: Callable[[slice], Tensor], rows: Sequence[slice], n: int, o: int, scale: Tensor) -> Tensor:
+    """K from its panels (see `ScaledTerm.panel`), times scale."""
+    k: Tensor | None = None
+    for now in rows:
+        panel = panel_of(now)
+        if k is None:
+            k = panel.new_empty(n, o, n, o)
+        panel = panel.double() / scale
+        k[now.start :, :, now] = panel.permute(2, 3, 0, 1).to(k.dtype)
+        panel[:, :, : len(panel)] = mirrored(panel[:, :, : len(panel)])
+        k[now, :, now.start :] = panel.to(k.dtype)
+    assert k is not None
+    return k.view(n * o, n * o)
+
+
+def mirrored(corner: Tensor) -> Tensor:
+    """[c, o, c, o] with what is above the diagonal also below it."""
+    square = corner.reshape(corner.shape[0] * corner.shape[1], -1)
+    return (square.triu() + square.triu(1).T).view(corner.shape)
 
 
 def centered_moments(
@@ -56,60 +164,54 @@ def centered_moments(
     bias: list[float],
     row_means: list[Tensor],
     precision: str,
+    by_jacobian: Sequence[bool] = (),
+    terms: Sequence[int] = (),
 ) -> Tensor:
     """See `ahkernels.ops.centered_moments`."""
-    kernels = []
-    # Kernels over samples alone come close to constant: in float64 no digits are lost to the constant part.
-    double = backward[0].shape[2] == 1 and precision != "medium"
-    for a, g, b, means in zip(forward, backward, bias, row_means, strict=True):
-        a, g = (a.double(), g.double()) if double else (a, g)
-        scaled_a, scale_a = _scaled(a, precision, b)
-        scaled_g, scale_g = _scaled(g, precision)
-        scale = scale_a**2 * scale_g**2
-        kernels.append((scaled_a, scaled_g, b * scale_a**2, means * scale, scale))
-    total = row_means[0].new_zeros(len(kernels), len(kernels))
-    for rows in _panels(backward[0]):
-        centered = []
-        for a, g, scaled_bias, means, _ in kernels:
-            panel = _panel(a, g, scaled_bias, rows)
-            panel -= (means[rows] - means.mean()).to(panel.dtype)[:, :, None, None]
-            panel -= means[rows.start :].to(panel.dtype)[None, None]
-            centered.append(panel)
-        for i, first in enumerate(centered):
-            for j, second in enumerate(centered[: i + 1]):
-                products = first * second  # past the samples in rows they stand for their mirror image too
-                square = products[:, :, : len(products)].sum(dtype=torch.float64)
-                total[i, j] += 2 * products.sum(dtype=torch.float64) - square
-    for i, first_kernel in enumerate(kernels):
-        for j, second_kernel in enumerate(kernels[: i + 1]):
-            total[i, j] = total[i, j] / first_kernel[-1] / second_kernel[-1]
-            total[j, i] = total[i, j]
-    return total
+    n, _, o, _ = backward[0].shape
+    if o == 1 and precision != "medium":
+        # Kernels over samples alone come close to constant: in float64 no digits are lost to the constant part.
+        forward, backward = [a.double() for a in forward], [g.double() for g in backward]
+    routes = by_jacobian or [False] * len(forward)
+    scaled = [ScaledTerm.of(*term, precision) for term in zip(forward, backward, bias, routes, strict=True)]
+    kernels = in_sums(scaled, terms)
+    return moments_of_panels(
+        lambda rows: [sum_panel(kernel, rows) for kernel in kernels],
+        sample_panels(n, o, chunk_elements(backward[0])),
+        row_means,
+        [smallest([term.scale for term in kernel]) for kernel in kernels],
+    )
 
 
-def tangent_gram(forward: Tensor, backward: Tensor, bias: float, precision: str) -> Tensor:
+def tangent_gram(
+    forward: list[Tensor],
+    backward: list[Tensor],
+    bias: list[float],
+    precision: str,
+    by_jacobian: Sequence[bool] = (),
+) -> Tensor:
     """See `ahkernels.ops.tangent_gram`."""
-    a, scale_a = _scaled(forward, precision, bias)
-    g, scale_g = _scaled(backward, precision)
-    n, _, o, _ = backward.shape
-    k = torch.empty(n, o, n, o, dtype=a.dtype, device=a.device)
-    for rows in _panels(backward):
-        panel = _panel(a, g, bias * scale_a**2, rows).double() / scale_a**2 / scale_g**2
-        k[rows.start :, :, rows] = panel.permute(2, 3, 0, 1)
-        corner = panel[:, :, : len(panel)].reshape(len(panel) * o, -1)
-        panel[:, :, : len(panel)] = (corner.triu() + corner.triu(1).T).view(len(panel), o, len(panel), o)
-        k[rows, :, rows.start :] = panel
-    return k.view(n * o, n * o)
+    n, _, o, _ = backward[0].shape
+    routes = by_jacobian or [False] * len(forward)
+    kernel = [ScaledTerm.of(*term, precision) for term in zip(forward, backward, bias, routes, strict=True)]
+    scale = smallest([term.scale for term in kernel])
+    rows = sample_panels(n, o, chunk_elements(backward[0]))
+    return gram_of_panels(lambda now: sum_panel(kernel, now), rows, n, o, scale)
 
 
-def tangent_diagonal(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
+def tangent_diagonal(forward: Tensor, backward: Tensor, bias: float, by_jacobian: bool = False) -> Tensor:
     """See `ahkernels.ops.tangent_diagonal`."""
-    a = forward.double()
-    p = a @ a.mT + bias  # [n, s, s]
-    diagonal = p.new_empty(backward.shape[0], backward.shape[2])
+    diagonal = forward.new_empty(backward.shape[0], backward.shape[2], dtype=torch.float64)
     for rows in _samples(backward, 1):
-        g = backward[rows].double().transpose(1, 2)  # [rows, o, s, m]
-        diagonal[rows] = (p[rows, None] * (g @ g.mT)).sum((2, 3))
+        a, g = forward[rows].double(), backward[rows].double()
+        if by_jacobian:
+            diagonal[rows] = 0
+            for j in jacobian_slices(a, g, bias):
+                diagonal[rows] += j.square().sum(2)
+            continue
+        p = a @ a.mT + bias  # [rows, s, s]
+        g = g.transpose(1, 2)  # [rows, o, s, m]
+        diagonal[rows] = (p[:, None] * (g @ g.mT)).sum((2, 3))
     return diagonal
 
 
@@ -137,18 +239,29 @@ def tangent_row_sums(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
 
 
 def tangent_statistics(
-    forward: list[Tensor], backward: list[Tensor], bias: list[float], v: Tensor, precision: str
+    forward: list[Tensor],
+    backward: list[Tensor],
+    bias: list[float],
+    v: Tensor,
+    precision: str,
+    by_jacobian: Sequence[bool] = (),
+    terms: Sequence[int] = (),
 ) -> Tensor:
     """See `ahkernels.ops.tangent_statistics`."""
     ops = torch.ops.ahkernels  # the device's own, where it has some
-    kernels = list(zip(forward, backward, bias, strict=True))
+    routes = by_jacobian or [False] * len(forward)
     columns = torch.cat((torch.ones_like(v), v), 2)
-    products = [ops.tangent_product(*kernel, columns) for kernel in kernels]  # K 1 and K v
-    sums = [product[..., 0] for product in products]
-    forms = torch.stack([(product[..., 1] * v[..., 0]).sum() for product in products])
-    moments = ops.centered_moments(forward, backward, bias, [s / s.numel() for s in sums], precision)
-    traces = torch.stack([ops.tangent_diagonal(*kernel).sum() for kernel in kernels])
-    return torch.stack((forms, moments.diagonal(), traces, torch.stack([s.sum() for s in sums])), 1)
+    products, traces = [], []  # K 1 and K v
+    for a, g, b, route in zip(forward, backward, bias, routes, strict=True):
+        products.append(ops.tangent_product(a, g, b, columns))
+        traces.append(ops.tangent_diagonal(a, g, b, route).sum())
+    of_kernels = [torch.stack(products).sum(0) for products in in_sums(products, terms)]
+    sums = [product[..., 0] for product in of_kernels]
+    forms = torch.stack([(product[..., 1] * v[..., 0]).sum() for product in of_kernels])
+    means = [s / s.numel() for s in sums]
+    moments = ops.centered_moments(forward, backward, bias, means, precision, routes, terms)
+    trace = torch.stack([torch.stack(traces).sum() for traces in in_sums(traces, terms)])
+    return torch.stack((forms, moments.diagonal(), trace, torch.stack([s.sum() for s in sums])), 1)
 
 
 def _samples(backward: Tensor, columns: int) -> list[slice]:

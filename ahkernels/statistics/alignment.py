@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from ahkernels.capture import DEFAULT_MEMORY_BUDGET, plan_capture
+from ahkernels.capture import DEFAULT_MEMORY_BUDGET, Layers, plan_capture
 from ahkernels.outputs import Outputs, OutputSelection
 from ahkernels.report import AlignmentReport
-from ahkernels.statistics.cka import Labels, Measured, finish, measure
+from ahkernels.statistics.cka import UNDEFINED, Alignment, Labels, Measured, finish, measure
 
 
 def layerwise_alignment(
@@ -18,7 +16,7 @@ def layerwise_alignment(
     x: Tensor,
     y: Tensor,
     *,
-    layers: str | Sequence[str] | None = None,
+    layers: Layers = None,
     outputs: Outputs = "all",
     precision: str | None = None,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
@@ -33,12 +31,14 @@ def layerwise_alignment(
         model: A network whose samples are independent given its parameters, f(x) of shape [n, o].
         x: Inputs [n, ...].
         y: Class indices [n] or a target matrix [n, o].
-        layers: Names or patterns ("fc*") of layers; None for all that have parameters.
+        layers: Names or patterns ("fc*") of layers; None for all that have parameters. {group: names or patterns} for
+            the alignment of the kernels of groups of layers, which are sums: {"all": "*"} for that of the network.
         outputs: "all" (rows (x, i), as in the paper), "trace" (the n x n kernel summed over outputs), "sum" (of the
             sum of the outputs), an index or a sequence of indices.
         precision: "highest", "high", "medium"; None for torch.get_float32_matmul_precision().
         memory_budget: Bytes of factors held at once; a smaller one costs time.
-        decomposition: Also measure the forward and the backward Gram of each layer on their own.
+        decomposition: Also measure the forward and the backward Gram of each layer on their own; nan for layers that
+            have none, such as norms.
         progress: Show a progress bar on stderr.
 
     Returns:
@@ -48,35 +48,50 @@ def layerwise_alignment(
         ValueError: TypeError or NotImplementedError for arguments that do not fit; the message names the argument.
     """
     plan = plan_capture(
-        model, x, layers=layers, outputs=outputs, precision=precision, memory_budget=memory_budget, progress=progress
+        model,
+        x,
+        layers=layers,
+        outputs=outputs,
+        precision=precision,
+        memory_budget=memory_budget,
+        keep_factors=decomposition,
+        progress=progress,
     )
     n = x.shape[0]
     labels = Labels(plan.outputs, y, n)  # raises before any work is done
     sample_labels = Labels(OutputSelection("trace", plan.outputs.total), y, n)
     names: list[str] = []
-    measured: list[tuple[Measured, Labels]] = []
+    measured: list[tuple[str, Measured, Labels]] = []
     numbers: list[Tensor] = []  # on the device, for one copy at the end
     for name, kernel in plan.kernels():
         names.append(name)
-        together = [kernel, kernel.backward_gram()] if decomposition else [kernel]
-        measured += [(Measured.of(one), labels) for one in together]
+        together = [kernel, kernel.backward_gram()] if decomposition and kernel.factored else [kernel]
+        measured += [(of, Measured.of(one), labels) for of, one in zip(("kernel", "backward"), together, strict=False)]
         numbers.append(measure(together, labels))
-        if decomposition:
+        if len(together) > 1:
             forward = kernel.forward_gram()
-            measured.append((Measured.of(forward), sample_labels))
+            measured.append(("forward", Measured.of(forward), sample_labels))
             numbers.append(measure([forward], sample_labels))
-    rows = torch.cat(numbers).tolist()
-    found = [finish(one, row, against) for (one, against), row in zip(measured, rows, strict=True)]
-    of_layers = found[:: 3 if decomposition else 1]
-    cka, centered_norm, trace = (torch.tensor(column, dtype=torch.float64) for column in zip(*of_layers, strict=True))
+    found: dict[str, list[Alignment]] = {"kernel": [], "backward": [], "forward": []}
+    for (of, one, against), row in zip(measured, torch.cat(numbers).tolist(), strict=True):
+        if of == "kernel":  # of the next layer; without factors it has nothing else
+            found["backward"].append(UNDEFINED)
+            found["forward"].append(UNDEFINED)
+            found[of].append(finish(one, row, against))
+        else:
+            found[of][-1] = finish(one, row, against)
+
+    def column(of: str, number: str) -> Tensor:
+        return torch.tensor([getattr(one, number) for one in found[of]], dtype=torch.float64)
+
     spec = plan.outputs.spec
     return AlignmentReport(
         layers=names,
-        cka=cka,
-        centered_norm=centered_norm,
-        trace=trace,
-        forward_cka=torch.tensor([one.cka for one in found[2::3]], dtype=torch.float64) if decomposition else None,
-        backward_cka=torch.tensor([one.cka for one in found[1::3]], dtype=torch.float64) if decomposition else None,
+        cka=column("kernel", "cka"),
+        centered_norm=column("kernel", "centered_norm"),
+        trace=column("kernel", "trace"),
+        forward_cka=column("forward", "cka") if decomposition else None,
+        backward_cka=column("backward", "cka") if decomposition else None,
         n=n,
         outputs=spec if isinstance(spec, (str, int)) else list(spec),
         precision=plan.precision,

@@ -27,6 +27,9 @@ class Alignment(NamedTuple):
     trace: float
 
 
+UNDEFINED = Alignment(math.nan, math.nan, math.nan)
+
+
 def cka(kernel: TangentKernel, other: Tensor | TangentKernel) -> float:
     """Centered kernel alignment A(K, K') = <C K C, C K' C> / (||C K C||_F ||C K' C||_F), in [0, 1].
 
@@ -101,7 +104,7 @@ class Measured(NamedTuple):
     @classmethod
     def of(cls, kernel: TangentKernel, argument: str = "kernel") -> Measured:
         """Of a kernel that was passed as `argument`."""
-        layer = f" of layer {kernel.factors.layer!r}" if kernel.factors.layer else ""
+        layer = f" of layer {kernel.name!r}" if kernel.name else ""
         # Kernels over samples alone are computed with their constant part taken out first.
         dtype = torch.float64 if kernel.o == 1 else kernel.dtype
         return cls(argument + layer, 64 * torch.finfo(dtype).eps / kernel.shape[0])
@@ -130,10 +133,9 @@ def _require_alike(kernel: TangentKernel, other: TangentKernel) -> None:
         raise ValueError(
             f"other: expected a kernel of {kernel.n} samples and {kernel.o} rows for each, got {other.n} and {other.o}"
         )
-    if kernel.factors.forward.dtype != other.factors.forward.dtype:
-        raise ValueError(
-            f"other: expected the dtype of kernel, {kernel.factors.forward.dtype}, got {other.factors.forward.dtype}"
-        )
+    dtype, other_dtype = (one.terms[0].forward.dtype for one in (kernel, other))
+    if dtype != other_dtype:
+        raise ValueError(f"other: expected the dtype of kernel, {dtype}, got {other_dtype}")
     if kernel.device != other.device:
         raise ValueError(f"other: expected the device of kernel, {kernel.device}, got {other.device}")
 
@@ -151,7 +153,7 @@ def _alignment_of_two(kernel: TangentKernel, other: TangentKernel) -> float:
 
 def _label_kernel(kernel: TangentKernel, labels: Tensor) -> TangentKernel:
     """Y Y^T as a kernel over samples: forward factor Y, unit output gradients."""
-    like = kernel.factors.forward
+    like = kernel.terms[0].forward
     ones = like.new_ones(1).expand(kernel.n, 1, 1, 1)
     return TangentKernel(
         Factors(labels.to(like.device, like.dtype).unsqueeze(1), ones, bias=False, unchecked=True),

@@ -14,9 +14,9 @@ class LinearRule:
         """Weight, and bias where there is one."""
         return ["weight"] if module.bias is None else ["weight", "bias"]
 
-    def record(self, module: nn.Module, inputs: tuple[Any, ...]) -> Tensor | None:
+    def record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The input [n, ..., d]; None where it has no dimension of samples."""
-        (a,) = inputs
+        (a,) = (*args, *kwargs.values())
         return a if a.dim() >= 2 else None
 
     def factors(self, module: nn.Module, recorded: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,3 +27,6 @@ class LinearRule:
     def has_bias(self, module: nn.Module) -> bool:
         """Whether the Linear has a bias."""
         return module.bias is not None
+
+
+RULES = {nn.Linear: LinearRule()}

@@ -25,9 +25,9 @@ class NormRule:
         """Weight, and bias where there is one."""
         return ["weight"] if getattr(module, "bias", None) is None else ["weight", "bias"]
 
-    def record(self, module: Any, inputs: tuple[Any, ...]) -> Tensor | None:
+    def record(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The normalised input; None where it has no dimension of samples."""
-        (x,) = inputs
+        (x,) = (*args, *kwargs.values())
         parameter_dims = 1 if self.by_channel else module.weight.dim()
         return self.normalise(module, x) if x.dim() > parameter_dims else None
 
@@ -64,10 +64,9 @@ def _batch_norm(module: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
 
 
 def _instance_norm(module: nn.modules.instancenorm._InstanceNorm, x: Tensor) -> Tensor:
-    of_input = module.training or not module.track_running_stats
-    return functional.instance_norm(
-        x, module.running_mean, module.running_var, use_input_stats=of_input, eps=module.eps
-    )
+    if module.training or not module.track_running_stats:
+        return functional.instance_norm(x, eps=module.eps)
+    return functional.instance_norm(x, module.running_mean, module.running_var, use_input_stats=False, eps=module.eps)
 
 
 RULES: dict[type[nn.Module], NormRule] = {

@@ -1,0 +1,142 @@
+"""nn.MultiheadAttention with the samples first: its packed projections, and the projection of its output.
+
+It calls no module for them, so the gradients that arrive at its output are taken back through the attention here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ahkernels.capture.guard import quietly_batched
+
+# Of the arguments of its forward, in their order.
+_ARGUMENTS = (
+    *("query", "key", "value", "key_padding_mask", "need_weights"),
+    *("attn_mask", "average_attn_weights", "is_causal"),
+)
+
+
+class _AttentionRule:
+    """What both projections need of a call."""
+
+    def record(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | None, ...] | None:
+        """Query, key and value [n, length, d] (None for what is the one before), and what masks add to the scores."""
+        given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
+        query, key, value = given["query"], given["key"], given["value"]
+        if query.dim() != 3 or not module.batch_first or module.add_zero_attn:
+            return None
+        key_of_value = None if value is key else value
+        return query, None if key is query else key, key_of_value, _added_to_scores(module, given, query, key)
+
+    def _heads(
+        self, module: Any, recorded: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Distinct inputs, the projections q, k and v with gradients on, and what the heads make of them [n, l, d]."""
+        query, key, value, added = recorded
+        key = query if key is None else key
+        value = key if value is None else value
+        weights = module.in_proj_weight.detach().chunk(3)
+        biases = (None,) * 3 if module.in_proj_bias is None else module.in_proj_bias.detach().chunk(3)
+        projected = [
+            nn.functional.linear(x, w, b).requires_grad_()
+            for x, w, b in zip((query, key, value), weights, biases, strict=True)
+        ]
+        with torch.enable_grad():
+            q, k, v = (
+                torch.unflatten(z, 2, (module.num_heads, -1)).transpose(1, 2) for z in projected
+            )  # [n, h, l, d / h]
+            scores = q @ k.mT / math.sqrt(q.shape[-1])
+            if added is not None:
+                scores = scores + added
+            heads = (scores.softmax(3) @ v).transpose(1, 2).flatten(2)
+        return [query, key, value], projected, heads
+
+
+class PackedProjectionRule(_AttentionRule):
+    """The rows of in_proj_weight that make queries, keys and values.
+
+    Positions of one input share a forward factor; each has gradients in its own third of the rows, or in several.
+    """
+
+    def parameters(self, module: Any) -> list[str]:
+        """Weight and bias; none where keys and values are of other sizes or have biases of their own."""
+        if module.in_proj_weight is None or module.bias_k is not None:
+            return []
+        return ["in_proj_weight"] if module.in_proj_bias is None else ["in_proj_weight", "in_proj_bias"]
+
+    def factors(self, module: Any, recorded: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs [n, p, d] and gradients at the projections [r, n, p, 3 d]."""
+        (query, key, value), projected, heads = self._heads(module, recorded)
+        at_heads = gradient @ module.out_proj.weight.detach()
+        with quietly_batched():
+            parts = torch.autograd.grad(heads, projected, at_heads, is_grads_batched=True)
+        if value is key and key is query:
+            return query, torch.cat(parts, 3)
+        inputs: list[Tensor] = [query]
+        blocks: list[list[Tensor | None]] = [[parts[0], None, None]]
+        if value is key:
+            inputs += [key]
+            blocks += [[None, parts[1], parts[2]]]
+        else:
+            inputs += [key, value]
+            blocks += [[None, parts[1], None], [None, None, parts[2]]]
+        padded = []
+        for block in blocks:
+            known = next(part for part in block if part is not None)
+            padded.append(torch.cat([torch.zeros_like(known) if part is None else part for part in block], 3))
+        return torch.cat(inputs, 1), torch.cat(padded, 2)
+
+    def has_bias(self, module: Any) -> bool:
+        """Whether the projections have biases."""
+        return module.in_proj_bias is not None
+
+
+class OutputProjectionRule(_AttentionRule):
+    """out_proj: a Linear of what the heads make, which the attention applies by itself."""
+
+    def parameters(self, module: Any) -> list[str]:
+        """Those of the Linear; none where the packed projections have no rule."""
+        if module.in_proj_weight is None or module.bias_k is not None:
+            return []
+        return ["weight"] if module.out_proj.bias is None else ["weight", "bias"]
+
+    def factors(self, module: Any, recorded: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """What the heads make [n, l, d] and the gradient at the output [r, n, l, d]."""
+        return self._heads(module, recorded)[2].detach(), gradient
+
+    def has_bias(self, module: Any) -> bool:
+        """Whether the projection has a bias."""
+        return module.out_proj.bias is not None
+
+
+def _added_to_scores(module: Any, given: Mapping[str, Any], query: Tensor, key: Tensor) -> Tensor | None:
+    """The masks as numbers that are added to the scores [n, heads, l, length of key]."""
+    parts = []
+    padding, mask = given.get("key_padding_mask"), given.get("attn_mask")
+    if padding is not None:
+        parts.append(_numbers(padding, query)[:, None, None, :])
+    if mask is not None:
+        mask = _numbers(mask, query)
+        parts.append(mask if mask.dim() == 2 else torch.unflatten(mask, 0, (query.shape[0], module.num_heads)))
+    if not parts:
+        return None
+    shape = (query.shape[0], module.num_heads, query.shape[1], key.shape[1])
+    total: Tensor = sum(parts, start=query.new_zeros(())).expand(shape)
+    return total
+
+
+def _numbers(mask: Tensor, like: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask.to(like.dtype)
+    return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(mask, -math.inf)
+
+
+RULES = {nn.MultiheadAttention: PackedProjectionRule()}
+UNCALLED_RULES: dict[tuple[type[nn.Module], str], OutputProjectionRule] = {
+    (nn.MultiheadAttention, "out_proj"): OutputProjectionRule()
+}

@@ -1,0 +1,73 @@
+"""nn.Embedding and nn.EmbeddingBag: a Linear without bias of one-hot words.
+
+The gradient of the table is the one at the output, in the row of the word: <a, a'> says whether two words are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class EmbeddingRule:
+    """a are one-hot words, zero for padding, and g the gradient at the output, at each word."""
+
+    def parameters(self, module: Any) -> list[str]:
+        """The table; none where gradients are scaled by how often a word comes."""
+        return [] if module.scale_grad_by_freq else ["weight"]
+
+    def record(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """The words [n, ...]."""
+        (words,) = (*args, *kwargs.values())
+        return words if words.dim() >= 1 else None
+
+    def factors(self, module: Any, recorded: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """One-hot words [n, p, vocabulary] and gradients [r, n, p, size]."""
+        words = recorded.reshape(len(recorded), -1)
+        a = functional.one_hot(words, module.num_embeddings).to(gradient.dtype)
+        if module.padding_idx is not None:
+            a[..., module.padding_idx] = 0
+        return a, gradient.reshape(*gradient.shape[:2], -1, gradient.shape[-1])
+
+    def has_bias(self, module: Any) -> bool:
+        """Never."""
+        return False
+
+
+class EmbeddingBagRule:
+    """Sums and means of bags of one size: a counts the words of a bag, or sums their weights."""
+
+    def parameters(self, module: Any) -> list[str]:
+        """The table; none for maxima, and where gradients are scaled by how often a word comes."""
+        return [] if module.scale_grad_by_freq or module.mode == "max" else ["weight"]
+
+    def record(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | None, ...] | None:
+        """The words [n, size of a bag] and their weights; None where bags are given by offsets."""
+        given = dict(zip(("input", "offsets", "per_sample_weights"), args, strict=False)) | kwargs
+        words = given["input"]
+        return (words, given.get("per_sample_weights")) if words.dim() == 2 else None
+
+    def factors(self, module: Any, recorded: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Bags [n, 1, vocabulary] and gradients [r, n, 1, size]."""
+        words, weights = recorded
+        counted = (
+            torch.ones_like(words, dtype=torch.bool) if module.padding_idx is None else words != module.padding_idx
+        )
+        weights = counted.to(gradient.dtype) if weights is None else weights * counted
+        if module.mode == "mean":
+            weights = weights / counted.sum(1, keepdim=True).clamp(min=1)
+        bags = gradient.new_zeros(len(words), module.num_embeddings).scatter_add_(1, words, weights)
+        return bags.unsqueeze(1), gradient.unsqueeze(2)
+
+    def has_bias(self, module: Any) -> bool:
+        """Never."""
+        return False
+
+
+RULES: dict[type[nn.Module], EmbeddingRule | EmbeddingBagRule] = {
+    nn.Embedding: EmbeddingRule(),
+    nn.EmbeddingBag: EmbeddingBagRule(),
+}

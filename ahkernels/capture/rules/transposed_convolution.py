@@ -1,0 +1,69 @@
+"""Transposed convolutions: each input position spreads its channels over the patch of the output under the kernel.
+
+So the gradient of the weight sums, over input positions, the input times the patch of the output's gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ahkernels.capture.rules.convolution import patches, with_bias
+
+
+class TransposedConvolutionRule:
+    """a is the input and g the patches of the gradient at the output, at each input position.
+
+    A bias is one position more, with a number of its own in a, and the summed gradient in g.
+    """
+
+    def parameters(self, module: Any) -> list[str]:
+        """Weight, and bias where there is one."""
+        return ["weight"] if module.bias is None else ["weight", "bias"]
+
+    def record(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """The input [n, c, ...]; None where it has no dimension of samples."""
+        x = args[0] if args else kwargs["input"]
+        return x if x.dim() == len(module.kernel_size) + 2 else None
+
+    def factors(self, module: Any, recorded: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Input [n, p (+ 1), c (+ 1)] and patches [r, n, p (+ 1), channels * kernel]; in groups the Jacobian."""
+        n, r, groups = len(recorded), len(gradient), module.groups
+        g = gradient.flatten(3)  # [r, n, channels, positions of the output]
+        under = self._under(module, recorded.shape[2:], gradient)  # [r, n, channels, kernel, p]
+        x = recorded.flatten(2)  # [n, c, p]
+        if groups > 1:
+            jacobian = torch.einsum(
+                "ngcp,rngmkp->rngcmk", torch.unflatten(x, 1, (groups, -1)), torch.unflatten(under, 2, (groups, -1))
+            )
+            return x.new_empty(n, 1, 0), with_bias(jacobian.flatten(2), g, module.bias)
+        a, b = x.transpose(1, 2), under.flatten(2, 3).transpose(2, 3)
+        if module.bias is None:
+            return a, b
+        a = functional.pad(a, (0, 1, 0, 1))
+        a[:, -1, -1] = 1
+        b = functional.pad(b, (0, 0, 0, 1))
+        b[:, :, -1, : g.shape[2]] = g.sum(3)
+        return a, b.view(r, n, -1, b.shape[3])
+
+    def _under(self, module: Any, sizes: torch.Size, gradient: Tensor) -> Tensor:
+        """The gradient at the output under the kernel at each input position, [r, n, channels, kernel, p]."""
+        dims = len(sizes)
+        padding: list[int] = []
+        for dim in reversed(range(dims)):
+            before = module.padding[dim]
+            reach = module.stride[dim] * (sizes[dim] - 1) + module.dilation[dim] * (module.kernel_size[dim] - 1) + 1
+            padding += [before, reach - before - gradient.shape[3 + dim]]  # negative: output that nothing reaches
+        padded = functional.pad(gradient, padding)
+        under = patches(padded, module.kernel_size, module.stride, module.dilation)  # [r, n, m, sizes..., kernel...]
+        return under.flatten(3 + dims).flatten(3, 2 + dims).transpose(3, 4)
+
+    def has_bias(self, module: Any) -> bool:
+        """Only beside a Jacobian, for its forward Gram of ones: the module's own bias is a position."""
+        return bool(module.groups > 1)
+
+
+RULES = dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), TransposedConvolutionRule())
