@@ -407,6 +407,16 @@ class Rescaled(nn.Module):
 def test_a_call_that_changes_a_parameter_is_refused_and_leaves_it():
     model = Rescaled()
     before = model.linear.weight.clone()
-    with pytest.raises(ValueError, match=r"that leave parameters as they are, got one that changes 'linear\.weight'"):
+    with pytest.raises(
+        ValueError, match=r"expected calls that leave .* got one that changes 'linear\.weight' in place"
+    ):
         ah.layerwise_alignment(model, torch.randn(4, 6), torch.zeros(4, dtype=torch.int64))
     assert torch.equal(model.linear.weight, before)
+
+
+def test_a_call_that_changes_its_input_is_refused_and_leaves_it():
+    x = torch.randn(4, 6)
+    before = x.clone()
+    with pytest.raises(ValueError, match=r"got one that changes x in place"):
+        ah.layerwise_alignment(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 3)), x, torch.tensor([0, 1, 2, 1]))
+    assert torch.equal(x, before)

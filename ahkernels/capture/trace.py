@@ -48,19 +48,19 @@ class Trace:
 
 
 def trace_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Trace:
-    """Calls the model on the first sample of x, with copies of its parameters.
+    """Calls the model on a copy of the first sample of x, with copies of its parameters.
 
     Raises:
-        ValueError: where the call changes a parameter, and see `call_model`.
+        ValueError: where the call changes a parameter or its input, and see `call_model`.
     """
-    copies = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    versions = {name: copy._version for name, copy in copies.items()}
-    call = call_model(model, x[:1], layers, parameters=copies)
-    changed = [name for name, copy in copies.items() if copy._version != versions[name]]
-    if changed:
-        raise ValueError(
-            f"model: expected calls that leave parameters as they are, got one that changes {changed[0]!r} in place"
-        )
+    parameters = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    first = x[:1].detach().clone()
+    call = call_model(model, first, layers, parameters=parameters)
+    for name, copy in [("x", first), *((repr(name), copy) for name, copy in parameters.items())]:
+        if copy._version > 0:
+            raise ValueError(
+                f"model: expected calls that leave parameters and x as they are, got one that changes {name} in place"
+            )
     nodes, into_leaf = nodes_reaching(call.output)
     traced: dict[str, TracedLayer] = {}
     for layer in layers:
