@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 from common import device as on_device
-from common import plain, plain_network, workload
+from common import jacobians, plain, plain_network, workload
 
 import ahkernels as ah
 
@@ -40,7 +40,7 @@ def against_others(n: int, with_jacobians: bool, device: str, repeats: int) -> d
                 plain_network.layerwise, capture, moments, model, x, target
             )
     if with_jacobians:
-        jobs["torch.func Jacobians"] = partial(plain_network.by_jacobians, model, x, target)
+        jobs["torch.func Jacobians"] = partial(jacobians.layer_by_layer, model, x, target)
     values = {name: job().double().cpu() for name, job in jobs.items()}
     timings = on_device.times(jobs, device, repeats)
     peaks = {name: on_device.peak_bytes(job, device) for name, job in jobs.items()}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from common import ceilings as ceiling
-from common import machine, memory, plain, plain_network, results, timing, workload
+from common import jacobians, machine, memory, plain, plain_network, results, timing, workload
 from common.ceilings import Ceilings, Work
 
 TOLERANCE = 1e-3
@@ -76,7 +76,7 @@ def memory_setup(contender: str, n: int, threads: int) -> Job:
     def job(size: int) -> Job:
         model, x, y, target = problem(size)
         if contender == "jacobians":
-            return lambda: plain_network.by_jacobians(model, x, target)
+            return lambda: jacobians.layer_by_layer(model, x, target)
         from common import ours
 
         return lambda: ours.layerwise(model, x, y)
@@ -106,7 +106,7 @@ def compare(n: int, best: Ceilings, args: argparse.Namespace) -> dict[str, objec
     best.confirm()
     rows = [results.Row(name, timings[name], work(model, n, 10), errors[name]) for name in jobs]
     if n in args.jacobians:
-        rows.append(jacobians(n, args))
+        rows.append(jacobians_row(n, args))
         if not args.without_ours:
             rows[0].peak = memory.peak(memory_setup, "ours", n, args.threads).bytes
     table = results.report(f"all layers, n = {n}", rows, best)
@@ -116,13 +116,13 @@ def compare(n: int, best: Ceilings, args: argparse.Namespace) -> dict[str, objec
     return table
 
 
-def jacobians(n: int, args: argparse.Namespace) -> results.Row:
+def jacobians_row(n: int, args: argparse.Namespace) -> results.Row:
     """Peak memory and time of one run in a fresh process; where that is short, the time of more runs."""
     model, x, _, target = problem(n)
     peak = memory.peak(memory_setup, "jacobians", n, args.threads)
     times = timing.Timing((peak.seconds,))
     if peak.seconds < 10:
-        job = partial(plain_network.by_jacobians, model, x, target)
+        job = partial(jacobians.layer_by_layer, model, x, target)
         times = timing.interleaved({"jacobians": job}, 3, warmup=0)["jacobians"]
     return results.Row("torch.func Jacobians", times, work(model, n, 10), peak=peak.bytes)
 

@@ -23,8 +23,7 @@ class LayerExplanation:
             slices" (of kept factors), or "fallback" (the Jacobian from the model itself, where there is no rule).
         positions: s, over all of its uses.
         parameters: Numbers in them.
-        flops: Of the full kernel from what is captured, two for each multiply-add; half of that where K is only
-            summed over.
+        flops: From what is captured to the kernel on and below its diagonal, two for each multiply-add.
         bytes: Held of the layer.
     """
 

@@ -1,7 +1,7 @@
 """How a layer with several positions is contracted: by pairs of positions, or through its Jacobian.
 
 A layer that is used s times (calls times positions) has K = sum over pairs (s, s') of P o Q. Pairs cost
-s^2 n^2 (d + e m) multiply-adds where a pair of samples has e entries of Q. The Jacobian sum_s g_s a_s^T, m (d + b)
+s^2 n^2 (d + e m) multiply-adds where a pair of samples has e entries of Q (half of that, K being symmetric). The Jacobian sum_s g_s a_s^T, m (d + b)
 numbers for each of r outputs, costs n r s m d and then n^2 e m (d + b). It is formed once, as the layer is captured,
 and kept instead of the factors; or, where the factors are smaller, a slice of the parameters at a time from kept
 factors, again for each block of samples. The choice is a function of the shapes and of the memory budget alone: the
@@ -59,8 +59,7 @@ class Route:
     Attributes:
         name: "factors" (a single position), "pairs" (of positions), "jacobian" (kept instead of the factors) or
             "jacobian slices" (of kept factors).
-        flops: Of the full kernel from what is captured, two for each multiply-add; half of the part that grows with
-            n^2 where K is only summed over.
+        flops: From what is captured to K on and below its diagonal, two for each multiply-add.
         numbers: Held of the layer.
     """
 
@@ -73,10 +72,10 @@ def routes(shape: Shape) -> list[Route]:
     """All ways to the kernel of a layer with a forward factor."""
     n, r, e, s, d, m = shape.n, shape.r, shape.e, shape.s, shape.d, shape.m
     factors = n * s * (d + r * m)
-    gram = 2 * n**2 * (d + e * m)
+    gram = n**2 * (d + e * m)
     if s == 1:
         return [Route("factors", gram, factors)]
-    forming, contraction = 2 * n * r * s * m * d, 2 * n**2 * e * shape.parameters
+    forming, contraction = 2 * n * r * s * m * d, n**2 * e * shape.parameters
     blocks = math.ceil(n * math.isqrt(e) / _BLOCK_ROWS)
     return [
         Route("pairs", s**2 * gram, factors),

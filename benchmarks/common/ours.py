@@ -26,3 +26,8 @@ def centered_square(a: torch.Tensor, g: torch.Tensor, row_means: torch.Tensor) -
 def layerwise(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Alignment of every layer, fp64 [L]."""
     return ah.layerwise_alignment(model, x, y, precision="highest").cka
+
+
+def layer_names(model: torch.nn.Module, x: torch.Tensor) -> list[str]:
+    """Layers in the order of `layerwise`."""
+    return [one.layer for one in ah.explain(model, x)]

@@ -1,4 +1,4 @@
-"""All layers of a bias-free ReLU MLP in plain torch: their factors, and libraries' way by Jacobians.
+"""All layers of a bias-free ReLU MLP in plain torch.
 
 Two ways to batch the o cotangents through the network, by hand and by autograd, of which the benchmark takes
 the faster; and everything in one torch.compile, which wins where calls are short.
@@ -7,7 +7,6 @@ the faster; and everything in one torch.compile, which wins where calls are shor
 from collections.abc import Callable
 
 import torch
-from torch.func import functional_call, jacrev, vmap
 
 Factors = list[tuple[torch.Tensor, torch.Tensor]]  # a [n, N_in] and g [n, o, N_out] of every layer
 
@@ -80,20 +79,3 @@ def _all_layers(weights: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -
         alignments.append(moment.square().sum() / (target.square().sum() * norm))
         g = (g @ weight) * (a > 0)[:, None]  # for the first layer unused, and dropped by the compiler
     return torch.stack(alignments[::-1]).double()
-
-
-def by_jacobians(model: torch.nn.Sequential, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Alignment of every layer from its full Jacobian [on, P_l], one layer at a time."""
-    target = (y - y.mean()).reshape(-1)
-    alignments = []
-    for name, weight in model.named_parameters():
-
-        def output(w: torch.Tensor, sample: torch.Tensor, name: str = name) -> torch.Tensor:
-            return functional_call(model, {name: w}, (sample[None],))[0]
-
-        jacobian = vmap(jacrev(output), (None, 0))(weight.detach(), x).flatten(2).flatten(0, 1)  # [on, P_l]
-        k = jacobian @ jacobian.T
-        centered = k - k.mean(0) - k.mean(1, keepdim=True) + k.mean()
-        norm = torch.linalg.vector_norm(centered, dim=1).double().square().sum().sqrt()
-        alignments.append((target @ k @ target).double() / (norm * target.double().square().sum()))
-    return torch.stack(alignments).detach()

@@ -2,7 +2,7 @@
 // numbers (Jacobians, and sums over many layers) that packing all of them would take more than the workspace.
 //
 // A term of one use is taken in slices along its numbers, and so is the Jacobian of a layer with many positions, which
-// exists only a slice at a time. A term that goes by pairs of uses takes the walk of its own.
+// exists only a slice at a time. A term that goes by pairs of uses takes a walk of its own.
 #pragma once
 
 #include <algorithm>
@@ -10,19 +10,20 @@
 #include <type_traits>
 #include <vector>
 
+#include "folded_pairs.h"
 #include "jacobian.h"
 #include "packed_walk.h"
 
 namespace ahkernels::cpu {
 
-// Whether the walk over packed panels serves: all terms go by pairs of uses, and fit the workspace.
+// Whether the walk over packed panels serves: all terms go by pairs of uses that are not folded, and fit the workspace.
 template <class T>
 bool fits_packed(const TileKernels<T>& tiles, const std::vector<Term>& terms) {
-  const auto by_jacobian = [](const Term& term) { return term.by_jacobian; };
+  const auto otherwise = [](const Term& term) { return term.by_jacobian || folds(term); };
   const int64_t bytes = 2 * PanelGroup<T>::panel_bytes(tiles, terms);
   // The pairs of a single term of several uses have no other way.
   const bool lone_pairs = terms.size() == 1 && terms[0].s > 1;
-  return std::none_of(terms.begin(), terms.end(), by_jacobian) && (bytes <= kWorkspaceBytes || lone_pairs);
+  return std::none_of(terms.begin(), terms.end(), otherwise) && (bytes <= kWorkspaceBytes || lone_pairs);
 }
 
 template <class T>
@@ -51,15 +52,16 @@ class KeptTiles {
       walk(terms_, centering_, /*accumulate=*/false, after);
       return;
     }
-    for_each_item(block_.items(), 1, [&](int64_t index, int64_t) {
-      std::memset(tile(index, 0, 0), 0, o_ * kernels_ * kTileBytes);
-    });
+    for_each_item(block_.items(), 1,
+                  [&](int64_t index, int64_t) { std::memset(tile(index, 0, 0), 0, o_ * kernels_ * kTileBytes); });
     for (size_t owner = 0; owner < terms_.size(); ++owner) {
       if (terms_[owner].backward_of != owner) continue;
       if (terms_[owner].by_jacobian) {
         add_jacobian(owner);
       } else if (terms_[owner].s == 1) {
         add_single_use(owner);
+      } else if (folds(terms_[owner])) {
+        add_folded(owner);
       } else {
         add_pairs(owner);
       }
@@ -119,6 +121,15 @@ class KeptTiles {
     walk(terms, centering, /*accumulate=*/true, [](int64_t, int64_t) {});
   }
 
+  void add_folded(size_t owner) {
+    const std::vector<size_t> sharing_it = sharing(owner);
+    std::vector<Term> terms;
+    for (const size_t which : sharing_it) terms.push_back(terms_[which]);
+    add_folded_pairs(tiles_, terms, block_, [&](int64_t index, int64_t j, int64_t which, int64_t x, int64_t y) {
+      return tile(index, j, terms[which].kernel) + x * kPanel + y;
+    });
+  }
+
   void add_single_use(size_t owner) {
     const Term& term = terms_[owner];
     const std::vector<size_t> terms = sharing(owner);
@@ -155,8 +166,8 @@ class KeptTiles {
     const Centering<T>& c = centering_[which];
     const AlignedBuffer p(block_.pairs() * kTileBytes);
     std::memset(p.at<void>(0), 0, block_.pairs() * kTileBytes);
-    const int64_t width =
-        width_of(block_.row_end - block_.row_begin + (block_.diagonal() ? 0 : block_.col_end - block_.col_begin), term.d);
+    const int64_t width = width_of(
+        block_.row_end - block_.row_begin + (block_.diagonal() ? 0 : block_.col_end - block_.col_begin), term.d);
     Packed packed(*this, 1, 1, width);
     for (int64_t begin = 0; begin < term.d; begin += width) {
       const auto forward = [&](int64_t panel, int64_t) { return term.forward_rows(panel * kPanel, 0).from_k(begin); };
@@ -202,7 +213,8 @@ class KeptTiles {
                                      kWorkspaceBytes / (formed * kTileSize * static_cast<int64_t>(sizeof(F))));
     const int64_t stride = jacobian.row_numbers();
     const AlignedBuffer memory(formed * stride * static_cast<int64_t>(sizeof(F)));
-    F* of_cols = block_.diagonal() ? memory.at<F>(0) : memory.at<F>(rows * o_ * stride * static_cast<int64_t>(sizeof(F)));
+    F* of_cols =
+        block_.diagonal() ? memory.at<F>(0) : memory.at<F>(rows * o_ * stride * static_cast<int64_t>(sizeof(F)));
     Packed packed(*this, block_.outputs(), o_, stride);
     for (int64_t slice = 0; slice < jacobian.slices(); ++slice) {
       jacobian.fill(slice, block_.row_begin * kPanel, rows, memory.at<F>(0));
@@ -248,7 +260,8 @@ class KeptTiles {
         const int64_t local = row ? index : index - row_blocks_, outputs = row ? row_outputs_ : col_outputs_;
         const int64_t panel = (row ? kept_.block_.row_begin : kept_.block_.col_begin) + local / outputs;
         const int64_t output = local % outputs + (row ? kept_.block_.output_begin : 0);
-        kept_.tiles_.pack(rows_of(panel, output), mean, kept_.count(panel), k, memory_.template at<void>(index * bytes_));
+        kept_.tiles_.pack(rows_of(panel, output), mean, kept_.count(panel), k,
+                          memory_.template at<void>(index * bytes_));
       });
     }
 

@@ -46,6 +46,8 @@ struct TileKernels {
   void (*gemm)(int64_t k, const void* a, const void* b, int64_t rows, int64_t cols, bool accumulate, T* tile);
   // tile [rows, cols] (+)= (p + bias) o q
   void (*hadamard)(const T* p, T bias, const T* q, int64_t rows, int64_t cols, bool accumulate, T* tile);
+  // sums [cols] over rows of (p + bias) o q
+  void (*hadamard_sums)(const T* p, T bias, const T* q, int64_t rows, int64_t cols, T* sums);
   // tile [rows, cols] (+)= (p0 + p_row + p_col + p) o q + p o (q0 + q_row + q_col) + p_row q_col + q_row p_col: see
   // centering.h
   void (*centered_hadamard)(const T* p, T p0, const T* p_row, const T* p_col, const T* q, T q0, const T* q_row,

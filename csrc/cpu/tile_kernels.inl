@@ -188,6 +188,22 @@ void hadamard(const T* p, T bias, const T* q, int64_t rows, int64_t cols, bool a
 }
 
 template <class T, int Bytes>
+void hadamard_sums(const T* p, T bias, const T* q, int64_t rows, int64_t cols, T* sums) {
+  using V = typename Vector<T, Bytes>::type;
+  constexpr int64_t kLanes = Bytes / sizeof(T);
+  constexpr int64_t kVectors = kPanel / kLanes;
+  V columns[kVectors] = {};
+  const int64_t vectors = ceil_div(cols, kLanes);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t v = 0; v < vectors; ++v) {
+      const int64_t at = r * kPanel + v * kLanes;
+      columns[v] += (*reinterpret_cast<const V*>(p + at) + bias) * *reinterpret_cast<const V*>(q + at);
+    }
+  }
+  for (int64_t c = 0; c < cols; ++c) sums[c] = columns[c / kLanes][c % kLanes];
+}
+
+template <class T, int Bytes>
 void centered_hadamard(const T* p, T p0, const T* p_row, const T* p_col, const T* q, T q0, const T* q_row,
                        const T* q_col, int64_t rows, int64_t cols, bool accumulate, T* tile) {
   using V = typename Vector<T, Bytes>::type;
@@ -342,6 +358,7 @@ constexpr TileKernels<typename Step::Sum> tile_kernels() {
           &pack<Step>,
           &gemm<Step, Rows, Vectors>,
           &hadamard<T, Step::kBytes>,
+          &hadamard_sums<T, Step::kBytes>,
           &centered_hadamard<T, Step::kBytes>,
           &centered_product<T, Step::kBytes>,
           &sums<T, Step::kBytes>,
