@@ -11,15 +11,30 @@
 #include <vector>
 
 #include "folded_pairs.h"
+#include "gathered_rows.h"
 #include "jacobian.h"
 #include "packed_walk.h"
 
 namespace ahkernels::cpu {
 
+// Whether the rows of a Jacobian at all outputs are taken together: there are too few samples to fill a panel.
+inline bool gathers(const Term& term) { return term.n < kPanel && term.o > 1; }
+
+// K is the backward Gram itself where there is no forward factor beside a bias of 1: any Jacobian.
+inline bool is_jacobian(const Term& term) { return term.s == 1 && term.d == 0 && term.bias == 1; }
+
+// Whether the rows of the backward factor are evenly spaced, output by output or sample by sample.
+inline bool output_major(const Term& term) { return term.backward.stride(2) == term.n * term.backward.stride(0); }
+inline bool evenly_spaced(const Term& term) {
+  return output_major(term) || term.backward.stride(0) == term.o * term.backward.stride(2);
+}
+
 // Whether the walk over packed panels serves: all terms go by pairs of uses that are not folded, and fit the workspace.
 template <class T>
 bool fits_packed(const TileKernels<T>& tiles, const std::vector<Term>& terms) {
-  const auto otherwise = [](const Term& term) { return term.by_jacobian || folds(term); };
+  const auto otherwise = [](const Term& term) {
+    return term.by_jacobian || folds(term) || (is_jacobian(term) && gathers(term));
+  };
   const int64_t bytes = 2 * PanelGroup<T>::panel_bytes(tiles, terms);
   // The pairs of a single term of several uses have no other way.
   const bool lone_pairs = terms.size() == 1 && terms[0].s > 1;
@@ -139,6 +154,16 @@ class KeptTiles {
       };
     };
     const std::vector<T>& mean = centering_[owner].backward_mean;
+    if (terms.size() == 1 && is_jacobian(term) && gathers(term) && evenly_spaced(term) && block_.outputs() == o_) {
+      const int64_t width = width_of(GatheredRows<T>::panels(term.n, o_), term.m);
+      GatheredRows<T> gathered(tiles_, term.n, o_, output_major(term), width);
+      Strided rows = term.backward_rows(0, 0, 0);
+      if (o_ > 1) rows.row_stride = std::min(term.backward.stride(0), term.backward.stride(2));
+      for (int64_t begin = 0; begin < term.m; begin += width) {
+        gathered.add_products(rows.from_k(begin), std::min(width, term.m - begin), entry_of(term.kernel));
+      }
+      return;
+    }
     const auto add_slices = [&](const auto& tile_at) {
       const int64_t width = width_of(row_blocks() + (shared() ? 0 : col_blocks()), term.m);
       Packed packed(*this, block_.outputs(), o_, width);
@@ -147,8 +172,7 @@ class KeptTiles {
         add_products(packed, tile_at);
       }
     };
-    // K is the backward Gram itself where there is no forward factor beside a bias of 1: any Jacobian.
-    if (terms.size() == 1 && term.d == 0 && term.scaled_bias() == 1) {
+    if (terms.size() == 1 && is_jacobian(term)) {
       add_slices([&](int64_t index, int64_t j) { return tile(index, j, term.kernel); });
       return;
     }
@@ -215,6 +239,15 @@ class KeptTiles {
     const AlignedBuffer memory(formed * stride * static_cast<int64_t>(sizeof(F)));
     F* of_cols =
         block_.diagonal() ? memory.at<F>(0) : memory.at<F>(rows * o_ * stride * static_cast<int64_t>(sizeof(F)));
+    if (gathers(term) && block_.outputs() == o_) {
+      GatheredRows<T> gathered(tiles_, term.n, o_, /*output_major=*/false, stride);
+      for (int64_t slice = 0; slice < jacobian.slices(); ++slice) {
+        jacobian.fill(slice, 0, rows, memory.at<F>(0));
+        const Strided of_slice{memory.at<F>(0), element, stride, 1, 1.0};
+        gathered.add_products(of_slice, jacobian.numbers(slice), entry_of(term.kernel));
+      }
+      return;
+    }
     Packed packed(*this, block_.outputs(), o_, stride);
     for (int64_t slice = 0; slice < jacobian.slices(); ++slice) {
       jacobian.fill(slice, block_.row_begin * kPanel, rows, memory.at<F>(0));
@@ -229,6 +262,13 @@ class KeptTiles {
           nullptr, jacobian.numbers(slice));
       add_products(packed, [&](int64_t index, int64_t j) { return tile(index, j, term.kernel); });
     }
+  }
+
+  // Of the block's only pair of panels.
+  auto entry_of(size_t kernel) const {
+    return [this, kernel](int64_t i, int64_t j, int64_t x, int64_t y) -> T& {
+      return tile(block_.index({{block_.row_begin, block_.col_begin}, i}), j, kernel)[x * kPanel + y];
+    };
   }
 
   int64_t samples(int64_t begin, int64_t end) const { return std::min(end * kPanel, terms_[0].n) - begin * kPanel; }
