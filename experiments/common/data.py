@@ -62,7 +62,8 @@ class Dataset:
         test_x: [m, d] float32.
         test_y: [m] int64.
         classes: number of classes.
-        digest: 16 hexadecimal digits of a hash over all pixels and labels.
+        channels: of an image, whose pixels are d / channels in number and square.
+        digest: 16 hexadecimal digits of a hash over all pixels and labels, as published.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Dataset:
     test_x: Tensor
     test_y: Tensor
     classes: int
+    channels: int
     digest: str
 
     def to(self, device: torch.device) -> Dataset:
@@ -128,6 +130,39 @@ def stratified_subset(labels: Tensor, size: int, seed: int) -> Tensor:
     take[np.argsort(take - share, kind="stable")[: size - take.sum()]] += 1
     chosen = [rng.permutation(np.flatnonzero(y == c))[:k] for c, k in enumerate(take)]
     return torch.from_numpy(np.sort(np.concatenate(chosen)))
+
+
+def training_subset(dataset: Dataset, size: int, seed: int) -> Dataset:
+    """The data set with a stratified subset of its training samples; test samples and standardisation stay.
+
+    Raises:
+        ValueError: if the size is out of range.
+    """
+    chosen = stratified_subset(dataset.train_y, size, seed).to(dataset.train_y.device)
+    return replace(dataset, train_x=dataset.train_x[chosen], train_y=dataset.train_y[chosen])
+
+
+def with_label_noise(dataset: Dataset, fraction: float, seed: int) -> Dataset:
+    """The data set with a fraction of its training labels drawn anew, uniformly; test labels stay.
+
+    A label drawn anew may be the one that was there, so that (classes - 1) / classes of them are wrong.
+
+    Args:
+        dataset: with labels as published.
+        fraction: of the training samples, in [0, 1]; rounded to whole samples.
+        seed: of the choice of samples and of their labels; non-negative.
+
+    Raises:
+        ValueError: if the fraction is out of range.
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction: expected 0 ... 1, got {fraction}")
+    # A stream of its own: the seed's other streams order the batches and choose the probe.
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
+    labels = dataset.train_y.cpu().numpy().copy()
+    chosen = rng.permutation(len(labels))[: round(fraction * len(labels))]
+    labels[chosen] = rng.integers(0, dataset.classes, len(chosen))
+    return replace(dataset, train_y=torch.from_numpy(labels).to(dataset.train_y.device))
 
 
 # ---- digits
@@ -274,6 +309,7 @@ def _standardised(
         test_x=standardise(test_x),
         test_y=torch.from_numpy(test_y),
         classes=classes,
+        channels=channels,
         digest=digest.hexdigest()[:16],
     )
 

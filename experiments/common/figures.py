@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from common.store import Row
+from common.store import Row, write_atomically
 
 Array = NDArray[np.float64]
 
@@ -43,6 +46,27 @@ def mean_over_runs(values: Array) -> Array:
     return mean
 
 
+@contextmanager
+def saved(paths: Sequence[Path], size: tuple[float, float], style: dict[str, Any]) -> Iterator[Figure]:
+    """A figure to draw on, written at the end of the block; the same drawing gives the same bytes.
+
+    Args:
+        paths: files to write, whole or not at all; the suffixes decide the formats.
+        size: width and height in inches.
+        style: matplotlib's parameters.
+    """
+    with matplotlib.rc_context({"svg.hashsalt": "ahkernels", **style}):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = io.BytesIO()
+            kind = path.suffix.removeprefix(".")
+            figure.savefig(content, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+            write_atomically(path, content.getvalue())
+
+
 def alignment_hierarchy(runs: Sequence[Sequence[Row]], title: str, paths: Sequence[Path]) -> None:
     """Draw the alignment hierarchy of one or several runs of the same configuration.
 
@@ -57,11 +81,7 @@ def alignment_hierarchy(runs: Sequence[Sequence[Row]], title: str, paths: Sequen
         title: above the figure.
         paths: files to write; the suffixes decide the formats.
     """
-    with matplotlib.rc_context(
-        {"svg.hashsalt": "ahkernels", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-    ):
-        figure = Figure(figsize=(12, 5.2), layout="constrained")
-        FigureCanvasAgg(figure)
+    with saved(paths, (12, 5.2), {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:
         grid = figure.add_gridspec(2, 2, height_ratios=(1, 2.6), width_ratios=(1.25, 1))
         loss = figure.add_subplot(grid[0, 0])
         progress = figure.add_subplot(grid[1, 0], sharex=loss)
@@ -75,9 +95,6 @@ def alignment_hierarchy(runs: Sequence[Sequence[Row]], title: str, paths: Sequen
         _draw_progress(figure, progress, runs)
         _draw_by_layer(by_layer, runs)
         figure.suptitle(title, fontsize=12)
-        for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def best_measurement(runs: Sequence[Sequence[Row]]) -> int:

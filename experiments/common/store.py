@@ -14,6 +14,8 @@ import json
 import os
 import pickle
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +28,10 @@ Row = dict[str, float]  # one measurement, column name -> value
 
 class StoreError(RuntimeError):
     """A folder cannot be used for this run; the message says why and what to do."""
+
+
+class BusyError(StoreError):
+    """Another process has the folder."""
 
 
 class RunStore:
@@ -46,7 +52,8 @@ class RunStore:
 
     Raises:
         StoreError: if the folder holds a run of another configuration, something that is no run, or damaged
-            files, or if another process writes to it.
+            files.
+        BusyError: if another process writes to it.
     """
 
     def __init__(
@@ -57,10 +64,7 @@ class RunStore:
         self.state: dict[str, Any] | None = None
         self.finished = False
         self.notes: list[str] = []
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise StoreError(f"{folder}: expected a folder, got a file; choose another --output") from error
+        make_folder(folder)
         self._lock = self._locked()
         try:
             if overwrite:
@@ -100,11 +104,11 @@ class RunStore:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(handle)
-            raise StoreError(
+            raise BusyError(
                 f"{self.folder}: another process writes here; wait for it or choose another --output"
             ) from error
-        except OSError:
-            pass  # a file system without locks: go on without
+        except OSError:  # go on without
+            self.notes.append(f"{self.folder} is on a file system without locks: let only one process write here")
         return handle
 
     def _check_config(self, config: dict[str, Any], overwrite: bool) -> None:
@@ -118,24 +122,11 @@ class RunStore:
                 )
             write_atomically(path, _json(config))
             return
-        found = self._read_json(path, dict)
-        wanted = json.loads(_json(config))
-        differing = sorted(
-            key for key in found.keys() | wanted.keys() if found.get(key, _ABSENT) != wanted.get(key, _ABSENT)
-        )
-        if differing:
-            lines = [
-                f"  {key}: {found.get(key, _ABSENT)} there, {wanted.get(key, _ABSENT)} asked for" for key in differing
-            ]
-            raise StoreError(
-                f"{self.folder} holds a run with another configuration:\n"
-                + "\n".join(lines)
-                + "\nChoose another folder with --output, or discard that run with --overwrite."
-            )
+        require_config(self.folder, config)
 
     def _add_environment(self, environment: dict[str, Any]) -> None:
         path = self.folder / "environment.json"
-        seen = self._read_json(path, list) if path.exists() else []
+        seen = _read_json(path, list) if path.exists() else []
         wanted = json.loads(_json(environment))
         if wanted in seen:
             return
@@ -161,15 +152,6 @@ class RunStore:
             ) from error
         self._write_metrics()
 
-    def _read_json(self, path: Path, kind: type) -> Any:
-        try:
-            content = json.loads(path.read_text())
-        except ValueError as error:
-            raise StoreError(f"{path}: expected JSON, got: {error}; discard the run with --overwrite") from error
-        if not isinstance(content, kind):
-            raise StoreError(f"{path}: expected a JSON {kind.__name__}; discard the run with --overwrite")
-        return content
-
     def _write_metrics(self) -> None:
         """One line per row; floats as the shortest text that reads back as the same number, nan as nan."""
         text = io.StringIO()
@@ -180,6 +162,73 @@ class RunStore:
         path, content = self.folder / "metrics.csv", text.getvalue().encode()
         if not path.exists() or path.read_bytes() != content:
             write_atomically(path, content)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that lead to it, where it does not exist.
+
+    Raises:
+        StoreError: if there is a file in its place or on the way to it, or it may not be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StoreError(f"{folder}: expected a folder, got a file; choose another --output") from error
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be made ({error.strerror}); choose another --output") from error
+
+
+def require_config(folder: Path, config: dict[str, Any]) -> None:
+    """Check, without a lock, that a folder holds no run of another configuration.
+
+    Raises:
+        StoreError: if it does, with what differs.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    found = _read_json(path, dict)
+    wanted = json.loads(_json(config))
+    differing = sorted(
+        key for key in found.keys() | wanted.keys() if found.get(key, _ABSENT) != wanted.get(key, _ABSENT)
+    )
+    if differing:
+        lines = [f"  {key}: {found.get(key, _ABSENT)} there, {wanted.get(key, _ABSENT)} asked for" for key in differing]
+        raise StoreError(
+            f"{folder} holds a run with another configuration:\n"
+            + "\n".join(lines)
+            + "\nChoose another folder with --output, or discard that run with --overwrite."
+        )
+
+
+def read_metrics(folder: Path) -> list[Row]:
+    """The rows of a folder's metrics.csv, without a lock; none where there is no such file.
+
+    They may be fewer than the checkpoint holds, after a crash between its writing and theirs, and are never more.
+
+    Raises:
+        StoreError: if it is no table of numbers.
+    """
+    try:
+        text = (folder / "metrics.csv").read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    try:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"{folder / 'metrics.csv'}: expected a table of numbers, got: {error}") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in this block with the same folder; on a file system without locks, do not."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -221,6 +270,16 @@ def _cpu_model() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or "unknown"
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise StoreError(f"{path}: expected JSON, got: {error}; discard the run with --overwrite") from error
+    if not isinstance(content, kind):
+        raise StoreError(f"{path}: expected a JSON {kind.__name__}; discard the run with --overwrite")
+    return content
 
 
 class _Absent:

@@ -1,13 +1,15 @@
-"""Minibatch SGD that gives the same bits whether or not it was interrupted.
+"""Minibatch training that gives the same bits whether or not it was interrupted.
 
-All there is to know about a run in progress is its number of iterations, the parameters and the momentum:
-batches follow from (seed, epoch) alone, and no random state is shared with anything else.
+All there is to know about a run in progress is its number of iterations and the states of the model and of the
+optimizer: batches follow from (seed, epoch) alone, and no random state is shared with anything else.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 EVALUATION_BATCH = 2048
+OPTIMIZERS = ("sgd", "adam")
+ADAM_SECOND_BETA = 0.999  # torch's default
 
 
 class DivergedError(RuntimeError):
@@ -25,10 +29,10 @@ class DivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: SGD with momentum and weight decay on the cross-entropy.
+    """How to train: SGD with momentum, or Adam, on the cross-entropy with weight decay.
 
-    The learning rate is per minibatch mean; weight decay is torch's (L2, added to the gradient); the last
-    batch of an epoch may be smaller.
+    The learning rate is per minibatch mean; momentum is Adam's first beta, too; weight decay is torch's (L2, added
+    to the gradient); the last batch of an epoch may be smaller.
     """
 
     lr: float = 0.003
@@ -37,21 +41,33 @@ class Recipe:
     batch_size: int = 128
     epochs: int = 100
     seed: int = 0
+    optimizer: str = "sgd"  # or "adam"
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of these parameters.
+
+        Raises:
+            ValueError: if its name is unknown.
+        """
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        if self.optimizer == "adam":
+            betas = self.momentum, ADAM_SECOND_BETA
+            return torch.optim.Adam(parameters, lr=self.lr, betas=betas, weight_decay=self.weight_decay)
+        raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
 
 
 class Trainer:
     """Trains a model on x: [n, d] float32, y: [n] int64 (all on one device), and can stop and go on.
 
     Attributes:
-        iteration: SGD steps done so far.
-        total: SGD steps of the whole run.
+        iteration: optimizer steps done so far.
+        total: optimizer steps of the whole run.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> None:
         self.model, self.x, self.y, self.recipe = model, x, y, recipe
-        self.optimizer = torch.optim.SGD(
-            model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
+        self.optimizer = recipe.build(model.parameters())
         self.batches_per_epoch = math.ceil(len(x) / recipe.batch_size)
         self.total = self.batches_per_epoch * recipe.epochs
         self.iteration = 0
@@ -72,7 +88,7 @@ class Trainer:
         return self._order[1][start : start + self.recipe.batch_size]
 
     def step(self) -> float:
-        """One iteration of SGD; returns the minibatch's loss before it.
+        """One iteration; returns the minibatch's loss before it.
 
         Raises:
             DivergedError: if that loss is nan or inf; the parameters are then left as they were.
@@ -120,32 +136,62 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on, as CPU tensors (not copied if there already) and plain types."""
+        optimizer = self.optimizer.state_dict()
         return {
             "iteration": self.iteration,
             "model": {name: value.cpu() for name, value in self.model.state_dict().items()},
-            "momentum": [
-                None if (buffer := self.optimizer.state[p].get("momentum_buffer")) is None else buffer.cpu()
-                for p in self.model.parameters()
-            ],
+            "optimizer": {
+                "param_groups": optimizer["param_groups"],
+                "state": {
+                    index: {
+                        name: value.cpu() if isinstance(value, Tensor) else value for name, value in entries.items()
+                    }
+                    for index, entries in optimizer["state"].items()
+                },
+            },
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what ``state`` returned, on any device."""
         self.iteration = state["iteration"]
         self.model.load_state_dict(state["model"])
-        for parameter, buffer in zip(self.model.parameters(), state["momentum"], strict=True):
-            if buffer is not None:
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device, copy=True)
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch keeps the tensors that it is given
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[bool]:
+    """CPU arithmetic with denormal numbers taken as zero; yields whether this CPU can.
+
+    Weight decay makes the weights of dead units denormal under Adam, and a step with them takes four times as long.
+    To be entered before torch starts its threads, which take this over from the one that starts them.
+    """
+    try:
+        yield torch.set_flush_denormal(True)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, in which its batch norms have samples that are independent, and then as before."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     """Mean cross-entropy (nats) and accuracy (0 ... 1) on x: [n, d], y: [n]; n is at least 1."""
     loss, correct = 0.0, 0
-    for xs, ys in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
-        outputs = model(xs)
-        loss += functional.cross_entropy(outputs, ys, reduction="sum").item()
-        correct += int((outputs.argmax(dim=1) == ys).sum())
+    with evaluating(model):
+        for xs, ys in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
+            outputs = model(xs)
+            loss += functional.cross_entropy(outputs, ys, reduction="sum").item()
+            correct += int((outputs.argmax(dim=1) == ys).sum())
     return loss / len(x), correct / len(x)
 
 

@@ -7,11 +7,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from math import isqrt
 
 import torch
 from torch import Tensor, nn
 
+SIDE = 32
 VGG19 = (64, 64, "pool", 128, 128, "pool", *[256] * 4, "pool", *[512] * 4, "pool", *[512] * 4, "pool")
+
+
+class FlatImages(nn.Module):
+    """Square images of d / channels pixels as 32 x 32: pixels repeated while they fit, zeros around; [n, d] -> image.
+
+    Zero is the mean of a standardised data set.
+
+    Raises:
+        ValueError: if d is not that of square images of 1 ... 32 pixels a side.
+    """
+
+    def __init__(self, d: int, channels: int) -> None:
+        super().__init__()
+        self.channels, self.side = channels, isqrt(d // channels)
+        if self.side**2 * channels != d or not 1 <= self.side <= SIDE:
+            raise ValueError(f"d: expected {channels} times a square of 1 ... {SIDE}, got {d}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        times = SIDE // self.side
+        images = x.unflatten(1, (self.channels, self.side, self.side))
+        images = images.repeat_interleave(times, 2).repeat_interleave(times, 3)
+        missing = SIDE - times * self.side
+        before, after = missing // 2, missing - missing // 2
+        return nn.functional.pad(images, (before, after, before, after))
 
 
 def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -229,3 +231,51 @@ def test_stratified_subset_is_proportional_and_depends_on_the_seed_alone() -> No
 def test_stratified_subset_refuses_a_size_out_of_range(size: int) -> None:
     with pytest.raises(ValueError, match=rf"size: expected 1 ... 3, got {size}"):
         data.stratified_subset(torch.tensor([0, 1, 1]), size, seed=0)
+
+
+def test_training_subset_leaves_the_rest_alone() -> None:
+    digits = data.load("digits")
+    part = data.training_subset(digits, 300, seed=2)
+    chosen = data.stratified_subset(digits.train_y, 300, seed=2)
+    assert torch.equal(part.train_x, digits.train_x[chosen])
+    assert torch.equal(part.train_y, digits.train_y[chosen])
+    assert part.test_x is digits.test_x
+    assert (part.digest, part.classes) == (digits.digest, digits.classes)
+    assert torch.equal(data.training_subset(digits, 1437, seed=2).train_x, digits.train_x)
+
+
+# ---- label noise
+
+
+def test_label_noise_is_uniform_on_its_fraction_and_nowhere_else() -> None:
+    digits = data.load("digits")
+    labels = torch.arange(10_000) % 10
+    clean = replace(digits, train_x=torch.zeros(10_000, 1), train_y=labels)
+    noisy = data.with_label_noise(clean, 0.2, seed=0)
+    changed = noisy.train_y != labels
+    sigma = math.sqrt(2000 * 0.9 * 0.1)
+    assert abs(int(changed.sum()) - 2000 * 0.9) < 5 * sigma  # of 2,000 drawn anew, a tenth got its own label again
+    assert changed.reshape(-1, 10).sum(0).min() > 100  # of every class
+    counts = torch.bincount(noisy.train_y[changed], minlength=10).double()
+    expected = counts.mean()
+    assert ((counts - expected).square() / expected).sum() < 33.7  # chi-square, 9 degrees of freedom, p = 1e-4
+    assert noisy.test_y is clean.test_y
+    assert torch.equal(clean.train_y, labels)
+
+
+def test_label_noise_depends_on_the_seed_alone() -> None:
+    digits = data.load("digits")
+    state = torch.get_rng_state()
+    first, same, other = (data.with_label_noise(digits, 0.2, seed=seed).train_y for seed in (7, 7, 8))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_label_noise_of_none_and_all() -> None:
+    digits = data.load("digits")
+    assert torch.equal(data.with_label_noise(digits, 0.0, seed=0).train_y, digits.train_y)
+    kept = (data.with_label_noise(digits, 1.0, seed=0).train_y == digits.train_y).double().mean()
+    assert abs(kept - 0.1) < 5 * math.sqrt(0.09 / 1437)
+    with pytest.raises(ValueError, match=r"fraction: expected 0 ... 1, got 1.2"):
+        data.with_label_noise(digits, 1.2, seed=0)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from common.store import RunStore, StoreError, describe_environment
+from common.store import BusyError, RunStore, StoreError, describe_environment, locked, read_metrics, require_config
 
 CONFIG = {"lr": 0.1, "depth": 3}
 HERE = {"torch": "1", "threads": 2}
@@ -80,6 +83,8 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         opened(tmp_path)
     with pytest.raises(StoreError, match="expected a folder, got a file"):
         opened(tmp_path / "thesis.tex")
+    with pytest.raises(StoreError, match="expected a folder, got a file"):
+        opened(tmp_path / "thesis.tex" / "run")
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pt", "config.json", "environment.json"])
@@ -99,9 +104,55 @@ def test_checkpoints_with_code_are_not_loaded(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    with opened(tmp_path), pytest.raises(StoreError, match="another process writes here"):
+    with opened(tmp_path), pytest.raises(BusyError, match="another process writes here"):
         opened(tmp_path)
     opened(tmp_path).close()  # free again
+
+
+def test_a_file_system_without_locks_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with opened(tmp_path) as store, locked(tmp_path):
+        assert "without locks" in store.notes[0]
+
+
+def test_metrics_and_configuration_are_read_without_the_lock(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path / "run") == []
+    require_config(tmp_path / "run", CONFIG)
+    filled(tmp_path / "run")
+    with opened(tmp_path / "run") as store:
+        rows = read_metrics(tmp_path / "run")
+        assert [list(row) for row in rows] == [["iteration", "cka/layer1"]] * 2
+        assert rows[0] == store.rows[0]
+        assert math.isnan(rows[1]["cka/layer1"])
+        require_config(tmp_path / "run", CONFIG)
+        with pytest.raises(StoreError, match=r"lr: 0.1 there, 0.2 asked for"):
+            require_config(tmp_path / "run", {**CONFIG, "lr": 0.2})
+    (tmp_path / "run" / "metrics.csv").write_text("iteration\nnone\n")
+    with pytest.raises(StoreError, match=r"metrics.csv: expected a table of numbers"):
+        read_metrics(tmp_path / "run")
+
+
+def test_waiting_for_a_lock(tmp_path: Path) -> None:
+    """The block is entered by one at a time."""
+    order: list[str] = []
+    inside = threading.Event()
+
+    def second() -> None:
+        inside.wait()
+        with locked(tmp_path):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with locked(tmp_path):
+        inside.set()
+        time.sleep(0.1)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
 
 
 def test_going_on_elsewhere_is_noted(tmp_path: Path) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import pytest
 import torch
 from common.models import feedforward
-from common.training import DivergedError, Recipe, Trainer, evaluate, measurement_grid
+from common.training import OPTIMIZERS, DivergedError, Recipe, Trainer, evaluate, flushed_denormals, measurement_grid
 from torch import nn
 
 
-def trainer(**changes: float) -> Trainer:
+def trainer(**changes: float | str) -> Trainer:
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(50, 6, generator=generator)
     y = torch.randint(0, 3, (50,), generator=generator)
@@ -75,16 +76,23 @@ def test_every_epoch_takes_every_sample_once_in_its_own_order() -> None:
     assert not torch.equal(trainer(seed=2).batch(6), t.batch(6))
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("stop", [0, 1, 4, 7, 19])
-def test_resuming_gives_the_same_bits(stop: int) -> None:
-    whole, part, rest = trainer(), trainer(), trainer()
+def test_resuming_gives_the_same_bits(stop: int, optimizer: str) -> None:
+    whole, part, rest = (trainer(optimizer=optimizer) for _ in range(3))
     whole.run([], lambda: None)
     for _ in range(stop):
         part.step()
-    rest.restore(part.state())
+    file = io.BytesIO()
+    torch.save(part.state(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    rest.restore(state)
     assert rest.iteration == stop
     assert rest.run([], lambda: None)
     assert torch.equal(parameters(rest), parameters(whole))
+    file.seek(0)
+    assert str(state) == str(torch.load(file, weights_only=True))  # what was restored is not trained on
 
 
 def test_measuring_changes_nothing_and_happens_where_asked() -> None:
@@ -111,6 +119,45 @@ def test_weight_decay_and_momentum_are_torchs() -> None:
         assert weight.grad is not None
         velocity = 0.5 * velocity + weight.grad + 0.1 * before
         torch.testing.assert_close(weight.detach(), before - 0.05 * velocity)
+
+
+def test_adam_is_torchs() -> None:
+    t, weights = trainer(optimizer="adam", momentum=0.8, weight_decay=0.1, batch_size=50), []
+    model = feedforward(6, 8, 3, 3, seed=0)
+    adam = torch.optim.Adam(model.parameters(), lr=0.05, betas=(0.8, 0.999), weight_decay=0.1)
+    for step in range(3):
+        chosen = t.batch(step)
+        t.step()
+        adam.zero_grad()
+        nn.functional.cross_entropy(model(t.x[chosen]), t.y[chosen]).backward()
+        adam.step()
+        weights.append(torch.equal(parameters(t), torch.cat([p.detach().flatten() for p in model.parameters()])))
+    assert weights == [True] * 3
+
+
+def test_unknown_optimizers_are_refused() -> None:
+    with pytest.raises(ValueError, match="optimizer: expected one of sgd, adam, got 'lamb'"):
+        trainer(optimizer="lamb")
+
+
+def test_evaluation_leaves_modes_and_batch_norms_alone() -> None:
+    x, y = torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(9, dtype=torch.int64)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout())
+    model[2].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert evaluate(model, x, y) == evaluate(model.eval(), x, y)
+    model.train()
+    model[2].eval()
+    evaluate(model, x, y)
+    assert [module.training for module in model] == [True, True, False]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_denormals_are_zero_in_the_block_alone() -> None:
+    small = torch.full((3,), 2e-38)  # hardly normal
+    with flushed_denormals() as flushed:
+        assert bool((small * 0.1 == 0).all()) == flushed
+    assert bool((small * 0.1 != 0).all())
 
 
 def test_run_stops_when_told() -> None:

@@ -42,3 +42,18 @@ def test_alignment_against_jacobians(name):
         expected = reference.kernels_of_outputs(jacobian, "all")
         got = reference.cka(expected, reference.label_kernel(y, 3, "all"))
         assert report[layer] == pytest.approx(got, rel=1e-8, abs=1e-12)
+
+
+def test_flat_images_are_repeated_and_padded():
+    x = torch.arange(2 * 64.0).reshape(2, 64)
+    images = vision.FlatImages(64, 1)(x)
+    assert images.shape == (2, 1, 32, 32)
+    assert torch.equal(images[:, 0, ::4, ::4].flatten(1), x)
+    assert torch.equal(images[:, 0, 3::4, 3::4].flatten(1), x)
+    grey = vision.FlatImages(784, 1)(torch.ones(1, 784))
+    assert (grey.sum(), grey[0, 0, 2:30, 2:30].sum()) == (784, 784)
+    colour = torch.randn(2, 3 * 32 * 32)
+    assert torch.equal(vision.FlatImages(3072, 3)(colour).flatten(1), colour)
+    for d, channels in ((63, 1), (64, 3), (33 * 33, 1), (0, 1)):
+        with pytest.raises(ValueError, match=f"d: expected {channels} times a square of 1 ... 32, got {d}"):
+            vision.FlatImages(d, channels)

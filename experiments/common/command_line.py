@@ -1,0 +1,169 @@
+"""What the command lines of the studies share: types that check, options, and mistakes as one message."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import data
+from common.store import StoreError
+from common.training import DivergedError, Recipe
+
+DEFAULTS = Recipe()
+
+
+class UsageError(ValueError):
+    """A command-line value that only the data can refute."""
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """States the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+# ---- types
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argparse type: a whole number in a range."""
+    expected = f"of at least {least}" if most is None else f"from {least} to {most}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"expected a whole number {expected}, got {text!r}")
+        return value
+
+    return parse
+
+
+def real(expected: str, accept: Callable[[float], bool]) -> Callable[[str], float]:
+    """An argparse type: a finite number that ``accept`` takes."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and accept(value)):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return value
+
+    return parse
+
+
+def device(text: str) -> torch.device:
+    """An argparse type: a device that this machine has."""
+    try:
+        value = torch.device(text)
+        torch.empty(0, device=value).cpu()  # refuses what is not there, and devices that hold no numbers
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a device of this machine, such as cpu or cuda, got {text!r}"
+        ) from error
+    return value
+
+
+positive = real("a number above 0", lambda value: value > 0)
+fraction = real("a number in [0, 1)", lambda value: 0 <= value < 1)
+seed = whole(0, 2**63 - 1)
+
+
+# ---- options
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--dataset": {"choices": data.NAMES, "default": "digits", "help": "what to train on"},
+    "--data-dir": {
+        "type": Path,
+        "metavar": "D",
+        "help": "folder that holds DATASET/ in its published format (digits: none)",
+    },
+    "--depth": {"type": whole(1), "default": 10, "metavar": "L", "help": "linear layers"},
+    "--width": {"type": whole(1), "default": 256, "metavar": "N", "help": "units of a hidden layer"},
+    "--momentum": {"type": fraction, "default": DEFAULTS.momentum, "help": "momentum of SGD"},
+    "--weight-decay": {
+        "type": real("a number of at least 0", lambda value: value >= 0),
+        "default": DEFAULTS.weight_decay,
+        "help": "L2 penalty of SGD",
+    },
+    "--epochs": {"type": whole(1), "default": DEFAULTS.epochs, "help": "passes over the training set"},
+    "--probe-size": {
+        "type": whole(2),
+        "default": 256,
+        "metavar": "n",
+        "help": "training samples to measure on, stratified, drawn per seed; time grows as n squared",
+    },
+    "--precision": {"choices": ("highest", "high", "medium"), "default": "highest", "help": "of the measurement"},
+    "--checkpoint-every": {
+        "type": whole(1),
+        "default": 500,
+        "metavar": "K",
+        "help": "iterations between checkpoints",
+    },
+    "--threads": {"type": whole(1, 4096), "default": None, "help": "CPU threads (default: torch's choice)"},
+    "--device": {"type": device, "default": "cpu", "help": "where to train and measure"},
+}
+
+
+def command_line(description: str | None) -> argparse.ArgumentParser:
+    """A parser without options, described by the first line of a script's docstring."""
+    return argparse.ArgumentParser(
+        description=description.partition("\n")[0] if description else None,
+        formatter_class=Help,
+        allow_abbrev=False,
+    )
+
+
+def add(p: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
+    """Add shared options, in this order; ``changes`` are to what argparse is told about them."""
+    for name in names:
+        p.add_argument(name, **OPTIONS[name] | changes)
+
+
+# ---- checks
+
+
+def require_distinct(p: argparse.ArgumentParser, args: argparse.Namespace, *options: str) -> None:
+    """Exit with a message where an option of several values has one twice."""
+    for option in options:
+        values = getattr(args, option.removeprefix("--").replace("-", "_"))
+        if len(set(values)) < len(values):
+            expected = "names" if isinstance(values[0], str) else "numbers"
+            p.error(f"argument {option}: expected distinct {expected}, got {' '.join(map(str, values))}")
+
+
+def require_data_dir(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with a message where the data set needs a folder and none is given."""
+    if args.dataset != "digits" and args.data_dir is None:
+        p.error(f"argument --data-dir: expected the folder that holds {args.dataset}/, got none")
+
+
+def require_samples(args: argparse.Namespace, dataset: data.Dataset, option: str, value: int | None) -> None:
+    """Raise UsageError where an option asks for more training samples than there are."""
+    if value is not None and value > len(dataset.train_y):
+        raise UsageError(
+            f"argument {option}: expected at most {len(dataset.train_y)}, the training samples of "
+            f"{args.dataset}, got {value}"
+        )
+
+
+def finish(script: str, study: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Run a study on args.threads; a mistake of the user's ends in one message and status 2, not in a traceback."""
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    try:
+        return study(args)
+    except (UsageError, StoreError, DivergedError, data.MissingDataError, data.CorruptDataError) as error:
+        print(f"{Path(script).name}: error: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,53 @@
+"""What is measured of a network in training; nothing here changes it or draws a random number."""
+
+from __future__ import annotations
+
+import math
+
+from ahkernels import AlignmentReport
+from common.data import Dataset
+from common.store import Row
+from common.training import DivergedError, Trainer, evaluate
+
+TRAIN_EVALUATION = 10_000  # the training loss is taken on no more samples than this
+
+
+def training_loss(trainer: Trainer, dataset: Dataset) -> tuple[float, float]:
+    """Loss (nats) and accuracy (0 ... 1) on the first TRAIN_EVALUATION training samples.
+
+    Raises:
+        DivergedError: if the loss is not finite.
+    """
+    train = slice(0, TRAIN_EVALUATION)
+    loss, accuracy = evaluate(trainer.model, dataset.train_x[train], dataset.train_y[train])
+    if not math.isfinite(loss):
+        raise DivergedError(f"training diverged: the training loss at iteration {trainer.iteration} is {loss}")
+    return loss, accuracy
+
+
+def progress(trainer: Trainer, dataset: Dataset) -> Row:
+    """Columns iteration, epoch, train_loss, test_loss (nats), train_accuracy and test_accuracy (0 ... 1).
+
+    Raises:
+        DivergedError: if the training loss is not finite.
+    """
+    train_loss, train_accuracy = training_loss(trainer, dataset)
+    test_loss, test_accuracy = evaluate(trainer.model, dataset.test_x, dataset.test_y)
+    return {
+        "iteration": trainer.iteration,
+        "epoch": trainer.epoch,
+        "train_loss": train_loss,
+        "test_loss": test_loss,
+        "train_accuracy": train_accuracy,
+        "test_accuracy": test_accuracy,
+    }
+
+
+def alignments(report: AlignmentReport) -> Row:
+    """Columns cka/<layer>, then forward_cka/<layer> and backward_cka/<layer> where the report has them."""
+    row: Row = {}
+    for name in ("cka", "forward_cka", "backward_cka"):
+        values = getattr(report, name)
+        if values is not None:
+            row |= {f"{name}/{layer}": value for layer, value in zip(report.layers, values.tolist(), strict=True)}
+    return row

@@ -1,0 +1,115 @@
+"""One run from its store's last checkpoint to its end, with progress on stderr; signals stop it between iterations."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Collection
+from types import FrameType
+
+from tqdm import tqdm
+
+from common.store import Row, RunStore
+from common.training import Trainer
+
+
+def say(text: str) -> None:
+    """A line on stderr that leaves a progress bar whole."""
+    tqdm.write(text, file=sys.stderr)
+    sys.stderr.flush()
+
+
+class Stop:
+    """While entered, SIGINT and SIGTERM are noted in ``signal`` (0: none came); a second ends the program."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __enter__(self) -> Stop:
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        say("stopping after this iteration (once more: at once)")
+
+
+def run(
+    store: RunStore,
+    trainer: Trainer,
+    name: str,
+    at: Collection[int],
+    measured: Callable[[], Row],
+    checkpoint_every: int,
+    reached: Callable[[], bool] = lambda: False,
+) -> int:
+    """Train and measure from where the store left off.
+
+    Args:
+        store: gets every measurement, and a checkpoint with it.
+        trainer: as built; what the store holds is restored.
+        name: of the run, in its progress.
+        at: iterations to measure at; those of the store's rows are left out.
+        measured: one measurement, with columns iteration, train_loss and test_accuracy at least.
+        checkpoint_every: iterations between checkpoints.
+        reached: asked after every iteration; True makes it the last one, and it is measured. Must depend on the
+            trainer alone, so that an interrupted run ends where it would have.
+
+    Returns:
+        The signal that came, or 0.
+    """
+    if store.state is not None:
+        trainer.restore(store.state)
+    known = {row["iteration"] for row in store.rows}
+    bar = tqdm(
+        total=trainer.total,
+        initial=trainer.iteration,
+        desc=name,
+        unit="it",
+        dynamic_ncols=True,
+        disable=None,  # no bar where stderr is no terminal: a line per measurement instead
+    )
+
+    def measure_and_save(finished: bool) -> None:
+        row = measured()
+        store.rows.append(row)
+        store.save(trainer.state(), finished)
+        if bar.disable:
+            say(
+                f"{name}: iteration {trainer.iteration}/{trainer.total}, "
+                f"train loss {row['train_loss']:.4f}, test accuracy {row['test_accuracy']:.1%}"
+            )
+
+    with Stop() as stop, bar:
+        at_end = False
+
+        def after_step(loss: float) -> bool:
+            nonlocal at_end
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update()
+            at_end = reached()
+            if not at_end and (stop.signal or trainer.iteration % checkpoint_every == 0):
+                store.save(trainer.state())
+            return at_end or bool(stop.signal)
+
+        trainer.run(
+            [step for step in at if step not in known],
+            lambda: measure_and_save(finished=trainer.iteration == trainer.total),
+            after_step,
+        )
+        if at_end:
+            measure_and_save(finished=True)
+    return stop.signal  # also one that came during the last measurement: the next run must not start
+
+
+def stopped(store: RunStore, name: str, number: int) -> int:
+    """Say how to go on with a run that a signal stopped; returns the exit status."""
+    command = shlex.join(["python", *(a for a in sys.argv if a != "--overwrite")])
+    say(f"{name}: stopped and saved in {store.folder}; to go on:\n  {command}")
+    return 128 + number

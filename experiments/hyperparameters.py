@@ -1,0 +1,340 @@
+"""Alignment by layer over a grid of learning rates, batch sizes and optimizers (figures 4 and 11 to 15).
+
+Every cell of the grid is trained to the same training loss, or to an epoch limit where it does not get there. Start
+the same command several times, and the processes share the cells; whatever was interrupted goes on when the
+command is given again. The numbers are the same for any number of processes and interruptions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from common import command_line, data, grid_figure, vision
+from common.grid import Cell, Result, print_table
+from common.grid_figure import Block, Panel
+from common.measuring import alignments, progress, training_loss
+from common.models import feedforward
+from common.running import run, say, stopped
+from common.store import (
+    BusyError,
+    Row,
+    RunStore,
+    describe_environment,
+    locked,
+    make_folder,
+    read_metrics,
+    require_config,
+)
+from common.training import OPTIMIZERS, DivergedError, Recipe, Trainer, evaluating, flushed_denormals
+from torch import Tensor, nn
+
+import ahkernels as ah
+
+IMAGE_NETWORKS = {"vgg19": vision.vgg19, "resnet18": vision.resnet18}
+TITLES = {"sgd": "SGD with momentum", "adam": "Adam"}
+
+
+# ---- command line
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    whole, positive = command_line.whole, command_line.positive
+    p = command_line.command_line(__doc__)
+    command_line.add(p, "--dataset", "--data-dir")
+    p.add_argument("--train-size", type=whole(2), metavar="N", help="train on a stratified subset (default: on all)")
+    p.add_argument(
+        "--label-noise",
+        type=command_line.fraction,
+        default=0.0,
+        metavar="F",
+        help="fraction of the training labels that is drawn anew, uniformly; test labels stay",
+    )
+    p.add_argument("--model", choices=("feedforward", *IMAGE_NETWORKS), default="feedforward", help="what to train")
+    command_line.add(p, "--depth", help="linear layers (feedforward)")
+    command_line.add(p, "--width", help="units of a hidden layer (feedforward)")
+    p.add_argument(
+        "--width-factor", type=positive, default=0.25, metavar="W", help="of all channel numbers (vgg19, resnet18)"
+    )
+    p.add_argument("--optimizers", choices=OPTIMIZERS, nargs="+", default=list(OPTIMIZERS), help="to compare")
+    p.add_argument(
+        "--sgd-lr", type=positive, nargs="+", default=[0.003, 0.01, 0.03], metavar="LR", help="learning rates of SGD"
+    )
+    p.add_argument(
+        "--adam-lr", type=positive, nargs="+", default=[1e-4, 3e-4, 1e-3], metavar="LR", help="learning rates of Adam"
+    )
+    p.add_argument(
+        "--batch-sizes", type=whole(1), nargs="+", default=[32, 128, 512], metavar="B", help="samples in a minibatch"
+    )
+    command_line.add(p, "--momentum", help="momentum of SGD, first beta of Adam")
+    command_line.add(p, "--weight-decay", help="L2 penalty")
+    p.add_argument("--loss-target", type=positive, default=0.1, help="training loss (nats) to stop at, after an epoch")
+    command_line.add(p, "--epochs", help="limit on the passes over the training set")
+    command_line.add(p, "--probe-size", help="training samples to measure on, stratified; time grows as n squared")
+    command_line.add(p, "--precision")
+    p.add_argument("--seed", type=command_line.seed, default=0, help="of weights, batches, subsets and label noise")
+    p.add_argument("--output", type=Path, help="folder for the results (default: runs/hyperparameters-DATASET)")
+    p.add_argument(
+        "--overwrite", action="store_true", help="discard these cells' runs in the output folder; for one process"
+    )
+    command_line.add(p, "--checkpoint-every", "--threads", "--device")
+    return p
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check the command line; exits with a message that names the option if a value is wrong."""
+    p = parser()
+    args = p.parse_args(arguments)
+    command_line.require_distinct(p, args, "--optimizers", "--sgd-lr", "--adam-lr", "--batch-sizes")
+    command_line.require_data_dir(p, args)
+    args.output = args.output or Path("runs") / f"hyperparameters-{args.dataset}"
+    return args
+
+
+def learning_rates(args: argparse.Namespace, optimizer: str) -> list[float]:
+    """Those of an optimizer, in the order given."""
+    return list(getattr(args, f"{optimizer}_lr"))
+
+
+def cells(args: argparse.Namespace) -> list[Cell]:
+    """Every cell, in the order in which one process trains them."""
+    return [
+        Cell(optimizer, lr, batch_size)
+        for optimizer in args.optimizers
+        for batch_size in args.batch_sizes
+        for lr in learning_rates(args, optimizer)
+    ]
+
+
+# ---- one cell
+
+
+def config(args: argparse.Namespace, cell: Cell, dataset: data.Dataset) -> dict[str, Any]:
+    """All that determines a cell's numbers, up to the machine it runs on."""
+    sizes = ("depth", "width") if args.model == "feedforward" else ("width_factor",)
+    names = ("dataset", "label_noise", "model", *sizes, "loss_target", "probe_size", "precision")
+    return {
+        **{name: getattr(args, name) for name in names},
+        **asdict(recipe(args, cell)),
+        "data_digest": dataset.digest,
+        "train_samples": len(dataset.train_y),
+        "test_samples": len(dataset.test_y),
+    }
+
+
+def recipe(args: argparse.Namespace, cell: Cell) -> Recipe:
+    """How a cell is trained."""
+    names = ("momentum", "weight_decay", "epochs", "seed")
+    return Recipe(**asdict(cell), **{name: getattr(args, name) for name in names})
+
+
+def network(args: argparse.Namespace, dataset: data.Dataset) -> nn.Module:
+    """The model before training, [n, d] -> [n, classes]; the same in every cell."""
+    d = dataset.train_x.shape[1]
+    if args.model == "feedforward":
+        return feedforward(d, args.width, args.depth, dataset.classes, args.seed)
+    build = IMAGE_NETWORKS[args.model]
+    return nn.Sequential(
+        OrderedDict(
+            images=vision.FlatImages(d, dataset.channels),
+            network=build(dataset.classes, args.seed, channels=dataset.channels, width=args.width_factor),
+        )
+    )
+
+
+def measure(trainer: Trainer, dataset: data.Dataset, probe_x: Tensor, probe_y: Tensor, precision: str) -> Row:
+    """Losses, accuracies and the alignment of every linear layer and convolution.
+
+    Raises:
+        DivergedError: if there is nan or inf in any of it.
+    """
+    row = progress(trainer, dataset)
+    if not math.isfinite(row["test_loss"]):
+        raise DivergedError(f"training diverged: the test loss at iteration {trainer.iteration} is {row['test_loss']}")
+    layers = [name for name, module in trainer.model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    try:
+        with evaluating(trainer.model):
+            report = ah.layerwise_alignment(trainer.model, probe_x, probe_y, layers=layers, precision=precision)
+    except ValueError as error:  # the arguments fit: a layer's activations or gradients are not finite
+        raise DivergedError(f"training diverged: {error}") from error
+    return row | alignments(report)
+
+
+def train(store: RunStore, cell: Cell, args: argparse.Namespace, dataset: data.Dataset) -> int:
+    """Train a cell to its end; returns the signal that came, or 0."""
+    trainer = Trainer(network(args, dataset).to(args.device), dataset.train_x, dataset.train_y, recipe(args, cell))
+    probe = data.stratified_subset(dataset.train_y, args.probe_size, args.seed).to(args.device)
+    x, y = dataset.train_x[probe], dataset.train_y[probe]
+
+    def reached() -> bool:
+        after_an_epoch = trainer.iteration % trainer.batches_per_epoch == 0
+        return after_an_epoch and training_loss(trainer, dataset)[0] <= args.loss_target
+
+    try:
+        return run(
+            store,
+            trainer,
+            cell.name,
+            [0, trainer.total],
+            lambda: measure(trainer, dataset, x, y, args.precision),
+            args.checkpoint_every,
+            reached,
+        )
+    except DivergedError as error:
+        say(f"{cell.name}: {error}")
+        if not store.rows:
+            raise  # before the first step: no hyperparameter's fault
+        where = {"iteration": trainer.iteration, "epoch": trainer.epoch}
+        store.rows.append(dict.fromkeys(store.rows[0], math.nan) | where)
+        store.save(trainer.state(), finished=True)
+        return 0
+
+
+# ---- the grid
+
+
+def folder(args: argparse.Namespace, cell: Cell) -> Path:
+    """Where a cell's run is kept."""
+    output: Path = args.output
+    return output / cell.name
+
+
+def result(args: argparse.Namespace, cell: Cell) -> Result:
+    """What the output folder holds of a cell now, whoever trained it."""
+    return Result(cell, read_metrics(folder(args, cell)))
+
+
+def work(args: argparse.Namespace, dataset: data.Dataset, environment: dict[str, Any]) -> int:
+    """Train the cells that no other process has or had until none is left; returns the exit status."""
+    everything, done_before = cells(args), True
+    while True:
+        trained, busy = False, []
+        for cell in everything:
+            if result(args, cell).finished:
+                continue
+            done_before = False
+            try:
+                store = RunStore(folder(args, cell), config(args, cell, dataset), environment)
+            except BusyError:
+                busy.append(cell.name)
+                continue
+            with store:
+                for note in store.notes:
+                    say(f"note: {note}")
+                if store.finished:  # since it was looked at
+                    continue
+                trained = True
+                if number := train(store, cell, args, dataset):
+                    return stopped(store, cell.name, number)
+            finished = sum(result(args, c).finished for c in everything)
+            say(f"{cell.name}: done ({finished} of {len(everything)} cells)")
+        if not trained:  # otherwise look again: a process may have died meanwhile, and left its cell
+            break
+    if done_before:
+        say(f"{args.output}: finished before; nothing to train, only the figure is drawn again")
+    if busy:
+        say(f"{args.output}: no cell left to train; other processes have {', '.join(busy)}, and draw the figure again")
+    return 0
+
+
+def discard(args: argparse.Namespace, dataset: data.Dataset, environment: dict[str, Any]) -> None:
+    """Empty the cells' folders; raises BusyError where another process is at work."""
+    with ExitStack() as stack:
+        for cell in cells(args):
+            stack.enter_context(RunStore(folder(args, cell), config(args, cell, dataset), environment, overwrite=True))
+
+
+def panel(args: argparse.Namespace, of: Result) -> Panel:
+    """A cell as the figure shows it."""
+    if not of.rows:
+        return Panel(message="not begun")
+    if not of.finished:
+        return Panel(of.alignment(0), message="not finished")
+    last = of.rows[-1]
+    if of.diverged:
+        return Panel(of.alignment(0), message=f"diverged after\n{last['epoch']:.2g} epochs")
+    remark = f"{last['epoch']:.0f} epochs"
+    if not of.reached(args.loss_target):
+        remark = f"limit, at loss {last['train_loss']:.2f}"
+    return Panel(of.alignment(0), of.alignment(1), last["train_loss"], last["test_loss"], remark=remark)
+
+
+def draw(args: argparse.Namespace, dataset: data.Dataset) -> None:
+    """The figure and the table of what there is; processes take turns, so that the last one draws the latest."""
+    with locked(args.output):
+        found = {cell: result(args, cell) for cell in cells(args)}
+        blocks = [
+            Block(
+                TITLES[optimizer],
+                [f"batch size {size}" for size in args.batch_sizes],
+                [f"learning rate {lr:g}" for lr in learning_rates(args, optimizer)],
+                [
+                    [panel(args, found[Cell(optimizer, lr, size)]) for lr in learning_rates(args, optimizer)]
+                    for size in args.batch_sizes
+                ],
+            )
+            for optimizer in args.optimizers
+        ]
+        paths = [args.output / f"hyperparameters.{suffix}" for suffix in ("svg", "png")]
+        grid_figure.alignment_grid(blocks, title(args, dataset), paths)
+    print_table(list(found.values()), args.loss_target)
+    print(f"figure: {paths[-1]}")
+
+
+def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
+    """What a reader must know about the figure: data, network and when training stops."""
+    size = (
+        f"depth {args.depth}, width {args.width}" if args.model == "feedforward" else f"width × {args.width_factor:g}"
+    )
+    noise = f", {args.label_noise:.0%} of them with random labels" if args.label_noise else ""
+    return (
+        f"{args.dataset}, {len(dataset.train_y):,} training images{noise}\n"
+        f"{args.model} network of {size}, seed {args.seed}\n"
+        f"trained to a training loss of {args.loss_target:g}, or for {args.epochs} epochs where it stays above"
+    )
+
+
+# ---- the study
+
+
+def study(args: argparse.Namespace) -> int:
+    """All cells, the figure and the table; returns the exit status."""
+    with flushed_denormals() as flushed:
+        dataset = load(args)
+        environment = {**describe_environment(args.device, ah.build_info()), "denormals_are_zero": flushed}
+        make_folder(args.output)
+        if args.overwrite:
+            discard(args, dataset, environment)
+        for cell in cells(args):  # nothing is begun before the whole folder is known to be this study's
+            require_config(folder(args, cell), config(args, cell, dataset))
+        status = work(args, dataset, environment)
+    if not status:
+        draw(args, dataset)
+    return status
+
+
+def load(args: argparse.Namespace) -> data.Dataset:
+    """The data set on its device, with the training samples and labels that were asked for."""
+    dataset = data.load(args.dataset, args.data_dir)
+    command_line.require_samples(args, dataset, "--train-size", args.train_size)
+    if args.train_size is not None:
+        dataset = data.training_subset(dataset, args.train_size, args.seed)
+    command_line.require_samples(args, dataset, "--probe-size", args.probe_size)
+    return data.with_label_noise(dataset, args.label_noise, args.seed).to(args.device)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study; a mistake of the user's ends in one message and status 2, not in a traceback."""
+    return command_line.finish(__file__, study, parse(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

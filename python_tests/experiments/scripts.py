@@ -1,0 +1,41 @@
+"""What the tests of the experiments share: processes, and what a command line answers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+import ahkernels
+
+
+def start(script: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A script with one thread; its stderr has a line per measurement."""
+    assert ahkernels.__file__ is not None
+    path = os.pathsep.join([str(Path(ahkernels.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, str(script), *arguments, "--threads", "1"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def refused(parse: Callable[[Sequence[str]], object], arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a script says of a command line that it exits over, with status 2."""
+    with pytest.raises(SystemExit) as error:
+        parse(arguments)
+    assert error.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def helped(parse: Callable[[Sequence[str]], object], capsys: pytest.CaptureFixture[str]) -> str:
+    """A script's --help, on one line."""
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    return " ".join(capsys.readouterr().out.split())
