@@ -12,7 +12,18 @@ from ahkernels.factors import Factors
 from ahkernels.kernel import TangentKernel
 from ahkernels.ops import build_info
 from ahkernels.report import AlignmentReport
-from ahkernels.statistics import DegenerateKernelWarning, cka, layerwise_alignment
+from ahkernels.statistics import (
+    DegenerateKernelWarning,
+    Eigenpairs,
+    cka,
+    eigenpairs,
+    eigenvalues,
+    fisher_kernel,
+    label_correlation,
+    layerwise_alignment,
+    similarity,
+    stable_rank,
+)
 from ahkernels.tracker import AlignmentTracker
 
 __version__ = "0.1.0"
@@ -21,15 +32,22 @@ __all__ = [
     "AlignmentReport",
     "AlignmentTracker",
     "DegenerateKernelWarning",
+    "Eigenpairs",
     "Explanation",
     "Factors",
     "LayerExplanation",
     "TangentKernel",
     "build_info",
     "cka",
+    "eigenpairs",
+    "eigenvalues",
     "explain",
+    "fisher_kernel",
     "iter_tangent_kernels",
+    "label_correlation",
     "layerwise_alignment",
     "register_rule",
+    "similarity",
+    "stable_rank",
     "tangent_kernels",
 ]

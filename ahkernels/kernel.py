@@ -6,7 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from ahkernels import ops
@@ -104,6 +107,91 @@ class TangentKernel:
         """K v for v [n, o, columns], float64 [n, o, columns] on the kernel's device."""
         v = v.detach().to(self.device, torch.float64).contiguous()
         return _sum(ops.tangent_product(*_plain(term), v) for term in self.terms)
+
+    def linear_operator(self, *, centered: bool = False) -> LinearOperator:
+        """K, or C K C with C = I - 11^T/(on), as a float64 operator on numpy vectors; products are as `K @ v`."""
+
+        def product(v: NDArray[np.float64]) -> NDArray[np.float64]:
+            columns = torch.from_numpy(np.ascontiguousarray(v, dtype=np.float64)).reshape(self.shape[0], -1)
+            if centered:
+                columns = columns - columns.mean(0)
+            found = (self @ columns).cpu()
+            if centered:
+                found = found - found.mean(0)
+            result: NDArray[np.float64] = found.numpy().reshape(v.shape)
+            return result
+
+        return LinearOperator(
+            tuple(self.shape), matvec=product, rmatvec=product, matmat=product, rmatmat=product, dtype=np.float64
+        )
+
+    def __add__(self, other: TangentKernel) -> TangentKernel:
+        """The kernel of both layers together; it shares their factors.
+
+        Raises:
+            ValueError: where the kernels are not over the same rows.
+        """
+        if not isinstance(other, TangentKernel):
+            return NotImplemented
+        if self.outputs != other.outputs:
+            raise ValueError(f"other: expected outputs = {self.outputs.spec!r}, got {other.outputs.spec!r}")
+        names = " + ".join(name for name in (self.name, other.name) if name)
+        return TangentKernel([*self.terms, *other.terms], self.outputs, self.precision, names)
+
+    def __mul__(self, scale: float) -> TangentKernel:
+        """The kernel times a number; of its factors only the backward ones are copied.
+
+        Raises:
+            ValueError: for a number that is negative or not finite.
+        """
+        if not isinstance(scale, (int, float)):
+            return NotImplemented
+        if not 0 <= scale < math.inf:
+            raise ValueError(f"scale: expected a finite number of at least 0, got {scale!r}")
+        terms = [replace(term, backward=term.backward * math.sqrt(scale), unchecked=True) for term in self.terms]
+        return TangentKernel(terms, self.outputs, self.precision, self.name)
+
+    __rmul__ = __mul__
+
+    def congruence(self, blocks: Tensor) -> TangentKernel:
+        """B K B^T for a block-diagonal B of one block for each sample, by the backward factors.
+
+        Args:
+            blocks: [n, p, o], for a kernel of p rows for each sample.
+
+        Raises:
+            ValueError: for another shape.
+        """
+        if blocks.dim() != 3 or blocks.shape[0] != self.n or blocks.shape[2] != self.o or blocks.shape[1] == 0:
+            raise ValueError(f"blocks: expected shape [n, p, o] = [{self.n}, p, {self.o}], got {list(blocks.shape)}")
+        blocks = blocks.detach().to(self.device)
+        terms = []
+        for term in self.terms:
+            g = torch.einsum("xpi,xsim->xspm", blocks.to(term.backward.dtype), term.backward)
+            terms.append(replace(term, backward=g, unchecked=True))
+        outputs = self.outputs if blocks.shape[1] == self.o else OutputSelection("all", blocks.shape[1])
+        return TangentKernel(terms, outputs, self.precision, self.name)
+
+    def subset(self, samples: Tensor) -> TangentKernel:
+        """The kernel of some of the samples, in their order; its factors are copies.
+
+        Args:
+            samples: Indices [k].
+
+        Raises:
+            ValueError: for another shape, no index, or one out of range.
+        """
+        if samples.dim() != 1 or samples.dtype.is_floating_point or not samples.numel():
+            raise ValueError(f"samples: expected a tensor of indices [k], got shape {list(samples.shape)}")
+        low, high = (int(value) for value in samples.aminmax())
+        if low < 0 or high >= self.n:
+            raise ValueError(f"samples: expected indices from 0 to {self.n - 1}, got {low if low < 0 else high}")
+        index = samples.to(self.device).long()
+        terms = [
+            replace(term, forward=term.forward[index], backward=term.backward[index], unchecked=True)
+            for term in self.terms
+        ]
+        return TangentKernel(terms, self.outputs, self.precision, self.name)
 
     def row_means(self) -> Tensor:
         """Mean of each row of K, float64 [n, o] on the kernel's device; computed once."""

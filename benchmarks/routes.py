@@ -19,7 +19,8 @@ from ahkernels.capture.route import Route, Shape, choose_route, jacobian, routes
 
 OUTPUTS = 10
 MOST_BYTES = 1 << 31  # of a Jacobian, which is also the default memory budget
-MOST_FLOPS = 4e11  # of a route that is tried at all
+# A route is tried unless it takes so many flops, and several times those of the chosen one.
+MOST_FLOPS, MOST_TIMES = 2e10, 3
 TOLERANCE = 1e-4
 
 
@@ -81,7 +82,8 @@ def compare(layer: Layer, n: int, best: Ceilings, repeats: int) -> dict[str, obj
     v -= v.mean()
     shape = layer.shape(n)
     chosen = choose_route(shape, MOST_BYTES // 4)
-    taken = [one for one in routes(shape) if one.numbers <= MOST_BYTES // 4 and one.flops <= MOST_FLOPS]
+    most_flops = max(MOST_FLOPS, MOST_TIMES * chosen.flops)
+    taken = [one for one in routes(shape) if one.numbers <= MOST_BYTES // 4 and one.flops <= most_flops]
     taken.sort(key=lambda one: one.name != chosen.name)
     jobs = {one.name: job(one, layer, a, g, v) for one in taken}
     found = {name: one()[0] for name, one in jobs.items()}

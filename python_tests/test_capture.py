@@ -562,7 +562,7 @@ def test_explain():
     found = ah.explain(model, x)
     assert [one.layer for one in found] == list(ah.tangent_kernels(model, x))
     by_name = {one.layer: one for one in found}
-    assert (by_name["embed"].route, by_name["embed"].positions, by_name["embed"].parameters) == ("jacobian", 3, 12)
+    assert (by_name["embed"].route, by_name["embed"].positions, by_name["embed"].parameters) == ("pairs", 3, 12)
     assert (by_name["head"].route, by_name["head"].flops) == ("factors", 7**2 * (4 + 9 * 3))
     assert by_name[""].route == "fallback"
     assert by_name[""].bytes == 4 * 7 * 3 * by_name[""].parameters

@@ -49,7 +49,7 @@ def cka(kernel: TangentKernel, other: Tensor | TangentKernel) -> float:
         TypeError: for another type.
     """
     if isinstance(other, TangentKernel):
-        _require_alike(kernel, other)
+        require_alike(kernel, other)
         return _alignment_of_two(kernel, other)
     labels = Labels(kernel.outputs, other, kernel.n)
     return finish(Measured.of(kernel), measure([kernel], labels)[0].tolist(), labels).cka
@@ -120,7 +120,7 @@ def finish(measured: Measured, numbers: Sequence[float], labels: Labels) -> Alig
     if not math.isfinite(trace):
         raise ValueError(f"factors of {measured.name}: expected finite numbers, got nan or inf")
     norm = math.sqrt(square)
-    if not _defined(measured, norm, total):
+    if not is_defined(measured, norm, total):
         return Alignment(math.nan, norm, trace)
     if labels.norm == 0:
         _warn("y is the same in every row of the kernel")
@@ -128,7 +128,8 @@ def finish(measured: Measured, numbers: Sequence[float], labels: Labels) -> Alig
     return Alignment(inner / norm / labels.norm, norm, trace)
 
 
-def _require_alike(kernel: TangentKernel, other: TangentKernel) -> None:
+def require_alike(kernel: TangentKernel, other: TangentKernel) -> None:
+    """Raises ValueError where two kernels are not over the same rows, or of another dtype or device."""
     if kernel.n != other.n or kernel.o != other.o:
         raise ValueError(
             f"other: expected a kernel of {kernel.n} samples and {kernel.o} rows for each, got {other.n} and {other.o}"
@@ -146,7 +147,7 @@ def _alignment_of_two(kernel: TangentKernel, other: TangentKernel) -> float:
     norms = []
     for i, (one, argument) in enumerate(zip(pair, ("kernel", "other"), strict=True)):
         norms.append(math.sqrt(moments[i][i]))
-        if not _defined(Measured.of(one, argument), norms[-1], float(one.row_means().sum()) * one.shape[0]):
+        if not is_defined(Measured.of(one, argument), norms[-1], float(one.row_means().sum()) * one.shape[0]):
             return math.nan
     return float(moments[0][1]) / norms[0] / norms[1]
 
@@ -162,7 +163,7 @@ def _label_kernel(kernel: TangentKernel, labels: Tensor) -> TangentKernel:
     )
 
 
-def _defined(measured: Measured, norm: float, total: float) -> bool:
+def is_defined(measured: Measured, norm: float, total: float) -> bool:
     """Whether the centered kernel is more than the rounding of a constant one; `total` is the sum of its entries."""
     if norm > measured.rounding * abs(total) and math.isfinite(norm):
         return True

@@ -1,0 +1,221 @@
+"""Spectra, what they explain of the alignment, and the operator they come from, against dense fp64 decompositions."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import networks
+import numpy as np
+import pytest
+import reference
+import torch
+from torch import Tensor
+
+import ahkernels as ah
+from ahkernels.outputs import OutputSelection
+
+
+def of_spectrum(values: Tensor, *, o: int = 2, seed: int = 0) -> tuple[ah.TangentKernel, Tensor]:
+    """A kernel as its Jacobian with these eigenvalues, and the dense matrix."""
+    size = len(values)
+    generator = torch.Generator().manual_seed(seed)
+    rotation, _ = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
+    features = rotation * values.sqrt()
+    none = torch.empty(size // o, 1, 0, dtype=torch.float64)
+    kernel = ah.TangentKernel(ah.Factors(none, features.view(size // o, 1, o, size), bias=True))
+    return kernel, features @ features.T
+
+
+def spectra() -> dict[str, Tensor]:
+    index = torch.arange(600, dtype=torch.float64)
+    return {
+        "condition 1": torch.ones(600, dtype=torch.float64),
+        "condition 1e12": 10 ** (-12 * index / 599),
+        "clustered": 1 + 1e-6 * index,
+        "repeated": torch.cat([torch.full((20,), 3.0), torch.full((80,), 1.0), torch.full((500,), 1e-3)]).double(),
+        "rank 5": torch.cat([torch.arange(5, 0, -1), torch.zeros(595)]).double(),
+    }
+
+
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize("name", list(spectra()))
+def test_eigenpairs_against_a_dense_decomposition(name, centered):
+    kernel, dense = of_spectrum(spectra()[name])
+    dense = reference.centered(dense) if centered else dense
+    expected = torch.linalg.eigvalsh(dense).flip(0)
+    k = 12
+    found = ah.eigenpairs(kernel, k, centered=centered)
+    assert (found.values - expected[:k]).abs().max() <= 1e-8 * expected[0]
+    assert (dense @ found.vectors - found.vectors * found.values).norm(dim=0).max() <= 1e-9 * expected[0]
+    assert (found.residuals - (dense @ found.vectors - found.vectors * found.values).norm(dim=0)).abs().max() < 1e-12
+    assert (found.vectors.T @ found.vectors - torch.eye(k)).abs().max() < 1e-10
+    assert torch.allclose(ah.eigenvalues(kernel, k, centered=centered), found.values, rtol=1e-10)
+
+
+@pytest.mark.parametrize("size", [30, 600])
+def test_all_eigenvalues(size):
+    kernel, dense = of_spectrum(spectra()["condition 1e12"][:size])
+    expected = torch.linalg.eigvalsh(dense).flip(0)
+    assert (ah.eigenvalues(kernel, size, centered=False) - expected).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("outputs", ["all", "trace", "sum", 1])
+@pytest.mark.parametrize("n", [20, 200])
+def test_alignment_is_correlation_over_the_root_of_the_stable_rank(n, outputs):
+    model, x = networks.mlp(4, 11, 6, 3, bias=True).double(), torch.randn(n, 6, dtype=torch.float64)
+    y = torch.randint(0, 3, (n,))
+    labels = reference.centered(reference.label_kernel(y, 3, outputs))
+    for kernel in list(ah.tangent_kernels(model, x, outputs=outputs).values())[:-1]:
+        dense = reference.centered(kernel.to_dense())
+        values = torch.linalg.eigvalsh(dense)
+        rank, correlation = ah.stable_rank(kernel), ah.label_correlation(kernel, y)
+        assert rank == pytest.approx(float(values.square().sum() / values[-1] ** 2), rel=1e-8)
+        assert correlation == pytest.approx(float((dense * labels).sum() / values[-1] / labels.norm()), rel=1e-8)
+        assert ah.cka(kernel, y) == pytest.approx(correlation / math.sqrt(rank), rel=1e-8)
+        if outputs == "all":
+            pairs, vector = (
+                ah.eigenpairs(kernel, min(len(dense), 60)),
+                torch.nn.functional.one_hot(y, 3).double().flatten(),
+            )
+            vector = (vector - vector.mean()) / (vector - vector.mean()).norm()
+            part = (pairs.values / pairs.values[0] * (pairs.vectors.T @ vector).square()).sum()
+            assert float(part) <= correlation + 1e-8
+            assert n > 20 or float(part) == pytest.approx(correlation, rel=1e-8)
+
+
+@pytest.mark.parametrize("n", [9, 400])
+def test_zero_and_constant_kernels(n):
+    y = torch.randn(n, 3)
+    zero = ah.TangentKernel(ah.Factors(torch.ones(n, 1, 2), torch.zeros(n, 1, 3, 2), bias=False))
+    assert torch.equal(ah.eigenvalues(zero, 4), torch.zeros(4, dtype=torch.float64))
+    constant = ah.TangentKernel(ah.Factors(torch.ones(n, 1, 2), torch.ones(n, 1, 3, 2), bias=False))
+    for kernel in (zero, constant):
+        assert math.isnan(ah.stable_rank(kernel))
+        with pytest.warns(ah.DegenerateKernelWarning):
+            assert math.isnan(ah.label_correlation(kernel, y))
+    assert float(ah.eigenvalues(constant, 1, centered=False)) == pytest.approx(2 * 2 * 3 * n)
+
+
+def random_kernel(n: int = 30, o: int = 3, *, seed: int = 0, bias: bool = True) -> ah.TangentKernel:
+    a, g = reference.factors(n, 2, o, 5, 4, torch.float64, seed=seed)
+    return ah.TangentKernel(ah.Factors(a, g, bias, layer=f"fc{seed}"))
+
+
+def test_operators_compose():
+    first, second = random_kernel(), random_kernel(seed=1, bias=False)
+    a, b = first.to_dense(), second.to_dense()
+    both = 2 * (first + second) * 0.25
+    assert torch.allclose(both.to_dense(), (a + b) / 2)
+    assert "fc0 + fc1" in repr(both)
+    assert ah.cka(first + second, first) == pytest.approx(reference.cka(a + b, a))
+    v = np.random.default_rng(0).standard_normal((90, 4))
+    c = np.eye(90) - 1 / 90
+    assert np.allclose(both.linear_operator() @ v, (a + b).numpy() / 2 @ v)
+    assert np.allclose(both.linear_operator(centered=True) @ v[:, 0], c @ (a + b).numpy() / 2 @ c @ v[:, 0])
+    index = torch.tensor([3, 29, 0])
+    rows = (3 * index[:, None] + torch.arange(3)).flatten()
+    assert torch.allclose(first.subset(index).to_dense(), a[rows][:, rows])
+    blocks = torch.randn(30, 2, 3, dtype=torch.float64)
+    whole = torch.block_diag(*blocks)
+    assert torch.allclose(first.congruence(blocks).to_dense(), whole @ a @ whole.T)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_fisher_kernel(scale):
+    model = networks.mlp(3, 9, 6, 4, bias=True).double()
+    x = torch.randn(15, 6, dtype=torch.float64)
+    logits = scale * model(x).detach()
+    jacobians = reference.jacobians(model, x)
+    for layer, kernel in ah.tangent_kernels(model, x).items():
+        fisher = ah.fisher_kernel(kernel, logits)
+        p = logits.softmax(1)
+        h = torch.block_diag(*(torch.diag_embed(p) - p[:, :, None] * p[:, None]))
+        psi = jacobians[layer].flatten(0, 1)
+        expected = torch.linalg.eigvalsh(psi.T @ h @ psi).flip(0)  # the Fisher information of the parameters
+        count = min(len(expected), 60)
+        found = ah.eigenvalues(fisher, 60, centered=False)
+        assert (found[:count] - expected[:count]).abs().max() <= 1e-8 * expected[0]
+        assert found[count:].abs().sum() <= 1e-8 * expected[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call"),
+    [
+        (
+            ValueError,
+            "k: expected a whole number from 1 to 90, the rows of the kernel, got 91",
+            lambda k: ah.eigenpairs(k, 91),
+        ),
+        (
+            ValueError,
+            "k: expected a whole number from 1 to 90, the rows of the kernel, got 0",
+            lambda k: ah.eigenvalues(k, 0),
+        ),
+        (ValueError, "tolerance: expected a number between 0 and 1, got 0", lambda k: ah.eigenpairs(k, 1, tolerance=0)),
+        (
+            ValueError,
+            r"logits: expected shape \[n, o\] = \[30, 3\], got \[3\]",
+            lambda k: ah.fisher_kernel(k, torch.ones(3)),
+        ),
+        (ValueError, "logits: expected finite", lambda k: ah.fisher_kernel(k, torch.full((30, 3), math.nan))),
+        (
+            ValueError,
+            "kernel: expected one over all outputs .* got outputs = 1",
+            lambda k: ah.fisher_kernel(
+                ah.TangentKernel(k.congruence(torch.ones(30, 1, 3)).terms, OutputSelection(1, 3)), torch.ones(30, 3)
+            ),
+        ),
+        (
+            ValueError,
+            r"blocks: expected shape \[n, p, o\] = \[30, p, 3\], got",
+            lambda k: k.congruence(torch.ones(30, 2, 2)),
+        ),
+        (ValueError, "samples: expected indices from 0 to 29, got 30", lambda k: k.subset(torch.tensor([1, 30]))),
+        (ValueError, r"samples: expected a tensor of indices \[k\]", lambda k: k.subset(torch.ones(3))),
+        (ValueError, "scale: expected a finite number of at least 0, got -1", lambda k: -1 * k),
+        (TypeError, "unsupported operand", lambda k: k + 1),
+        (ValueError, "factors: expected layers of one n and o in a group", lambda k: k + random_kernel(31)),
+        (ValueError, "factors: expected layers of one dtype in a group", lambda k: k + _float32(k)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_input(error, message, call):
+    with warnings.catch_warnings(), pytest.raises(error, match=message):
+        call(random_kernel())
+
+
+def _float32(kernel: ah.TangentKernel) -> ah.TangentKernel:
+    (term,) = kernel.terms
+    return ah.TangentKernel(ah.Factors(term.forward.float(), term.backward.float(), term.bias))
+
+
+def test_similarity_of_layers():
+    model, x = networks.mlp(5, 11, 6, 3, bias=True).double(), torch.randn(40, 6, dtype=torch.float64)
+    kernels = ah.tangent_kernels(model, x)
+    found = ah.similarity(kernels)
+    for i, first in enumerate(kernels.values()):
+        for j, second in enumerate(kernels.values()):
+            assert float(found[i, j]) == pytest.approx(reference.cka(first.to_dense(), second.to_dense()), rel=1e-10)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    later = ah.tangent_kernels(model, x)
+    moved = ah.similarity(kernels, later)
+    assert moved.shape == (5, 5)
+    assert float(moved[1, 2]) == pytest.approx(ah.cka(kernels["2"], later["4"]), rel=1e-10)
+    backward = [kernel.backward_gram() for kernel in kernels.values()]
+    assert torch.allclose(ah.similarity(backward).diagonal()[:-1], torch.ones(4, dtype=torch.float64))
+
+
+def test_similarity_refuses():
+    zero = ah.TangentKernel(ah.Factors(torch.ones(30, 1, 2).double(), torch.zeros(30, 1, 3, 2).double(), bias=False))
+    with pytest.warns(ah.DegenerateKernelWarning, match="kernel is zero"):
+        found = ah.similarity([random_kernel(), zero])
+    assert float(found[0, 0]) == pytest.approx(1.0) and found.isnan().sum() == 3
+    with pytest.raises(ValueError, match="kernels: expected at least one kernel, got none"):
+        ah.similarity([])
+    with pytest.raises(ValueError, match="others: expected at least one kernel, got none"):
+        ah.similarity([random_kernel()], {})
+    with pytest.raises(ValueError, match="other: expected a kernel of 30 samples and 3 rows for each, got 31 and 3"):
+        ah.similarity([random_kernel()], [random_kernel(31)])
