@@ -94,7 +94,8 @@ void Centering<T>::of_jacobian(const TileKernels<double>& tiles, const Term& ter
   const std::vector<double> weights(rows.n, 1.0 / static_cast<double>(rows.n));
   const ThinProduct<double> thin(tiles, rows, weights.data(), 1);
   std::vector<double> of_bias;
-  const int64_t slice = std::clamp<int64_t>(kSliceBytes / (8 * std::max<int64_t>(rows.d, 1)), 1, std::max<int64_t>(rows.m, 1));
+  const int64_t slice =
+      std::clamp<int64_t>(kSliceBytes / (8 * std::max<int64_t>(rows.d, 1)), 1, std::max<int64_t>(rows.m, 1));
   for (int64_t begin = 0; begin < rows.m; begin += slice) {
     const auto [matrix, sums] = thin.sum_weights(begin, std::min(slice, rows.m - begin));
     jacobian_mean.insert(jacobian_mean.end(), matrix.begin(), matrix.end());

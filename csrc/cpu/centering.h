@@ -25,11 +25,11 @@ namespace ahkernels::cpu {
 // outputs, which global centering leaves far from constant, so that nothing is lost there.
 template <class T>
 struct Centering {
-  std::vector<T> forward_mean;   // [s][d], unscaled
-  std::vector<T> backward_mean;  // [s][m], unscaled
-  int64_t stride = 0;            // of the rows of p and q: n rounded up to whole panels
-  std::vector<T> p0, q0;         // [s][s']
-  std::vector<T> p, q;           // [s][s'][stride]
+  std::vector<T> forward_mean;        // [s][d], unscaled
+  std::vector<T> backward_mean;       // [s][m], unscaled
+  int64_t stride = 0;                 // of the rows of p and q: n rounded up to whole panels
+  std::vector<T> p0, q0;              // [s][s']
+  std::vector<T> p, q;                // [s][s'][stride]
   std::vector<double> jacobian_mean;  // [m][d], then [m] for a bias; instead of all of the above
   std::vector<double> h;              // [n]
   double constant = 0;                // sum of p0 q0 over pairs of uses, or |J0|^2

@@ -1,9 +1,9 @@
 // Jacobians J(x, i) = sum_s g_s^i(x) a_s(x)^T of a layer with many positions, a slice of the parameters at a time, so
 // that the whole of them is never held.
 //
-// The weight [m, d] is cut into tiles of kPanel x kPanel, whose parts of J are products over positions; a slice is a few
-// tiles side by side, in the order [tile][m][d] with zeros where the weight ends. The bias comes last, as sqrt(b) sum_s
-// g_s.
+// The weight [m, d] is cut into tiles of kPanel x kPanel, whose parts of J are products over positions; a slice is a
+// few tiles side by side, in the order [tile][m][d] with zeros where the weight ends. The bias comes last, as sqrt(b)
+// sum_s g_s.
 #pragma once
 
 #include <algorithm>
@@ -52,9 +52,7 @@ class JacobianSlices {
 
  private:
   // Of kPanel rows with a number for each position.
-  int64_t packed_bytes() const {
-    return ceil_div(term_.s, tiles_.k_per_packed) * kPanel * tiles_.packed_bytes;
-  }
+  int64_t packed_bytes() const { return ceil_div(term_.s, tiles_.k_per_packed) * kPanel * tiles_.packed_bytes; }
 
   void weight(int64_t slice, int64_t x, int64_t thread, T* rows) const {
     const int64_t m_begin = slice / d_slices_ * kPanel, m_count = std::min(kPanel, term_.m - m_begin);

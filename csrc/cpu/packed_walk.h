@@ -1,10 +1,10 @@
-// The walk over tiles of K from packed factors, each complete when it is visited. Those of the lower triangle, so that the short
-// panel at the end of the samples is a tile's rows, whose number costs no efficiency, and not its columns.
+// The walk over tiles of K from packed factors, each complete when it is visited. Those of the lower triangle, so that
+// the short panel at the end of the samples is a tile's rows, whose number costs no efficiency, and not its columns.
 //
 // Two groups of sample panels at a time are packed into a workspace of fixed size (so memory does not grow with n), and
 // threads take the work items of the pair of groups: a pair of panels X >= X' and one output i of the first, hence o
-// tiles of each kernel. All work of an item is done by one thread in a fixed order, which makes every result independent
-// of the number of threads.
+// tiles of each kernel. All work of an item is done by one thread in a fixed order, which makes every result
+// independent of the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -13,8 +13,8 @@
 
 #include "aligned.h"
 #include "centering.h"
-#include "term.h"
 #include "parallel.h"
+#include "term.h"
 
 namespace ahkernels::cpu {
 
@@ -32,8 +32,8 @@ struct Block {
 template <class T>
 class PanelGroup {
  public:
-  PanelGroup(const TileKernels<T>& tiles, const std::vector<Term>& terms,
-             const std::vector<Centering<T>>& centering, int64_t capacity)
+  PanelGroup(const TileKernels<T>& tiles, const std::vector<Term>& terms, const std::vector<Centering<T>>& centering,
+             int64_t capacity)
       : tiles_(tiles), terms_(terms), centering_(centering), memory_(capacity * panel_bytes(tiles, terms)) {
     for (const Term& term : terms) {
       forward_offsets_.push_back(stride_);
@@ -114,7 +114,11 @@ template <class T>
 class TileMaker {
  public:
   TileMaker(const TileKernels<T>& tiles, const std::vector<Term>& terms, const std::vector<Centering<T>>& centering)
-      : tiles_(tiles), terms_(terms), centering_(centering), memory_(scratch_bytes(terms)), begun_(kernel_count(terms)) {
+      : tiles_(tiles),
+        terms_(terms),
+        centering_(centering),
+        memory_(scratch_bytes(terms)),
+        begun_(kernel_count(terms)) {
     int64_t slot = 0;
     for (const Term& term : terms) {
       first_slot_.push_back(slot);

@@ -28,8 +28,7 @@ void gram(const TileKernels<T>& tiles, const std::vector<Term>& terms, T* out) {
         const int64_t col = pair.col * kPanel * o + begin;
         for (int64_t c = 0; c < maker.col_count(); ++c) {
           for (int64_t j = 0; j < outputs; ++j) {
-            const T entry =
-                static_cast<T>(static_cast<double>(gathered[j * kTileSize + r * kPanel + c]) * unscale);
+            const T entry = static_cast<T>(static_cast<double>(gathered[j * kTileSize + r * kPanel + c]) * unscale);
             out[row * size + col + c * o + j] = entry;
             // On the diagonal nobody makes the tile that is this one's transpose.
             if (pair.row == pair.col && i < begin + j) out[(col + c * o + j) * size + row] = entry;

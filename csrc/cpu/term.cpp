@@ -105,10 +105,10 @@ Strided Term::backward_rows(int64_t sample, int64_t use, int64_t output) const {
 }
 
 void check_columns(const std::string& op, const Term& term, const Tensor& v) {
-  STD_TORCH_CHECK(v.dim() == 3 && v.size(0) == term.n && v.size(1) == term.o && v.size(2) > 0 &&
-                      v.is_contiguous() && v.scalar_type() == torch::headeronly::ScalarType::Double,
-                  op, ": v: expected a contiguous float64 tensor of shape [n, o, columns] = [", term.n, ", ",
-                  term.o, ", columns]");
+  STD_TORCH_CHECK(v.dim() == 3 && v.size(0) == term.n && v.size(1) == term.o && v.size(2) > 0 && v.is_contiguous() &&
+                      v.scalar_type() == torch::headeronly::ScalarType::Double,
+                  op, ": v: expected a contiguous float64 tensor of shape [n, o, columns] = [", term.n, ", ", term.o,
+                  ", columns]");
 }
 
 void check_precision(const std::string& op, const std::string& precision) {
@@ -140,10 +140,10 @@ double scale_of(double magnitude) { return std::ldexp(1.0, -std::clamp(exponent_
 
 void find_scales(Term& term) {
   // A bias is one more number of the forward factor, sqrt(b).
-  term.forward_scale = scale_of(std::max(
-      std::sqrt(term.bias), max_magnitude(term.n, term.s, term.d, [&](int64_t sample, int64_t use) {
-        return term.forward_rows(sample, use);
-      })));
+  term.forward_scale =
+      scale_of(std::max(std::sqrt(term.bias), max_magnitude(term.n, term.s, term.d, [&](int64_t sample, int64_t use) {
+                          return term.forward_rows(sample, use);
+                        })));
   term.backward_scale = scale_of(max_magnitude(term.n, term.s * term.o, term.m, [&](int64_t sample, int64_t block) {
     return term.backward_rows(sample, block / term.o, block % term.o);
   }));
@@ -165,8 +165,9 @@ std::vector<Term> make_terms(const std::string& op, const Factors& factors, bool
   STD_TORCH_CHECK(!forward.empty(), op, ": forward: expected at least one factor, got none");
   STD_TORCH_CHECK(backward.size() == forward.size(), op, ": backward: expected as many factors as forward (",
                   forward.size(), "), got ", backward.size());
-  STD_TORCH_CHECK(factors.bias.size() == forward.size(), op, ": bias: expected as many numbers as forward has factors (",
-                  forward.size(), "), got ", factors.bias.size());
+  STD_TORCH_CHECK(factors.bias.size() == forward.size(), op,
+                  ": bias: expected as many numbers as forward has factors (", forward.size(), "), got ",
+                  factors.bias.size());
   STD_TORCH_CHECK(factors.by_jacobian.empty() || factors.by_jacobian.size() == forward.size(), op,
                   ": by_jacobian: expected as many as forward has factors (", forward.size(), ") or none, got ",
                   factors.by_jacobian.size());
@@ -188,8 +189,9 @@ std::vector<Term> make_terms(const std::string& op, const Factors& factors, bool
                     ": expected n and o of the first kernel (", forward[0].size(0), ", ", backward[0].size(2),
                     "), got (", a.size(0), ", ", g.size(2), ")");
     STD_TORCH_CHECK(a.scalar_type() == forward[0].scalar_type(), which, ": expected the dtype of the first kernel");
-    Term term{a,         g,         element_of(which, a), factors.bias[i], a.size(0), a.size(1),
-              a.size(2), g.size(2), g.size(3),            kernels[i],      false};
+    Term term{
+        a,          g,    element_of(which, a), factors.bias[i], a.size(0), a.size(1), a.size(2), g.size(2), g.size(3),
+        kernels[i], false};
     term.by_jacobian = !factors.by_jacobian.empty() && factors.by_jacobian[i] && term.s > 1;
     if (scaled) find_scales(term);
     terms.push_back(term);

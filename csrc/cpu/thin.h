@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "aligned.h"
-#include "term.h"
 #include "parallel.h"
+#include "term.h"
 
 namespace ahkernels::cpu {
 

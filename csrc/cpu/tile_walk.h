@@ -36,8 +36,8 @@ class KeptItem {
 
 // As walk_packed() over all of K. A visitor asks for tiles (i, j) with j >= first_column(item) alone.
 template <class T, class Begin, class Visit, class Done>
-void walk_tiles(const TileKernels<T>& tiles, const std::vector<Term>& terms,
-                const std::vector<Centering<T>>& centering, const Begin& begin, const Visit& visit, const Done& done) {
+void walk_tiles(const TileKernels<T>& tiles, const std::vector<Term>& terms, const std::vector<Centering<T>>& centering,
+                const Begin& begin, const Visit& visit, const Done& done) {
   const int64_t panels = ceil_div(terms[0].n, kPanel), o = terms[0].o, kernels = kernel_count(terms);
   if (fits_packed(tiles, terms)) {
     walk_packed(tiles, terms, centering, TileBlock{0, panels, 0, panels, 0, o}, begin, visit, done);
@@ -51,7 +51,7 @@ void walk_tiles(const TileKernels<T>& tiles, const std::vector<Term>& terms,
   for (int64_t row = 0; row < panels; row += side) {
     for (int64_t col = 0; col <= row; col += side) {
       for (int64_t output = 0; output < o; output += outputs) {
-        const TileBlock block{row, std::min(row + side, panels), col, std::min(col + side, panels),
+        const TileBlock block{row,    std::min(row + side, panels), col, std::min(col + side, panels),
                               output, std::min(output + outputs, o)};
         KeptTiles<T> kept(tiles, terms, centering, block);
         begin(block);
