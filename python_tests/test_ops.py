@@ -225,6 +225,26 @@ def test_nearly_constant_jacobians(op, spread):
     assert float((got - expected).abs() / expected) < 1e-5
 
 
+@pytest.mark.parametrize("shape", [(1, 49, 2), (3, 100, 2), (7, 70, 3), (50, 12, 2), (97, 17, 2), (30, 3, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_pairs_of_many_positions_or_few_samples(shape, dtype):
+    """Positions in the rows of tiles: several panels for a sample, or several samples in one, alone and shared."""
+    n, s, o = shape
+    a, g = factors(n, s, o, 5, 6, dtype)
+    g = g.transpose(1, 3).contiguous().transpose(1, 3)
+    kernels = [reference.kernel(a, g, 1.0), reference.kernel(a[..., :0], g, 1.0)]
+    bound = math.sqrt(s) * tolerance(dtype, 11)  # s^2 terms that cancel down to the size of s
+    gram = ops.tangent_gram([a], [g], [1.0], "highest")
+    assert torch.equal(gram, gram.T)
+    assert (gram - kernels[0]).norm() <= bound * kernels[0].norm()
+    centered = torch.stack([reference.centered(k) for k in kernels])
+    norms = torch.stack([k.norm() for k in kernels])
+    means = [row_means(k, o) for k in kernels]
+    moments = ops.centered_moments([a, a[..., :0]], [g, g], [1.0, 1.0], means, "highest")
+    error = moments - torch.einsum("aij,bij->ab", centered, centered)
+    assert error.abs().le(2 * bound * norms[:, None] * norms).all()
+
+
 def test_single_output_with_many_numbers_in_blocks():
     """Rows beyond the workspace that have to be centered before they are multiplied."""
     forward, backward = factors(100, 1, 1, 3, 100_000)
