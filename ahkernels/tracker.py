@@ -11,7 +11,6 @@ import numbers
 import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ahkernels.capture import DEFAULT_MEMORY_BUDGET, Layers
+from ahkernels.capture.guard import evaluating
 from ahkernels.outputs import Outputs
 from ahkernels.report import AlignmentReport, import_pyplot, optional_import
 from ahkernels.statistics.alignment import layerwise_alignment
@@ -117,7 +117,7 @@ class AlignmentTracker:
         """
         step = self._next_step(step)
         values = {name: _real(name, value) for name, value in metrics.items()}
-        with _eval_mode(self.model):
+        with evaluating(self.model):
             report = layerwise_alignment(self.model, self.x, self.y, **self.options)
         if self.history and report.layers != self.layers:
             raise ValueError(f"model: expected the layers of the history {self.layers}, got {report.layers}")
@@ -307,22 +307,6 @@ class AlignmentTracker:
         other.set_ylabel("loss")
         # Above the panel, clear of the lines.
         other.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
-
-
-@contextmanager
-def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Clear every training flag, and put each back as it was.
-
-    The flags are set directly: train() may be overridden with side effects.
-    """
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in flags:
-            module.training = False
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 def _real(name: str, value: object) -> float:

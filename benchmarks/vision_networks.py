@@ -76,7 +76,7 @@ def work(name: str, n: int) -> Work:
 
 def compare(name: str, n: int, best: ceiling.Ceilings, args: argparse.Namespace) -> dict[str, object]:
     """One table: ours, and the Jacobians at each chunk that was asked for."""
-    rows = []
+    rows, least = [], work(name, n)
     for contender, chunk in [("ours", None), *((c, k) for c in args.baselines for k in args.chunks)]:
         repeats = args.repeats if contender == "ours" else 1
         label = contender if chunk is None else f"{contender}, {chunk} at a time"
@@ -85,7 +85,7 @@ def compare(name: str, n: int, best: ceiling.Ceilings, args: argparse.Namespace)
         peaks = [memory.peak(setup, contender, name, n, chunk, args.threads) for _ in range(repeats)]
         print(f"  {label}: {peaks[0].seconds:.2f} s, {peaks[0].bytes / 2**30:.2f} GiB", flush=True)
         times = timing.Timing(tuple(peak.seconds for peak in peaks))
-        rows.append(results.Row(label, times, work(name, n), peak=max(peak.bytes for peak in peaks)))
+        rows.append(results.Row(label, times, least, peak=max(peak.bytes for peak in peaks)))
     best.confirm()
     return results.report(f"{name}, n = {n}, all layers", rows, best)
 

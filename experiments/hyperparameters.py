@@ -33,10 +33,11 @@ from common.store import (
     read_metrics,
     require_config,
 )
-from common.training import OPTIMIZERS, DivergedError, Recipe, Trainer, evaluating, flushed_denormals
+from common.training import OPTIMIZERS, DivergedError, Recipe, Trainer, flushed_denormals
 from torch import Tensor, nn
 
 import ahkernels as ah
+from ahkernels.capture.guard import evaluating
 
 IMAGE_NETWORKS = {"vgg19": vision.vgg19, "resnet18": vision.resnet18}
 TITLES = {"sgd": "SGD with momentum", "adam": "Adam"}

@@ -55,16 +55,21 @@ def cka_of_features(features: Tensor, vector: Tensor) -> float:
     return float(inner / (centered_features @ centered_features.T).norm() / labels.square().sum())
 
 
+def layers_of(model: nn.Module) -> dict[str, list[str]]:
+    """Parameters of each module that has some; those of a parametrisation belong to the module that has it."""
+    found: dict[str, list[str]] = {}
+    for name, _ in model.named_parameters():
+        found.setdefault(name.rpartition(".")[0].partition(".parametrizations")[0], []).append(name)
+    return found
+
+
 def jacobians(model: nn.Module, x: Tensor, layers: dict[str, list[str]] | None = None) -> dict[str, Tensor]:
     """J [n, o, P] of the outputs with respect to the parameters of each layer, by torch.func.
 
     Layers are name -> parameters; by default each module that has some.
     """
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    if layers is None:
-        layers = {}
-        for name in parameters:
-            layers.setdefault(name.rpartition(".")[0], []).append(name)
+    layers = layers_of(model) if layers is None else layers
 
     def output(own: dict[str, Tensor], rest: dict[str, Tensor], sample: Tensor) -> Tensor:
         return torch.func.functional_call(model, {**rest, **own}, (sample.unsqueeze(0),))[0]

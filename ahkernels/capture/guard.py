@@ -67,6 +67,22 @@ def unchanged(x: Tensor) -> Iterator[None]:
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, and then each of its modules as it was, also after an error.
+
+    The flags are set directly: train() may be overridden with side effects.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = False
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextmanager
 def quietly_batched() -> Iterator[None]:
     """Without torch's advice about operations that it batches in a loop; a user can do nothing about it."""
     with warnings.catch_warnings():

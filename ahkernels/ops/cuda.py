@@ -195,11 +195,8 @@ def centered_moments(
         return plain.centered_moments(forward, backward, bias, row_means, precision, by_jacobian, terms)
     n, _, o, _ = backward[0].shape
     if any(by_jacobian) or len(row_means) != len(forward):
-        routes = by_jacobian or [False] * len(forward)
-        sums = [
-            KernelSum(kernel, precision)
-            for kernel in plain.in_sums(list(zip(forward, backward, bias, routes, strict=True)), terms)
-        ]
+        every_term = plain.terms_of(forward, backward, bias, by_jacobian)
+        sums = [KernelSum(kernel, precision) for kernel in plain.in_sums(every_term, terms)]
         held = 4 * (len(sums) + 3) * o * n * o + max(kernel.bytes_per_sample for kernel in sums)
         return plain.moments_of_panels(
             lambda rows: [kernel.panel(rows) for kernel in sums],
@@ -242,8 +239,7 @@ def tangent_gram(
         return plain.tangent_gram(forward, backward, bias, precision, by_jacobian)
     n, _, o, _ = backward[0].shape
     if any(by_jacobian) or len(forward) > 1:
-        routes = by_jacobian or [False] * len(forward)
-        kernel_sum = KernelSum(list(zip(forward, backward, bias, routes, strict=True)), precision)
+        kernel_sum = KernelSum(plain.terms_of(forward, backward, bias, by_jacobian), precision)
         rows = list(_panels(n, 20 * o * n * o + kernel_sum.bytes_per_sample))
         return plain.gram_of_panels(kernel_sum.panel, rows, n, o, kernel_sum.scale)
     kernel = ScaledKernel.of(forward[0], backward[0], bias[0], precision)

@@ -26,6 +26,13 @@ def tile_dtype(factor: Tensor) -> torch.dtype:
     return torch.float64 if factor.dtype == torch.float64 else torch.float32
 
 
+def terms_of(
+    forward: Sequence[Tensor], backward: Sequence[Tensor], bias: Sequence[float], by_jacobian: Sequence[bool]
+) -> list[tuple[Tensor, Tensor, float, bool]]:
+    """The terms one by one, each with its route."""
+    return list(zip(forward, backward, bias, by_jacobian or [False] * len(forward), strict=True))
+
+
 def in_sums(numbers: Sequence[T], terms: Sequence[int]) -> list[list[T]]:
     """The numbers of each kernel's terms, where `terms` counts them; each a kernel of its own where that is empty."""
     rest = iter(numbers)
@@ -172,8 +179,7 @@ def centered_moments(
     if o == 1 and precision != "medium":
         # Kernels over samples alone come close to constant: in float64 no digits are lost to the constant part.
         forward, backward = [a.double() for a in forward], [g.double() for g in backward]
-    routes = by_jacobian or [False] * len(forward)
-    scaled = [ScaledTerm.of(*term, precision) for term in zip(forward, backward, bias, routes, strict=True)]
+    scaled = [ScaledTerm.of(*term, precision) for term in terms_of(forward, backward, bias, by_jacobian)]
     kernels = in_sums(scaled, terms)
     return moments_of_panels(
         lambda rows: [sum_panel(kernel, rows) for kernel in kernels],
@@ -192,8 +198,7 @@ def tangent_gram(
 ) -> Tensor:
     """See `ahkernels.ops.tangent_gram`."""
     n, _, o, _ = backward[0].shape
-    routes = by_jacobian or [False] * len(forward)
-    kernel = [ScaledTerm.of(*term, precision) for term in zip(forward, backward, bias, routes, strict=True)]
+    kernel = [ScaledTerm.of(*term, precision) for term in terms_of(forward, backward, bias, by_jacobian)]
     scale = smallest([term.scale for term in kernel])
     rows = sample_panels(n, o, chunk_elements(backward[0]))
     return gram_of_panels(lambda now: sum_panel(kernel, now), rows, n, o, scale)
@@ -249,17 +254,16 @@ def tangent_statistics(
 ) -> Tensor:
     """See `ahkernels.ops.tangent_statistics`."""
     ops = torch.ops.ahkernels  # the device's own, where it has some
-    routes = by_jacobian or [False] * len(forward)
     columns = torch.cat((torch.ones_like(v), v), 2)
     products, traces = [], []  # K 1 and K v
-    for a, g, b, route in zip(forward, backward, bias, routes, strict=True):
+    for a, g, b, route in terms_of(forward, backward, bias, by_jacobian):
         products.append(ops.tangent_product(a, g, b, columns))
         traces.append(ops.tangent_diagonal(a, g, b, route).sum())
     of_kernels = [torch.stack(products).sum(0) for products in in_sums(products, terms)]
     sums = [product[..., 0] for product in of_kernels]
     forms = torch.stack([(product[..., 1] * v[..., 0]).sum() for product in of_kernels])
     means = [s / s.numel() for s in sums]
-    moments = ops.centered_moments(forward, backward, bias, means, precision, routes, terms)
+    moments = ops.centered_moments(forward, backward, bias, means, precision, by_jacobian, terms)
     trace = torch.stack([torch.stack(traces).sum() for traces in in_sums(traces, terms)])
     return torch.stack((forms, moments.diagonal(), trace, torch.stack([s.sum() for s in sums])), 1)
 

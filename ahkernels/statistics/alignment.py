@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ahkernels.capture import DEFAULT_MEMORY_BUDGET, Layers, plan_capture
 from ahkernels.outputs import Outputs, OutputSelection
 from ahkernels.report import AlignmentReport
-from ahkernels.statistics.cka import UNDEFINED, Alignment, Labels, Measured, finish, measure
+from ahkernels.statistics.cka import UNDEFINED, Labels, Measured, finish, measure
 
 
 def layerwise_alignment(
@@ -61,28 +61,27 @@ def layerwise_alignment(
     labels = Labels(plan.outputs, y, n)  # raises before any work is done
     sample_labels = Labels(OutputSelection("trace", plan.outputs.total), y, n)
     names: list[str] = []
-    measured: list[tuple[str, Measured, Labels]] = []
+    measured: list[tuple[str, str, Measured, Labels]] = []  # what of which layer, against which labels
     numbers: list[Tensor] = []  # on the device, for one copy at the end
     for name, kernel in plan.kernels():
         names.append(name)
         together = [kernel, kernel.backward_gram()] if decomposition and kernel.factored else [kernel]
-        measured += [(of, Measured.of(one), labels) for of, one in zip(("kernel", "backward"), together, strict=False)]
+        measured += [
+            (what, name, Measured.of(one), labels) for what, one in zip(("kernel", "backward"), together, strict=False)
+        ]
         numbers.append(measure(together, labels))
         if len(together) > 1:
             forward = kernel.forward_gram()
-            measured.append(("forward", Measured.of(forward), sample_labels))
+            measured.append(("forward", name, Measured.of(forward), sample_labels))
             numbers.append(measure([forward], sample_labels))
-    found: dict[str, list[Alignment]] = {"kernel": [], "backward": [], "forward": []}
-    for (of, one, against), row in zip(measured, torch.cat(numbers).tolist(), strict=True):
-        if of == "kernel":  # of the next layer; without factors it has nothing else
-            found["backward"].append(UNDEFINED)
-            found["forward"].append(UNDEFINED)
-            found[of].append(finish(one, row, against))
-        else:
-            found[of][-1] = finish(one, row, against)
+    rows = torch.cat(numbers).tolist()
+    found = {
+        (what, name): finish(one, row, against) for (what, name, one, against), row in zip(measured, rows, strict=True)
+    }
 
-    def column(of: str, number: str) -> Tensor:
-        return torch.tensor([getattr(one, number) for one in found[of]], dtype=torch.float64)
+    def column(what: str, number: str) -> Tensor:
+        of_layers = [found.get((what, name), UNDEFINED) for name in names]
+        return torch.tensor([getattr(one, number) for one in of_layers], dtype=torch.float64)
 
     spec = plan.outputs.spec
     return AlignmentReport(

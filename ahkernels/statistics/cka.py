@@ -49,8 +49,7 @@ def cka(kernel: TangentKernel, other: Tensor | TangentKernel) -> float:
         TypeError: for another type.
     """
     if isinstance(other, TangentKernel):
-        require_alike(kernel, other)
-        return _alignment_of_two(kernel, other)
+        return float(alignment_matrix((kernel, other), ("kernel", "other"))[0, 1])
     labels = Labels(kernel.outputs, other, kernel.n)
     return finish(Measured.of(kernel), measure([kernel], labels)[0].tolist(), labels).cka
 
@@ -109,6 +108,10 @@ class Measured(NamedTuple):
         dtype = torch.float64 if kernel.o == 1 else kernel.dtype
         return cls(argument + layer, 64 * torch.finfo(dtype).eps / kernel.shape[0])
 
+    def exceeds_rounding(self, norm: float, total: float) -> bool:
+        """Whether a centered norm is finite and more than rounding, for entries of K whose sum is `total`."""
+        return norm > self.rounding * abs(total) and math.isfinite(norm)
+
 
 def finish(measured: Measured, numbers: Sequence[float], labels: Labels) -> Alignment:
     """The alignment from the numbers of `measure`, with a warning where it is not defined.
@@ -120,7 +123,7 @@ def finish(measured: Measured, numbers: Sequence[float], labels: Labels) -> Alig
     if not math.isfinite(trace):
         raise ValueError(f"factors of {measured.name}: expected finite numbers, got nan or inf")
     norm = math.sqrt(square)
-    if not is_defined(measured, norm, total):
+    if not _defined(measured, norm, total):
         return Alignment(math.nan, norm, trace)
     if labels.norm == 0:
         _warn("y is the same in every row of the kernel")
@@ -128,8 +131,7 @@ def finish(measured: Measured, numbers: Sequence[float], labels: Labels) -> Alig
     return Alignment(inner / norm / labels.norm, norm, trace)
 
 
-def require_alike(kernel: TangentKernel, other: TangentKernel) -> None:
-    """Raises ValueError where two kernels are not over the same rows, or of another dtype or device."""
+def _require_alike(kernel: TangentKernel, other: TangentKernel) -> None:
     if kernel.n != other.n or kernel.o != other.o:
         raise ValueError(
             f"other: expected a kernel of {kernel.n} samples and {kernel.o} rows for each, got {other.n} and {other.o}"
@@ -141,15 +143,20 @@ def require_alike(kernel: TangentKernel, other: TangentKernel) -> None:
         raise ValueError(f"other: expected the device of kernel, {kernel.device}, got {other.device}")
 
 
-def _alignment_of_two(kernel: TangentKernel, other: TangentKernel) -> float:
-    pair = (kernel, other)
-    moments = centered_moments(pair, [one.row_means() for one in pair]).tolist()
-    norms = []
-    for i, (one, argument) in enumerate(zip(pair, ("kernel", "other"), strict=True)):
-        norms.append(math.sqrt(moments[i][i]))
-        if not is_defined(Measured.of(one, argument), norms[-1], float(one.row_means().sum()) * one.shape[0]):
-            return math.nan
-    return float(moments[0][1]) / norms[0] / norms[1]
+def alignment_matrix(kernels: Sequence[TangentKernel], arguments: Sequence[str]) -> Tensor:
+    """A(K, K') of every two of the kernels, which were passed as `arguments`, float64 [L, L] on the CPU.
+
+    From one pass over tiles of all of them; nan where a centered kernel is zero.
+    """
+    for kernel in kernels[1:]:
+        _require_alike(kernels[0], kernel)
+    means = [kernel.row_means() for kernel in kernels]
+    moments = centered_moments(kernels, means).cpu()
+    norms = moments.diagonal().sqrt()
+    for i, (kernel, argument, mean) in enumerate(zip(kernels, arguments, means, strict=True)):
+        if not _defined(Measured.of(kernel, argument), float(norms[i]), float(mean.sum()) * kernel.shape[0]):
+            norms[i] = math.nan
+    return moments / norms[:, None] / norms
 
 
 def _label_kernel(kernel: TangentKernel, labels: Tensor) -> TangentKernel:
@@ -163,9 +170,9 @@ def _label_kernel(kernel: TangentKernel, labels: Tensor) -> TangentKernel:
     )
 
 
-def is_defined(measured: Measured, norm: float, total: float) -> bool:
+def _defined(measured: Measured, norm: float, total: float) -> bool:
     """Whether the centered kernel is more than the rounding of a constant one; `total` is the sum of its entries."""
-    if norm > measured.rounding * abs(total) and math.isfinite(norm):
+    if measured.exceeds_rounding(norm, total):
         return True
     found = "zero" if total == 0 else "constant" if math.isfinite(norm) else "not finite"
     _warn(f"{measured.name} is {found}")

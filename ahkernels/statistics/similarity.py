@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from ahkernels.kernel import TangentKernel, centered_moments
-from ahkernels.statistics.cka import Measured, is_defined, require_alike
+from ahkernels.kernel import TangentKernel
+from ahkernels.statistics.cka import alignment_matrix
 
 Kernels = Mapping[str, TangentKernel] | Sequence[TangentKernel]
 
@@ -31,15 +30,7 @@ def similarity(kernels: Kernels, others: Kernels | None = None) -> Tensor:
     """
     rows, columns = _listed("kernels", kernels), [] if others is None else _listed("others", others)
     together = rows + columns
-    for kernel in together[1:]:
-        require_alike(together[0], kernel)
-    means = [kernel.row_means() for kernel in together]
-    moments = centered_moments(together, means).cpu()
-    norms = moments.diagonal().sqrt()
-    for i, (kernel, mean) in enumerate(zip(together, means, strict=True)):
-        if not is_defined(Measured.of(kernel), float(norms[i]), float(mean.sum()) * kernel.shape[0]):
-            norms[i] = math.nan
-    found = moments / norms[:, None] / norms
+    found = alignment_matrix(together, ["kernel"] * len(together))
     return found[: len(rows), len(rows) :] if columns else found
 
 

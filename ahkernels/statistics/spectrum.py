@@ -73,7 +73,7 @@ def eigenpairs(
     order = np.argsort(values)[::-1][:k]
     values, vectors = values[order], vectors[:, order]
     residuals = np.linalg.norm(operator @ vectors - vectors * values, axis=0)
-    largest = max(float(np.abs(values).max()), 0.0)
+    largest = float(np.abs(values).max())
     if residuals.max() > max(tolerance, 1e-13 * math.sqrt(rows)) * largest + rounding:
         raise RuntimeError(
             f"eigenpairs: expected residuals of at most {tolerance:.1e} times the largest eigenvalue, got "
@@ -91,9 +91,8 @@ def stable_rank(kernel: TangentKernel) -> float:
     """||C K C||_F^2 / lambda_1^2 (appendix G.1): from 1 to the rank of C K C; nan for a constant or zero kernel."""
     largest = _largest(kernel)
     norm = kernel.frobenius_norm()
-    if norm <= Measured.of(kernel).rounding * abs(float(kernel.row_means().sum()) * kernel.shape[0]) or largest <= 0:
-        return math.nan
-    return (norm / largest) ** 2
+    total = float(kernel.row_means().sum()) * kernel.shape[0]
+    return (norm / largest) ** 2 if Measured.of(kernel).exceeds_rounding(norm, total) and largest > 0 else math.nan
 
 
 def label_correlation(kernel: TangentKernel, y: Tensor) -> float:

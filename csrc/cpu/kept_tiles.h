@@ -158,7 +158,7 @@ class KeptTiles {
       const int64_t width = width_of(GatheredRows<T>::panels(term.n, o_), term.m);
       GatheredRows<T> gathered(tiles_, term.n, o_, output_major(term), width);
       Strided rows = term.backward_rows(0, 0, 0);
-      if (o_ > 1) rows.row_stride = std::min(term.backward.stride(0), term.backward.stride(2));
+      rows.row_stride = std::min(term.backward.stride(0), term.backward.stride(2));
       for (int64_t begin = 0; begin < term.m; begin += width) {
         gathered.add_products(rows.from_k(begin), std::min(width, term.m - begin), entry_of(term.kernel));
       }

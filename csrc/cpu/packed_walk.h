@@ -23,11 +23,6 @@ constexpr int64_t kWorkspaceBytes = 32 << 20;
 // For each thread's forward-Gram tiles of the pairs of uses of a layer; further ones are computed anew for each tile.
 constexpr int64_t kForwardTileBytes = 1 << 20;
 
-// The rows of K at the samples [first, first + count) and one output.
-struct Block {
-  int64_t first, count, output;
-};
-
 // The panels [begin, end) of the samples, packed.
 template <class T>
 class PanelGroup {

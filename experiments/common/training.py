@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ahkernels.capture.guard import evaluating
+
 EVALUATION_BATCH = 2048
 OPTIMIZERS = ("sgd", "adam")
 ADAM_SECOND_BETA = 0.999  # torch's default
@@ -169,18 +171,6 @@ def flushed_denormals() -> Iterator[bool]:
         yield torch.set_flush_denormal(True)
     finally:
         torch.set_flush_denormal(False)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, in which its batch norms have samples that are independent, and then as before."""
-    before = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ class _AttentionRule:
     def _heads(
         self, module: Any, recorded: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Distinct inputs, the projections q, k and v with gradients on, and what the heads make of them [n, l, d]."""
+        """Inputs of q, k and v, these projections with gradients on, and what the heads make of them [n, l, d]."""
         query, key, value, added = recorded
         key = query if key is None else key
         value = key if value is None else value
@@ -47,9 +47,8 @@ class _AttentionRule:
             for x, w, b in zip((query, key, value), weights, biases, strict=True)
         ]
         with torch.enable_grad():
-            q, k, v = (
-                torch.unflatten(z, 2, (module.num_heads, -1)).transpose(1, 2) for z in projected
-            )  # [n, h, l, d / h]
+            # [n, h, l, d / h]
+            q, k, v = (torch.unflatten(z, 2, (module.num_heads, -1)).transpose(1, 2) for z in projected)
             scores = q @ k.mT / math.sqrt(q.shape[-1])
             if added is not None:
                 scores = scores + added
@@ -64,8 +63,8 @@ class PackedProjectionRule(_AttentionRule):
     """
 
     def parameters(self, module: Any) -> list[str]:
-        """Weight and bias; none where keys and values are of other sizes or have biases of their own."""
-        if module.in_proj_weight is None or module.bias_k is not None:
+        """Weight and bias; none where they are not packed."""
+        if not _is_packed(module):
             return []
         return ["in_proj_weight"] if module.in_proj_bias is None else ["in_proj_weight", "in_proj_bias"]
 
@@ -101,7 +100,7 @@ class OutputProjectionRule(_AttentionRule):
 
     def parameters(self, module: Any) -> list[str]:
         """Those of the Linear; none where the packed projections have no rule."""
-        if module.in_proj_weight is None or module.bias_k is not None:
+        if not _is_packed(module):
             return []
         return ["weight"] if module.out_proj.bias is None else ["weight", "bias"]
 
@@ -112,6 +111,11 @@ class OutputProjectionRule(_AttentionRule):
     def has_bias(self, module: Any) -> bool:
         """Whether the projection has a bias."""
         return module.out_proj.bias is not None
+
+
+def _is_packed(module: Any) -> bool:
+    """Not where keys and values are of other sizes, or have biases of their own."""
+    return module.in_proj_weight is not None and module.bias_k is None
 
 
 def _added_to_scores(module: Any, given: Mapping[str, Any], query: Tensor, key: Tensor) -> Tensor | None:
