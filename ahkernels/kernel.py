@@ -160,8 +160,10 @@ class TangentKernel:
             blocks: [n, p, o], for a kernel of p rows for each sample.
 
         Raises:
+            TypeError: for no tensor.
             ValueError: for another shape.
         """
+        _require_tensor("blocks", blocks, "[n, p, o]")
         if blocks.dim() != 3 or blocks.shape[0] != self.n or blocks.shape[2] != self.o or blocks.shape[1] == 0:
             raise ValueError(f"blocks: expected shape [n, p, o] = [{self.n}, p, {self.o}], got {list(blocks.shape)}")
         blocks = blocks.detach().to(self.device)
@@ -179,8 +181,10 @@ class TangentKernel:
             samples: Indices [k].
 
         Raises:
+            TypeError: for no tensor.
             ValueError: for another shape, no index, or one out of range.
         """
+        _require_tensor("samples", samples, "of indices [k]")
         if samples.dim() != 1 or samples.dtype.is_floating_point or not samples.numel():
             raise ValueError(f"samples: expected a tensor of indices [k], got shape {list(samples.shape)}")
         low, high = (int(value) for value in samples.aminmax())
@@ -301,6 +305,11 @@ def _require_one_shape(terms: Sequence[Factors]) -> None:
                     f"factors: expected layers of one {what} in a group, got {wanted} of {first.layer!r} and {got} of "
                     f"{term.layer!r}"
                 )
+
+
+def _require_tensor(argument: str, value: object, shape: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: expected a tensor {shape}, got {type(value).__name__}")
 
 
 def _plain(term: Factors) -> tuple[Tensor, Tensor, float]:

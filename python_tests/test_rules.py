@@ -347,6 +347,15 @@ def test_a_rule_of_the_user(monkeypatch):
     assert check(model, x) == set()
 
 
+def test_a_rule_that_records_no_tensor(monkeypatch):
+    from ahkernels.capture import rules
+
+    monkeypatch.setattr(rules, "_RULES", {**rules._RULES, Scale: ScaleRule()})
+    monkeypatch.setattr(ScaleRule, "record", lambda *_: 3)
+    with pytest.raises(TypeError, match=r"rule: expected record\(\) for layer '1' to return a tensor, .*, got int"):
+        ah.tangent_kernels(nn.Sequential(nn.Linear(6, 4), Scale()), torch.randn(5, 6))
+
+
 class Strange(nn.Module):
     """Control flow on its input, a loop, in-place operations, a scatter, and a parameter it indexes."""
 

@@ -51,6 +51,7 @@ def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer], *, paramete
 
     Raises:
         ValueError: where the output is no tensor [n, o] with o > 0, or a layer is called without gradients.
+        TypeError: where a rule records something else than tensors.
     """
     uses: dict[str, Uses] = {}
     handles = []
@@ -72,6 +73,11 @@ def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer], *, paramete
             seen = uses.setdefault(layer.name, Uses())
             with torch.no_grad():
                 recorded = rule.record(module, args, kwargs)
+            if not isinstance(recorded, (Tensor, tuple, type(None))):
+                raise TypeError(
+                    f"rule: expected record() for layer {layer.name!r} to return a tensor, a tuple of them or None, "
+                    f"got {type(recorded).__name__}"
+                )
             seen.recorded.append(_kept(recorded) if _samples_first(recorded, output, len(x)) else None)
             seen.edges.append(get_gradient_edge(output))
             seen.output_shapes.append(tuple(output.shape))

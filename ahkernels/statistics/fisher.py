@@ -19,10 +19,13 @@ def fisher_kernel(kernel: TangentKernel, logits: Tensor) -> TangentKernel:
         logits: The network's outputs f(x), [n, o].
 
     Raises:
+        TypeError: for logits that are no tensor.
         ValueError: for a kernel over other outputs, or logits of another shape or with nan or inf.
     """
     if kernel.outputs.spec != "all":
         raise ValueError(f'kernel: expected one over all outputs ("all"), got outputs = {kernel.outputs.spec!r}')
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits: expected a tensor [n, o], got {type(logits).__name__}")
     if tuple(logits.shape) != (kernel.n, kernel.o):
         raise ValueError(f"logits: expected shape [n, o] = [{kernel.n}, {kernel.o}], got {list(logits.shape)}")
     if not bool(torch.isfinite(logits).all()):

@@ -26,6 +26,7 @@ def similarity(kernels: Kernels, others: Kernels | None = None) -> Tensor:
         float64 [L, L'] on the CPU; nan, with a `DegenerateKernelWarning`, where a centered kernel is zero.
 
     Raises:
+        TypeError: for anything but kernels.
         ValueError: for no kernels, or where rows, dtypes or devices do not fit.
     """
     rows, columns = _listed("kernels", kernels), [] if others is None else _listed("others", others)
@@ -38,4 +39,7 @@ def _listed(argument: str, kernels: Kernels) -> list[TangentKernel]:
     found = list(kernels.values() if isinstance(kernels, Mapping) else kernels)
     if not found:
         raise ValueError(f"{argument}: expected at least one kernel, got none")
+    for kernel in found:
+        if not isinstance(kernel, TangentKernel):
+            raise TypeError(f"{argument}: expected tangent kernels, got {type(kernel).__name__}")
     return found

@@ -57,7 +57,7 @@ def eigenpairs(
     rows = kernel.shape[0]
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= rows:
         raise ValueError(f"k: expected a whole number from 1 to {rows}, the rows of the kernel, got {k!r}")
-    if not 0 < tolerance < 1:
+    if not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
         raise ValueError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
     operator = kernel.linear_operator(centered=centered)
     start = np.random.default_rng(seed).standard_normal(rows)

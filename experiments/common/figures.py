@@ -155,7 +155,7 @@ def _draw_forward(ax: Axes, values: Array) -> None:
     if len(values) > 1:
         ax.fill_between(index, np.fmin.reduce(values), np.fmax.reduce(values), color=GREY, alpha=0.2, lw=0)
     ax.plot(index, mean_over_runs(values), "s--", color=GREY, lw=1, ms=4, mfc="white", label="forward only, at the end")
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.15 * np.nanmax(values))  # room for the markers
     ax.set_ylabel("CKA")
     ax.tick_params(labelbottom=False)
     ax.legend(frameon=False, loc="lower right", borderaxespad=0.1)
@@ -184,7 +184,7 @@ def _draw_by_layer(ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
     _ring_peak(ax, index, mean, "C0")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=MOST_BOUNDED, min_n_ticks=1))
     ax.set_xlim(0.5, len(index) + 0.5)
-    ax.set_ylim(0, 1.5 * ax.get_ylim()[1])  # room for the legend, which then hides nothing
+    ax.set_ylim(0, 1.7 * ax.get_ylim()[1])  # room for the legend, which then hides nothing
     ax.set_xlabel("layer (1 is next to the input)")
     ax.set_ylabel("alignment with labels (CKA)")
     ax.legend(frameon=False, ncols=1, loc="upper right", markerscale=0.8, borderaxespad=0)
