@@ -8,6 +8,7 @@ from ahkernels.capture import (
     register_rule,
     tangent_kernels,
 )
+from ahkernels.cross_kernel import CrossKernel
 from ahkernels.factors import Factors
 from ahkernels.kernel import TangentKernel
 from ahkernels.ops import build_info
@@ -15,10 +16,15 @@ from ahkernels.report import AlignmentReport
 from ahkernels.statistics import (
     DegenerateKernelWarning,
     Eigenpairs,
+    Estimate,
+    KernelRegression,
     cka,
     eigenpairs,
     eigenvalues,
+    estimate_cka,
+    estimate_frobenius_norm,
     fisher_kernel,
+    kernel_regression,
     label_correlation,
     layerwise_alignment,
     similarity,
@@ -31,19 +37,25 @@ __version__ = "0.1.0"
 __all__ = [
     "AlignmentReport",
     "AlignmentTracker",
+    "CrossKernel",
     "DegenerateKernelWarning",
     "Eigenpairs",
+    "Estimate",
     "Explanation",
     "Factors",
+    "KernelRegression",
     "LayerExplanation",
     "TangentKernel",
     "build_info",
     "cka",
     "eigenpairs",
     "eigenvalues",
+    "estimate_cka",
+    "estimate_frobenius_norm",
     "explain",
     "fisher_kernel",
     "iter_tangent_kernels",
+    "kernel_regression",
     "label_correlation",
     "layerwise_alignment",
     "register_rule",

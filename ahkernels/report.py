@@ -6,7 +6,7 @@ import difflib
 import html
 import importlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,26 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
+
+
+def _short(number: float) -> str:
+    """Four decimals, and small numbers in scientific notation instead of as zero."""
+    return f"{number:.1e}" if 0 < abs(number) < 1e-3 else f"{number:.4f}"
+
+
+# The numbers there may be for each layer, in the order of the table, and how they are shown.
+_COLUMNS: dict[str, Callable[[float], str]] = {
+    "cka": _short,
+    "cka_error": "{:.0e}".format,
+    "forward_cka": _short,
+    "backward_cka": _short,
+    "stable_rank": "{:.2f}".format,
+    "label_correlation": _short,
+    "fisher_stable_rank": "{:.2f}".format,
+    "fisher_label_correlation": _short,
+    "centered_norm": "{:.3e}".format,
+    "trace": "{:.3e}".format,
+}
 
 # Okabe-Ito colours: told apart with any colour vision.
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#E69F00", "#009E73"
@@ -35,11 +55,16 @@ class AlignmentReport(Mapping[str, float]):
         cka: [L], centered kernel alignment with the labels, in [0, 1].
         centered_norm: [L], Frobenius norm of the centered kernel, ||C K C||_F.
         trace: [L], trace of the kernel.
-        forward_cka: [L], alignment of the forward Gram alone; None if it was not asked for.
-        backward_cka: [L], alignment of the backward Gram alone; None if it was not asked for.
         n: number of samples.
         outputs: which outputs of the network were measured: "all", "trace", "sum", one index or several.
         precision: precision of the measurement: "highest", "high" or "medium".
+        cka_error: [L], standard error of the alignment where its norm was estimated; None where it is exact.
+        forward_cka: [L], alignment of the forward Gram alone; None, as all that follow, if it was not asked for.
+        backward_cka: [L], alignment of the backward Gram alone.
+        stable_rank: [L], ||C K C||_F^2 / lambda_1^2.
+        label_correlation: [L], sum_i lambda_i / lambda_1 <u_i, y~>^2.
+        fisher_stable_rank: [L], stable rank of the layer's Fisher information.
+        fisher_label_correlation: [L], label correlation of the layer's Fisher information.
 
     Raises:
         ValueError: if a name comes twice, or a tensor does not hold one value per layer.
@@ -49,19 +74,24 @@ class AlignmentReport(Mapping[str, float]):
     cka: Tensor
     centered_norm: Tensor
     trace: Tensor
-    forward_cka: Tensor | None
-    backward_cka: Tensor | None
     n: int
     outputs: str | int | list[int]
     precision: str
+    cka_error: Tensor | None = None
+    forward_cka: Tensor | None = None
+    backward_cka: Tensor | None = None
+    stable_rank: Tensor | None = None
+    label_correlation: Tensor | None = None
+    fisher_stable_rank: Tensor | None = None
+    fisher_label_correlation: Tensor | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", list(self.layers))
         if len(set(self.layers)) != len(self.layers):
             raise ValueError(f"layers: expected distinct names, got {self.layers}")
-        for name in ("cka", "centered_norm", "trace", "forward_cka", "backward_cka"):
+        for name in _COLUMNS:
             value = getattr(self, name)
-            if value is None and name in ("forward_cka", "backward_cka"):
+            if value is None and name not in ("cka", "centered_norm", "trace"):
                 continue
             value = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
             if value.shape != (len(self.layers),):
@@ -128,15 +158,13 @@ class AlignmentReport(Mapping[str, float]):
     def _cells(self) -> dict[str, list[str]]:
         """Heading -> formatted cells, one per layer."""
         cells = {"layer": self.layers}
-        for name, values in self._columns().items():
-            show = _short if name.endswith("cka") else "{:.3e}".format
-            cells[name.replace("_cka", "").replace("_", " ")] = [show(value) for value in values.tolist()]
+        for name, values in self.columns().items():
+            cells[name.removesuffix("_cka").replace("_", " ")] = [_COLUMNS[name](value) for value in values.tolist()]
         return cells
 
-    def _columns(self) -> dict[str, Tensor]:
-        """Field name -> [L], for every number there is per layer."""
-        names = ("cka", "forward_cka", "backward_cka", "centered_norm", "trace")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+    def columns(self) -> dict[str, Tensor]:
+        """Field name -> [L], for every number that was measured of each layer."""
+        return {name: value for name in _COLUMNS if (value := getattr(self, name)) is not None}
 
     # ---- conversion
 
@@ -157,7 +185,7 @@ class AlignmentReport(Mapping[str, float]):
         """One row per layer (the index), one column per kind of number; ImportError without pandas."""
         pandas = optional_import("pandas", "to_dataframe()", "pip install pandas")
         index = pandas.Index(self.layers, name="layer")
-        frame: DataFrame = pandas.DataFrame({k: v.numpy() for k, v in self._columns().items()}, index=index)
+        frame: DataFrame = pandas.DataFrame({k: v.numpy() for k, v in self.columns().items()}, index=index)
         return frame
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -196,11 +224,6 @@ class AlignmentReport(Mapping[str, float]):
         ax.update_datalim([(1, 0)])  # the axis starts at zero, and still grows with what is drawn later
         ax.autoscale_view()
         return ax
-
-
-def _short(alignment: float) -> str:
-    """Four decimals, and small alignments in scientific notation instead of as zero."""
-    return f"{alignment:.1e}" if 0 < abs(alignment) < 1e-3 else f"{alignment:.4f}"
 
 
 def optional_import(module: str, what: str, install: str) -> ModuleType:

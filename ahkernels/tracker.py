@@ -56,11 +56,12 @@ class AlignmentTracker:
         model: the network in training; kept by reference.
         x: [n, ...], probe inputs; kept by reference.
         y: [n] class indices, or [n, o] targets; kept by reference.
-        layers: as in :func:`ahkernels.layerwise_alignment`, and so are the next four.
+        layers: as in :func:`ahkernels.layerwise_alignment`, and so are the next five.
         outputs: which outputs of the network count.
         precision: "highest", "high", "medium", or None for torch's float32 matmul precision.
         memory_budget: bytes of factors held at once; a smaller one costs time.
-        decomposition: also measure forward and backward Grams.
+        statistics: what to measure beside the alignment.
+        products: None for exact norms, or the number of products to estimate them from.
         writer: any object with ``add_scalar(tag, value, step)``, such as TensorBoard's SummaryWriter. Every
             update logs ``{tag}/{layer}`` and the metrics under their own names.
         tag: prefix of the layers' tags in the writer, and of their columns in tables.
@@ -82,7 +83,8 @@ class AlignmentTracker:
         outputs: Outputs = "all",
         precision: str | None = None,
         memory_budget: int = DEFAULT_MEMORY_BUDGET,
-        decomposition: bool = False,
+        statistics: Sequence[str] = ("cka",),
+        products: int | None = None,
         writer: ScalarWriter | None = None,
         tag: str = "alignment",
     ) -> None:
@@ -96,7 +98,8 @@ class AlignmentTracker:
             "outputs": outputs,
             "precision": precision,
             "memory_budget": memory_budget,
-            "decomposition": decomposition,
+            "statistics": statistics,
+            "products": products,
         }
         self.writer, self.tag = writer, tag
         self.history: list[Measurement] = []
@@ -166,11 +169,10 @@ class AlignmentTracker:
         return frame
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write one line per step: step, metrics, ``{tag}/{layer}``, and forward and backward alignments.
+        """Write one line per step: step, metrics, ``{tag}/{layer}``, and what else the reports have of each layer.
 
-        The latter, where measured, are ``{tag}_forward/{layer}`` and ``{tag}_backward/{layer}``. Numbers
-        read back exactly; a metric that a step did not have is empty. The file is replaced whole or not
-        at all.
+        The latter is in ``{field}/{layer}``, such as ``trace/fc1``. Numbers read back exactly; a metric that
+        a step did not have is empty. The file is replaced whole or not at all.
         """
         text = io.StringIO(newline="")
         table = csv.DictWriter(text, self._columns(), lineterminator="\n")
@@ -198,11 +200,9 @@ class AlignmentTracker:
         for row in self.history:
             cells: dict[str, Any] = {"step": row.step, **row.metrics}
             report = row.report
-            parts = {"": report.cka, "_forward": report.forward_cka, "_backward": report.backward_cka}
-            for suffix, values in parts.items():
-                if values is not None:
-                    names = (f"{self.tag}{suffix}/{layer}" for layer in report.layers)
-                    cells.update(zip(names, values.tolist(), strict=True))
+            for field, values in report.columns().items():
+                name = self.tag if field == "cka" else field
+                cells.update(zip((f"{name}/{layer}" for layer in report.layers), values.tolist(), strict=True))
             yield cells
 
     def _columns(self) -> list[str]:

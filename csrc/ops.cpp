@@ -32,8 +32,13 @@ Tensor tangent_quadratic(Tensor forward, Tensor backward, double bias, Tensor v)
   return ahkernels::cpu::tangent_quadratic(forward, backward, bias, v);
 }
 
-Tensor tangent_product(Tensor forward, Tensor backward, double bias, Tensor v) {
-  return ahkernels::cpu::tangent_product(forward, backward, bias, v);
+Tensor tangent_product(Tensor forward, Tensor backward, double bias, Tensor v, bool fp32) {
+  return ahkernels::cpu::tangent_product(forward, backward, bias, v, fp32);
+}
+
+Tensor tangent_cross_product(Tensor forward, Tensor backward, Tensor other_forward, Tensor other_backward, double bias,
+                             Tensor v) {
+  return ahkernels::cpu::tangent_cross_product(forward, backward, other_forward, other_backward, bias, v);
 }
 
 Tensor tangent_statistics(std::vector<Tensor> forward, std::vector<Tensor> backward, std::vector<double> bias, Tensor v,
@@ -53,7 +58,10 @@ STABLE_TORCH_LIBRARY(ahkernels, m) {
   m.def("tangent_diagonal(Tensor forward, Tensor backward, float bias, bool by_jacobian=False) -> Tensor");
   m.def("tangent_row_sums(Tensor forward, Tensor backward, float bias) -> Tensor");
   m.def("tangent_quadratic(Tensor forward, Tensor backward, float bias, Tensor v) -> Tensor");
-  m.def("tangent_product(Tensor forward, Tensor backward, float bias, Tensor v) -> Tensor");
+  m.def("tangent_product(Tensor forward, Tensor backward, float bias, Tensor v, bool fp32=False) -> Tensor");
+  m.def(
+      "tangent_cross_product(Tensor forward, Tensor backward, Tensor other_forward, Tensor other_backward, float bias, "
+      "Tensor v) -> Tensor");
   m.def(
       "tangent_statistics(Tensor[] forward, Tensor[] backward, float[] bias, Tensor v, str precision, "
       "bool[] by_jacobian=[], int[] terms=[]) -> Tensor");
@@ -66,5 +74,6 @@ STABLE_TORCH_LIBRARY_IMPL(ahkernels, CPU, m) {
   m.impl("tangent_row_sums", TORCH_BOX(&tangent_row_sums));
   m.impl("tangent_quadratic", TORCH_BOX(&tangent_quadratic));
   m.impl("tangent_product", TORCH_BOX(&tangent_product));
+  m.impl("tangent_cross_product", TORCH_BOX(&tangent_cross_product));
   m.impl("tangent_statistics", TORCH_BOX(&tangent_statistics));
 }

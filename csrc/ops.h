@@ -27,7 +27,10 @@ Tensor tangent_diagonal(const Tensor& forward, const Tensor& backward, double bi
 
 Tensor tangent_row_sums(const Tensor& forward, const Tensor& backward, double bias);
 
-Tensor tangent_product(const Tensor& forward, const Tensor& backward, double bias, const Tensor& v);
+Tensor tangent_product(const Tensor& forward, const Tensor& backward, double bias, const Tensor& v, bool fp32);
+
+Tensor tangent_cross_product(const Tensor& forward, const Tensor& backward, const Tensor& other_forward,
+                             const Tensor& other_backward, double bias, const Tensor& v);
 
 Tensor tangent_quadratic(const Tensor& forward, const Tensor& backward, double bias, const Tensor& v);
 

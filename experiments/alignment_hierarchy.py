@@ -77,9 +77,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def measure(trainer: Trainer, dataset: data.Dataset, probe_x: Tensor, probe_y: Tensor, precision: str) -> Row:
     """Losses, test accuracy and every layer's alignment; changes nothing, draws no random number."""
     losses = progress(trainer, dataset)
-    report = ah.layerwise_alignment(
-        trainer.model, probe_x, probe_y, decomposition=True, precision=precision, progress=False
-    )
+    grams = ("forward_cka", "backward_cka")
+    report = ah.layerwise_alignment(trainer.model, probe_x, probe_y, statistics=grams, precision=precision)
     return {name: losses[name] for name in LOSSES} | alignments(report)
 
 

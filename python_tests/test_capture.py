@@ -110,7 +110,7 @@ def test_fp32_kernels_of_a_deep_network_against_fp64_at_the_same_factors():
 def test_forward_and_backward_alignment():
     model = networks.mlp(4, 11, 6, 3, bias=True).double()
     x, y = torch.randn(20, 6, dtype=torch.float64), torch.randint(0, 3, (20,))
-    report = ah.layerwise_alignment(model, x, y, decomposition=True)
+    report = ah.layerwise_alignment(model, x, y, statistics=("forward_cka", "backward_cka"))
     targets = nn.functional.one_hot(y, 3).double()
     for i, kernel in enumerate(ah.tangent_kernels(model, x).values()):
         a, g = kernel.terms[0].forward[:, 0], kernel.terms[0].backward[:, 0].flatten(0, 1)
@@ -538,7 +538,7 @@ def test_groups_of_layers():
 def test_forward_and_backward_gram_of_layers_with_positions():
     model = networks.all_networks()["tokens"].double()
     x, y = torch.randn(12, 6, dtype=torch.float64), torch.randint(0, 4, (12,))
-    report = ah.layerwise_alignment(model, x, y, decomposition=True)
+    report = ah.layerwise_alignment(model, x, y, statistics=("forward_cka", "backward_cka"))
     kernels = ah.tangent_kernels(model, x, keep_factors=True)
     targets = nn.functional.one_hot(y, 4).double()
     for i, (name, kernel) in enumerate(kernels.items()):

@@ -80,6 +80,28 @@ def test_thin_products_and_diagonal(op, dtype, shape):
     diagonal = op.tangent_diagonal(forward, backward, bias)
     assert diagonal.shape == (n, o)
     assert (diagonal.flatten() - expected.diagonal()).norm() <= 1e-14 * expected.norm()
+    single = op.tangent_product(forward, backward, bias, v, True)
+    bound = tolerance(dtype, sizes[3] + sizes[4]) * expected.norm() * v.norm()
+    assert (single.view(n * o, 3) - expected @ v.view(n * o, 3)).norm() <= bound
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("n", "o"), [(1, 2), (53, 1), (410, 3)], ids=str)
+def test_cross_products(op, dtype, shape, n, o):
+    """Between samples of different numbers, outputs and uses: a block of the kernel of all of them."""
+    *sizes, bias = shape
+    s, d, m = sizes[1], *sizes[3:]
+    forward, backward = factors(*sizes, dtype)
+    other_forward, other_backward = factors(n, s + 1, o, d, m, dtype, seed=1)
+    a, b, g, h = (factor.double() for factor in (forward, other_forward, backward, other_backward))
+    p = torch.einsum("xsd,ytd->xsyt", a, b) + bias
+    expected = torch.einsum("xsyt,xsim,ytjm->xiyj", p, g, h).flatten(2).flatten(0, 1)
+    v = torch.randn(n, o, 2, dtype=torch.float64)
+    got = op.tangent_cross_product(forward, backward, other_forward, other_backward, bias, v)
+    assert got.shape == (sizes[0], sizes[2], 2)
+    assert (got.flatten(0, 1) - expected @ v.flatten(0, 1)).norm() <= 1e-14 * expected.norm() * v.norm()
 
 
 @pytest.mark.parametrize("op", IMPLEMENTATIONS)
@@ -437,6 +459,8 @@ def test_same_bits_for_any_number_of_threads_and_any_run(dtype, shape):
             ops.centered_moments([forward], [backward], [bias], means, "medium"),
             ops.tangent_gram([forward], [backward], [bias], "highest"),
             ops.tangent_product(forward, backward, bias, v),
+            ops.tangent_product(forward, backward, bias, v, True),
+            ops.tangent_cross_product(forward[:7], backward[:7], forward, backward, bias, v),
             ops.tangent_quadratic(forward, backward, bias, v),
             ops.tangent_row_sums(forward, backward, bias),
             ops.tangent_diagonal(forward, backward, bias),
@@ -469,6 +493,11 @@ def test_opcheck():
             (library.centered_moments, ([forward], [backward], [1.0], [means], "highest")),
             (library.tangent_gram, ([forward], [backward], [1.0], "highest", [True])),
             (library.tangent_product, (forward, backward, 1.0, means.unsqueeze(2))),
+            (library.tangent_product, (forward, backward, 1.0, means.unsqueeze(2), True)),
+            (
+                library.tangent_cross_product,
+                (forward[:2], backward[:2, :, :1], forward, backward, 1.0, means.unsqueeze(2)),
+            ),
             (library.tangent_quadratic, (forward, backward, 1.0, means.unsqueeze(2))),
             (library.tangent_row_sums, (forward, backward, 1.0)),
             (library.tangent_diagonal, (forward, backward, 1.0)),
@@ -524,6 +553,11 @@ def test_bad_arguments_of_thin_products():
             ops.tangent_product(forward, backward, 0.0, v)
         with pytest.raises(RuntimeError, match="tangent_quadratic: v: expected a contiguous float64 tensor"):
             ops.tangent_quadratic(forward, backward, 0.0, v)
+    v = torch.ones(4, 2, 1, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"other_forward: expected d and m of the factors \(2, 5\), got \(3, 5\)"):
+        ops.tangent_cross_product(forward[..., :2], backward, forward, backward, 0.0, v)
+    with pytest.raises(RuntimeError, match=r"v: expected a contiguous float64 tensor of shape .* = \[3, 2, columns\]"):
+        ops.tangent_cross_product(forward, backward, forward[:3], backward[:3], 0.0, v)
     with pytest.raises(RuntimeError, match="tangent_statistics: v: expected one column, got 2"):
         ops.tangent_statistics([forward], [backward], [0.0], torch.ones(4, 2, 2, dtype=torch.float64), "highest")
     with pytest.raises(RuntimeError, match="expected n and o of the first kernel"):

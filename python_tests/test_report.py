@@ -22,8 +22,6 @@ def make(**changes: Any) -> AlignmentReport:
         "cka": torch.tensor([0.125, 0.5, 0.25], dtype=torch.float64),
         "centered_norm": torch.tensor([1.0, 20.0, 300.0], dtype=torch.float64),
         "trace": torch.tensor([2.0, 40.0, 600.0], dtype=torch.float64),
-        "forward_cka": None,
-        "backward_cka": None,
         "n": 64,
         "outputs": "all",
         "precision": "highest",
@@ -40,9 +38,9 @@ def decomposed() -> AlignmentReport:
 
 def test_positional_order_of_fields() -> None:
     one = torch.ones(1, dtype=torch.float64)
-    report = AlignmentReport(["a"], one, 2 * one, 3 * one, 4 * one, 5 * one, 7, [0, 2], "high")
-    values = [report.cka, report.centered_norm, report.trace, report.forward_cka, report.backward_cka]
-    assert [v.item() for v in values if v is not None] == [1, 2, 3, 4, 5]
+    report = AlignmentReport(["a"], one, 2 * one, 3 * one, 7, [0, 2], "high")
+    assert [v.item() for v in (report.cka, report.centered_norm, report.trace)] == [1, 2, 3]
+    assert list(report.columns()) == ["cka", "centered_norm", "trace"]
     assert (report.n, report.outputs, report.precision) == (7, [0, 2], "high")
 
 
@@ -166,11 +164,20 @@ def test_to_dict_is_strict_json_with_none_for_nan() -> None:
         "cka": [0.5, None, 0.25],
         "centered_norm": [1.0, 20.0, 300.0],
         "trace": [1.0, None, 2.0],
-        "forward_cka": None,
-        "backward_cka": None,
         "n": 64,
         "outputs": [0, 2],
         "precision": "highest",
+        **dict.fromkeys(
+            (
+                "cka_error",
+                "forward_cka",
+                "backward_cka",
+                "stable_rank",
+                "label_correlation",
+                "fisher_stable_rank",
+                "fisher_label_correlation",
+            )
+        ),
     }
 
 

@@ -224,3 +224,90 @@ def test_similarity_refuses():
         ah.similarity([random_kernel()], {})
     with pytest.raises(ValueError, match="other: expected a kernel of 30 samples and 3 rows for each, got 31 and 3"):
         ah.similarity([random_kernel()], [random_kernel(31)])
+
+
+STATISTICS = (
+    "cka",
+    "forward_cka",
+    "backward_cka",
+    "stable_rank",
+    "label_correlation",
+    "fisher_stable_rank",
+    "fisher_label_correlation",
+)
+
+
+def test_statistics_in_a_report_against_dense_decompositions():
+    model = networks.mlp(4, 11, 6, 3, bias=True).double()
+    x, y = torch.randn(25, 6, dtype=torch.float64), torch.randint(0, 3, (25,))
+    report = ah.layerwise_alignment(model, x, y, statistics=STATISTICS)
+    assert list(report.columns()) == [*STATISTICS, "centered_norm", "trace"]
+    p = model(x).detach().softmax(1)
+    h = torch.block_diag(*(torch.diag_embed(p) - p[:, :, None] * p[:, None]))
+    root = torch.linalg.eigh(h)
+    root = root.eigenvectors * root.eigenvalues.clamp(min=0).sqrt() @ root.eigenvectors.T
+    label = torch.nn.functional.one_hot(y, 3).double().flatten()
+    label = (label - label.mean()) / (label - label.mean()).norm()
+    for i, kernel in enumerate(ah.tangent_kernels(model, x).values()):
+        dense = kernel.to_dense()
+        for prefix, matrix in (("", reference.centered(dense)), ("fisher_", root @ dense @ root)):
+            values, vectors = torch.linalg.eigh(matrix)
+            rank = float(values.square().sum() / values[-1] ** 2)
+            correlation = float((values / values[-1] * (vectors.T @ label).square()).sum())
+            assert float(report.columns()[f"{prefix}stable_rank"][i]) == pytest.approx(rank, rel=1e-8)
+            assert float(report.columns()[f"{prefix}label_correlation"][i]) == pytest.approx(correlation, rel=1e-8)
+        fisher = ah.fisher_kernel(kernel, model(x).detach())
+        assert ah.stable_rank(fisher, centered=False) == pytest.approx(rank, rel=1e-8)
+        assert ah.label_correlation(fisher, y, centered=False) == pytest.approx(correlation, rel=1e-8)
+    alone = ah.layerwise_alignment(model, x, y)
+    assert torch.equal(report.cka, alone.cka) and alone.stable_rank is None
+
+
+def test_estimated_statistics_in_a_report():
+    model = networks.mlp(4, 30, 12, 3, bias=True)
+    x, y = torch.randn(200, 12), torch.randint(0, 3, (200,))
+    exact = ah.layerwise_alignment(model, x, y, statistics=STATISTICS)
+    found = ah.layerwise_alignment(model, x, y, statistics=STATISTICS, products=60)
+    assert exact.cka_error is None
+    assert ((found.cka - exact.cka).abs() <= 5 * found.cka_error + 1e-5 * exact.cka).all()
+    assert (found.cka_error < 0.05 * exact.cka).all()
+    assert torch.allclose(found.trace, exact.trace, rtol=1e-5)
+    for name, column in exact.columns().items():
+        assert torch.allclose(found.columns()[name], column, rtol=0.2), name
+    assert "cka error" in str(found)
+
+
+def test_statistics_of_layers_without_grams_and_of_dead_ones():
+    model = networks.all_networks()["norms"]
+    x, y = torch.randn(16, 6), torch.randint(0, 3, (16,))
+    report = ah.layerwise_alignment(model, x, y, statistics=STATISTICS)
+    norms = [i for i, kernel in enumerate(ah.tangent_kernels(model, x).values()) if not kernel.factored]
+    assert norms
+    assert report.forward_cka[norms].isnan().all() and not report.stable_rank[norms].isnan().any()
+    with torch.no_grad():
+        for parameter in list(model.parameters())[-2:]:
+            parameter.zero_()
+    with pytest.warns(ah.DegenerateKernelWarning):
+        report = ah.layerwise_alignment(model, x, y, statistics=STATISTICS)
+    assert report.cka[0].isnan() and report.stable_rank[0].isnan() and report.fisher_stable_rank[0].isnan()
+    assert not report.cka[-1].isnan()
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        (ValueError, "statistics: expected a sequence of cka, .*, got 'rank'", {"statistics": ["cka", "rank"]}),
+        (TypeError, "statistics: expected a sequence of cka, .*, got 'cka'", {"statistics": "cka"}),
+        (
+            ValueError,
+            "statistics: expected those of Fisher with outputs = \"all\", got 'trace'",
+            {"statistics": ["fisher_stable_rank"], "outputs": "trace"},
+        ),
+        (ValueError, "products: expected at least 6, got 1", {"products": 1}),
+        (TypeError, "products: expected a whole number, got 'many'", {"products": "many"}),
+    ],
+)
+def test_bad_statistics(error, message, options):
+    model, x, y = networks.mlp(2, 4, 3, 3, bias=True), torch.randn(5, 3), torch.randint(0, 3, (5,))
+    with pytest.raises(error, match=message):
+        ah.layerwise_alignment(model, x, y, **options)

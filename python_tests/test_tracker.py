@@ -19,6 +19,7 @@ from ahkernels.report import AlignmentReport
 from ahkernels.tracker import AlignmentTracker
 
 NAN = math.nan
+GRAMS = ("forward_cka", "backward_cka")
 X, Y = torch.linspace(-1, 1, 8).reshape(4, 2), torch.tensor([0, 1, 2, 0])
 
 
@@ -35,8 +36,9 @@ class FakeMeasurement:
         self.on_call(model)
         cka = torch.rand(len(self.layers), generator=torch.Generator().manual_seed(len(self.calls)))
         cka = torch.where(torch.tensor([name == "dead" for name in self.layers]), NAN, cka.double())
-        parts = (cka / 3, cka / 7) if options["decomposition"] else (None, None)
-        return AlignmentReport(self.layers, cka, 10 * cka, 100 * cka, *parts, len(x), "all", "highest")
+        parts = {"forward_cka": cka / 3, "backward_cka": cka / 7}
+        asked = {name: parts[name] for name in options["statistics"] if name in parts}
+        return AlignmentReport(self.layers, cka, 10 * cka, 100 * cka, len(x), "all", "highest", **asked)
 
 
 @pytest.fixture
@@ -86,7 +88,9 @@ def same(a: Any, b: Any) -> bool:
 
 
 def test_update_measures_with_the_given_options(fake: FakeMeasurement) -> None:
-    tracker = make(layers=["fc*"], outputs="trace", precision="high", memory_budget=1 << 20, decomposition=True)
+    tracker = make(
+        layers=["fc*"], outputs="trace", precision="high", memory_budget=1 << 20, statistics=GRAMS, products=30
+    )
     report = tracker.update(3)
     (model, x, y), options = fake.calls[0]
     assert model is tracker.model and x is X and y is Y
@@ -95,7 +99,8 @@ def test_update_measures_with_the_given_options(fake: FakeMeasurement) -> None:
         "outputs": "trace",
         "precision": "high",
         "memory_budget": 1 << 20,
-        "decomposition": True,
+        "statistics": GRAMS,
+        "products": 30,
     }
     assert tracker.history[0].report is report
 
@@ -265,11 +270,11 @@ def test_writer_is_checked_at_construction() -> None:
 
 
 def test_csv_round_trip(fake: FakeMeasurement, tmp_path: Path) -> None:
-    tracker = filled(decomposition=True)
+    tracker = filled(statistics=GRAMS)
     tracker.to_csv(tmp_path / "run.csv")
     with (tmp_path / "run.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    parts = ["alignment", "alignment_forward", "alignment_backward"]
+    parts = ["alignment", "forward_cka", "backward_cka", "centered_norm", "trace"]
     columns = [f"{part}/{layer}" for part in parts for layer in tracker.layers]
     assert list(rows[0]) == ["step", "loss", "accuracy", *columns]
     assert [int(row["step"]) for row in rows] == tracker.steps
@@ -340,9 +345,9 @@ def test_to_dataframe_has_the_columns_of_the_csv(fake: FakeMeasurement, tmp_path
 
 
 def test_state_survives_a_safe_load_and_the_run_goes_on(fake: FakeMeasurement, tmp_path: Path) -> None:
-    tracker = filled(decomposition=True)
+    tracker = filled(statistics=GRAMS)
     torch.save(tracker.state_dict(), tmp_path / "state.pt")
-    resumed = make(decomposition=True)
+    resumed = make(statistics=GRAMS)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert same(resumed.state_dict(), tracker.state_dict())
 

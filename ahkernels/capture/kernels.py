@@ -6,9 +6,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ahkernels.capture.call import copied_buffers
 from ahkernels.capture.guard import check_input, refuse_modules, unchanged
 from ahkernels.capture.run import DEFAULT_MEMORY_BUDGET, PlannedLayer, iter_factors, plan_layers
 from ahkernels.capture.selection import Layers, select_layers
@@ -16,6 +18,8 @@ from ahkernels.capture.trace import trace_model
 from ahkernels.kernel import TangentKernel, kernel_of_outputs
 from ahkernels.outputs import Outputs, OutputSelection
 from ahkernels.precision import resolve_precision
+
+_FORWARD_CHUNK = 1024  # samples in a forward pass without gradients
 
 
 def tangent_kernels(
@@ -117,6 +121,14 @@ class CapturePlan:
             for name, terms in factors:
                 yield name, kernel_of_outputs(terms, self.outputs, self.precision, name)
                 bar.update()
+
+    def logits(self) -> Tensor:
+        """f(x) [n, o], a chunk of samples at a time."""
+        chunks = []
+        for samples in torch.split(self.x, _FORWARD_CHUNK):
+            with unchanged(self.x), torch.no_grad():
+                chunks.append(torch.func.functional_call(self.model, copied_buffers(self.model), (samples,)))
+        return torch.cat(chunks)
 
 
 def plan_capture(

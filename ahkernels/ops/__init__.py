@@ -24,6 +24,7 @@ from ahkernels.ops.build import build_info, load_cuda
 __all__ = [
     "build_info",
     "centered_moments",
+    "tangent_cross_product",
     "tangent_diagonal",
     "tangent_gram",
     "tangent_product",
@@ -100,13 +101,40 @@ def tangent_diagonal(forward: Tensor, backward: Tensor, bias: float, by_jacobian
     return result
 
 
-def tangent_product(forward: Tensor, backward: Tensor, bias: float, v: Tensor) -> Tensor:
-    """K V in float64, exact up to its rounding and without K: v and the result are [n, o, columns] float64.
+def tangent_product(forward: Tensor, backward: Tensor, bias: float, v: Tensor, fp32: bool = False) -> Tensor:
+    """K V without K: v and the result are [n, o, columns] float64.
+
+    In float64, exact up to its rounding; `fp32` allows fp32's instead for factors below float64, which takes less time.
 
     Raises:
         RuntimeError: where shapes or dtypes do not fit; the message names the argument.
     """
-    result: Tensor = torch.ops.ahkernels.tangent_product(forward, backward, bias, v)
+    result: Tensor = torch.ops.ahkernels.tangent_product(forward, backward, bias, v, fp32)
+    return result
+
+
+def tangent_cross_product(
+    forward: Tensor, backward: Tensor, other_forward: Tensor, other_backward: Tensor, bias: float, v: Tensor
+) -> Tensor:
+    """K(x, x') V of a layer between two sample sets, in float64 and without K.
+
+    Args:
+        forward: Factor [n, s, d] of the rows x.
+        backward: Factor [n, s, o, m] of the rows.
+        other_forward: Factor [n', s', d] of the columns x'.
+        other_backward: Factor [n', s', o', m] of the columns.
+        bias: 1.0 for a layer with a bias, else 0.0.
+        v: [n', o', columns] float64.
+
+    Returns:
+        [n, o, columns] float64.
+
+    Raises:
+        RuntimeError: where shapes or dtypes do not fit; the message names the argument.
+    """
+    result: Tensor = torch.ops.ahkernels.tangent_cross_product(
+        forward, backward, other_forward, other_backward, bias, v
+    )
     return result
 
 
@@ -194,8 +222,15 @@ def _(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
 
 
 @torch.library.register_fake("ahkernels::tangent_product")
-def _(forward: Tensor, backward: Tensor, bias: float, v: Tensor) -> Tensor:
+def _(forward: Tensor, backward: Tensor, bias: float, v: Tensor, fp32: bool = False) -> Tensor:
     return torch.empty_like(v)
+
+
+@torch.library.register_fake("ahkernels::tangent_cross_product")
+def _(
+    forward: Tensor, backward: Tensor, other_forward: Tensor, other_backward: Tensor, bias: float, v: Tensor
+) -> Tensor:
+    return v.new_empty(backward.shape[0], backward.shape[2], v.shape[2])
 
 
 @torch.library.register_fake("ahkernels::tangent_statistics")

@@ -166,7 +166,7 @@ class KernelSum:
             if not by_jacobian:
                 yield ScaledKernel.of(a, g, bias, self.precision)
                 continue
-            for j in plain.jacobian_slices(a.float(), g.float(), bias):
+            for j in plain.jacobian_slices(a.float(), g.float(), bias, plain.jacobian_step(a, g)):
                 yield ScaledKernel.of(a.new_empty(len(a), 1, 0), j.unsqueeze(1), 1.0, self.precision)
 
 

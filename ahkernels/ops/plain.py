@@ -67,20 +67,32 @@ class ScaledTerm(NamedTuple):
 
     def panel(self, rows: slice) -> Tensor:
         """Its entries for the samples in rows and those from there on, [rows, o, n - rows.start, o]."""
-        g = self.backward
-        c, o, n = rows.stop - rows.start, g.shape[2], g.shape[0] - rows.start
-        panel = torch.zeros(c, o, n, o, dtype=g.dtype, device=g.device)
+        return self.samples(rows).against(self.samples(slice(rows.start, None)))
+
+    def samples(self, rows: slice) -> ScaledTerm:
+        """The term of some samples."""
+        return self._replace(forward=self.forward[rows], backward=self.backward[rows])
+
+    def against(self, others: ScaledTerm) -> Tensor:
+        """Entries between these samples and those of another term of the same layer, [n, o, n', o']."""
+        (n, s, o, _), (other_n, other_s, other_o, _) = self.backward.shape, others.backward.shape
+        panel = self.backward.new_zeros(n, o, other_n, other_o)
         if self.by_jacobian:
-            for j in jacobian_slices(self.forward[rows.start :], g[rows.start :], self.bias):
-                panel += (j[:c].flatten(0, 1) @ j.flatten(0, 1).T).view(panel.shape)
+            step = jacobian_step(others.forward, others.backward)
+            for j, k in zip(self.jacobian_slices(step), others.jacobian_slices(step), strict=True):
+                panel += (j.flatten(0, 1) @ k.flatten(0, 1).T).view(panel.shape)
             return panel
-        a, others, other_gradients = self.forward[rows], self.forward[rows.start :], g[rows.start :]
-        for first in range(g.shape[1]):
-            for second in range(g.shape[1]):
-                p = a[:, first] @ others[:, second].T + self.bias  # [c, n - rows.start]
-                q = g[rows, first].flatten(0, 1) @ other_gradients[:, second].flatten(0, 1).T
+        for first in range(s):
+            for second in range(other_s):
+                p = self.forward[:, first] @ others.forward[:, second].T  # [n, n']
+                p += (self.bias * others.bias) ** 0.5  # each at its own scale
+                q = self.backward[:, first].flatten(0, 1) @ others.backward[:, second].flatten(0, 1).T
                 panel += p[:, None, :, None] * q.view(panel.shape)
         return panel
+
+    def jacobian_slices(self, step: int) -> Iterator[Tensor]:
+        """See `jacobian_slices`."""
+        return jacobian_slices(self.forward, self.backward, self.bias, step)
 
 
 def _rounded(factor: Tensor, scale: Tensor, precision: str) -> Tensor:
@@ -90,11 +102,14 @@ def _rounded(factor: Tensor, scale: Tensor, precision: str) -> Tensor:
     return numbers
 
 
-def jacobian_slices(forward: Tensor, backward: Tensor, bias: Tensor | float) -> Iterator[Tensor]:
+def jacobian_step(forward: Tensor, backward: Tensor) -> int:
+    """Pre-activations in a slice of the parameters."""
+    return max(1, chunk_elements(backward) // max(1, backward.shape[0] * backward.shape[2] * forward.shape[2]))
+
+
+def jacobian_slices(forward: Tensor, backward: Tensor, bias: Tensor | float, step: int) -> Iterator[Tensor]:
     """J = sum_s g_s a_s^T [n, o, numbers] in slices of the parameters, and last for a bias sqrt(b) sum_s g_s."""
-    n, _, o, m = backward.shape
-    d = forward.shape[2]
-    step = max(1, chunk_elements(backward) // max(1, n * o * d))
+    m, d = backward.shape[3], forward.shape[2]
     for begin in range(0, m if d else 0, step):
         yield torch.einsum("xsom,xsd->xomd", backward[..., begin : begin + step], forward).flatten(2)
     if isinstance(bias, Tensor) or bias:
@@ -211,7 +226,7 @@ def tangent_diagonal(forward: Tensor, backward: Tensor, bias: float, by_jacobian
         a, g = forward[rows].double(), backward[rows].double()
         if by_jacobian:
             diagonal[rows] = 0
-            for j in jacobian_slices(a, g, bias):
+            for j in jacobian_slices(a, g, bias, jacobian_step(a, g)):
                 diagonal[rows] += j.square().sum(2)
             continue
         p = a @ a.mT + bias  # [rows, s, s]
@@ -220,10 +235,17 @@ def tangent_diagonal(forward: Tensor, backward: Tensor, bias: float, by_jacobian
     return diagonal
 
 
-def tangent_product(forward: Tensor, backward: Tensor, bias: float, v: Tensor) -> Tensor:
-    """See `ahkernels.ops.tangent_product`."""
-    weights, sums = _through_parameters(forward, backward, v)
-    out = torch.empty_like(v)
+def tangent_product(forward: Tensor, backward: Tensor, bias: float, v: Tensor, fp32: bool = False) -> Tensor:
+    """See `ahkernels.ops.tangent_product`; here always in float64."""
+    return tangent_cross_product(forward, backward, forward, backward, bias, v)
+
+
+def tangent_cross_product(
+    forward: Tensor, backward: Tensor, other_forward: Tensor, other_backward: Tensor, bias: float, v: Tensor
+) -> Tensor:
+    """See `ahkernels.ops.tangent_cross_product`."""
+    weights, sums = _through_parameters(other_forward, other_backward, v)
+    out = v.new_empty(backward.shape[0], backward.shape[2], v.shape[2])
     for rows in _samples(backward, v.shape[2]):
         t = torch.einsum("vmd,xsd->xsvm", weights, forward[rows].double()) + bias * sums
         out[rows] = torch.einsum("xsim,xsvm->xiv", backward[rows].double(), t)

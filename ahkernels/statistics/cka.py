@@ -20,11 +20,13 @@ class DegenerateKernelWarning(UserWarning):
 
 
 class Alignment(NamedTuple):
-    """Of one kernel: A(K, K'), ||C K C||_F and the trace of K."""
+    """Of one kernel: A(K, K'), ||C K C||_F, the trace of K, and where lambda_1 is known what it splits A into."""
 
     cka: float
     centered_norm: float
     trace: float
+    stable_rank: float = math.nan
+    label_correlation: float = math.nan
 
 
 UNDEFINED = Alignment(math.nan, math.nan, math.nan)
@@ -113,8 +115,19 @@ class Measured(NamedTuple):
         return norm > self.rounding * abs(total) and math.isfinite(norm)
 
 
-def finish(measured: Measured, numbers: Sequence[float], labels: Labels) -> Alignment:
+def inner_product(kernel: TangentKernel, labels: Labels) -> Tensor:
+    """<C K C, K'> from products, a float64 scalar on the kernel's device."""
+    return kernel.quadratic(labels.rows - labels.rows.mean(0)).sum()
+
+
+def finish(measured: Measured, numbers: Sequence[float], labels: Labels, largest: float = math.nan) -> Alignment:
     """The alignment from the numbers of `measure`, with a warning where it is not defined.
+
+    Args:
+        measured: The kernel.
+        numbers: Of `measure`.
+        labels: That they were measured with.
+        largest: lambda_1 of C K C, for stable rank and label correlation.
 
     Raises:
         ValueError: where the numbers say that there was nan or inf in a factor.
@@ -123,12 +136,13 @@ def finish(measured: Measured, numbers: Sequence[float], labels: Labels) -> Alig
     if not math.isfinite(trace):
         raise ValueError(f"factors of {measured.name}: expected finite numbers, got nan or inf")
     norm = math.sqrt(square)
-    if not _defined(measured, norm, total):
+    if not defined(measured, norm, total):
         return Alignment(math.nan, norm, trace)
-    if labels.norm == 0:
-        _warn("y is the same in every row of the kernel")
-        return Alignment(math.nan, norm, trace)
-    return Alignment(inner / norm / labels.norm, norm, trace)
+    largest = largest or math.nan
+    rank = (norm / largest) ** 2
+    if not labels_defined(labels):
+        return Alignment(math.nan, norm, trace, rank)
+    return Alignment(inner / norm / labels.norm, norm, trace, rank, inner / largest / labels.norm)
 
 
 def _require_alike(kernel: TangentKernel, other: TangentKernel) -> None:
@@ -154,7 +168,7 @@ def alignment_matrix(kernels: Sequence[TangentKernel], arguments: Sequence[str])
     moments = centered_moments(kernels, means).cpu()
     norms = moments.diagonal().sqrt()
     for i, (kernel, argument, mean) in enumerate(zip(kernels, arguments, means, strict=True)):
-        if not _defined(Measured.of(kernel, argument), float(norms[i]), float(mean.sum()) * kernel.shape[0]):
+        if not defined(Measured.of(kernel, argument), float(norms[i]), float(mean.sum()) * kernel.shape[0]):
             norms[i] = math.nan
     return moments / norms[:, None] / norms
 
@@ -170,13 +184,23 @@ def _label_kernel(kernel: TangentKernel, labels: Tensor) -> TangentKernel:
     )
 
 
-def _defined(measured: Measured, norm: float, total: float) -> bool:
-    """Whether the centered kernel is more than the rounding of a constant one; `total` is the sum of its entries."""
+def defined(measured: Measured, norm: float, total: float) -> bool:
+    """Whether the centered kernel is more than the rounding of a constant one, with a warning where it is not.
+
+    `norm` is one of its norms, `total` the sum of its entries.
+    """
     if measured.exceeds_rounding(norm, total):
         return True
     found = "zero" if total == 0 else "constant" if math.isfinite(norm) else "not finite"
     _warn(f"{measured.name} is {found}")
     return False
+
+
+def labels_defined(labels: Labels) -> bool:
+    """Whether the labels differ between rows, with a warning where they do not."""
+    if labels.norm == 0:
+        _warn("y is the same in every row of the kernel")
+    return labels.norm > 0
 
 
 def _warn(what: str) -> None:

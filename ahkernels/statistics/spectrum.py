@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import eigsh
+from numpy.typing import NDArray
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from ahkernels.kernel import TangentKernel
-from ahkernels.statistics.cka import Labels, Measured, finish, measure
+from ahkernels.statistics.cka import Labels, Measured, defined, inner_product, labels_defined
 
 # Kernels of up to so many rows are formed, from products with the identity: cheaper than any iteration.
 _DENSE_ROWS = 512
@@ -29,11 +30,13 @@ class Eigenpairs:
         values: float64 [k], from the largest down.
         vectors: float64 [n*o, k], orthonormal columns.
         residuals: float64 [k], the norms of K u - lambda u.
+        products: Vectors that the kernel was multiplied with.
     """
 
     values: Tensor
     vectors: Tensor
     residuals: Tensor
+    products: int
 
 
 def eigenpairs(
@@ -59,27 +62,37 @@ def eigenpairs(
         raise ValueError(f"k: expected a whole number from 1 to {rows}, the rows of the kernel, got {k!r}")
     if not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
         raise ValueError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
-    operator = kernel.linear_operator(centered=centered)
+    products = 0
+
+    def product(v: NDArray[np.float64]) -> NDArray[np.float64]:
+        nonlocal products
+        columns = torch.from_numpy(np.ascontiguousarray(v)).reshape(rows, -1)
+        products += columns.shape[1]
+        found: NDArray[np.float64] = kernel.product(columns, centered=centered).cpu().numpy().reshape(v.shape)
+        return found
+
     start = np.random.default_rng(seed).standard_normal(rows)
     rounding = 1e-14 * kernel.trace()
     if rows <= _DENSE_ROWS or 3 * k > rows:
-        dense = operator @ np.eye(rows)
+        dense = product(np.eye(rows))
         values, vectors = np.linalg.eigh((dense + dense.T) / 2)
-    elif np.linalg.norm(operator @ start) <= rounding * np.linalg.norm(start):  # a zero kernel, or a constant one
+    elif np.linalg.norm(product(start)) <= rounding * np.linalg.norm(start):  # a zero kernel, or a constant one
         values, vectors = np.zeros(k), np.eye(rows, k)
     else:
-        kept = min(rows, max(2 * k + 1, 40))
+        operator = LinearOperator((rows, rows), matvec=product, dtype=np.float64)
+        kept = min(rows, max(2 * k + 1, 20))
         values, vectors = eigsh(operator, k, which="LA", v0=start, tol=tolerance / 10, ncv=kept)
     order = np.argsort(values)[::-1][:k]
     values, vectors = values[order], vectors[:, order]
-    residuals = np.linalg.norm(operator @ vectors - vectors * values, axis=0)
+    residuals = np.linalg.norm(product(vectors) - vectors * values, axis=0)
     largest = float(np.abs(values).max())
     if residuals.max() > max(tolerance, 1e-13 * math.sqrt(rows)) * largest + rounding:
         raise RuntimeError(
             f"eigenpairs: expected residuals of at most {tolerance:.1e} times the largest eigenvalue, got "
             f"{residuals.max() / largest:.1e}"
         )
-    return Eigenpairs(*(torch.from_numpy(np.ascontiguousarray(one)) for one in (values, vectors, residuals)))
+    found = [torch.from_numpy(np.ascontiguousarray(one)) for one in (values, vectors, residuals)]
+    return Eigenpairs(found[0], found[1], found[2], products)
 
 
 def eigenvalues(kernel: TangentKernel, k: int, *, centered: bool = True, tolerance: float = 1e-10) -> Tensor:
@@ -87,15 +100,15 @@ def eigenvalues(kernel: TangentKernel, k: int, *, centered: bool = True, toleran
     return eigenpairs(kernel, k, centered=centered, tolerance=tolerance).values
 
 
-def stable_rank(kernel: TangentKernel) -> float:
-    """||C K C||_F^2 / lambda_1^2 (appendix G.1): from 1 to the rank of C K C; nan for a constant or zero kernel."""
-    largest = _largest(kernel)
-    norm = kernel.frobenius_norm()
-    total = float(kernel.row_means().sum()) * kernel.shape[0]
-    return (norm / largest) ** 2 if Measured.of(kernel).exceeds_rounding(norm, total) and largest > 0 else math.nan
+def stable_rank(kernel: TangentKernel, *, centered: bool = True) -> float:
+    """||C K C||_F^2 / lambda_1^2 (appendix G.1), from 1 to the rank of C K C, or of K; nan where that is zero."""
+    norm, largest = kernel.frobenius_norm(centered=centered), largest_eigenvalue(kernel, centered=centered)
+    if largest == 0 or (centered and not Measured.of(kernel).exceeds_rounding(norm, _total(kernel))):
+        return math.nan
+    return (norm / largest) ** 2
 
 
-def label_correlation(kernel: TangentKernel, y: Tensor) -> float:
+def label_correlation(kernel: TangentKernel, y: Tensor, *, centered: bool = True) -> float:
     """sum_i lambda_i / lambda_1 <u_i, y~>^2 for normalised centered labels y~ (appendix G.1), in [0, 1].
 
     For n x n kernels ("trace", "sum") y~ y~^T is C Y Y^T C over its Frobenius norm. The alignment is this over the
@@ -104,18 +117,26 @@ def label_correlation(kernel: TangentKernel, y: Tensor) -> float:
     Args:
         kernel: A tangent kernel.
         y: Class indices [n] or a target matrix [n, o].
+        centered: Whether with the eigenpairs of C K C or of K itself (as for `fisher_kernel`, appendix G.5).
 
     Returns:
-        The correlation; nan, with a `DegenerateKernelWarning`, where the alignment is not defined.
+        The correlation; nan, with a `DegenerateKernelWarning`, where labels or kernel are the same in every row.
 
     Raises:
         ValueError: for labels that do not fit; the message names `y`.
     """
     labels = Labels(kernel.outputs, y, kernel.n)
-    numbers = measure([kernel], labels)[0].tolist()
-    found = finish(Measured.of(kernel), numbers, labels)
-    return math.nan if math.isnan(found.cka) else numbers[0] / _largest(kernel) / labels.norm
+    largest = largest_eigenvalue(kernel, centered=centered)
+    total = _total(kernel) if centered else 0.0
+    if not defined(Measured.of(kernel), largest, total) or not labels_defined(labels):
+        return math.nan
+    return float(inner_product(kernel, labels)) / largest / labels.norm
 
 
-def _largest(kernel: TangentKernel) -> float:
-    return float(eigenvalues(kernel, 1)[0])
+def largest_eigenvalue(kernel: TangentKernel, *, centered: bool = True) -> float:
+    """lambda_1 of C K C, or of K."""
+    return float(eigenvalues(kernel, 1, centered=centered)[0])
+
+
+def _total(kernel: TangentKernel) -> float:
+    return float(kernel.row_means().sum()) * kernel.shape[0]

@@ -14,8 +14,7 @@ except ImportError as reason:
 
 def alignment(a: torch.Tensor, g: torch.Tensor, y: torch.Tensor) -> float:
     """Kernel-label alignment from factors a [n, N] and g [n, o, N], the whole public call."""
-    factors = Factors(forward=a[:, None], backward=g[:, None], bias=False)
-    return ah.cka(ah.TangentKernel(factors, precision="highest"), y)
+    return ah.cka(kernel(a, g), y)
 
 
 def centered_square(a: torch.Tensor, g: torch.Tensor, row_means: torch.Tensor) -> float:
@@ -26,6 +25,45 @@ def centered_square(a: torch.Tensor, g: torch.Tensor, row_means: torch.Tensor) -
 def layerwise(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Alignment of every layer, fp64 [L]."""
     return ah.layerwise_alignment(model, x, y, precision="highest").cka
+
+
+def eigenpairs(a: torch.Tensor, g: torch.Tensor, k: int) -> "ah.Eigenpairs":
+    """The k largest eigenvalues of C K C from products with the factors."""
+    return ah.eigenpairs(kernel(a, g), k)
+
+
+def dense_eigenvalues(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """All eigenvalues of C K C from K in memory, largest first."""
+    dense = kernel(a.double(), g.double()).to_dense(max_bytes=1 << 40)
+    means = dense.mean(0)
+    dense.sub_(means).sub_((means - means.mean())[:, None])
+    return torch.linalg.eigvalsh(dense).flip(0)
+
+
+def norm(a: torch.Tensor, g: torch.Tensor) -> float:
+    """||C K C||_F, exactly."""
+    return kernel(a, g).frobenius_norm()
+
+
+def estimated_norm(a: torch.Tensor, g: torch.Tensor, products: int, seed: int) -> "ah.Estimate":
+    """||C K C||_F from so many products."""
+    return ah.estimate_frobenius_norm(kernel(a, g), products=products, seed=seed)
+
+
+def similarity(factors: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Alignment of every kernel with every other, [L, L]."""
+    return ah.similarity([kernel(a, g) for a, g in factors])
+
+
+def factors_of(model: torch.nn.Module, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """a [n, N] and g [n, o, N'] of every dense layer."""
+    terms = [one.terms[0] for one in ah.tangent_kernels(model, x).values()]
+    return [(term.forward[:, 0], term.backward[:, 0]) for term in terms]
+
+
+def kernel(a: torch.Tensor, g: torch.Tensor) -> "ah.TangentKernel":
+    """The tangent kernel of one dense layer without a bias."""
+    return ah.TangentKernel(Factors(forward=a[:, None], backward=g[:, None], bias=False), precision="highest")
 
 
 def layer_names(model: torch.nn.Module, x: torch.Tensor) -> list[str]:

@@ -1,11 +1,12 @@
 // Products of K with few vectors, from the factors alone, in numbers of type T.
 //
-// With h_v(x, s) = sum_i V[(x, i), v] g_s^i(x) and t_v(x, s) = sum_{x', s'} (<a_s(x), a_s'(x')> + b) h_v(x', s'),
+// With h_v(x', s) = sum_i V[(x', i), v] g_s^i(x') and t_v(x, s) = sum_{x', s'} (<a_s(x), a_s'(x')> + b) h_v(x', s'),
 //
 //     (K V)[(x, i), v] = sum_s <g_s^i(x), t_v(x, s)>      and      v^T K v = sum_{x, s} <h_v(x, s), t_v(x, s)>,
 //
-// and t_v comes either through the parameters, t_v = M_v a + b sum h_v with M_v = sum h_v a^T, or through the forward
-// Gram, whichever takes fewer flops. Through the parameters, v^T K v = ||M_v||^2 + b ||sum h_v||^2 needs no t_v.
+// where the x of K V may be other samples than the x' of V, and t_v comes either through the parameters,
+// t_v = M_v a + b sum h_v with M_v = sum h_v a^T, or through the forward Gram, whichever takes fewer flops. Through the
+// parameters, v^T K v = ||M_v||^2 + b ||sum h_v||^2 needs no t_v.
 #pragma once
 
 #include <algorithm>
@@ -66,22 +67,25 @@ class ThinProduct {
       : tiles_(tiles), term_(term), v_(v), columns_(columns) {}
 
   // out [n, o, columns] = K v
-  void product(double* out) const {
-    std::fill(out, out + term_.n * term_.o * columns_, 0.0);
+  void product(double* out) const { product(term_, out); }
+
+  // out [rows.n, rows.o, columns] = K(rows, term) v, the two terms of one layer and scale
+  void product(const Term& rows, double* out) const {
+    std::fill(out, out + rows.n * rows.o * columns_, 0.0);
     for_each_slice(
-        2,
+        rows, 2,
         [&](const PackedMatrix<T>& p, int64_t begin, int64_t width) {
           const std::vector<T> h = contract(0, term_.n, begin, width);
-          expand(through_gram(p, h, columns_ * width), 0, term_.n, begin, width, out);
+          expand(rows, through_gram(p, h, columns_ * width), 0, rows.n, begin, width, out);
         },
-        [&](int64_t begin, int64_t width) { product_through_parameters(begin, width, out); });
+        [&](int64_t begin, int64_t width) { product_through_parameters(rows, begin, width, out); });
   }
 
   // out [columns] = v^T K v of each column
   void quadratic(double* out) const {
     std::fill(out, out + columns_, 0.0);
     for_each_slice(
-        1,
+        term_, 1,
         [&](const PackedMatrix<T>& p, int64_t begin, int64_t width) {
           const std::vector<T> h = contract(0, term_.n, begin, width);
           const std::vector<T> t = through_gram(p, h, columns_ * width);
@@ -110,12 +114,12 @@ class ThinProduct {
 
   // For `width` of the pre-activations from `begin` on.
   Weights sum_weights(int64_t begin, int64_t width) const {
-    const int64_t cols = columns_ * width, d = term_.d, samples = samples_at_once(cols);
+    const int64_t cols = columns_ * width, d = term_.d, samples = samples_at_once(term_, cols);
     Weights weights{std::vector<T>(cols * d, T{0}), std::vector<T>(cols, T{0})};
     for (int64_t x = 0; x < term_.n; x += samples) {
       const int64_t count = std::min(samples, term_.n - x), rows = count * term_.s;
       const std::vector<T> h = contract(x, count, begin, width);
-      Strided a = forward_rows(x);
+      Strided a = forward_rows(term_, x);
       std::swap(a.row_stride, a.k_stride);
       add_product(tiles_, PackedMatrix<T>(tiles_, column_major(h, cols), cols, rows),
                   PackedMatrix<T>(tiles_, a, d, rows), T{0}, weights.matrix);
@@ -127,20 +131,27 @@ class ThinProduct {
   }
 
  private:
-  // gram(p, begin, width) or parameters(begin, width) for slices of the pre-activations; `passes` over the parameters
-  // is what the latter take.
+  // gram(p, begin, width) or parameters(begin, width) for slices of the pre-activations, with the forward Gram p of
+  // `others` and the term; the latter take a pass over the parameters for the term, and with two `passes` one for the
+  // others.
   template <class Gram, class Parameters>
-  void for_each_slice(int64_t passes, const Gram& gram, const Parameters& parameters) const {
-    const int64_t rows = term_.n * term_.s, d = term_.d, m = term_.m * columns_;
-    const bool by_gram = rows <= kMaxForwardGram && rows * (d + m) < passes * m * d;
-    const int64_t across = by_gram ? rows : std::max<int64_t>(d, 1);
+  void for_each_slice(const Term& others, int64_t passes, const Gram& gram, const Parameters& parameters) const {
+    const int64_t columns = term_.n * term_.s, rows = others.n * others.s, d = term_.d, m = term_.m * columns_;
+    const int64_t passed = columns + (passes - 1) * rows;  // samples
+    const bool by_gram = std::max(rows, columns) <= kMaxForwardGram && rows * columns * (d + m) < passed * m * d;
+    const int64_t across = by_gram ? std::max(rows, columns) : std::max<int64_t>(d, 1);
     const int64_t bytes = static_cast<int64_t>(sizeof(T)) * columns_ * across;
     const int64_t slice = std::clamp<int64_t>(kSliceBytes / bytes, 1, std::max<int64_t>(term_.m, 1));
     if (by_gram) {
-      const PackedMatrix<T> a(tiles_, forward_rows(0), rows, d);
-      std::vector<T> forward_gram(rows * rows, T{0});
-      add_product(tiles_, a, a, static_cast<T>(term_.scaled_bias()), forward_gram);
-      const PackedMatrix<T> p(tiles_, row_major(forward_gram, rows), rows, rows);
+      const PackedMatrix<T> a(tiles_, forward_rows(term_, 0), columns, d);
+      std::vector<T> forward_gram(rows * columns, T{0});
+      if (&others == &term_) {
+        add_product(tiles_, a, a, static_cast<T>(term_.scaled_bias()), forward_gram);
+      } else {
+        const PackedMatrix<T> b(tiles_, forward_rows(others, 0), rows, d);
+        add_product(tiles_, b, a, static_cast<T>(term_.scaled_bias()), forward_gram);
+      }
+      const PackedMatrix<T> p(tiles_, row_major(forward_gram, columns), rows, columns);
       for (int64_t begin = 0; begin < term_.m; begin += slice) gram(p, begin, std::min(slice, term_.m - begin));
     } else {
       for (int64_t begin = 0; begin < term_.m; begin += slice) parameters(begin, std::min(slice, term_.m - begin));
@@ -149,29 +160,29 @@ class ThinProduct {
 
   std::vector<T> through_gram(const PackedMatrix<T>& p, const std::vector<T>& h, int64_t cols) const {
     std::vector<T> t(p.rows * cols, T{0});
-    add_product(tiles_, p, PackedMatrix<T>(tiles_, column_major(h, cols), cols, p.rows), T{0}, t);
+    add_product(tiles_, p, PackedMatrix<T>(tiles_, column_major(h, cols), cols, p.k), T{0}, t);
     return t;
   }
 
   // Samples in a slice, so that neither their inputs nor their h take more than kSliceBytes.
-  int64_t samples_at_once(int64_t cols) const {
-    const int64_t bytes = static_cast<int64_t>(sizeof(T)) * term_.s * std::max(term_.d, cols);
-    return std::clamp<int64_t>(kSliceBytes / bytes, std::min(kPanel, term_.n), term_.n);
+  static int64_t samples_at_once(const Term& term, int64_t cols) {
+    const int64_t bytes = static_cast<int64_t>(sizeof(T)) * term.s * std::max(term.d, cols);
+    return std::clamp<int64_t>(kSliceBytes / bytes, std::min(kPanel, term.n), term.n);
   }
 
-  void product_through_parameters(int64_t begin, int64_t width, double* out) const {
-    const int64_t cols = columns_ * width, d = term_.d, samples = samples_at_once(cols);
+  void product_through_parameters(const Term& others, int64_t begin, int64_t width, double* out) const {
+    const int64_t cols = columns_ * width, d = term_.d, samples = samples_at_once(others, cols);
     Weights weights = sum_weights(begin, width);
     for (T& sum : weights.sums) sum *= static_cast<T>(term_.scaled_bias());
     const PackedMatrix<T> m(tiles_, row_major(weights.matrix, d), cols, d);
-    for (int64_t x = 0; x < term_.n; x += samples) {
-      const int64_t count = std::min(samples, term_.n - x), rows = count * term_.s;
+    for (int64_t x = 0; x < others.n; x += samples) {
+      const int64_t count = std::min(samples, others.n - x), rows = count * others.s;
       std::vector<T> t(rows * cols);
       for (int64_t row = 0; row < rows; ++row) {
         std::copy(weights.sums.begin(), weights.sums.end(), t.begin() + row * cols);
       }
-      add_product(tiles_, PackedMatrix<T>(tiles_, forward_rows(x), rows, d), m, T{0}, t);
-      expand(t, x, count, begin, width, out);
+      add_product(tiles_, PackedMatrix<T>(tiles_, forward_rows(others, x), rows, d), m, T{0}, t);
+      expand(others, t, x, count, begin, width, out);
     }
   }
 
@@ -182,9 +193,9 @@ class ThinProduct {
   }
 
   // The forward factor from `sample` on as rows (x, s), which have one stride: see thin_term().
-  Strided forward_rows(int64_t sample) const {
-    Strided rows = term_.forward_rows(sample, 0);
-    if (term_.s > 1) rows.row_stride = term_.forward.stride(1);
+  static Strided forward_rows(const Term& term, int64_t sample) {
+    Strided rows = term.forward_rows(sample, 0);
+    if (term.s > 1) rows.row_stride = term.forward.stride(1);
     return rows;
   }
 
@@ -205,15 +216,16 @@ class ThinProduct {
     return h;
   }
 
-  // out += sum_s <g_s, t> for the samples [first, first + count).
-  void expand(const std::vector<T>& t, int64_t first, int64_t count, int64_t begin, int64_t width, double* out) const {
+  // out += sum_s <g_s, t> for the samples [first, first + count) of others.
+  void expand(const Term& others, const std::vector<T>& t, int64_t first, int64_t count, int64_t begin, int64_t width,
+              double* out) const {
     for_each_item(count, 32, [&](int64_t x, int64_t) {
-      for (int64_t use = 0; use < term_.s; ++use) {
-        for (int64_t i = 0; i < term_.o; ++i) {
-          const Strided g = term_.backward_rows(first + x, use, i).from_k(begin);
+      for (int64_t use = 0; use < others.s; ++use) {
+        for (int64_t i = 0; i < others.o; ++i) {
+          const Strided g = others.backward_rows(first + x, use, i).from_k(begin);
           for (int64_t v = 0; v < columns_; ++v) {
-            out[((first + x) * term_.o + i) * columns_ + v] +=
-                static_cast<double>(tiles_.dot(g, width, t.data() + ((x * term_.s + use) * columns_ + v) * width));
+            out[((first + x) * others.o + i) * columns_ + v] +=
+                static_cast<double>(tiles_.dot(g, width, t.data() + ((x * others.s + use) * columns_ + v) * width));
           }
         }
       }

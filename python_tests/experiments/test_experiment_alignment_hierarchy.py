@@ -71,7 +71,11 @@ def test_the_last_row_is_the_final_network(tmp_path: Path) -> None:
     digits = data.load("digits")
     probe = data.stratified_subset(digits.train_y, 20, seed=0)
     report = ahkernels.layerwise_alignment(
-        model, digits.train_x[probe], digits.train_y[probe], decomposition=True, precision="highest"
+        model,
+        digits.train_x[probe],
+        digits.train_y[probe],
+        statistics=("forward_cka", "backward_cka"),
+        precision="highest",
     )
     last = read(tmp_path / "seed-0" / "metrics.csv")[-1]
     assert [float(last[f"cka/{layer}"]) for layer in report.layers] == report.cka.tolist()

@@ -1,0 +1,131 @@
+"""The tangent kernel between two sample sets: what the predictions of a kernel machine are made of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ahkernels import ops
+from ahkernels.factors import Factors
+from ahkernels.kernel import MAX_DENSE_BYTES, TangentKernel
+from ahkernels.ops import plain
+
+
+class CrossKernel:
+    """K(x, x') [n*o, n'*o] of a layer or a group between the samples of two kernels of it, from their factors.
+
+    Both kernels must have been captured from the same parameters. Layers with positions may be kept in another form for
+    another number of samples: capture both with `keep_factors=True`, or all samples together and then take `subset`.
+
+    Args:
+        rows: Kernel over the samples x.
+        columns: Kernel over the samples x'.
+
+    Raises:
+        TypeError: for anything but kernels.
+        ValueError: where they are not of the same layers and outputs, or in another form, dtype or on another device.
+    """
+
+    def __init__(self, rows: TangentKernel, columns: TangentKernel) -> None:
+        for argument, kernel in (("rows", rows), ("columns", columns)):
+            if not isinstance(kernel, TangentKernel):
+                raise TypeError(f"{argument}: expected a tangent kernel, got {type(kernel).__name__}")
+        if rows.outputs != columns.outputs:
+            raise ValueError(f"columns: expected outputs = {rows.outputs.spec!r}, got {columns.outputs.spec!r}")
+        if len(rows.terms) != len(columns.terms):
+            raise ValueError(f"columns: expected {len(rows.terms)} layers, as in rows, got {len(columns.terms)}")
+        for row, column in zip(rows.terms, columns.terms, strict=True):
+            for what, wanted, got in (
+                ("layer", row.layer, column.layer),
+                ("bias", row.bias, column.bias),
+                ("dtype", row.forward.dtype, column.forward.dtype),
+                ("device", row.forward.device, column.forward.device),
+                ("numbers d and m of inputs and pre-activations", _sizes(row), _sizes(column)),
+            ):
+                if wanted != got:
+                    raise ValueError(
+                        f"columns: expected the {what} of rows, {wanted}, got {got}; capture both kernels alike (with "
+                        "keep_factors=True), or all samples together and take subset(...)"
+                    )
+        self.rows, self.columns = rows, columns
+
+    @property
+    def shape(self) -> torch.Size:
+        """(n*o, n'*o)."""
+        return torch.Size((self.rows.shape[0], self.columns.shape[0]))
+
+    @property
+    def T(self) -> CrossKernel:
+        """K(x', x)."""
+        return CrossKernel(self.columns, self.rows)
+
+    def __repr__(self) -> str:
+        """Shape, outputs and layer in one line."""
+        name = f"{self.rows.name!r}, " if self.rows.name else ""
+        return f"CrossKernel({name}shape={tuple(self.shape)}, outputs={self.rows.outputs.spec!r})"
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """K v in float64 on the kernels' device, from the factors alone.
+
+        Args:
+            v: [n'*o] or [n'*o, columns].
+
+        Raises:
+            ValueError: for another shape.
+        """
+        size = self.shape[1]
+        if v.dim() not in (1, 2) or v.shape[0] != size:
+            raise ValueError(f"v: expected shape [{size}] or [{size}, columns], got {list(v.shape)}")
+        columns = v.detach().to(self.columns.device, torch.float64)
+        columns = columns.reshape(self.columns.n, self.columns.o, -1).contiguous()
+        out = columns.new_zeros(self.rows.n, self.rows.o, columns.shape[2])
+        for row, column in zip(self.rows.terms, self.columns.terms, strict=True):
+            out += ops.tangent_cross_product(
+                row.forward.detach(),
+                row.backward.detach(),
+                column.forward.detach(),
+                column.backward.detach(),
+                float(row.bias),
+                columns,
+            )
+        return out.reshape(self.shape[0], *v.shape[1:])
+
+    def to_dense(self, *, max_bytes: int = MAX_DENSE_BYTES) -> Tensor:
+        """K itself, [n*o, n'*o], with the dtype of the kernels' own `to_dense()`.
+
+        Raises:
+            MemoryError: where K takes more than `max_bytes`.
+            OverflowError: where an entry is beyond the range of the dtype.
+        """
+        dtype = self.rows.dtype
+        size = self.shape[0] * self.shape[1] * dtype.itemsize
+        if size > max_bytes:
+            raise MemoryError(
+                f"to_dense: K {list(self.shape)} takes {size / 2**30:.1f} GiB, more than max_bytes = "
+                f"{max_bytes / 2**30:.1f} GiB; K @ v needs no K in memory"
+            )
+        n, o = self.rows.n, self.rows.o
+        scaled = [
+            [plain.ScaledTerm.of(*_plain(term), self.rows.precision) for term in kernel.terms]
+            for kernel in (self.rows, self.columns)
+        ]
+        out = torch.empty(n, o, self.columns.n, self.columns.o, dtype=dtype, device=self.rows.device)
+        step = max(1, plain.chunk_elements(out) // (o * self.shape[1]))
+        for begin in range(0, n, step):
+            now = slice(begin, begin + step)
+            total = torch.zeros(out[now].shape, dtype=torch.float64, device=out.device)
+            for row, column in zip(*scaled, strict=True):
+                # Powers of two, each the square of what its own factors were multiplied by.
+                total += row.samples(now).against(column).double() / (row.scale.sqrt() * column.scale.sqrt())
+            out[now] = total.to(dtype)
+        if not bool(torch.isfinite(out).all()):
+            raise OverflowError(f"to_dense: an entry of K is beyond the range of {dtype}; use a float64 model")
+        return out.view(self.shape)
+
+
+def _sizes(term: Factors) -> tuple[int, int]:
+    return term.forward.shape[2], term.backward.shape[3]
+
+
+def _plain(term: Factors) -> tuple[Tensor, Tensor, float, bool]:
+    return term.forward.detach(), term.backward.detach(), float(term.bias), term.by_jacobian

@@ -1,0 +1,145 @@
+"""Norm and alignment of a kernel from a few products with it: for when even one pass over its tiles takes too long.
+
+With an orthonormal basis Q of what A = C K C makes of random vectors, which holds most of its largest eigenvectors, and
+R = I - Q Q^T,
+
+    ||A||_F^2 = 2 ||A Q||_F^2 - ||Q^T A Q||_F^2 + ||R A R||_F^2.
+
+Only the last term is estimated, as the mean of ||R A R g||^2 over random g (Hutch++: Meyer, Musco, Musco and Woodruff,
+2021). It is unbiased, and the spread of the single values gives its standard error. <y~, K y~> and the trace are exact:
+either costs less than one product.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import t
+from torch import Tensor
+
+from ahkernels.kernel import TangentKernel
+from ahkernels.statistics.cka import Labels, Measured, finish, inner_product
+
+DEFAULT_PRODUCTS = 90
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its error bar.
+
+    Attributes:
+        value: The estimate.
+        standard_error: Its standard deviation, as the random vectors show it.
+        products: Vectors that the kernel was multiplied with.
+        samples: Independent values that the standard error comes from; it is known to samples - 1 degrees of freedom.
+    """
+
+    value: float
+    standard_error: float
+    products: int
+    samples: int
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Bounds between which the exact value lies with this probability (Student's t).
+
+        Raises:
+            ValueError: for a confidence that is not between 0 and 1.
+        """
+        if not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
+            raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
+        reach = float(t.ppf((1 + confidence) / 2, self.samples - 1)) * self.standard_error
+        return self.value - reach, self.value + reach
+
+    @property
+    def relative_error(self) -> float:
+        """Standard error over value; 0 for a value of zero."""
+        return self.standard_error / self.value if self.value else 0.0
+
+    def __str__(self) -> str:
+        """Value and standard error."""
+        return f"{self.value:.6g} ± {self.standard_error:.1g}"
+
+
+def estimate_frobenius_norm(
+    kernel: TangentKernel, *, centered: bool = True, products: int = DEFAULT_PRODUCTS, seed: int = 0
+) -> Estimate:
+    """||C K C||_F (or ||K||_F) from products with the kernel.
+
+    The error falls as 1/products and faster, the quicker the spectrum decays; `TangentKernel.frobenius_norm` is exact.
+
+    Args:
+        kernel: A tangent kernel.
+        centered: Whether of C K C or of K itself.
+        products: Vectors to multiply the kernel with, at least 6: a third of them for the basis, a third for its
+            image, a third for the error bar.
+        seed: Of the random vectors; the same seed gives the same estimate.
+
+    Raises:
+        TypeError: for products or a seed that is no whole number.
+        ValueError: for less than 6 products.
+    """
+    generator = torch.Generator().manual_seed(_whole("seed", seed))
+    rows, size = kernel.shape[0], require_products(products) // 3
+
+    def product(v: Tensor) -> Tensor:
+        return kernel.product(v, centered=centered, exact=False)
+
+    random = torch.randn(rows, 2 * size, generator=generator, dtype=torch.float64).to(kernel.device)
+    image, tested = torch.split(product(random), size, 1)
+    g = random[:, size:]
+    largest = float(image.abs().max())
+    if largest == 0 or not math.isfinite(largest):
+        return Estimate(largest, 0.0, 2 * size, size)
+    basis, _ = torch.linalg.qr(image / largest)
+    image = product(basis)
+    inside = basis.T @ image
+    rest = tested - image @ (basis.T @ g)
+    rest -= basis @ (basis.T @ rest)
+    values = rest.square().sum(0)
+    square = float(2 * image.square().sum() - inside.square().sum() + values.mean())
+    norm = math.sqrt(square)
+    return Estimate(norm, float(values.std()) / math.sqrt(size) / (2 * norm), 2 * size + basis.shape[1], size)
+
+
+def estimate_cka(kernel: TangentKernel, y: Tensor, *, products: int = DEFAULT_PRODUCTS, seed: int = 0) -> Estimate:
+    """Alignment of a kernel with labels, its norm estimated; `cka` is exact.
+
+    Args:
+        kernel: A tangent kernel.
+        y: Class indices [n] or a target matrix [n, o].
+        products: See `estimate_frobenius_norm`.
+        seed: See `estimate_frobenius_norm`.
+
+    Returns:
+        The estimate; nan, with a `DegenerateKernelWarning`, where the alignment is not defined.
+
+    Raises:
+        ValueError: for labels that do not fit or less than 6 products; the message names the argument.
+        TypeError: for another type.
+    """
+    labels = Labels(kernel.outputs, y, kernel.n)
+    norm = estimate_frobenius_norm(kernel, products=products, seed=seed)
+    found = finish(Measured.of(kernel), estimated_numbers(kernel, labels, norm).tolist(), labels)
+    return Estimate(found.cka, norm.relative_error * found.cka, norm.products, norm.samples)
+
+
+def estimated_numbers(kernel: TangentKernel, labels: Labels, norm: Estimate) -> Tensor:
+    """What `measure` gives of one kernel, with an estimated norm: float64 [4] on the CPU."""
+    inner, total = float(inner_product(kernel, labels)), float(kernel.row_means().sum()) * kernel.shape[0]
+    return torch.tensor([inner, norm.value**2, kernel.trace(), total], dtype=torch.float64)
+
+
+def require_products(products: object) -> int:
+    """`products`, at least 6; raises TypeError or ValueError naming it."""
+    number = _whole("products", products)
+    if number < 6:
+        raise ValueError(f"products: expected at least 6, got {number}")
+    return number
+
+
+def _whole(argument: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{argument}: expected a whole number, got {value!r}")
+    return value

@@ -1,0 +1,167 @@
+"""Kernel ridge regression with a tangent kernel, from products with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ahkernels.cross_kernel import CrossKernel
+from ahkernels.kernel import TangentKernel
+
+MAX_ITERATIONS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class KernelRegression:
+    """The minimiser of ||Y - K alpha||^2 + ridge <alpha, K alpha>, that is alpha = (K + ridge I)^-1 Y.
+
+    Attributes:
+        kernel: K, over the training samples.
+        coefficients: alpha, float64 [n, r] on the kernel's device: of the r outputs taken, or for n x n kernels
+            ("trace", "sum") of all o.
+        ridge: As it was given.
+        residual: ||Y - (K + ridge I) alpha|| / ||Y||, the greatest over columns.
+        products: Vectors that K was multiplied with.
+    """
+
+    kernel: TangentKernel
+    coefficients: Tensor
+    ridge: float
+    residual: float
+    products: int
+
+    def predict(self, kernel: TangentKernel) -> Tensor:
+        """Predictions K(x', x) alpha for the samples of another kernel of the same layers, float64 [n', r].
+
+        Args:
+            kernel: Captured from the same parameters as the one that was fitted; see `CrossKernel`.
+
+        Raises:
+            TypeError: for anything but a kernel.
+            ValueError: for a kernel of other layers, or in another form.
+        """
+        cross = CrossKernel(kernel, self.kernel)
+        columns = self.coefficients.shape[0] * self.coefficients.shape[1] // self.kernel.shape[0]
+        found = cross @ self.coefficients.reshape(self.kernel.shape[0], columns)
+        return found.reshape(kernel.n, -1)
+
+
+def kernel_regression(
+    kernel: TangentKernel,
+    y: Tensor,
+    *,
+    ridge: float,
+    tolerance: float = 1e-6,
+    rank: int = 100,
+    max_iterations: int = MAX_ITERATIONS,
+    seed: int = 0,
+) -> KernelRegression:
+    """Solves (K + ridge I) alpha = Y without K in memory.
+
+    By conjugate gradients in float64, all columns of Y at once, preconditioned with a randomised Nyström approximation
+    of K (Frangella, Tropp and Udell, 2021). The kernel of a network around its initial function f_0 predicts
+    f - f_0: give y - f_0(x), and add f_0(x') to the predictions.
+
+    Args:
+        kernel: A tangent kernel.
+        y: Class indices [n] (as one-hot rows) or a target matrix [n, o].
+        ridge: A positive number, in the units of K; K.trace() / len(K) is the mean of its eigenvalues.
+        tolerance: Bound on the residual of each column, relative to it.
+        rank: Of the preconditioner, 0 for none: so many products before the first iteration.
+        max_iterations: Of conjugate gradients; each multiplies K with all columns.
+        seed: Of the preconditioner.
+
+    Raises:
+        ValueError: where labels do not fit or a number is out of range; the message names the argument.
+        TypeError: for another type.
+        RuntimeError: where the iterations do not reach the tolerance.
+    """
+    for argument, value, expected, fits in (
+        ("ridge", ridge, "a finite positive number", lambda number: 0 < number < math.inf),
+        ("tolerance", tolerance, "a number between 0 and 1", lambda number: 0 < number < 1),
+        ("rank", rank, "a whole number of at least 0", lambda number: isinstance(number, int) and number >= 0),
+        (
+            "max_iterations",
+            max_iterations,
+            "a positive whole number",
+            lambda number: isinstance(number, int) and number > 0,
+        ),
+    ):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
+            raise ValueError(f"{argument}: expected {expected}, got {value!r}")
+    targets = kernel.outputs.labels(y, kernel.n).to(kernel.device)
+    right = targets if kernel.outputs.per_sample else targets.reshape(-1, 1)  # [rows, columns]
+    products = 0
+
+    def product(v: Tensor) -> Tensor:
+        nonlocal products
+        products += v.shape[1]
+        return kernel.product(v)
+
+    precondition = _nystrom(product, kernel, min(rank, kernel.shape[0]), ridge, seed)
+    alpha, residual = _conjugate_gradients(
+        lambda v: product(v) + ridge * v, right, precondition, tolerance, max_iterations
+    )
+    if not residual <= tolerance:
+        raise RuntimeError(
+            f"kernel_regression: expected a residual of at most {tolerance:.1e} after max_iterations = "
+            f"{max_iterations}, got {residual:.1e}; a larger ridge or rank takes fewer iterations"
+        )
+    return KernelRegression(kernel, alpha.reshape(targets.shape), float(ridge), residual, products)
+
+
+def _nystrom(
+    product: Callable[[Tensor], Tensor], kernel: TangentKernel, rank: int, ridge: float, seed: int
+) -> Callable[[Tensor], Tensor]:
+    """P^-1 with P = U (L + ridge) U^T / (l_min + ridge) + (I - U U^T) for K ~ U L U^T of this rank."""
+    if rank == 0:
+        return lambda r: r
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.randn(kernel.shape[0], rank, generator=generator, dtype=torch.float64)
+    basis, _ = torch.linalg.qr(random.to(kernel.device))
+    image = product(basis)
+    shift = torch.finfo(torch.float64).eps * math.sqrt(kernel.shape[0]) * float(image.norm())
+    if shift == 0:  # a zero kernel
+        return lambda r: r
+    image += shift * basis  # makes the root of the small matrix exist
+    inside = basis.T @ image
+    root = torch.linalg.cholesky((inside + inside.T) / 2)
+    vectors, singular, _ = torch.linalg.svd(
+        torch.linalg.solve_triangular(root, image.T, upper=False).T, full_matrices=False
+    )
+    values = (singular.square() - shift).clamp(min=0)
+    shrink = (values[-1] + ridge) / (values + ridge) - 1
+    return lambda r: r + vectors @ (shrink[:, None] * (vectors.T @ r))
+
+
+def _conjugate_gradients(
+    product: Callable[[Tensor], Tensor],
+    right: Tensor,
+    precondition: Callable[[Tensor], Tensor],
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Tensor, float]:
+    """The solution for each column, and the greatest relative residual; columns that have converged stay."""
+    size = right.norm(dim=0)
+    solution, residual = torch.zeros_like(right), right.clone()
+    direction = precondition(residual).clone()
+    inner = (residual * direction).sum(0)
+    for _ in range(max_iterations):
+        active = residual.norm(dim=0) > tolerance / 2 * size  # the recursion loses some of it
+        if not bool(active.any()):
+            break
+        p = direction[:, active]
+        image = product(p)
+        step = inner[active] / (p * image).sum(0)
+        solution[:, active] += step * p
+        residual[:, active] -= step * image
+        z = precondition(residual[:, active])
+        following = (residual[:, active] * z).sum(0)
+        direction[:, active] = z + following / inner[active] * p
+        inner[active] = following
+    found = (right - product(solution)).norm(dim=0)
+    return solution, float((found / size.where(size > 0, 1.0)).max())

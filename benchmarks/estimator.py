@@ -1,0 +1,92 @@
+"""Claim tested: ||C K C||_F from a few products with K is within its own error bars, in a fraction of the exact pass.
+
+One layer of width 256 with 10 outputs at n = 10,000. The estimator runs with many seeds at each number of products: how
+often the exact norm lies within the 95% interval, the error bar and the error that there was, and the time next to the
+exact pass over all tiles. The floor of a row is its own flops: half of the square, or those of the products.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+from common import ceilings as ceiling
+from common import machine, results, timing, workload
+from common.ceilings import Ceilings, Work
+
+OUTPUTS, WIDTH = 10, 256
+
+
+def coverage(n: int, counts: list[int], seeds: int, exact: float) -> list[dict[str, float]]:
+    """For each number of products, how often the interval holds the exact norm."""
+    from common import ours
+
+    a, g, _ = workload.factors(n, OUTPUTS, WIDTH)
+    found = []
+    print(f"\nn = {n}, {seeds} seeds: exact norm within the 95% interval")
+    for count in counts:
+        estimates = [ours.estimated_norm(a, g, count, seed) for seed in range(seeds)]
+        within = sum(low <= exact <= high for low, high in (one.interval() for one in estimates))
+        error = math.sqrt(sum((one.value / exact - 1) ** 2 for one in estimates) / seeds)
+        bar = math.sqrt(sum(one.relative_error**2 for one in estimates) / seeds)
+        bias = sum(one.value / exact - 1 for one in estimates) / seeds
+        print(
+            f"  {estimates[0].products} products: {within} of {seeds}; relative error {error:.1e} (mean {bias:+.1e}), "
+            f"stated standard error {bar:.1e}",
+            flush=True,
+        )
+        found.append(
+            {
+                "products": estimates[0].products,
+                "seeds": seeds,
+                "within_95_percent_interval": within,
+                "relative_error_rms": error,
+                "relative_error_mean": bias,
+                "relative_standard_error_rms": bar,
+            }
+        )
+    return found
+
+
+def cost(n: int, counts: list[int], repeats: int, best: Ceilings) -> dict[str, object]:
+    """Time of the exact pass, and of the estimates."""
+    from common import ours
+
+    a, g, _ = workload.factors(n, OUTPUTS, WIDTH)
+    read = 4 * n * (WIDTH + OUTPUTS * WIDTH)
+    works = {"exact": Work((n * OUTPUTS) ** 2 * WIDTH + n**2 * WIDTH, read)}
+    jobs = {"exact": lambda: ours.norm(a, g)}
+    for count in counts:
+        name = f"{count} products"
+        works[name] = Work(count * 2 * (2 * n * OUTPUTS * WIDTH + 2 * n * WIDTH**2), read * 2)
+        jobs[name] = lambda count=count: ours.estimated_norm(a, g, count, seed=0)
+    times = timing.interleaved(jobs, repeats)
+    rows = [results.Row(name, times[name], works[name]) for name in jobs]
+    return results.report(f"||C K C||_F, n = {n}, {n * OUTPUTS} rows", rows, best)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a smoke run at n = 60; its figures mean nothing")
+    parser.add_argument("--threads", type=int, default=None, help="cores to use (default: all)")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=10_000, help="n")
+    parser.add_argument("--products", type=int, nargs="*", default=[30, 90], help="numbers of products")
+    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--output", type=Path, default=None, help="JSON file (default: benchmarks/results/)")
+    args = parser.parse_args()
+    args.threads = machine.use_threads(args.threads)
+    if args.quick:
+        args.samples, args.seeds = 60, 10
+    from common import ours
+
+    best = ceiling.measure([], (512,) * 3 if args.quick else ceiling.SQUARE)
+    results.print_ceilings(best)
+    table = cost(args.samples, args.products, args.repeats, best)
+    a, g, _ = workload.factors(args.samples, OUTPUTS, WIDTH)
+    exact = ours.norm(a, g)
+    covered = coverage(args.samples, args.products, args.seeds, exact)
+    results.save("estimator", [table | {"exact_norm": exact, "coverage": covered}], best, args.output, args.quick)
+
+
+if __name__ == "__main__":
+    main()

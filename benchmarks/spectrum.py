@@ -1,0 +1,77 @@
+"""Claim tested: the top 200 eigenvalues of a kernel of 100,000 rows need no K (40 GB in fp32), only products with it.
+
+One layer of width 256 with 10 outputs: the top eigenvalues of C K C from products with the factors
+(ahkernels.eigenpairs) at n = 10,000, and next to a dense decomposition of K in memory where that takes reasonable time
+and memory. The floor is the flops of that many products at the best fp64 GEMM rate of this run.
+"""
+
+import argparse
+from pathlib import Path
+
+from common import ceilings as ceiling
+from common import machine, memory, results, timing, workload
+from common.ceilings import Work
+
+OUTPUTS, WIDTH = 10, 256
+AGREEMENT = 1e-5  # of the largest eigenvalue: K in memory has fp32 factors' own digits
+
+
+def setup(contender: str, n: int, k: int, threads: int):
+    """The job of a contender, warmed up on few samples (for memory.peak)."""
+    machine.use_threads(threads)
+    from common import ours
+
+    def job(size: int, count: int):
+        a, g, _ = workload.factors(size, OUTPUTS, WIDTH)
+        return lambda: ours.eigenpairs(a, g, count) if contender == "ours" else ours.dense_eigenvalues(a, g)
+
+    job(100, 3)()
+    return job(n, k)
+
+
+def compare(n: int, k: int, dense: bool, best: ceiling.Ceilings, args: argparse.Namespace) -> dict[str, object]:
+    """One table: ours, and on request the dense decomposition, which must agree."""
+    from common import ours
+
+    a, g, _ = workload.factors(n, OUTPUTS, WIDTH)
+    pairs = ours.eigenpairs(a, g, k)
+    residual = float(pairs.residuals.max() / pairs.values[0])
+    flops = pairs.products * 2 * (2 * n * OUTPUTS * WIDTH + 2 * n * WIDTH**2)  # h and M a; M = sum h a^T
+    in_fp32 = best.rate("fp32") / best.rate("fp64")  # floors are stated at the fp32 rate
+    work = Work(flops * in_fp32, 4 * n * (WIDTH + OUTPUTS * WIDTH) * pairs.products)
+    peaks = [memory.peak(setup, "ours", n, k, args.threads) for _ in range(args.repeats)]
+    times = timing.Timing(tuple(peak.seconds for peak in peaks))
+    rows = [results.Row("ours", times, work, residual, max(peak.bytes for peak in peaks))]
+    if dense:
+        other = memory.peak(setup, "dense", n, k, args.threads)
+        error = float((ours.dense_eigenvalues(a, g)[:k] - pairs.values).abs().max() / pairs.values[0])
+        rows.append(results.Row("eigvalsh of K", timing.Timing((other.seconds,)), work, error, other.bytes))
+        if not error < AGREEMENT:
+            raise AssertionError(f"n = {n}: eigenvalues differ by {error:.1e} of the largest")
+    table = results.report(f"top {k} eigenvalues of C K C, n = {n}, {n * OUTPUTS} rows", rows, best)
+    print(f"  {pairs.products} products; largest residual {residual:.1e} of the largest eigenvalue")
+    return table | {"products": pairs.products, "largest_residual": residual, "eigenvalues": pairs.values.tolist()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a smoke run at n = 60; its figures mean nothing")
+    parser.add_argument("--threads", type=int, default=None, help="cores to use (default: all)")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of ours")
+    parser.add_argument("--k", type=int, default=200, help="eigenvalues")
+    parser.add_argument("--samples", type=int, nargs="*", default=[10_000], help="n without a dense decomposition")
+    parser.add_argument("--dense", type=int, nargs="*", default=[1000, 2000], help="n with one")
+    parser.add_argument("--output", type=Path, default=None, help="JSON file (default: benchmarks/results/)")
+    args = parser.parse_args()
+    args.threads = machine.use_threads(args.threads)
+    if args.quick:
+        args.k, args.samples, args.dense = 5, [80], [60]
+    best = ceiling.measure([], (512,) * 3 if args.quick else ceiling.SQUARE)
+    results.print_ceilings(best)
+    tables = [compare(n, args.k, True, best, args) for n in args.dense]
+    tables += [compare(n, args.k, False, best, args) for n in args.samples]
+    results.save("spectrum", tables, best, args.output, args.quick)
+
+
+if __name__ == "__main__":
+    main()
