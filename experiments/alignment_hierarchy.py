@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 from common import command_line, data, figures
 from common.measuring import alignments, progress
 from common.models import feedforward
-from common.running import run, say, stopped
+from common.running import opened, run, stopped
 from common.store import Row, RunStore, describe_environment
 from common.training import DivergedError, Recipe, Trainer, measurement_grid
 from torch import Tensor
@@ -36,27 +35,13 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = command_line.command_line(__doc__)
     command_line.add(p, "--dataset", "--data-dir", "--depth", "--width")
-    p.add_argument("--lr", type=command_line.positive, default=command_line.DEFAULTS.lr, help="learning rate of SGD")
-    command_line.add(p, "--momentum", "--weight-decay")
-    p.add_argument(
-        "--batch-size",
-        type=command_line.whole(1),
-        default=command_line.DEFAULTS.batch_size,
-        help="samples in a minibatch",
-    )
-    command_line.add(p, "--epochs", "--probe-size")
-    p.add_argument(
-        "--measurements",
-        type=command_line.whole(2),
-        default=25,
-        help="how many, log-spaced, first and last included",
-    )
-    command_line.add(p, "--precision")
+    command_line.add(p, "--lr", "--momentum", "--weight-decay", "--batch-size", "--epochs")
+    command_line.add(p, "--probe-size", "--measurements", "--precision")
     p.add_argument(
         "--seeds", type=command_line.seed, nargs="+", default=[0], metavar="S", help="one run for each, drawn together"
     )
     p.add_argument("--output", type=Path, help="folder for the results (default: runs/alignment_hierarchy-DATASET)")
-    p.add_argument("--overwrite", action="store_true", help="discard runs of these seeds in the output folder")
+    command_line.add(p, "--overwrite", help="discard runs of these seeds in the output folder")
     command_line.add(p, "--checkpoint-every", "--threads", "--device")
     return p
 
@@ -139,17 +124,10 @@ def study(args: argparse.Namespace) -> int:
     dataset = data.load(args.dataset, args.data_dir)
     command_line.require_samples(args, dataset, "--probe-size", args.probe_size)
     environment = describe_environment(args.device, ah.build_info())
-    with ExitStack() as stack:
-        stores = {}
-        for seed in args.seeds:
-            store = RunStore(args.output / f"seed-{seed}", config(args, seed, dataset), environment, args.overwrite)
-            stores[seed] = stack.enter_context(store)
-            for note in store.notes:
-                say(f"note: {note}")
-        if all(store.finished for store in stores.values()):
-            say(f"{args.output}: finished before; nothing to train, only the figure is drawn again")
+    configs = {f"seed-{seed}": config(args, seed, dataset) for seed in args.seeds}
+    with opened(args.output, configs, environment, args.overwrite) as stores:
         dataset = dataset.to(args.device)
-        for seed, store in stores.items():
+        for seed, store in zip(args.seeds, stores.values(), strict=True):
             if not store.finished and (number := train(store, seed, args, dataset)):
                 return stopped(store, f"seed {seed}", number)
         runs = [store.rows for store in stores.values()]
@@ -166,9 +144,7 @@ def config(args: argparse.Namespace, seed: int, dataset: data.Dataset) -> dict[s
     return {
         **{name: getattr(args, name) for name in (*names, *RECIPE)},
         "seed": seed,
-        "data_digest": dataset.digest,
-        "train_samples": len(dataset.train_y),
-        "test_samples": len(dataset.test_y),
+        **dataset.describe(),
     }
 
 

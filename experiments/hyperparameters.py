@@ -50,8 +50,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     whole, positive = command_line.whole, command_line.positive
     p = command_line.command_line(__doc__)
-    command_line.add(p, "--dataset", "--data-dir")
-    p.add_argument("--train-size", type=whole(2), metavar="N", help="train on a stratified subset (default: on all)")
+    command_line.add(p, "--dataset", "--data-dir", "--train-size")
     p.add_argument(
         "--label-noise",
         type=command_line.fraction,
@@ -81,11 +80,9 @@ def parser() -> argparse.ArgumentParser:
     command_line.add(p, "--epochs", help="limit on the passes over the training set")
     command_line.add(p, "--probe-size", help="training samples to measure on, stratified; time grows as n squared")
     command_line.add(p, "--precision")
-    p.add_argument("--seed", type=command_line.seed, default=0, help="of weights, batches, subsets and label noise")
+    command_line.add(p, "--seed")
     p.add_argument("--output", type=Path, help="folder for the results (default: runs/hyperparameters-DATASET)")
-    p.add_argument(
-        "--overwrite", action="store_true", help="discard these cells' runs in the output folder; for one process"
-    )
+    command_line.add(p, "--overwrite", help="discard these cells' runs in the output folder; for one process")
     command_line.add(p, "--checkpoint-every", "--threads", "--device")
     return p
 
@@ -125,16 +122,13 @@ def config(args: argparse.Namespace, cell: Cell, dataset: data.Dataset) -> dict[
     return {
         **{name: getattr(args, name) for name in names},
         **asdict(recipe(args, cell)),
-        "data_digest": dataset.digest,
-        "train_samples": len(dataset.train_y),
-        "test_samples": len(dataset.test_y),
+        **dataset.describe(),
     }
 
 
 def recipe(args: argparse.Namespace, cell: Cell) -> Recipe:
     """How a cell is trained."""
-    names = ("momentum", "weight_decay", "epochs", "seed")
-    return Recipe(**asdict(cell), **{name: getattr(args, name) for name in names})
+    return command_line.recipe(args, **asdict(cell))
 
 
 def network(args: argparse.Namespace, dataset: data.Dataset) -> nn.Module:
@@ -324,12 +318,7 @@ def study(args: argparse.Namespace) -> int:
 
 def load(args: argparse.Namespace) -> data.Dataset:
     """The data set on its device, with the training samples and labels that were asked for."""
-    dataset = data.load(args.dataset, args.data_dir)
-    command_line.require_samples(args, dataset, "--train-size", args.train_size)
-    if args.train_size is not None:
-        dataset = data.training_subset(dataset, args.train_size, args.seed)
-    command_line.require_samples(args, dataset, "--probe-size", args.probe_size)
-    return data.with_label_noise(dataset, args.label_noise, args.seed).to(args.device)
+    return data.with_label_noise(command_line.load(args), args.label_noise, args.seed).to(args.device)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +90,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "D",
         "help": "folder that holds DATASET/ in its published format (digits: none)",
     },
+    "--train-size": {
+        "type": whole(2),
+        "metavar": "N",
+        "help": "train on a stratified subset (default: on all)",
+    },
     "--depth": {"type": whole(1), "default": 10, "metavar": "L", "help": "linear layers"},
     "--width": {"type": whole(1), "default": 256, "metavar": "N", "help": "units of a hidden layer"},
+    "--lr": {"type": positive, "default": DEFAULTS.lr, "help": "learning rate of SGD"},
     "--momentum": {"type": fraction, "default": DEFAULTS.momentum, "help": "momentum of SGD"},
     "--weight-decay": {
         "type": real("a number of at least 0", lambda value: value >= 0),
         "default": DEFAULTS.weight_decay,
         "help": "L2 penalty of SGD",
     },
+    "--batch-size": {"type": whole(1), "default": DEFAULTS.batch_size, "help": "samples in a minibatch"},
     "--epochs": {"type": whole(1), "default": DEFAULTS.epochs, "help": "passes over the training set"},
     "--probe-size": {
         "type": whole(2),
@@ -104,7 +112,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "n",
         "help": "training samples to measure on, stratified, drawn per seed; time grows as n squared",
     },
+    "--measurements": {"type": whole(2), "default": 25, "help": "how many, log-spaced, first and last included"},
     "--precision": {"choices": ("highest", "high", "medium"), "default": "highest", "help": "of the measurement"},
+    "--seed": {"type": seed, "default": 0, "help": "of weights, batches, subsets and label noise"},
+    "--overwrite": {"action": "store_true", "help": "discard the runs of this command in the output folder"},
     "--checkpoint-every": {
         "type": whole(1),
         "default": 500,
@@ -139,7 +150,8 @@ def require_distinct(p: argparse.ArgumentParser, args: argparse.Namespace, *opti
     for option in options:
         values = getattr(args, option.removeprefix("--").replace("-", "_"))
         if len(set(values)) < len(values):
-            expected = "names" if isinstance(values[0], str) else "numbers"
+            kinds = {str: "names", int: "numbers", float: "numbers"}
+            expected = kinds.get(type(values[0]), "values")
             p.error(f"argument {option}: expected distinct {expected}, got {' '.join(map(str, values))}")
 
 
@@ -156,6 +168,28 @@ def require_samples(args: argparse.Namespace, dataset: data.Dataset, option: str
             f"argument {option}: expected at most {len(dataset.train_y)}, the training samples of "
             f"{args.dataset}, got {value}"
         )
+
+
+# ---- what the options say
+
+
+def load(args: argparse.Namespace) -> data.Dataset:
+    """The data set, with as many training samples as were asked for; there are enough for the probe."""
+    dataset = data.load(args.dataset, args.data_dir)
+    require_samples(args, dataset, "--train-size", args.train_size)
+    if args.train_size is not None:
+        dataset = data.training_subset(dataset, args.train_size, args.seed)
+    require_samples(args, dataset, "--probe-size", args.probe_size)
+    return dataset
+
+
+def recipe(args: argparse.Namespace, **changes: Any) -> Recipe:
+    """How to train: the options of a recipe's names, with changes, and defaults for the rest."""
+    given = {field.name: getattr(args, field.name) for field in fields(Recipe) if hasattr(args, field.name)}
+    return Recipe(**given | changes)
+
+
+# ---- the program
 
 
 def finish(script: str, study: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,6 +75,14 @@ class Dataset:
     classes: int
     channels: int
     digest: str
+
+    def describe(self) -> dict[str, Any]:
+        """What a run's configuration says of its data."""
+        return {
+            "data_digest": self.digest,
+            "train_samples": len(self.train_y),
+            "test_samples": len(self.test_y),
+        }
 
     def to(self, device: torch.device) -> Dataset:
         """The same data on a device."""

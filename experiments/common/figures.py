@@ -1,4 +1,4 @@
-"""The paper's figures 2 and 7: loss and alignment along training, and alignment by layer at its end."""
+"""What all figures share, and the paper's figures 2 and 7: loss and alignment along training, and by layer after."""
 
 from __future__ import annotations
 
@@ -67,6 +67,56 @@ def saved(paths: Sequence[Path], size: tuple[float, float], style: dict[str, Any
             write_atomically(path, content.getvalue())
 
 
+# ---- axes and colours, in all figures
+
+
+def layer_colours(count: int) -> list[tuple[float, float, float, float]]:
+    """Dark to light along the depth, readable without colour vision; the lightest yellows are left out."""
+    return [tuple(colour) for colour in matplotlib.colormaps["viridis"](np.linspace(0.0, 0.92, count))]
+
+
+def layer_bar(figure: Figure, ax: Axes | Sequence[Axes], count: int, label: str) -> None:
+    """A colour bar beside the axes that says which layer has which colour."""
+    colours = ListedColormap(layer_colours(count))
+    bar = figure.colorbar(
+        matplotlib.cm.ScalarMappable(BoundaryNorm(np.arange(count + 1) + 0.5, count), colours),
+        ax=ax,
+        pad=0.01,
+        aspect=25,
+    )
+    bar.set_ticks(layer_ticks(count))
+    bar.ax.tick_params(length=0)
+    bar.ax.minorticks_off()
+    bar.set_label(label)
+
+
+def layer_ticks(count: int) -> list[int]:
+    """Layers to label: the first, and as many of the others, evenly, as there is room for."""
+    every = -(-count // MOST_BOUNDED)
+    return sorted({1, *range(every, count + 1, every)})
+
+
+def layer_axis(ax: Axes, count: int) -> None:
+    """Layers along x."""
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=MOST_BOUNDED, min_n_ticks=1))
+    ax.set_xlim(0.5, count + 0.5)
+    ax.set_xlabel("layer (1 is next to the input)")
+
+
+def iteration_axis(ax: Axes, last: int) -> None:
+    """Iterations 0 to ``last`` along x, logarithmic."""
+    ax.set_xscale("symlog", linthresh=1, linscale=0.25)  # iteration 0 sits left of 1
+    ax.set_xlim(-0.12, last * 1.2)
+    decades = [10**k for k in range(len(str(last))) if 10**k <= last]
+    ax.set_xticks([0, *decades])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ax.set_xlabel("iteration (logarithmic from 1 on)")
+
+
+# ---- the hierarchy
+
+
 def alignment_hierarchy(runs: Sequence[Sequence[Row]], title: str, paths: Sequence[Path]) -> None:
     """Draw the alignment hierarchy of one or several runs of the same configuration.
 
@@ -122,31 +172,13 @@ def _draw_loss(ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
 def _draw_progress(figure: Figure, ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
     iterations = _column(runs, "iteration")[0]
     alignment = mean_over_runs(table(runs, "cka"))
-    colours = _colours(alignment.shape[1])
+    colours = layer_colours(alignment.shape[1])
     for layer, colour in enumerate(colours):
         ax.plot(iterations, alignment[:, layer], color=colour, lw=1.6, marker="o", ms=2.5)
-    last = int(iterations[-1])
-    ax.set_xscale("symlog", linthresh=1, linscale=0.25)  # iteration 0 sits left of 1
-    ax.set_xlim(-0.12, last * 1.2)
-    decades = [10**k for k in range(len(str(last))) if 10**k <= last]
-    ax.set_xticks([0, *decades])
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    iteration_axis(ax, int(iterations[-1]))
     ax.set_ylim(bottom=0)
-    ax.set_xlabel("iteration (logarithmic from 1 on)")
     ax.set_ylabel("alignment with labels (CKA)")
-    count = len(colours)
-    bar = figure.colorbar(
-        matplotlib.cm.ScalarMappable(BoundaryNorm(np.arange(count + 1) + 0.5, count), ListedColormap(colours)),
-        ax=ax,
-        pad=0.01,
-        aspect=25,
-    )
-    every = -(-count // MOST_BOUNDED)
-    bar.set_ticks(sorted({1, *range(every, count + 1, every)}))
-    bar.ax.tick_params(length=0)
-    bar.ax.minorticks_off()
-    bar.set_label("layer" + (f" (mean of {len(runs)} seeds)" if len(runs) > 1 else ""))
+    layer_bar(figure, ax, len(colours), "layer" + (f" (mean of {len(runs)} seeds)" if len(runs) > 1 else ""))
 
 
 def _draw_forward(ax: Axes, values: Array) -> None:
@@ -180,12 +212,10 @@ def _draw_by_layer(ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
         _ring_peak(ax, index, earlier, ORANGE)
     label = "at the end" + (" (mean)" if len(runs) > 1 else "")
     ax.plot(index, mean, color="C0", lw=2.2, label=label, zorder=3)
-    ax.scatter(index, mean, c=_colours(len(index)), s=52, edgecolors="C0", linewidths=1.2, zorder=4)
+    ax.scatter(index, mean, c=layer_colours(len(index)), s=52, edgecolors="C0", linewidths=1.2, zorder=4)
     _ring_peak(ax, index, mean, "C0")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=MOST_BOUNDED, min_n_ticks=1))
-    ax.set_xlim(0.5, len(index) + 0.5)
+    layer_axis(ax, len(index))
     ax.set_ylim(0, 1.7 * ax.get_ylim()[1])  # room for the legend, which then hides nothing
-    ax.set_xlabel("layer (1 is next to the input)")
     ax.set_ylabel("alignment with labels (CKA)")
     ax.legend(frameon=False, ncols=1, loc="upper right", markerscale=0.8, borderaxespad=0)
 
@@ -197,8 +227,3 @@ def _ring_peak(ax: Axes, index: Array, values: Array, colour: str) -> None:
     label = f"peak: layer {peak + 1}, {values[peak]:.3f}"
     ring = ax.scatter(index[peak], values[peak], s=190, facecolors="none", edgecolors=colour, label=label)
     ring.set(linewidth=1.6, zorder=5)
-
-
-def _colours(count: int) -> list[tuple[float, float, float, float]]:
-    """Dark to light along the depth, readable without colour vision; the lightest yellows are left out."""
-    return [tuple(colour) for colour in matplotlib.colormaps["viridis"](np.linspace(0.0, 0.92, count))]

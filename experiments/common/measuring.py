@@ -44,10 +44,9 @@ def progress(trainer: Trainer, dataset: Dataset) -> Row:
 
 
 def alignments(report: AlignmentReport) -> Row:
-    """Columns cka/<layer>, then forward_cka/<layer> and backward_cka/<layer> where the report has them."""
+    """Columns cka/<layer>, then those of all further statistics that were asked for, such as stable_rank/<layer>."""
     row: Row = {}
-    for name in ("cka", "forward_cka", "backward_cka"):
-        values = getattr(report, name)
-        if values is not None:
+    for name, values in report.columns().items():
+        if name not in ("centered_norm", "trace"):
             row |= {f"{name}/{layer}": value for layer, value in zip(report.layers, values.tolist(), strict=True)}
     return row

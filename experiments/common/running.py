@@ -5,8 +5,11 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -38,6 +41,34 @@ class Stop:
         self.signal = number
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         say("stopping after this iteration (once more: at once)")
+
+
+@contextmanager
+def opened(
+    output: Path,
+    configs: Mapping[str, dict[str, Any]],
+    environment: dict[str, Any],
+    overwrite: bool,
+    tables: Sequence[str] = (),
+) -> Iterator[dict[str, RunStore]]:
+    """The stores of a study's runs, each in the folder of its name; says what somebody who resumes should know.
+
+    Args:
+        output: folder of the study.
+        configs: of each run, by its name.
+        environment: see ``RunStore``, also for what is raised.
+        overwrite: discard the runs that are there.
+        tables: see ``RunStore``.
+    """
+    with ExitStack() as stack:
+        stores = {}
+        for name, config in configs.items():
+            stores[name] = stack.enter_context(RunStore(output / name, config, environment, overwrite, tables))
+            for note in stores[name].notes:
+                say(f"note: {note}")
+        if all(store.finished for store in stores.values()):
+            say(f"{output}: finished before; nothing to train, only figures are drawn again")
+        yield stores
 
 
 def run(

@@ -1,8 +1,8 @@
 """One run's folder: configuration, environment, checkpoint and metrics; it may be killed at any moment.
 
 The checkpoint is the single source of truth: it holds the training state *and* every row measured so far, and
-it is replaced atomically. ``metrics.csv`` is derived from it at every save and every opening, so that it
-cannot stay ahead or behind.
+it is replaced atomically. ``metrics.csv``, and any further table, is derived from it at every save and every opening,
+so that it cannot stay ahead or behind.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import os
 import pickle
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -38,8 +38,9 @@ class RunStore:
     """The folder of one run, locked against other processes while open; use it as a context manager.
 
     Attributes:
-        folder: where the files are: config.json, environment.json, checkpoint.pt and metrics.csv.
+        folder: where the files are: config.json, environment.json, checkpoint.pt, metrics.csv and one for each table.
         rows: the measurements so far, in order.
+        tables: further results by name, each kept as NAME.csv; to be saved with the next ``save``.
         state: the training state at the last save, or None before the first one.
         finished: whether the run reached its end.
         notes: what somebody who resumes this run should know, in sentences.
@@ -49,6 +50,7 @@ class RunStore:
         config: JSON-serialisable; what determines the numbers.
         environment: JSON-serialisable; where they were computed. Every distinct one is kept.
         overwrite: discard a run that the folder holds.
+        tables: names of the tables that such a run may have left, to be discarded with it.
 
     Raises:
         StoreError: if the folder holds a run of another configuration, something that is no run, or damaged
@@ -57,10 +59,16 @@ class RunStore:
     """
 
     def __init__(
-        self, folder: Path, config: dict[str, Any], environment: dict[str, Any], overwrite: bool = False
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        environment: dict[str, Any],
+        overwrite: bool = False,
+        tables: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.rows: list[Row] = []
+        self.tables: dict[str, list[Row]] = {}
         self.state: dict[str, Any] | None = None
         self.finished = False
         self.notes: list[str] = []
@@ -68,7 +76,8 @@ class RunStore:
         self._lock = self._locked()
         try:
             if overwrite:
-                for name in ("checkpoint.pt", "metrics.csv", "environment.json", "config.json"):
+                derived = [f"{name}.csv" for name in ("metrics", *tables)]
+                for name in ("checkpoint.pt", *derived, "environment.json", "config.json"):
                     (folder / name).unlink(missing_ok=True)
             self._check_config(config, overwrite)
             self._add_environment(environment)
@@ -78,12 +87,12 @@ class RunStore:
             raise
 
     def save(self, state: dict[str, Any], finished: bool = False) -> None:
-        """Replace the checkpoint by this state (tensors and plain types) and the rows, then the metrics."""
+        """Replace the checkpoint by this state (tensors and plain types) and the results, then those as tables."""
         self.state, self.finished = state, finished
         buffer = io.BytesIO()
-        torch.save({"state": state, "rows": self.rows, "finished": finished}, buffer)
+        torch.save({"state": state, "rows": self.rows, "tables": self.tables, "finished": finished}, buffer)
         write_atomically(self.folder / "checkpoint.pt", buffer.getvalue())
-        self._write_metrics()
+        self._write_tables()
 
     def close(self) -> None:
         """Let other processes have the folder."""
@@ -145,23 +154,25 @@ class RunStore:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
             self.state, self.rows, self.finished = content["state"], content["rows"], content["finished"]
+            self.tables = content.get("tables", {})
         except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
             raise StoreError(
                 f"{path}: expected a checkpoint of this program, got a file that cannot be read ({error}); "
                 "discard the run with --overwrite"
             ) from error
-        self._write_metrics()
+        self._write_tables()
 
-    def _write_metrics(self) -> None:
+    def _write_tables(self) -> None:
         """One line per row; floats as the shortest text that reads back as the same number, nan as nan."""
-        text = io.StringIO()
-        if self.rows:
-            writer = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        path, content = self.folder / "metrics.csv", text.getvalue().encode()
-        if not path.exists() or path.read_bytes() != content:
-            write_atomically(path, content)
+        for name, rows in {"metrics": self.rows, **self.tables}.items():
+            text = io.StringIO()
+            if rows:
+                writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+            path, content = self.folder / f"{name}.csv", text.getvalue().encode()
+            if not path.exists() or path.read_bytes() != content:
+                write_atomically(path, content)
 
 
 def make_folder(folder: Path) -> None:

@@ -51,6 +51,23 @@ def test_a_torn_write_does_not_matter(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.csv").read_bytes() == metrics
 
 
+def test_further_tables_follow_the_checkpoint_too(tmp_path: Path) -> None:
+    filled(tmp_path)
+    with opened(tmp_path) as store:
+        assert store.tables == {}
+        store.tables["spectrum"] = [{"index": 1, "layer1": 0.1 + 0.2}, {"index": 2, "layer1": 1e-9}]
+        store.save({"iteration": 1})
+    table = (tmp_path / "spectrum.csv").read_bytes()
+    assert table == b"index,layer1\n1,0.30000000000000004\n2,1e-09\n"
+    (tmp_path / "spectrum.csv").write_bytes(table[:20])
+    with opened(tmp_path) as store:
+        assert store.tables["spectrum"][1] == {"index": 2, "layer1": 1e-9}
+    assert (tmp_path / "spectrum.csv").read_bytes() == table
+    with opened(tmp_path, overwrite=True, tables=["spectrum"]) as store:
+        assert store.tables == {}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "environment.json"]
+
+
 def test_a_folder_whose_run_died_before_its_config_is_used(tmp_path: Path) -> None:
     (tmp_path / "config.json.tmp").write_text("{")
     with opened(tmp_path) as store:
