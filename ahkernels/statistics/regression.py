@@ -69,7 +69,7 @@ def kernel_regression(
     Args:
         kernel: A tangent kernel.
         y: Class indices [n] (as one-hot rows) or a target matrix [n, o].
-        ridge: A positive number, in the units of K; K.trace() / len(K) is the mean of its eigenvalues.
+        ridge: A positive number, in the units of K; K.trace() / K.shape[0] is the mean of its eigenvalues.
         tolerance: Bound on the residual of each column, relative to it.
         rank: Of the preconditioner, 0 for none: so many products before the first iteration.
         max_iterations: Of conjugate gradients; each multiplies K with all columns.

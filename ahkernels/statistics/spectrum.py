@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, eigsh
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ahkernels.kernel import TangentKernel
@@ -81,7 +82,9 @@ def eigenpairs(
     else:
         operator = LinearOperator((rows, rows), matvec=product, dtype=np.float64)
         kept = min(rows, max(2 * k + 1, 20))
-        values, vectors = eigsh(operator, k, which="LA", v0=start, tol=tolerance / 10, ncv=kept)
+        # SciPy's BLAS threads and those of the products, which spin for a while, wait for each other: 3 times slower.
+        with threadpool_limits(1, user_api="blas"):
+            values, vectors = eigsh(operator, k, which="LA", v0=start, tol=tolerance / 10, ncv=kept)
     order = np.argsort(values)[::-1][:k]
     values, vectors = values[order], vectors[:, order]
     residuals = np.linalg.norm(product(vectors) - vectors * values, axis=0)

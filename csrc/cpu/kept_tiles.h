@@ -107,9 +107,8 @@ class KeptTiles {
     const auto visit = [&](const TileBlock& part, int64_t in_part, TileMaker<T>& maker, int64_t thread) {
       const TileBlock::Item item = part.item(in_part);
       const int64_t index = block_.index(item);
-      for (int64_t j = first_column(item); j < o_; ++j) {
-        maker.make(item.output, j, [&](size_t kernel) { return tile(index, j, kernel); }, accumulate);
-      }
+      const auto kept = [&](size_t kernel, int64_t j) { return tile(index, j, kernel); };
+      maker.make(item.output, first_column(item), o_, kept, accumulate);
       after(index, thread);
     };
     const auto nothing = [](const TileBlock&) {};

@@ -141,20 +141,25 @@ class TileMaker {
   int64_t row_count() const { return row_count_; }
   int64_t col_count() const { return col_count_; }
 
-  // out(kernel) [row_count, kPanel] (+)= the tile [(X, i), (X', j)] of each kernel.
+  // out(kernel, j) [row_count, kPanel] (+)= the tile [(X, i), (X', j)] of each kernel, for begin <= j < end. One factor
+  // after the other: the panels of one fit the second-level cache, those of many layers do not.
   template <class Out>
-  void make(int64_t i, int64_t j, const Out& out, bool accumulate = false) {
+  void make(int64_t i, int64_t begin, int64_t end, const Out& out, bool accumulate = false) {
     T* q = memory_.at<T>(0);
     std::fill(begun_.begin(), begun_.end(), accumulate);
     for (size_t owner = 0; owner < terms_.size(); ++owner) {
       const Term& term = terms_[owner];
       if (term.backward_of != owner) continue;
-      for (int64_t use = 0; use < term.s * term.s; ++use) {
-        tiles_.gemm(PanelGroup<T>::padded(tiles_, term.m), rows_->backward(owner, row_panel_, use / term.s, i),
-                    cols_->backward(owner, col_panel_, use % term.s, j), row_count_, col_count_, /*accumulate=*/false,
-                    q);
-        for (size_t which = owner; which < terms_.size(); ++which) {
-          if (terms_[which].backward_of == owner) multiply(which, use, q, out(terms_[which].kernel));
+      const std::vector<bool> before = begun_;
+      for (int64_t j = begin; j < end; ++j) {
+        begun_ = before;
+        for (int64_t use = 0; use < term.s * term.s; ++use) {
+          tiles_.gemm(PanelGroup<T>::padded(tiles_, term.m), rows_->backward(owner, row_panel_, use / term.s, i),
+                      cols_->backward(owner, col_panel_, use % term.s, j), row_count_, col_count_,
+                      /*accumulate=*/false, q);
+          for (size_t which = owner; which < terms_.size(); ++which) {
+            if (terms_[which].backward_of == owner) multiply(which, use, q, out(terms_[which].kernel, j));
+          }
         }
       }
     }

@@ -20,9 +20,7 @@ void gram(const TileKernels<T>& tiles, const std::vector<Term>& terms, T* out) {
     for (int64_t begin = first_column({pair, i}); begin < o; begin += kOutputs) {
       const int64_t outputs = std::min(kOutputs, o - begin);
       T* gathered = scratch.at<T>(thread * kOutputs * tile_bytes);
-      for (int64_t j = 0; j < outputs; ++j) {
-        maker.make(i, begin + j, [&](size_t) { return gathered + j * kTileSize; });
-      }
+      maker.make(i, begin, begin + outputs, [&](size_t, int64_t j) { return gathered + (j - begin) * kTileSize; });
       for (int64_t r = 0; r < maker.row_count(); ++r) {
         const int64_t row = (pair.row * kPanel + r) * o + i;
         const int64_t col = pair.col * kPanel * o + begin;

@@ -22,9 +22,11 @@ class KeptItem {
   int64_t col_count() const { return kept_.col_count(pair_); }
 
   template <class Out>
-  void make(int64_t, int64_t j, const Out& out) const {
-    for (int64_t kernel = 0; kernel < kernels_; ++kernel) {
-      std::memcpy(out(kernel), kept_.tile(index_, j, kernel), row_count() * kPanel * sizeof(T));
+  void make(int64_t, int64_t begin, int64_t end, const Out& out) const {
+    for (int64_t j = begin; j < end; ++j) {
+      for (int64_t kernel = 0; kernel < kernels_; ++kernel) {
+        std::memcpy(out(kernel, j), kept_.tile(index_, j, kernel), row_count() * kPanel * sizeof(T));
+      }
     }
   }
 
