@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1, help="runs of ours")
     parser.add_argument("--k", type=int, default=200, help="eigenvalues")
     parser.add_argument("--samples", type=int, nargs="*", default=[10_000], help="n without a dense decomposition")
-    parser.add_argument("--dense", type=int, nargs="*", default=[1000, 3000], help="n with one")
+    parser.add_argument("--dense", type=int, nargs="*", default=[1000, 2000], help="n with one")
     parser.add_argument("--output", type=Path, default=None, help="JSON file (default: benchmarks/results/)")
     args = parser.parse_args()
     args.threads = machine.use_threads(args.threads)

@@ -7,6 +7,7 @@ label correlation sum_i lambda_i / lambda_1 <u_i, y~>^2, so that the alignment i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,11 @@ from torch import Tensor
 from ahkernels.kernel import TangentKernel
 from ahkernels.statistics.cka import Labels, Measured, defined, inner_product, labels_defined
 
+Array = NDArray[np.float64]
+Product = Callable[[Array], Array]
+
+# Of the eigenvector that tells whether any is missing: its value is known to the square of that.
+_MISSING_TOLERANCE = 1e-4
 # Kernels of up to so many rows are formed, from products with the identity: cheaper than any iteration.
 _DENSE_ROWS = 512
 
@@ -65,11 +71,11 @@ def eigenpairs(
         raise ValueError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
     products = 0
 
-    def product(v: NDArray[np.float64]) -> NDArray[np.float64]:
+    def product(v: Array) -> Array:
         nonlocal products
         columns = torch.from_numpy(np.ascontiguousarray(v)).reshape(rows, -1)
         products += columns.shape[1]
-        found: NDArray[np.float64] = kernel.product(columns, centered=centered).cpu().numpy().reshape(v.shape)
+        found: Array = kernel.product(columns, centered=centered).cpu().numpy().reshape(v.shape)
         return found
 
     start = np.random.default_rng(seed).standard_normal(rows)
@@ -80,11 +86,11 @@ def eigenpairs(
     elif np.linalg.norm(product(start)) <= rounding * np.linalg.norm(start):  # a zero kernel, or a constant one
         values, vectors = np.zeros(k), np.eye(rows, k)
     else:
-        operator = LinearOperator((rows, rows), matvec=product, dtype=np.float64)
-        kept = min(rows, max(2 * k + 1, 20))
         # SciPy's BLAS threads and those of the products, which spin for a while, wait for each other: 3 times slower.
         with threadpool_limits(1, user_api="blas"):
-            values, vectors = eigsh(operator, k, which="LA", v0=start, tol=tolerance / 10, ncv=kept)
+            values, vectors = _lanczos(product, k, start, tolerance / 10)
+            if k > 1:
+                values, vectors = _with_missing(product, k, values, vectors, start, tolerance / 10, rounding)
     order = np.argsort(values)[::-1][:k]
     values, vectors = values[order], vectors[:, order]
     residuals = np.linalg.norm(product(vectors) - vectors * values, axis=0)
@@ -96,6 +102,39 @@ def eigenpairs(
         )
     found = [torch.from_numpy(np.ascontiguousarray(one)) for one in (values, vectors, residuals)]
     return Eigenpairs(found[0], found[1], found[2], products)
+
+
+def _lanczos(product: Product, k: int, start: Array, tolerance: float) -> tuple[Array, Array]:
+    """The k largest eigenvalues and their vectors, in no order."""
+    rows = len(start)
+    operator = LinearOperator((rows, rows), matvec=product, dtype=np.float64)
+    kept = min(rows, max(2 * k + 1, 20))
+    values, vectors = eigsh(operator, k, which="LA", v0=start, tol=tolerance, ncv=kept)
+    return values, vectors
+
+
+def _with_missing(
+    product: Product, k: int, values: Array, vectors: Array, start: Array, tolerance: float, rounding: float
+) -> tuple[Array, Array]:
+    """With further copies of repeated eigenvalues, of which an iteration from one vector may see too few.
+
+    A network's last layer has every eigenvalue once for each output. What is found is taken out of the operator, until
+    nothing is left that is larger than the k-th.
+    """
+
+    def rest(v: Array) -> Array:
+        inside: Array = v - vectors @ (vectors.T @ v)
+        found = product(inside)
+        return found - vectors @ (vectors.T @ found)
+
+    while np.linalg.norm(rest(start)) > rounding * np.linalg.norm(start):
+        least = np.sort(values)[-k] + tolerance * float(values.max()) + rounding
+        value, vector = _lanczos(rest, 1, start, _MISSING_TOLERANCE)
+        if value[0] <= least:
+            break
+        value, vector = _lanczos(rest, 1, vector[:, 0], tolerance)
+        values, vectors = np.concatenate((values, value)), np.concatenate((vectors, vector), 1)
+    return values, vectors
 
 
 def eigenvalues(kernel: TangentKernel, k: int, *, centered: bool = True, tolerance: float = 1e-10) -> Tensor:
