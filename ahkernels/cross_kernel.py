@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ahkernels import ops
 from ahkernels.factors import Factors
-from ahkernels.kernel import MAX_DENSE_BYTES, TangentKernel
+from ahkernels.kernel import MAX_DENSE_BYTES, TangentKernel, require_kernel, require_tensor
 from ahkernels.ops import plain
 
 
@@ -27,9 +27,8 @@ class CrossKernel:
     """
 
     def __init__(self, rows: TangentKernel, columns: TangentKernel) -> None:
-        for argument, kernel in (("rows", rows), ("columns", columns)):
-            if not isinstance(kernel, TangentKernel):
-                raise TypeError(f"{argument}: expected a tangent kernel, got {type(kernel).__name__}")
+        require_kernel("rows", rows)
+        require_kernel("columns", columns)
         if rows.outputs != columns.outputs:
             raise ValueError(f"columns: expected outputs = {rows.outputs.spec!r}, got {columns.outputs.spec!r}")
         if len(rows.terms) != len(columns.terms):
@@ -71,9 +70,11 @@ class CrossKernel:
             v: [n'*o] or [n'*o, columns].
 
         Raises:
+            TypeError: for no tensor.
             ValueError: for another shape.
         """
         size = self.shape[1]
+        require_tensor("v", v, "[n'*o] or [n'*o, columns]")
         if v.dim() not in (1, 2) or v.shape[0] != size:
             raise ValueError(f"v: expected shape [{size}] or [{size}, columns], got {list(v.shape)}")
         columns = v.detach().to(self.columns.device, torch.float64)

@@ -97,8 +97,10 @@ class TangentKernel:
             v: [n*o] or [n*o, columns].
 
         Raises:
+            TypeError: for no tensor.
             ValueError: for another shape.
         """
+        require_tensor("v", v, "[n*o] or [n*o, columns]")
         if v.dim() not in (1, 2) or v.shape[0] != self.shape[0]:
             raise ValueError(f"v: expected shape [{self.shape[0]}] or [{self.shape[0]}, columns], got {list(v.shape)}")
         return self.product(v.reshape(self.shape[0], -1)).reshape(v.shape)
@@ -171,7 +173,7 @@ class TangentKernel:
             TypeError: for no tensor.
             ValueError: for another shape.
         """
-        _require_tensor("blocks", blocks, "[n, p, o]")
+        require_tensor("blocks", blocks, "[n, p, o]")
         if blocks.dim() != 3 or blocks.shape[0] != self.n or blocks.shape[2] != self.o or blocks.shape[1] == 0:
             raise ValueError(f"blocks: expected shape [n, p, o] = [{self.n}, p, {self.o}], got {list(blocks.shape)}")
         blocks = blocks.detach().to(self.device)
@@ -192,7 +194,7 @@ class TangentKernel:
             TypeError: for no tensor.
             ValueError: for another shape, no index, or one out of range.
         """
-        _require_tensor("samples", samples, "of indices [k]")
+        require_tensor("samples", samples, "of indices [k]")
         if samples.dim() != 1 or samples.dtype.is_floating_point or not samples.numel():
             raise ValueError(f"samples: expected a tensor of indices [k], got shape {list(samples.shape)}")
         low, high = (int(value) for value in samples.aminmax())
@@ -298,6 +300,12 @@ def kernel_of_outputs(factors: Sequence[Factors], outputs: OutputSelection, prec
     return TangentKernel(factors, outputs, precision, name)
 
 
+def require_kernel(argument: str, value: object) -> None:
+    """Raises TypeError naming the argument for anything but a tangent kernel."""
+    if not isinstance(value, TangentKernel):
+        raise TypeError(f"{argument}: expected a tangent kernel, got {type(value).__name__}")
+
+
 def _require_one_shape(terms: Sequence[Factors]) -> None:
     if not terms:
         raise ValueError("factors: expected those of at least one layer, got none")
@@ -315,7 +323,8 @@ def _require_one_shape(terms: Sequence[Factors]) -> None:
                 )
 
 
-def _require_tensor(argument: str, value: object, shape: str) -> None:
+def require_tensor(argument: str, value: object, shape: str) -> None:
+    """Raises TypeError naming the argument and the shape that is expected for anything but a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: expected a tensor {shape}, got {type(value).__name__}")
 

@@ -53,6 +53,26 @@ def test_dense_cross_kernels_of_float32_factors(scale, by_jacobian):
     assert (found - expected).norm() <= 1e-6 * expected.norm()
 
 
+def test_anything_but_kernels_is_refused():
+    y = torch.arange(30) % 3
+    for call in (
+        lambda kernel: ah.kernel_regression(kernel, y, ridge=1.0),
+        lambda kernel: ah.kernel_regression(random_kernel(), y, ridge=1.0).predict(kernel),
+        lambda kernel: ah.estimate_cka(kernel, y),
+        ah.estimate_frobenius_norm,
+        lambda kernel: ah.eigenpairs(kernel, 3),
+        ah.stable_rank,
+        lambda kernel: ah.label_correlation(kernel, y),
+        lambda kernel: ah.fisher_kernel(kernel, torch.ones(30, 3)),
+        lambda kernel: ah.cka(kernel, y),
+    ):
+        with pytest.raises(TypeError, match="kernel: expected a tangent kernel, got Tensor"):
+            call(torch.eye(90))
+    for kernel in (random_kernel(), ah.CrossKernel(random_kernel(), random_kernel())):
+        with pytest.raises(TypeError, match=r"v: expected a tensor .*, got list"):
+            kernel @ [1.0]
+
+
 def test_cross_kernels_refuse():
     kernel = random_kernel()
     with pytest.raises(TypeError, match="columns: expected a tangent kernel, got Tensor"):
@@ -138,6 +158,7 @@ def test_zero_and_constant_kernels():
         (ValueError, "ridge: expected a finite positive number, got None", {"ridge": None}),
         (ValueError, "tolerance: expected a number between 0 and 1, got 1", {"tolerance": 1}),
         (ValueError, "rank: expected a whole number of at least 0, got 1.5", {"rank": 1.5}),
+        (ValueError, "seed: expected a whole number of at least 0, got 'a'", {"seed": "a"}),
         (ValueError, "max_iterations: expected a positive whole number, got 0", {"max_iterations": 0}),
         (ValueError, "y: expected 30 class indices", {"y": torch.zeros(3, dtype=torch.long)}),
         (RuntimeError, "expected a residual of at most 1.0e-06 after max_iterations = 1", {"max_iterations": 1}),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ahkernels.factors import Factors
-from ahkernels.kernel import TangentKernel, centered_moments, statistics
+from ahkernels.kernel import TangentKernel, centered_moments, require_kernel, statistics
 from ahkernels.outputs import OutputSelection
 
 
@@ -50,6 +50,7 @@ def cka(kernel: TangentKernel, other: Tensor | TangentKernel) -> float:
             argument.
         TypeError: for another type.
     """
+    require_kernel("kernel", kernel)
     if isinstance(other, TangentKernel):
         return float(alignment_matrix((kernel, other), ("kernel", "other"))[0, 1])
     labels = Labels(kernel.outputs, other, kernel.n)

@@ -19,7 +19,7 @@ import torch
 from scipy.stats import t
 from torch import Tensor
 
-from ahkernels.kernel import TangentKernel
+from ahkernels.kernel import TangentKernel, require_kernel
 from ahkernels.statistics.cka import Labels, Measured, finish, inner_product
 
 DEFAULT_PRODUCTS = 90
@@ -80,8 +80,10 @@ def estimate_frobenius_norm(
         TypeError: for products or a seed that is no whole number.
         ValueError: for less than 6 products.
     """
+    require_kernel("kernel", kernel)
     generator = torch.Generator().manual_seed(_whole("seed", seed))
-    rows, size = kernel.shape[0], require_products(products) // 3
+    rows = kernel.shape[0]
+    size = min(require_products(products) // 3, max(rows, 2))  # more would see nothing else
 
     def product(v: Tensor) -> Tensor:
         return kernel.product(v, centered=centered, exact=False)
@@ -119,6 +121,7 @@ def estimate_cka(kernel: TangentKernel, y: Tensor, *, products: int = DEFAULT_PR
         ValueError: for labels that do not fit or less than 6 products; the message names the argument.
         TypeError: for another type.
     """
+    require_kernel("kernel", kernel)
     labels = Labels(kernel.outputs, y, kernel.n)
     norm = estimate_frobenius_norm(kernel, products=products, seed=seed)
     found = finish(Measured.of(kernel), estimated_numbers(kernel, labels, norm).tolist(), labels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ahkernels.kernel import TangentKernel
+from ahkernels.kernel import TangentKernel, require_kernel
 
 
 def fisher_kernel(kernel: TangentKernel, logits: Tensor) -> TangentKernel:
@@ -19,9 +19,10 @@ def fisher_kernel(kernel: TangentKernel, logits: Tensor) -> TangentKernel:
         logits: The network's outputs f(x), [n, o].
 
     Raises:
-        TypeError: for logits that are no tensor.
+        TypeError: for a kernel that is none, or logits that are no tensor.
         ValueError: for a kernel over other outputs, or logits of another shape or with nan or inf.
     """
+    require_kernel("kernel", kernel)
     if kernel.outputs.spec != "all":
         raise ValueError(f'kernel: expected one over all outputs ("all"), got outputs = {kernel.outputs.spec!r}')
     if not isinstance(logits, Tensor):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ahkernels.cross_kernel import CrossKernel
-from ahkernels.kernel import TangentKernel
+from ahkernels.kernel import TangentKernel, require_kernel
 
 MAX_ITERATIONS = 1000
 
@@ -44,6 +44,7 @@ class KernelRegression:
             TypeError: for anything but a kernel.
             ValueError: for a kernel of other layers, or in another form.
         """
+        require_kernel("kernel", kernel)
         cross = CrossKernel(kernel, self.kernel)
         columns = self.coefficients.shape[0] * self.coefficients.shape[1] // self.kernel.shape[0]
         found = cross @ self.coefficients.reshape(self.kernel.shape[0], columns)
@@ -80,10 +81,12 @@ def kernel_regression(
         TypeError: for another type.
         RuntimeError: where the iterations do not reach the tolerance.
     """
+    require_kernel("kernel", kernel)
     for argument, value, expected, fits in (
         ("ridge", ridge, "a finite positive number", lambda number: 0 < number < math.inf),
         ("tolerance", tolerance, "a number between 0 and 1", lambda number: 0 < number < 1),
         ("rank", rank, "a whole number of at least 0", lambda number: isinstance(number, int) and number >= 0),
+        ("seed", seed, "a whole number of at least 0", lambda number: isinstance(number, int) and number >= 0),
         (
             "max_iterations",
             max_iterations,

@@ -17,7 +17,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from ahkernels.kernel import TangentKernel
+from ahkernels.kernel import TangentKernel, require_kernel
 from ahkernels.statistics.cka import Labels, Measured, defined, inner_product, labels_defined
 
 Array = NDArray[np.float64]
@@ -64,6 +64,7 @@ def eigenpairs(
         ValueError: where k or tolerance is out of range.
         RuntimeError: where the iteration does not reach the tolerance.
     """
+    require_kernel("kernel", kernel)
     rows = kernel.shape[0]
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= rows:
         raise ValueError(f"k: expected a whole number from 1 to {rows}, the rows of the kernel, got {k!r}")
@@ -144,6 +145,7 @@ def eigenvalues(kernel: TangentKernel, k: int, *, centered: bool = True, toleran
 
 def stable_rank(kernel: TangentKernel, *, centered: bool = True) -> float:
     """||C K C||_F^2 / lambda_1^2 (appendix G.1), from 1 to the rank of C K C, or of K; nan where that is zero."""
+    require_kernel("kernel", kernel)
     norm, largest = kernel.frobenius_norm(centered=centered), largest_eigenvalue(kernel, centered=centered)
     if largest == 0 or (centered and not Measured.of(kernel).exceeds_rounding(norm, _total(kernel))):
         return math.nan
@@ -167,6 +169,7 @@ def label_correlation(kernel: TangentKernel, y: Tensor, *, centered: bool = True
     Raises:
         ValueError: for labels that do not fit; the message names `y`.
     """
+    require_kernel("kernel", kernel)
     labels = Labels(kernel.outputs, y, kernel.n)
     largest = largest_eigenvalue(kernel, centered=centered)
     total = _total(kernel) if centered else 0.0
