@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ahkernels import ops
 from ahkernels.factors import Factors
-from ahkernels.kernel import MAX_DENSE_BYTES, TangentKernel, require_kernel, require_tensor
+from ahkernels.kernel import MAX_DENSE_BYTES, TangentKernel, require_columns, require_kernel
 from ahkernels.ops import plain
 
 
@@ -73,10 +73,7 @@ class CrossKernel:
             TypeError: for no tensor.
             ValueError: for another shape.
         """
-        size = self.shape[1]
-        require_tensor("v", v, "[n'*o] or [n'*o, columns]")
-        if v.dim() not in (1, 2) or v.shape[0] != size:
-            raise ValueError(f"v: expected shape [{size}] or [{size}, columns], got {list(v.shape)}")
+        require_columns(v, self.shape[1])
         columns = v.detach().to(self.columns.device, torch.float64)
         columns = columns.reshape(self.columns.n, self.columns.o, -1).contiguous()
         out = columns.new_zeros(self.rows.n, self.rows.o, columns.shape[2])

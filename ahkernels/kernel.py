@@ -100,9 +100,7 @@ class TangentKernel:
             TypeError: for no tensor.
             ValueError: for another shape.
         """
-        require_tensor("v", v, "[n*o] or [n*o, columns]")
-        if v.dim() not in (1, 2) or v.shape[0] != self.shape[0]:
-            raise ValueError(f"v: expected shape [{self.shape[0]}] or [{self.shape[0]}, columns], got {list(v.shape)}")
+        require_columns(v, self.shape[0])
         return self.product(v.reshape(self.shape[0], -1)).reshape(v.shape)
 
     def product(self, v: Tensor, *, centered: bool = False, exact: bool = True) -> Tensor:
@@ -212,6 +210,10 @@ class TangentKernel:
         if self._row_means is None:
             self._row_means = _sum(ops.tangent_row_sums(*_plain(term)) for term in self.terms) / self.shape[0]
         return self._row_means
+
+    def sum(self) -> float:
+        """Of all entries, from the row means."""
+        return float(self.row_means().sum()) * self.shape[0]
 
     def frobenius_norm(self, *, centered: bool = True) -> float:
         """||C K C||_F with C = I - 11^T/(on), or ||K||_F; in one pass over tiles, with no K in memory."""
@@ -327,6 +329,15 @@ def require_tensor(argument: str, value: object, shape: str) -> None:
     """Raises TypeError naming the argument and the shape that is expected for anything but a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: expected a tensor {shape}, got {type(value).__name__}")
+
+
+def require_columns(v: object, rows: int) -> None:
+    """Raises TypeError or ValueError naming `v` for anything but [rows] or [rows, columns]."""
+    shape = f"[{rows}] or [{rows}, columns]"
+    require_tensor("v", v, shape)
+    assert isinstance(v, Tensor)
+    if v.dim() not in (1, 2) or v.shape[0] != rows:
+        raise ValueError(f"v: expected shape {shape}, got {list(v.shape)}")
 
 
 def _plain(term: Factors) -> tuple[Tensor, Tensor, float]:

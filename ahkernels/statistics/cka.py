@@ -165,11 +165,10 @@ def alignment_matrix(kernels: Sequence[TangentKernel], arguments: Sequence[str])
     """
     for kernel in kernels[1:]:
         _require_alike(kernels[0], kernel)
-    means = [kernel.row_means() for kernel in kernels]
-    moments = centered_moments(kernels, means).cpu()
+    moments = centered_moments(kernels, [kernel.row_means() for kernel in kernels]).cpu()
     norms = moments.diagonal().sqrt()
-    for i, (kernel, argument, mean) in enumerate(zip(kernels, arguments, means, strict=True)):
-        if not defined(Measured.of(kernel, argument), float(norms[i]), float(mean.sum()) * kernel.shape[0]):
+    for i, (kernel, argument) in enumerate(zip(kernels, arguments, strict=True)):
+        if not defined(Measured.of(kernel, argument), float(norms[i]), kernel.sum()):
             norms[i] = math.nan
     return moments / norms[:, None] / norms
 

@@ -130,8 +130,8 @@ def estimate_cka(kernel: TangentKernel, y: Tensor, *, products: int = DEFAULT_PR
 
 def estimated_numbers(kernel: TangentKernel, labels: Labels, norm: Estimate) -> Tensor:
     """What `measure` gives of one kernel, with an estimated norm: float64 [4] on the CPU."""
-    inner, total = float(inner_product(kernel, labels)), float(kernel.row_means().sum()) * kernel.shape[0]
-    return torch.tensor([inner, norm.value**2, kernel.trace(), total], dtype=torch.float64)
+    inner = float(inner_product(kernel, labels))
+    return torch.tensor([inner, norm.value**2, kernel.trace(), kernel.sum()], dtype=torch.float64)
 
 
 def require_products(products: object) -> int:

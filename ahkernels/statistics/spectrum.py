@@ -70,13 +70,12 @@ def eigenpairs(
         raise ValueError(f"k: expected a whole number from 1 to {rows}, the rows of the kernel, got {k!r}")
     if not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
         raise ValueError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
-    products = 0
+    operator, products = kernel.linear_operator(centered=centered), 0
 
     def product(v: Array) -> Array:
         nonlocal products
-        columns = torch.from_numpy(np.ascontiguousarray(v)).reshape(rows, -1)
-        products += columns.shape[1]
-        found: Array = kernel.product(columns, centered=centered).cpu().numpy().reshape(v.shape)
+        products += v.size // rows
+        found: Array = operator @ v
         return found
 
     start = np.random.default_rng(seed).standard_normal(rows)
@@ -147,7 +146,7 @@ def stable_rank(kernel: TangentKernel, *, centered: bool = True) -> float:
     """||C K C||_F^2 / lambda_1^2 (appendix G.1), from 1 to the rank of C K C, or of K; nan where that is zero."""
     require_kernel("kernel", kernel)
     norm, largest = kernel.frobenius_norm(centered=centered), largest_eigenvalue(kernel, centered=centered)
-    if largest == 0 or (centered and not Measured.of(kernel).exceeds_rounding(norm, _total(kernel))):
+    if largest == 0 or (centered and not Measured.of(kernel).exceeds_rounding(norm, kernel.sum())):
         return math.nan
     return (norm / largest) ** 2
 
@@ -172,7 +171,7 @@ def label_correlation(kernel: TangentKernel, y: Tensor, *, centered: bool = True
     require_kernel("kernel", kernel)
     labels = Labels(kernel.outputs, y, kernel.n)
     largest = largest_eigenvalue(kernel, centered=centered)
-    total = _total(kernel) if centered else 0.0
+    total = kernel.sum() if centered else 0.0
     if not defined(Measured.of(kernel), largest, total) or not labels_defined(labels):
         return math.nan
     return float(inner_product(kernel, labels)) / largest / labels.norm
@@ -181,7 +180,3 @@ def label_correlation(kernel: TangentKernel, y: Tensor, *, centered: bool = True
 def largest_eigenvalue(kernel: TangentKernel, *, centered: bool = True) -> float:
     """lambda_1 of C K C, or of K."""
     return float(eigenvalues(kernel, 1, centered=centered)[0])
-
-
-def _total(kernel: TangentKernel) -> float:
-    return float(kernel.row_means().sum()) * kernel.shape[0]
