@@ -13,7 +13,6 @@ import functools
 import operator
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +71,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def config(args: argparse.Namespace, dataset: data.Dataset) -> dict[str, Any]:
     """All that determines a run's numbers, up to the machine it runs on."""
     names = ("dataset", "depth", "width", "probe_size", "test_size", "ridge", "precision")
-    return {
-        **{name: getattr(args, name) for name in names},
-        **asdict(command_line.recipe(args)),
-        **dataset.describe(),
-    }
+    return command_line.config(args, dataset, names)
 
 
 def accuracy(train: ah.TangentKernel, test: ah.TangentKernel, y: Tensor, test_y: Tensor, ridge: float) -> float:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +72,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def config(args: argparse.Namespace, dataset: data.Dataset) -> dict[str, Any]:
     """All that determines a run's numbers, up to the machine it runs on."""
     names = ("dataset", "depth", "width", "probe_size", "measurements", "precision")
-    return {
-        **{name: getattr(args, name) for name in names},
-        **asdict(command_line.recipe(args)),
-        **dataset.describe(),
-    }
+    return command_line.config(args, dataset, names)
 
 
 def matrix(similarity: Tensor, layers: Sequence[str]) -> list[Row]:

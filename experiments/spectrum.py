@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +113,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def config(args: argparse.Namespace, of: Condition, dataset: data.Dataset) -> dict[str, Any]:
     """All that determines a run's numbers, up to the machine it runs on."""
     names = ("dataset", "depth", "width", "probe_size", "eigenvalues", "precision")
-    return {
-        **{name: getattr(args, name) for name in names},
-        "label_noise": of.noise,
-        **asdict(command_line.recipe(args, lr=of.lr)),
-        **dataset.describe(),
-    }
+    return command_line.config(args, dataset, names, lr=of.lr) | {"label_noise": of.noise}
 
 
 def measure(trainer: Trainer, dataset: data.Dataset, probe_x: Tensor, probe_y: Tensor, precision: str) -> Row:

@@ -12,7 +12,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +94,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def config(args: argparse.Namespace, dataset: data.Dataset) -> dict[str, Any]:
     """All that determines a run's numbers, up to the machine it runs on."""
     names = ("dataset", "depth", "width", "probe_size", "probes", "products", "exact_layers", "precision")
-    return {
-        **{name: getattr(args, name) for name in names},
-        **asdict(command_line.recipe(args)),
-        **dataset.describe(),
-    }
+    return command_line.config(args, dataset, names)
 
 
 def jobs(args: argparse.Namespace, samples: int) -> list[Job]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,12 @@ def recipe(args: argparse.Namespace, **changes: Any) -> Recipe:
     """How to train: the options of a recipe's names, with changes, and defaults for the rest."""
     given = {field.name: getattr(args, field.name) for field in fields(Recipe) if hasattr(args, field.name)}
     return Recipe(**given | changes)
+
+
+def config(args: argparse.Namespace, dataset: data.Dataset, names: Iterable[str], **changes: Any) -> dict[str, Any]:
+    """What determines a run's numbers: the options of these names, the recipe with changes, and the data."""
+    options = {name: getattr(args, name) for name in names}
+    return options | asdict(recipe(args, **changes)) | dataset.describe()
 
 
 # ---- the program
