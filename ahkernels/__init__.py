@@ -1,5 +1,6 @@
 """Layerwise tangent kernels and their alignment with the data, exact and without a Jacobian."""
 
+from ahkernels import signal_propagation
 from ahkernels.capture import (
     Explanation,
     LayerExplanation,
@@ -59,6 +60,7 @@ __all__ = [
     "label_correlation",
     "layerwise_alignment",
     "register_rule",
+    "signal_propagation",
     "similarity",
     "stable_rank",
     "tangent_kernels",

@@ -1,0 +1,286 @@
+"""Activations, by what a Gaussian pair becomes under them: E[phi(u)^2], E[phi(u) phi(v)] and E[phi'(u) phi'(v)].
+
+Of a pair with variances q, q' and correlation 1 - gamma, the covariance after the activation is kept as
+sqrt(m m') (1 - Gamma) with second moments m, m'. Every formula here gives Gamma with relative accuracy as gamma goes to
+0, where 1 - Gamma would have lost it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from ahkernels.signal_propagation.arc_cosine import ArcCosineMap
+
+Array = NDArray[np.float64]
+
+HALF_RANGE, STEP = 13.0, 1 / 64  # of the grid on which Gaussian averages are sums: both ends are below rounding
+FIRST_TERMS, MOST_TERMS = 64, 2048  # of a Hermite series
+MOST_VARIANCE = 1e3  # beyond, the grid is too coarse for a smooth step at 0
+BLOCK = 2**18  # numbers of a Hermite series at a time
+
+
+class Pair(NamedTuple):
+    """What an activation makes of Gaussian pairs.
+
+    Attributes:
+        moments: E[phi(u)^2] and E[phi(v)^2].
+        gamma: Gamma = 1 - E[phi(u) phi(v)] / sqrt(E[phi(u)^2] E[phi(v)^2]), in [0, 2].
+        derivative: E[phi'(u) phi'(v)].
+    """
+
+    moments: tuple[Array, Array]
+    gamma: Array
+    derivative: Array
+
+
+class Activation(ABC):
+    """Averages of an activation phi over Gaussians; all arrays broadcast."""
+
+    @abstractmethod
+    def moment(self, variance: Array) -> Array:
+        """E[phi(u)^2] for u ~ N(0, variance)."""
+
+    @abstractmethod
+    def pair(self, variances: tuple[Array, Array], gamma: Array) -> Pair:
+        """What becomes of pairs with these variances (above 0) and correlation 1 - gamma."""
+
+    def moment_slope(self, variance: Array) -> Array:
+        """D E[phi(u)^2] / d variance = E[phi'(u)^2 + phi(u) phi''(u)]."""
+        h = 1e-5 * variance
+        return (self.moment(variance + h) - self.moment(variance - h)) / (2 * h)
+
+    def derivative_moment(self, variance: Array) -> Array:
+        """E[phi'(u)^2] for u ~ N(0, variance)."""
+        variance = np.asarray(variance, dtype=np.float64)
+        return self.pair((variance, variance), np.zeros_like(variance)).derivative
+
+
+@dataclass(frozen=True)
+class LeakyReLU(Activation):
+    """max(x, 0) + negative_slope min(x, 0): ReLU at 0, linear at 1, the absolute value at -1.
+
+    Raises:
+        ValueError: if the slope is not finite.
+    """
+
+    negative_slope: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.negative_slope):
+            raise ValueError(f"negative_slope: expected a finite number, got {self.negative_slope}")
+
+    @property
+    def gain(self) -> float:
+        """E[phi(u)^2] / E[u^2] = E[phi'(u)^2]."""
+        return (1 + self.negative_slope**2) / 2
+
+    @property
+    def map(self) -> ArcCosineMap:
+        """The map of gamma, which does not depend on the variances."""
+        return ArcCosineMap((1 - self.negative_slope) ** 2 / (2 * self.gain))
+
+    def moment(self, variance: Array) -> Array:
+        """E[phi(u)^2]."""
+        return self.gain * np.asarray(variance)
+
+    def moment_slope(self, variance: Array) -> Array:
+        """Its derivative."""
+        return np.full(np.shape(variance), self.gain)
+
+    def pair(self, variances: tuple[Array, Array], gamma: Array) -> Pair:
+        """See `Activation`: in closed form."""
+        first, second = variances
+        return Pair((self.moment(first), self.moment(second)), self.map(gamma), self.gain * self.map.slope(gamma))
+
+
+@dataclass(frozen=True)
+class Erf(Activation):
+    """The error function: E[erf(u) erf(v)] = 2/pi arcsin(2 cov / sqrt((1 + 2 q) (1 + 2 q'))) (Williams, 1997)."""
+
+    def moment(self, variance: Array) -> Array:
+        """E[phi(u)^2]."""
+        return 2 / math.pi * np.arcsin(2 * variance / (1 + 2 * variance))
+
+    def moment_slope(self, variance: Array) -> Array:
+        """Its derivative."""
+        return 4 / math.pi / ((1 + 2 * variance) * np.sqrt(1 + 4 * variance))
+
+    def pair(self, variances: tuple[Array, Array], gamma: Array) -> Pair:
+        """See `Activation`: in closed form."""
+        first, second = variances
+        # With unit vectors in place of variances: u = 2 q / (1 + 2 q) is a squared length, and
+        # arcsin a - arcsin b = arcsin((a^2 - b^2) / (a sqrt(1 - b^2) + b sqrt(1 - a^2))) does not cancel.
+        a, b = (2 * q / (1 + 2 * q) for q in variances)
+        cross = np.sqrt(a * b) * (1 - gamma)
+        moments = self.moment(first), self.moment(second)
+        lost = (_arcsine_gap(a, b, gamma) + _arcsine_gap(b, a, gamma)) / math.pi
+        spread = (np.sqrt(moments[0]) - np.sqrt(moments[1])) ** 2 / 2
+        derivative = 4 / math.pi / np.sqrt((1 + 2 * first) * (1 + 2 * second) * (1 - cross) * (1 + cross))
+        return Pair(moments, (lost - spread) / np.sqrt(moments[0] * moments[1]), derivative)
+
+
+def _arcsine_gap(a: Array, b: Array, gamma: Array) -> Array:
+    """Arcsin a - arcsin(sqrt(a b) (1 - gamma)) for a, b in (0, 1)."""
+    cross = np.sqrt(a * b) * (1 - gamma)
+    squares = a * ((a - b) + b * gamma * (2 - gamma))
+    flat = a * np.sqrt((1 - cross) * (1 + cross)) + cross * np.sqrt((1 - a) * (1 + a))
+    # For opposite signs the denominator may vanish, and nothing cancels.
+    near = cross > 0
+    gap = np.arcsin(np.clip(np.divide(squares, flat, out=np.zeros(np.shape(near)), where=near), -1, 1))
+    return np.where(near, gap, np.arcsin(a) - np.arcsin(cross))
+
+
+@dataclass(frozen=True)
+class Smooth(Activation):
+    """Any smooth function, by its Hermite series phi(sqrt(q) z) = sum_k a_k(q) h_k(z).
+
+    E[phi(u) phi(v)] = sum_k a_k(q) a_k(q') c^k, E[phi'(u) phi'(v)] = its derivative in c over sqrt(q q').
+
+    Attributes:
+        function: elementwise on arrays. Functions with a kink or a jump have no short series: their use ends in an
+            error, as does that of variances so large that a smooth one looks like it.
+    """
+
+    function: Callable[[Array], Array]
+
+    def moment(self, variance: Array) -> Array:
+        """E[phi(u)^2]."""
+        return _average(lambda z: self._values(variance, z) ** 2)
+
+    def moment_slope(self, variance: Array) -> Array:
+        """Its derivative."""
+        # d/dq E[f(sqrt(q) z)] = E[f(sqrt(q) z) (z^2 - 1)] / (2 q), by parts
+        return _average(lambda z: self._values(variance, z) ** 2 * (z * z - 1)) / (2 * np.asarray(variance))
+
+    def pair(self, variances: tuple[Array, Array], gamma: Array) -> Pair:
+        """See `Activation`: from the series."""
+        dims = max(map(np.ndim, (*variances, gamma)))  # the same for all, behind the axis of the series
+        first, second, gamma = (np.array(x, dtype=np.float64, ndmin=dims, copy=None) for x in (*variances, gamma))
+        terms = max(self._terms(first), self._terms(second))
+        a, b = self._series(first, terms), self._series(second, terms)
+        moment_a, moment_b = (a * a).sum(0), (b * b).sum(0)
+        norm_a, norm_b = np.sqrt(moment_a), np.sqrt(moment_b)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            spread = ((a / norm_a - b / norm_b) ** 2).sum(0) / 2
+            lost, slope = _lost(a, b, gamma)
+            gamma = spread + lost / (norm_a * norm_b)
+        moments = moment_a.reshape(np.shape(variances[0])), moment_b.reshape(np.shape(variances[1]))
+        return Pair(moments, gamma, slope / np.sqrt(first * second))
+
+    def _values(self, variance: Array, z: Array) -> Array:
+        variance = np.asarray(variance, dtype=np.float64)
+        if variance.size and variance.max() > MOST_VARIANCE:
+            raise ValueError(
+                f"variance: expected at most {MOST_VARIANCE:g} for a smooth activation, got {variance.max():.3g}"
+            )
+        values = np.asarray(self.function(np.sqrt(variance)[..., None] * z), dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("activation: expected finite values on the real line, got some that are not")
+        return values
+
+    def _series(self, variance: Array, terms: int) -> Array:
+        """a_k(q), [terms, *shape]."""
+        grid, basis = _hermite(terms)
+        return np.moveaxis(self._values(variance, grid) @ basis, -1, 0)
+
+    def _terms(self, variance: Array) -> int:
+        """As many as the derivative's series needs to hold to rounding."""
+        ends = np.array([variance.min(), variance.max()])
+        terms = FIRST_TERMS
+        while terms <= MOST_TERMS:
+            weights = np.arange(terms)[:, None] * self._series(ends, terms) ** 2
+            if (weights[3 * terms // 4 :].sum(0) <= 1e-15 * weights.sum(0)).all():
+                return terms
+            terms *= 2
+        raise ValueError(
+            f"activation: expected a smooth function with a Hermite series of at most {MOST_TERMS} terms at variances "
+            f"{ends[0]:.3g} to {ends[1]:.3g}, got one that needs more; a kink needs LeakyReLU, and a large variance "
+            "makes any step sharp"
+        )
+
+
+def _lost(a: Array, b: Array, gamma: Array) -> tuple[Array, Array]:
+    """Sum_k a_k b_k (1 - c^k) and sum_k k a_k b_k c^(k - 1), by Horner's rule a block of k at a time.
+
+    With w_k = a_k b_k the first is gamma sum_j c^j (w_{j+1} + w_{j+2} + ...), which for w, c > 0 has no difference.
+    """
+    shape = np.broadcast_shapes(a.shape[1:], b.shape[1:], gamma.shape)
+    lost, slope, tail = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    block = min(len(a), max(1, BLOCK // max(1, math.prod(shape))))
+    powers = np.cumprod(np.broadcast_to(1 - gamma, (block, *gamma.shape)), axis=0)  # from c^1 on
+    below = np.concatenate([np.ones((1, *gamma.shape)), powers[:-1]])  # from c^0 on
+    for start in reversed(range(1, len(a), block)):
+        weights = a[start : start + block] * b[start : start + block]
+        count = len(weights)
+        k = np.arange(start, start + count).reshape(-1, *[1] * len(shape))
+        tails = weights[::-1].cumsum(axis=0)[::-1] + tail
+        tail = tails[0]
+        lost = lost * powers[count - 1] + (tails * below[:count]).sum(0)
+        slope = slope * powers[count - 1] + (k * weights * below[:count]).sum(0)
+    return gamma * lost, slope
+
+
+def _average(values: Callable[[Array], Array]) -> Array:
+    """E[values(z)] for z ~ N(0, 1), over the last axis: for analytic functions a sum on a grid holds to rounding."""
+    grid, basis = _hermite(1)
+    average: Array = values(grid) @ basis[:, 0]
+    return average
+
+
+@lru_cache(maxsize=8)
+def _hermite(terms: int) -> tuple[Array, Array]:
+    """A grid z [points], and h_k(z) times density and spacing, [points, terms], for orthonormal h_k."""
+    count = round(2 * HALF_RANGE / STEP) + 1
+    z = np.linspace(-HALF_RANGE, HALF_RANGE, count)
+    half = np.exp(-z * z / 4) / (2 * math.pi) ** 0.25  # the square root of the density
+    basis = np.zeros((terms, count))
+    basis[0] = half
+    if terms > 1:
+        basis[1] = z * half
+    for k in range(1, terms - 1):
+        basis[k + 1] = (z * basis[k] - math.sqrt(k) * basis[k - 1]) / math.sqrt(k + 1)
+    weighted = (basis * (half * STEP)).T
+    for array in (z, weighted):
+        array.flags.writeable = False  # it is shared
+    return z, weighted
+
+
+def _gelu(x: Array) -> Array:
+    y: Array = x * ndtr(x)
+    return y
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": LeakyReLU(0.0),
+    "leaky_relu": LeakyReLU(),
+    "linear": LeakyReLU(1.0),
+    "erf": Erf(),
+    "tanh": Smooth(np.tanh),
+    "gelu": Smooth(_gelu),
+}
+
+
+def activation_of(value: str | Activation) -> Activation:
+    """The activation of a name, or the activation itself.
+
+    Raises:
+        ValueError: for an unknown name.
+        TypeError: for anything else.
+    """
+    if isinstance(value, Activation):
+        return value
+    expected = f"activation: expected an Activation or one of {', '.join(ACTIVATIONS)}"
+    if not isinstance(value, str):
+        raise TypeError(f"{expected}, got {type(value).__name__}")
+    if value not in ACTIVATIONS:
+        raise ValueError(f"{expected}, got {value!r}")
+    return ACTIVATIONS[value]

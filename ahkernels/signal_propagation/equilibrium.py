@@ -1,0 +1,230 @@
+"""Loss of forward and backward information, and the layer where they balance (section 3 of the paper)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ahkernels.signal_propagation.inputs import InputPairs
+from ahkernels.signal_propagation.network import Network, State
+from ahkernels.signal_propagation.propagation import Propagation, layer_numbers, propagate
+
+Array = NDArray[np.float64]
+Over = Literal["sup", "mean"]
+
+POINTS = 64  # layers tried at a time, log-spaced, on the way to an equilibrium
+
+
+@dataclass(frozen=True, eq=False)
+class InformationLoss:
+    """How far forward and backward information of a network are from what does not depend on the inputs (definition 3).
+
+    Attributes:
+        depth: L.
+        layers: [k].
+        forward: [k], over the pairs of 1 - I^f_l(x, x') / sqrt(I^f_l(x, x) I^f_l(x', x')), which falls to 0 with l.
+        backward: [k], over the pairs of I^b_l(x, x') / sqrt(I^b_l(x, x) I^b_l(x', x')), which falls to 0 with L / l.
+    """
+
+    depth: int
+    layers: NDArray[np.int64]
+    forward: Array
+    backward: Array
+
+
+def information_loss(
+    network: Network,
+    depth: int,
+    pairs: InputPairs | None = None,
+    layers: Sequence[int] | NDArray[np.int64] | None = None,
+    over: Over = "sup",
+    progress: bool = False,
+) -> InformationLoss:
+    """Information lost on the way to, and back to, layers of a network of infinite width.
+
+    Args:
+        network: of theorems 1 and 2: `Network("relu")`.
+        depth: L.
+        pairs: inputs; None: the set E_0.1 of equation 10 (`InputPairs.apart(0.1)`).
+        layers: between 1 and L; None: all.
+        over: "sup", as in definition 3, or "mean" over the pairs.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: if an argument is out of range, or variances leave the range of a float.
+    """
+    depth = require_depth(depth)
+    wanted = layer_numbers(depth if layers is None else layers)
+    if wanted[-1] > depth:
+        raise ValueError(f"layers: expected numbers from 1 to {depth}, the depth, got {wanted[-1]}")
+    pairs = _pairs(pairs)
+    losses = _Losses(network, pairs, np.union1d(wanted, [max(1, depth - 1), depth]), over, progress)
+    chosen = np.isin(losses.layers, wanted)
+    return InformationLoss(depth, wanted, losses.forward()[chosen], losses.backward(depth)[chosen])
+
+
+def equilibrium(
+    network: Network,
+    depths: Sequence[int] | NDArray[np.int64] | int,
+    pairs: InputPairs | None = None,
+    over: Over = "sup",
+    progress: bool = False,
+) -> Array:
+    """The layer l*(L) where forward and backward information loss are equal (the equilibrium hypothesis, section 3.3).
+
+    Corollary 1 has l* ~ L^(3/5) for ReLU; see `asymptotics` for constants and other activations.
+
+    Args:
+        network: of the paper: `Network("relu")`.
+        depths: L, one or several.
+        pairs: inputs; None: the set E_0.1 of equation 10.
+        over: "sup", as in definition 3, or "mean" over the pairs.
+        progress: show a progress bar.
+
+    Returns:
+        [depths] in the order given, between whole layers (log-linear); nan for a network without a balance, such as a
+        linear one, or too shallow to have one.
+
+    Raises:
+        ValueError: if an argument is out of range, or variances leave the range of a float.
+    """
+    numbers = np.atleast_1d(np.asarray(depths))
+    if numbers.ndim != 1 or numbers.size == 0:
+        raise ValueError(f"depths: expected one or several, got shape {list(numbers.shape)}")
+    wanted = [require_depth(depth) for depth in numbers.tolist()]
+    pairs = _pairs(pairs)
+    ends = {end for depth in wanted for end in (max(1, depth - 1), depth)}
+    brackets = {depth: (1, depth) for depth in wanted}
+    found: dict[int, float] = {}
+    while brackets:
+        tried = {number for low, high in brackets.values() for number in _between(low, high)}
+        losses = _Losses(network, pairs, np.array(sorted(ends | tried)), over, progress)
+        forward = losses.forward()
+        for depth, (low, high) in list(brackets.items()):
+            backward = losses.backward(depth)
+            inside = np.flatnonzero((losses.layers >= low) & (losses.layers <= high))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                excess = np.log(forward[inside]) - np.log(backward[inside])
+            later = np.flatnonzero(excess <= 0)
+            if len(later) == 0 or later[0] == 0:
+                found[depth] = math.nan
+                del brackets[depth]
+                continue
+            first, second = (int(losses.layers[inside[i]]) for i in (later[0] - 1, later[0]))
+            brackets[depth] = (first, second)
+            if second == first + 1:
+                above, below = excess[later[0] - 1], -excess[later[0]]
+                share = above / (above + below) if math.isfinite(above) else 1.0
+                found[depth] = math.exp((1 - share) * math.log(first) + share * math.log(second))
+                del brackets[depth]
+    return np.array([found[depth] for depth in wanted])
+
+
+@dataclass(frozen=True)
+class Asymptotics:
+    """Powers of depth that information falls like on the edge of chaos.
+
+    Attributes:
+        forward_exponent, forward_constant: loss ~ constant l^exponent (theorem 1).
+        backward_exponent: backward information ~ (L / l)^exponent where l << L (theorem 2, case 2).
+        equilibrium_exponent, equilibrium_constant: l* ~ constant L^exponent (corollary 1).
+    """
+
+    forward_exponent: float
+    forward_constant: float
+    backward_exponent: float
+    equilibrium_exponent: float
+    equilibrium_constant: float
+
+
+def asymptotics(network: Network) -> Asymptotics:
+    """The exponents and constants of theorems 1 and 2 and corollary 1, for any activation on the edge of chaos.
+
+    A kink (ReLU and leaky ReLU without biases, also residual) has gamma' = gamma - (2 sqrt 2 kappa / 3 pi) gamma^(3/2):
+    loss 9 pi^2 / (2 kappa^2 l^2) and (l / L)^3, so l* = (9 pi^2 / 2 kappa^2)^(1/5) L^(3/5). A smooth activation with
+    variances at q* > 0 has gamma' = gamma - beta gamma^2: loss 1 / (beta l) and (l / L)^2, so l* = beta^(-1/3) L^(2/3).
+
+    Raises:
+        ValueError: if information is lost at another rate: exponentially, or not at all.
+    """
+    homogeneous = network.homogeneous_map
+    if homogeneous and homogeneous.kappa:
+        return _balanced(-2.0, 4.5 * (math.pi / homogeneous.kappa) ** 2, -3.0)
+    if homogeneous is None and math.isinf(network.depth_scales().correlation):
+        q = np.full((), network.variance_fixed_point())
+        # The slope is 1 - 2 beta gamma + O(gamma^2): the second order is extrapolated away.
+        first, second = (
+            (1 - float(network.layer(State((q, q), np.full((), gamma))).slope)) / (2 * gamma) for gamma in (1e-4, 2e-4)
+        )
+        return _balanced(-1.0, 1 / (2 * first - second), -2.0)
+    raise ValueError(
+        f"network: expected one on the edge of chaos that loses information like a power of depth, got {network}"
+    )
+
+
+def _balanced(forward: float, constant: float, backward: float) -> Asymptotics:
+    """With the l at which constant l^forward = (L / l)^backward."""
+    total = -forward - backward
+    return Asymptotics(forward, constant, backward, -backward / total, constant ** (1 / total))
+
+
+class _Losses:
+    """Both losses over a set of pairs, for networks of several depths."""
+
+    def __init__(
+        self, network: Network, pairs: InputPairs, layers: NDArray[np.int64], over: Over, progress: bool
+    ) -> None:
+        if over not in ("sup", "mean"):
+            raise ValueError(f'over: expected "sup" or "mean", got {over!r}')
+        self.over = over
+        self.layers = layers
+        self._pairs = propagate(network, pairs, layers, progress)
+        first, second = pairs.scales
+        self._own = [_own(network, first, layers, progress)]
+        self._own.append(self._own[0] if second is first else _own(network, second, layers, progress))
+
+    def forward(self) -> Array:
+        """Over the pairs, [layers]."""
+        return self._reduced(self._pairs.forward_gamma)
+
+    def backward(self, depth: int) -> Array:
+        """Over the pairs, [layers <= depth]."""
+        sign, log = self._pairs.log_backward_information(depth)
+        own = [one.log_backward_information(depth)[1] for one in self._own]
+        return self._reduced(sign * np.exp(log - (own[0] + own[1]) / 2))
+
+    def _reduced(self, values: Array) -> Array:
+        axes = tuple(range(1, values.ndim))
+        reduced: Array = (np.max if self.over == "sup" else np.mean)(np.abs(values), axis=axes)
+        return reduced
+
+
+def _own(network: Network, scale: Array, layers: NDArray[np.int64], progress: bool) -> Propagation:
+    """Of every input with itself."""
+    return propagate(network, InputPairs(np.zeros_like(scale), (scale, scale)), layers, progress)
+
+
+def _pairs(pairs: InputPairs | None) -> InputPairs:
+    if pairs is None:
+        return InputPairs.apart(0.1)
+    if not isinstance(pairs, InputPairs):
+        raise TypeError(f"pairs: expected InputPairs or None, got {type(pairs).__name__}")
+    return pairs
+
+
+def require_depth(depth: Any) -> int:
+    """Raises ValueError naming `depth` for anything but a whole number of at least 1."""
+    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 1:
+        raise ValueError(f"depth: expected a whole number of at least 1, got {depth!r}")
+    return int(depth)
+
+
+def _between(low: int, high: int) -> list[int]:
+    """Both and at most POINTS log-spaced layers between them."""
+    layers = np.unique(np.round(np.geomspace(low, high, POINTS)).astype(np.int64))
+    return [int(layer) for layer in layers]

@@ -1,0 +1,137 @@
+"""Pairs of inputs, by what a network of infinite width sees of them: their lengths and the angle between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class InputPairs:
+    """Pairs (x, x') of inputs in R^d.
+
+    Attributes:
+        gamma: 1 - <x, x'> / (|x| |x'|), in [0, 2], any shape.
+        scales: |x|^2 / d and |x'|^2 / d, above 0; they broadcast to gamma's shape, and have as
+            many axes. The paper's sphere has 1 (equation 10).
+
+    Raises:
+        ValueError: if a value is out of range or not finite.
+    """
+
+    gamma: Array
+    scales: tuple[Array, Array] = (np.ones(()), np.ones(()))
+
+    def __post_init__(self) -> None:
+        gamma = real("gamma", self.gamma)
+        require("gamma", gamma, (gamma >= 0) & (gamma <= 2), "numbers in [0, 2]")
+        if gamma.size == 0:
+            raise ValueError(f"gamma: expected at least one pair, got shape {list(gamma.shape)}")
+        alike = self.scales[0] is self.scales[1]
+        scales = [real("scales", scale) for scale in self.scales]
+        for scale in scales:
+            require("scales", scale, scale > 0, "numbers above 0")
+            if np.broadcast_shapes(gamma.shape, scale.shape) != gamma.shape:
+                raise ValueError(
+                    f"scales: expected shapes that broadcast to gamma's, {list(gamma.shape)}, got {list(scale.shape)}"
+                )
+        first, second = (np.array(scale, ndmin=gamma.ndim) for scale in scales)
+        object.__setattr__(self, "gamma", gamma)
+        object.__setattr__(self, "scales", (first, first if alike else second))
+
+    @classmethod
+    def of_correlations(cls, correlation: Any, scale: float = 1.0) -> InputPairs:
+        """Pairs of inputs of one length.
+
+        Args:
+            correlation: <x, x'> / (|x| |x'|) in [-1, 1], any shape. Close to 1, give `InputPairs` gamma instead.
+            scale: |x|^2 / d of all.
+
+        Raises:
+            ValueError: if a value is out of range or not finite.
+        """
+        c = real("correlation", correlation)
+        require("correlation", c, np.abs(c) <= 1, "numbers in [-1, 1]")
+        return cls(1 - c, (np.asarray(scale, dtype=np.float64),) * 2)
+
+    @classmethod
+    def apart(cls, epsilon: float) -> InputPairs:
+        """The two ends of the set E_epsilon of equation 10, correlations -1 and 1 - epsilon, [2].
+
+        The map g of correlations increases, so that a supremum over E_epsilon is taken at one of its ends: losses of
+        forward information at -1, backward information at 1 - epsilon.
+
+        Raises:
+            ValueError: if epsilon is not in (0, 1).
+        """
+        if not 0 < epsilon < 1:
+            raise ValueError(f"epsilon: expected a number in (0, 1), got {epsilon}")
+        return cls(np.array([2.0, epsilon]))
+
+    @classmethod
+    def of_inputs(cls, x: Any) -> InputPairs:
+        """All pairs of a data set, [n, n].
+
+        Args:
+            x: [n, ...] samples, an array or a tensor.
+
+        Raises:
+            ValueError: if x has no samples, or one that is zero or not finite.
+        """
+        x = real("x", x)
+        if x.ndim < 2 or x.size == 0:
+            raise ValueError(f"x: expected samples [n, ...], got shape {list(x.shape)}")
+        x = x.reshape(len(x), -1)
+        largest = np.abs(x).max(axis=1)
+        if not largest.all():
+            raise ValueError(f"x: expected samples that are not zero, got zeros as sample {int(largest.argmin())}")
+        x = x / largest[:, None]  # no overflow in squares
+        length = np.sqrt((x * x).sum(axis=1))
+        unit = x / length[:, None]
+        gamma = np.empty((len(x), len(x)))
+        for row, line in zip(
+            gamma, unit, strict=True
+        ):  # of differences: inputs that are nearly alike keep their digits
+            row[:] = ((unit - line) ** 2).sum(axis=1) / 2
+        scale = (length * largest / np.sqrt(x.shape[1])) ** 2
+        return cls(np.minimum(gamma, 2), (scale[:, None], scale[None, :]))
+
+    def distinct(self) -> InputPairs:
+        """The pairs x < x' of a square of pairs, [n (n - 1) / 2].
+
+        Raises:
+            ValueError: for another shape, or a single sample.
+        """
+        if self.gamma.ndim != 2 or self.gamma.shape[0] != self.gamma.shape[1] or len(self.gamma) < 2:
+            raise ValueError(f"gamma: expected all pairs [n, n] of at least two inputs, got {list(self.gamma.shape)}")
+        chosen = np.triu_indices(len(self.gamma), 1)
+        first, second = (np.broadcast_to(scale, self.gamma.shape)[chosen] for scale in self.scales)
+        return InputPairs(self.gamma[chosen], (first, second))
+
+
+def real(name: str, value: Any) -> Array:
+    """An fp64 array of finite numbers.
+
+    Raises:
+        ValueError: naming the argument, where a value is not finite or no real number.
+    """
+    try:
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        if np.iscomplexobj(array):
+            raise TypeError("complex numbers")
+        array = array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected real numbers, got {type(value).__name__} ({error})") from error
+    require(name, array, np.isfinite(array), "finite numbers")
+    return array
+
+
+def require(name: str, array: Array, accepted: NDArray[np.bool_], expected: str) -> None:
+    """Raises ValueError naming the argument and the first value that is not accepted."""
+    if not accepted.all():
+        raise ValueError(f"{name}: expected {expected}, got {array[~accepted].flat[0]}")

@@ -1,0 +1,150 @@
+"""Tangent kernels of layers of infinite width, and their alignment with labels: the hierarchy at initialisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ahkernels.outputs import OutputSelection
+from ahkernels.report import AlignmentReport
+from ahkernels.signal_propagation.equilibrium import require_depth
+from ahkernels.signal_propagation.inputs import InputPairs
+from ahkernels.signal_propagation.network import Network
+from ahkernels.signal_propagation.propagation import layer_numbers, propagate
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerKernels:
+    """Kernels of layers of a network of infinite width, over n samples.
+
+    The tangent kernel of a layer's weights over (sample, output) pairs, divided by the layer's fan-in, goes to
+    K_l = k_l (x) I with an n x n kernel k_l = forward o backward (equation 9); that of its biases, divided likewise,
+    goes to 0.
+
+    Attributes:
+        depth: L.
+        layers: [k], counted from 1.
+        forward: I^f_l, [k, n, n].
+        backward: N I^b_l, [k, n, n].
+        norms: sqrt of the diagonal of k_l over e^log_scale, [k, n].
+        log_scale: [k], such that the greatest norm is 1: kernels may be beyond what a float holds.
+        lost: 1 - k_l(x, x') / (norms norms'), [k, n, n], with relative accuracy where k_l is nearly constant.
+    """
+
+    depth: int
+    layers: NDArray[np.int64]
+    forward: Array
+    backward: Array
+    norms: Array
+    log_scale: Array
+    lost: Array
+
+    def tangent(self) -> Array:
+        """k_l, [k, n, n]."""
+        scale = np.exp(self.log_scale)[:, None, None]
+        return scale * self.norms[:, :, None] * self.norms[:, None, :] * (1 - self.lost)
+
+    def alignment(self, y: Tensor) -> AlignmentReport:
+        """Centered kernel alignment of every K_l with the labels (equation 7).
+
+        Args:
+            y: class indices [n], one class for each of them, or a target matrix [n, o].
+
+        Returns:
+            A report with a layer's name "layer1", ...; norms and traces are those of K_l above. Layers whose centered
+            kernel is zero have nan.
+
+        Raises:
+            ValueError: for labels of a wrong shape or out of range; TypeError for another type.
+        """
+        n = self.norms.shape[1]
+        if not isinstance(y, Tensor):
+            y = torch.as_tensor(np.asarray(y))
+        outputs = y.shape[1] if y.dim() == 2 else int(y.max()) + 1 if y.numel() else 1
+        targets = OutputSelection("all", outputs).labels(y, n).numpy()
+        centered = targets - targets.mean()
+        found = [_measure(norms, lost, centered) for norms, lost in zip(self.norms, self.lost, strict=True)]
+        inner, square, trace = (torch.tensor(numbers, dtype=torch.float64) for numbers in zip(*found, strict=True))
+        norm, scale = square.sqrt(), torch.from_numpy(np.exp(self.log_scale))
+        return AlignmentReport(
+            layers=[f"layer{layer}" for layer in self.layers.tolist()],
+            cka=inner / norm / float((centered**2).sum()),
+            centered_norm=norm * scale,
+            trace=trace * scale,
+            n=n,
+            outputs="all",
+            precision="highest",
+        )
+
+
+def layer_kernels(
+    network: Network, x: Any, depth: int, layers: Sequence[int] | NDArray[np.int64] | None = None
+) -> LayerKernels:
+    """Tangent kernels of the layers of a network of infinite width and given depth.
+
+    Takes about 100 n^2 bytes a layer.
+
+    Args:
+        network: at initialisation.
+        x: [n, ...] samples, an array or a tensor.
+        depth: L, the number of layers with weights.
+        layers: counted from 1; None: all.
+
+    Raises:
+        ValueError: if an argument is out of range or not finite, or variances leave the range of a float.
+    """
+    depth = require_depth(depth)
+    wanted = layer_numbers(depth if layers is None else layers)
+    if wanted[-1] > depth:
+        raise ValueError(f"layers: expected numbers from 1 to {depth}, the depth, got {wanted[-1]}")
+    found = propagate(network, InputPairs.of_inputs(x), np.union1d(wanted, [max(1, depth - 1), depth]))
+    chosen = np.isin(found.layers, wanted)
+    sign, log = (part[chosen] for part in found.log_backward_information(depth))
+    own = np.diagonal(log, axis1=1, axis2=2)
+    excess = log - (own[:, :, None] + own[:, None, :]) / 2  # log of the correlation of gradients
+    forward_gamma = found.forward_gamma[chosen]
+    scale = np.ones(len(wanted))
+    if network.branch_scale is not None:
+        scale[(wanted > 1) & (wanted < depth)] = network.branch_scale**2
+    moment = found.moments[0][chosen][:, :, 0]
+    log_norms = (np.log(scale[:, None] * moment) + found.log_input_growth[chosen][:, None] + own) / 2
+    greatest = log_norms.max(axis=1)
+    return LayerKernels(
+        depth,
+        wanted,
+        forward=found.forward_information()[chosen],
+        backward=scale[:, None, None] * sign * np.exp(log),
+        norms=np.exp(log_norms - greatest[:, None]),
+        log_scale=2 * greatest,
+        lost=np.where(
+            sign > 0,
+            forward_gamma - (1 - forward_gamma) * np.expm1(excess),
+            1 - (1 - forward_gamma) * sign * np.exp(excess),
+        ),
+    )
+
+
+def _measure(norms: Array, lost: Array, centered: Array) -> tuple[float, float, float]:
+    """<y~, K y~>, ||C K C||_F^2 and trace of K = k (x) I, k = norms norms' (1 - lost), for targets y~ [n, o].
+
+    The constant part of k goes out before anything is squared.
+    """
+    outputs = centered.shape[1]
+    mean = norms.mean()
+    deviation = norms - mean
+    outer = np.outer(norms, norms)
+    gap = outer * lost
+    along = deviation @ centered + mean * centered.sum(axis=0)
+    inner = float((along**2).sum() - (centered * (gap @ centered)).sum())
+    means = gap.mean(axis=0)
+    around = np.outer(deviation, deviation) - (gap - means[:, None] - means[None, :] + means.mean())
+    square = float((outputs - 1) * ((outer - gap) ** 2).sum() + (around**2).sum())
+    return inner, square, float(outputs * (norms**2).sum())

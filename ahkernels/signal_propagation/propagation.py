@@ -1,0 +1,191 @@
+"""From inputs to any depth: correlations, forward and backward information of the layers that are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ahkernels.signal_propagation.inputs import InputPairs
+from ahkernels.signal_propagation.network import Layer, Network, State
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Propagation:
+    """What `propagate` found; pairs have any shape, written [...], and k layers were asked for.
+
+    The network itself is of infinite width; what depends on its depth L takes it as an argument.
+
+    Attributes:
+        network: that the pairs went through.
+        layers: [k], counted from 1, ascending.
+        gamma: [k, ...], 1 - correlation of the pre-activations z_l.
+        variances: of z_l(x) and z_l(x'), [k, ...], over e^log_growth.
+        log_growth: [k], 0 but for (leaky) ReLU without biases, where all variances grow alike, perhaps beyond a float.
+        forward_gamma: [k, ...], 1 - correlation of the layer's inputs phi(z_{l-1}): the loss of forward information.
+        moments: E[phi(z_{l-1})^2] of x and x', [k, ...], over e^log_input_growth; of layer 1, |x|^2 / d.
+        log_input_growth: [k], that of the layers' inputs.
+    """
+
+    network: Network
+    layers: NDArray[np.int64]
+    gamma: Array
+    variances: tuple[Array, Array]
+    log_growth: Array
+    forward_gamma: Array
+    moments: tuple[Array, Array]
+    log_input_growth: Array
+    _signs: Array  # [k, ...] of the product of slopes from layers[j] to layers[j + 1], and its logarithm
+    _logs: Array
+    _readout: Array  # [k, ...] slope from layers[j] + 1, were it the last layer
+
+    def forward_information(self) -> Array:
+        """I^f_l = E[phi(z_{l-1}(x)) phi(z_{l-1}(x'))] (definition 2), [k, ...]."""
+        scale = np.exp(self.log_input_growth).reshape(-1, *[1] * (self.forward_gamma.ndim - 1))
+        return scale * np.sqrt(self.moments[0] * self.moments[1]) * (1 - self.forward_gamma)
+
+    def backward_information(self, depth: int) -> Array:
+        """N I^b_l = E[<df/dz_l(x), df/dz_l(x')>] for one output f of a network of this depth, [layers <= depth, ...].
+
+        Definition 2 has the average over the N units of a layer, which vanishes as N grows; this is their sum. It is
+        the product of slopes over layers l + 1 ... L (equation 4 of appendix A), and 1 at the last layer.
+
+        Args:
+            depth: L; with L - 1 among the layers, for the last layer has no residual connection.
+
+        Raises:
+            ValueError: if it is below 1, or `layers` lacks what it needs.
+        """
+        sign, log = self.log_backward_information(depth)
+        return sign * np.exp(log)
+
+    def log_backward_information(self, depth: int) -> tuple[Array, Array]:
+        """Sign and logarithm of `backward_information`, for products below what a float holds."""
+        known = self.layers.tolist()
+        if depth not in known or (depth > 1 and depth - 1 not in known):
+            raise ValueError(f"depth: expected L with L - 1 and L among the layers, got {depth}")
+        end = known.index(depth)
+        sign, log = self._signs[: end + 1].copy(), self._logs[: end + 1].copy()
+        sign[end], log[end] = 1, 0
+        if depth > 1:
+            sign[end - 1] = np.sign(self._readout[end - 1])
+            log[end - 1] = _log(self._readout[end - 1])
+        total: Array = np.cumsum(log[::-1], axis=0, dtype=np.float64)[::-1]
+        signs: Array = np.cumprod(sign[::-1], axis=0, dtype=np.float64)[::-1]
+        return signs, total
+
+
+def propagate(
+    network: Network,
+    pairs: InputPairs,
+    layers: Sequence[int] | NDArray[np.int64] | int,
+    progress: bool = False,
+) -> Propagation:
+    """Carry pairs of inputs through a network of infinite width.
+
+    One layer at a time, in gamma = 1 - c; with (leaky) ReLU without biases all layers between those that are wanted are
+    one step, after the first few dozen (see `arc_cosine`), so that the cost does not grow with depth.
+
+    Args:
+        network: that they go through.
+        pairs: the inputs.
+        layers: to be recorded, each at least 1; a number L stands for all layers 1 ... L.
+        progress: show a progress bar.
+
+    Returns:
+        A `Propagation`; relative accuracy of gamma and of the products of slopes, also as both go to 0.
+
+    Raises:
+        ValueError: if a layer is below 1 or none is given, or variances leave the range of a float.
+    """
+    wanted = layer_numbers(layers)
+    with np.errstate(over="ignore", invalid="ignore"):  # which end in an error that says where
+        return _propagated(network, pairs, wanted, progress)
+
+
+def _propagated(network: Network, pairs: InputPairs, wanted: NDArray[np.int64], progress: bool) -> Propagation:
+    found = _empty(network, wanted, pairs)
+    layer, index = network.first(pairs.scales, pairs.gamma), 1
+    _require_variances(layer.state, index)
+    following = network.layer(layer.state)
+    bar = tqdm(total=int(wanted[-1]), initial=1, desc="layers", unit="layer", disable=not progress, leave=False)
+    for j, target in enumerate(wanted.tolist()):
+        sign, log = np.ones(pairs.gamma.shape), np.zeros(pairs.gamma.shape)
+        while index < target:
+            state = layer.state
+            if target - 1 > index and (far := network.many_layers(state, target - 1 - index)):
+                state, log_far = far
+                log, index = log + log_far, target - 1
+                following = network.layer(state)
+            sign, log = sign * np.sign(following.slope), log + _log(following.slope)
+            layer, index = following, index + 1
+            _require_variances(layer.state, index)
+            following = network.layer(layer.state)
+        bar.update(index - bar.n)
+        if j:
+            found._signs[j - 1], found._logs[j - 1] = sign, log
+        _record(found, j, layer, following.readout)
+    bar.close()
+    return found
+
+
+def _empty(network: Network, layers: NDArray[np.int64], pairs: InputPairs) -> Propagation:
+    def arrays(shape: tuple[int, ...]) -> Array:
+        return np.empty((len(layers), *shape))
+
+    first, second = (scale.shape for scale in pairs.scales)
+    shape = pairs.gamma.shape
+    return Propagation(
+        network,
+        layers,
+        gamma=arrays(shape),
+        variances=(arrays(first), arrays(second)),
+        log_growth=arrays(()),
+        forward_gamma=arrays(shape),
+        moments=(arrays(first), arrays(second)),
+        log_input_growth=arrays(()),
+        _signs=np.ones((len(layers), *shape)),
+        _logs=np.zeros((len(layers), *shape)),
+        _readout=arrays(shape),
+    )
+
+
+def _record(found: Propagation, j: int, layer: Layer, readout: Array) -> None:
+    found.gamma[j], found.forward_gamma[j], found._readout[j] = layer.state.gamma, layer.gamma, readout
+    found.log_growth[j], found.log_input_growth[j] = layer.state.log_scale, layer.log_scale
+    for k in range(2):
+        found.variances[k][j], found.moments[k][j] = layer.state.variances[k], layer.moments[k]
+
+
+def _log(slope: Array) -> Array:
+    with np.errstate(divide="ignore"):  # of 0, where opposite inputs of a ReLU share no active unit
+        log: Array = np.log(np.abs(slope))
+    return log
+
+
+def layer_numbers(layers: Sequence[int] | NDArray[np.int64] | int) -> NDArray[np.int64]:
+    """Distinct layers in ascending order; a number stands for all up to it.
+
+    Raises:
+        ValueError: if one is below 1 or no whole number, or there is none.
+    """
+    array = np.asarray(layers)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"layers: expected whole numbers, got {layers!r}")
+    if array.size == 0 or array.min() < 1:
+        raise ValueError(f"layers: expected numbers of at least 1, got {array.min() if array.size else 'none'}")
+    return np.arange(1, int(array) + 1) if array.ndim == 0 else np.unique(array.astype(np.int64))
+
+
+def _require_variances(state: State, index: int) -> None:
+    for variance in state.variances:
+        if not (np.isfinite(variance).all() and (variance > 0).all()):
+            raise ValueError(
+                f"network: expected variances that stay within the range of a float, got {variance.flat[0]} at layer "
+                f"{index}; choose weight_variance closer to the edge of chaos"
+            )
