@@ -241,6 +241,10 @@ def test_finite_width_agrees_with_infinite_width_within_errors(branch):
     assert np.abs(forward).max() < 4
     assert np.abs(backward).max() < 4
     assert np.abs(found.tangent.mean / theory.tangent() - 1).max() < 0.3
+    lost = sp.propagate(sp.Network(branch_scale=branch), sp.InputPairs.of_inputs(x), 6).forward_gamma
+    apart = ~np.eye(3, dtype=bool)
+    z = (found.forward_loss.mean - lost)[1:, apart] / found.forward_loss.error[1:, apart]
+    assert np.abs(z).max() < 4.5
 
 
 @pytest.mark.parametrize(

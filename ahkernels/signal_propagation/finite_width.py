@@ -40,6 +40,7 @@ class FiniteWidth:
         forward: I^f_{l,N} = E[<phi(z_{l-1}(x)), phi(z_{l-1}(x'))>] / fan-in, [k, n, n].
         backward: N I^b_{l,N} = E[<df/dz_l(x), df/dz_l(x')>] for an output f, [k, n, n].
         tangent: tangent kernel of the weights and one output over the fan-in, [k, n, n].
+        forward_loss: 1 - correlation of the layer's inputs in each network, [k, n, n].
     """
 
     layers: list[str]
@@ -47,6 +48,7 @@ class FiniteWidth:
     forward: Average
     backward: Average
     tangent: Average
+    forward_loss: Average
 
 
 def finite_width(
@@ -78,13 +80,13 @@ def finite_width(
         if list(found) != layers:
             raise ValueError(f"build: expected networks with layers {layers}, got {list(found)} for seed {seed + draw}")
         values.append(np.stack(list(found.values())))
-    stacked = np.stack(values)  # [draws, k, 3, n, n]
+    stacked = np.stack(values)  # [draws, k, 4, n, n]
     mean, error = stacked.mean(axis=0), stacked.std(axis=0, ddof=1) / np.sqrt(draws)
-    return FiniteWidth(layers, draws, *(Average(mean[:, i], error[:, i]) for i in range(3)))
+    return FiniteWidth(layers, draws, *(Average(mean[:, i], error[:, i]) for i in range(4)))
 
 
 def _information(name: str, kernel: TangentKernel) -> Array:
-    """Forward and backward Gram and their product, of one output in the mean over outputs, [3, n, n]."""
+    """Forward and backward Gram, their product, of one output in the mean over outputs, and forward loss, [4, n, n]."""
     if len(kernel.terms) != 1 or not kernel.factored or kernel.terms[0].forward.shape[1] != 1:
         raise ValueError(
             f"build: expected linear layers that are used once for a sample, got {name!r}, which is not one"
@@ -92,7 +94,10 @@ def _information(name: str, kernel: TangentKernel) -> Array:
     term = kernel.terms[0]
     forward = (_dense(kernel.forward_gram()) - float(term.bias)) / term.forward.shape[-1]
     backward = _dense(kernel.backward_gram()) / kernel.outputs.total
-    return np.stack([forward, backward, forward * backward])
+    length = np.sqrt(np.diagonal(forward))
+    with np.errstate(divide="ignore", invalid="ignore"):  # of an input that no unit is active for
+        loss = 1 - forward / length[:, None] / length[None, :]
+    return np.stack([forward, backward, forward * backward, loss])
 
 
 def _dense(kernel: TangentKernel) -> Array:
