@@ -68,8 +68,8 @@ def test_smooth_activations_agree_with_quadrature(name, q, p, gamma):
 
     def average(f):
         # Gaussian averages by the trapezoidal rule, which converges geometrically for these functions
-        step = mpmath.mpf(1) / 4
-        z = [step * i for i in range(-44, 45)]
+        step = mpmath.mpf(1) / 5
+        z = [step * i for i in range(-55, 56)]
         w = [mpmath.npdf(x) * step for x in z]
         return mpmath.fsum(u * v * f(x, y) for x, u in zip(z, w, strict=True) for y, v in zip(z, w, strict=True))
 
