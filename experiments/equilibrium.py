@@ -88,6 +88,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of the networks whose kernels are compared with the limit",
     )
+    p.add_argument(
+        "--alignment-widths",
+        type=command_line.whole(1),
+        nargs="+",
+        default=[64, 256, 1024],
+        metavar="N",
+        help="of the networks whose alignment at initialisation is compared with the limit's",
+    )
     p.add_argument("--kernel-draws", type=command_line.whole(1), default=4, metavar="K", help="networks of each width")
     p.add_argument(
         "--layerwise-depth",
@@ -107,7 +115,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     p = parser()
     args = p.parse_args(arguments)
     command_line.require_data_dir(p, args)
-    command_line.require_distinct(p, args, "--widths")
+    command_line.require_distinct(p, args, "--widths", "--alignment-widths")
     if len(args.widths) < 3:
         p.error(f"argument --widths: expected at least 3 numbers, to fit a slope, got {len(args.widths)}")
     return args
@@ -307,7 +315,7 @@ def build(width: int, depth: int, seed: int) -> torch.nn.Sequential:
 
 
 def finite_width(args: argparse.Namespace) -> list[Sampled]:
-    """Information of random networks by layer; returns the losses of forward information of two pairs."""
+    """Information of random networks by layer; returns the losses of forward information of three pairs."""
     x = inputs(args.epsilon, args.seed)
     make = partial(build, args.width, args.finite_depth)
     found = ah.signal_propagation.finite_width(make, x, args.draws, args.seed)
@@ -347,26 +355,15 @@ def finite_width(args: argparse.Namespace) -> list[Sampled]:
     save(args.output, "finite_width", rows)
     title = f"Random ReLU networks, width {args.width}, depth {args.finite_depth}: means of {args.draws}"
     equilibrium_figure.finite_width(shown, title, paths(args, "finite_width"))
-    return [forward_loss(args, x, i, j, theory.forward_gamma[:, i, j]) for i, j in ((0, 2), (0, 3), (0, 1))]
-
-
-def forward_loss(args: argparse.Namespace, x: Tensor, i: int, j: int, theory: Array) -> Sampled:
-    """1 - I^f(x, x') / sqrt(I^f(x, x) I^f(x', x')) of two inputs, of averages; errors by the jackknife over pairs.
-
-    Networks come two at a time, the fewest that have an average.
-    """
-    make = partial(build, args.width, args.finite_depth)
-    few = [ah.signal_propagation.finite_width(make, x[[i, j]], 2, args.seed + k) for k in range(0, args.draws - 1, 2)]
-    means = np.stack([one.forward.mean for one in few])  # [groups, L, 2, 2]
-    count = len(means)
-
-    def loss(mean: Array) -> Array:
-        return 1 - mean[..., 0, 1] / np.sqrt(mean[..., 0, 0] * mean[..., 1, 1])
-
-    without = loss((means.sum(axis=0) - means) / (count - 1))
-    error = np.sqrt((count - 1) / count * ((without - without.mean(axis=0)) ** 2).sum(axis=0))
-    correlation = 1 - theory[0]
-    return Sampled(f"correlation {correlation:.2f}", theory, loss(means.mean(axis=0)), error)
+    return [
+        Sampled(
+            f"correlation {1 - pairs.gamma[i, j]:.2f}",
+            theory.forward_gamma[:, i, j],
+            found.forward_loss.mean[:, i, j],
+            found.forward_loss.error[:, i, j],
+        )
+        for i, j in ((0, 2), (0, 3), (0, 1))
+    ]
 
 
 def kernel_convergence(args: argparse.Namespace) -> list[Fit]:
@@ -411,15 +408,19 @@ def initial_alignment(args: argparse.Namespace, dataset: data.Dataset) -> None:
     limit = ah.signal_propagation.layer_kernels(RELU, x, args.finite_depth)
     predicted = limit.alignment(torch.nn.functional.one_hot(y, dataset.classes).double()).cka.numpy()
     seeds = [args.seed + k for k in ALIGNMENT_SEEDS]
-    models = [feedforward(x.shape[1], args.width, args.finite_depth, dataset.classes, seed) for seed in seeds]
-    found = np.array([list(ah.layerwise_alignment(model, x, y, precision="highest").values()) for model in models])
-    columns = {f"seed_{seed}": found[k] for k, seed in enumerate(seeds)}
-    save(
-        args.output, "initial_alignment", table(layer=np.arange(1, len(predicted) + 1), predicted=predicted, **columns)
-    )
-    gap = np.abs(found.mean(axis=0) - predicted).max()
-    print(f"{args.dataset}: alignment at initialisation predicted to {gap:.4f}, in the mean of {len(seeds)} seeds")
-    title = f"{args.dataset}, {len(y):,} images: ReLU networks of depth {args.finite_depth}, width {args.width}"
+    found: dict[int, Array] = {}
+    columns: dict[str, Array] = {}
+    for width in sorted(args.alignment_widths):
+        models = (feedforward(x.shape[1], width, args.finite_depth, dataset.classes, seed) for seed in seeds)
+        found[width] = np.array(
+            [list(ah.layerwise_alignment(model, x, y, precision="highest").values()) for model in models]
+        )
+        columns |= {f"width_{width}_seed_{seed}": found[width][k] for k, seed in enumerate(seeds)}
+        gap = np.abs(found[width].mean(axis=0) - predicted).max()
+        print(f"{args.dataset}, width {width}: alignment within {gap:.4f} of the limit's, in the mean of seeds")
+    layers = np.arange(1, len(predicted) + 1)
+    save(args.output, "initial_alignment", table(layer=layers, predicted=predicted, **columns))
+    title = f"{args.dataset}, {len(y):,} images: ReLU networks of depth {args.finite_depth}, {len(seeds)} seeds"
     equilibrium_figure.alignment(predicted, found, title, paths(args, "initial_alignment"))
 
 
@@ -444,7 +445,7 @@ def study(args: argparse.Namespace) -> int:
     make_folder(args.output)
     names = ("dataset", "train_size", "probe_size", "epsilon", "width", "finite_depth", "draws", "widths")
     config = {
-        name: getattr(args, name) for name in (*names, "kernel_draws", "layerwise_depth", "seed")
+        name: getattr(args, name) for name in (*names, "alignment_widths", "kernel_draws", "layerwise_depth", "seed")
     } | dataset.describe()
     environment = describe_environment(torch.device("cpu"), ah.build_info())
     for name, content in (("config", config), ("environment", environment)):

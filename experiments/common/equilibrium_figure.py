@@ -122,23 +122,24 @@ def finite_width(quantities: Mapping[str, Sequence[Sampled]], title: str, paths:
         figure.suptitle(title, fontsize=12)
 
 
-def alignment(predicted: Array, measured: Array, title: str, paths: Sequence[Path]) -> None:
+def alignment(predicted: Array, measured: Mapping[int, Array], title: str, paths: Sequence[Path]) -> None:
     """Draw predicted alignment with the labels by layer, and that of random networks.
 
     Args:
-        predicted: [L].
-        measured: [seeds, L].
+        predicted: [L], of infinite width.
+        measured: [seeds, L] by width.
         title: above the figure.
         paths: files to write; the suffixes decide the formats.
     """
     with saved(paths, (7.6, 5.0), STYLE) as figure:
         ax = figure.subplots()
         index = np.arange(1, len(predicted) + 1)
-        ax.fill_between(index, measured.min(axis=0), measured.max(axis=0), color=VERMILION, alpha=0.2, lw=0)
-        label = f"random networks: mean and range of {len(measured)} seeds"
-        ax.plot(index, measured.mean(axis=0), "s", color=VERMILION, ms=5, label=label)
-        ax.plot(index, predicted, "-", color=BLUE, lw=1.8, label="infinite width")
-        ax.set_ylim(0, 1.12 * max(predicted.max(), measured.max()))
+        ax.plot(index, predicted, "-", color="black", lw=1.8, label="infinite width")
+        for i, (width, values) in reversed(list(enumerate(measured.items()))):
+            ax.fill_between(index, values.min(axis=0), values.max(axis=0), color=COLOURS[i], alpha=0.2, lw=0)
+            label = f"width {width:,}: mean and range"
+            ax.plot(index, values.mean(axis=0), MARKERS[i], color=COLOURS[i], ms=5, label=label)
+        ax.set_ylim(0, 1.12 * max(predicted.max(), *(values.max() for values in measured.values())))
         ax.set_ylabel("alignment with labels at initialisation (CKA)")
         layer_axis(ax, len(index))
         ax.legend(loc="upper right")
