@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of the networks whose alignment at initialisation is compared with the limit's",
     )
-    p.add_argument("--kernel-draws", type=command_line.whole(1), default=4, metavar="K", help="networks of each width")
+    p.add_argument("--kernel-draws", type=command_line.whole(1), default=24, metavar="K", help="networks of each width")
     p.add_argument(
         "--layerwise-depth",
         type=command_line.whole(2 * LEAST_LAYERWISE),

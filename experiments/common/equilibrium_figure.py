@@ -117,7 +117,7 @@ def finite_width(quantities: Mapping[str, Sequence[Sampled]], title: str, paths:
             _draw_sampled(ax, sampled)
             ax.set_ylabel(label)
             low, high = ax.get_ylim()
-            ax.set_ylim(low, high + 0.25 * (high - low))  # room for the legend
+            ax.set_ylim(low, high + 0.4 * (high - low))  # room for the legend
             ax.set_title(f"({letter}) {label.partition(' (')[0]}", fontsize=11)
         figure.suptitle(title, fontsize=12)
 
