@@ -41,6 +41,7 @@ TANH_BIAS = 0.05
 INPUTS, INPUT_SIZE = 4, 64  # of the comparison with random networks
 KERNEL_DEPTH, KERNEL_OUTPUTS, KERNEL_INPUTS = 6, 10, 16
 ALIGNMENT_SEEDS = range(4)
+OUTPUTS = {"all": "over samples and outputs", "trace": "summed over outputs"}
 
 
 class Fit(NamedTuple):
@@ -406,22 +407,25 @@ def initial_alignment(args: argparse.Namespace, dataset: data.Dataset) -> None:
     chosen = data.stratified_subset(dataset.train_y, args.probe_size, args.seed)
     x, y = dataset.train_x[chosen], dataset.train_y[chosen]
     limit = ah.signal_propagation.layer_kernels(RELU, x, args.finite_depth)
-    predicted = limit.alignment(torch.nn.functional.one_hot(y, dataset.classes).double()).cka.numpy()
+    one_hot = torch.nn.functional.one_hot(y, dataset.classes).double()
     seeds = [args.seed + k for k in ALIGNMENT_SEEDS]
-    found: dict[int, Array] = {}
-    columns: dict[str, Array] = {}
-    for width in sorted(args.alignment_widths):
-        models = (feedforward(x.shape[1], width, args.finite_depth, dataset.classes, seed) for seed in seeds)
-        found[width] = np.array(
-            [list(ah.layerwise_alignment(model, x, y, precision="highest").values()) for model in models]
-        )
-        columns |= {f"width_{width}_seed_{seed}": found[width][k] for k, seed in enumerate(seeds)}
-        gap = np.abs(found[width].mean(axis=0) - predicted).max()
-        print(f"{args.dataset}, width {width}: alignment within {gap:.4f} of the limit's, in the mean of seeds")
-    layers = np.arange(1, len(predicted) + 1)
-    save(args.output, "initial_alignment", table(layer=layers, predicted=predicted, **columns))
+    panels: dict[str, tuple[Array, dict[int, Array]]] = {}
+    columns: dict[str, Array] = {"layer": np.arange(1, args.finite_depth + 1)}
+    for outputs, heading in OUTPUTS.items():
+        predicted = limit.alignment(one_hot, outputs).cka.numpy()
+        columns[f"predicted_{outputs}"] = predicted
+        found: dict[int, Array] = {}
+        for width in sorted(args.alignment_widths):
+            models = (feedforward(x.shape[1], width, args.finite_depth, dataset.classes, seed) for seed in seeds)
+            reports = (ah.layerwise_alignment(model, x, y, outputs=outputs, precision="highest") for model in models)
+            found[width] = np.stack([report.cka.numpy() for report in reports])
+            columns |= {f"{outputs}_width_{width}_seed_{seed}": found[width][k] for k, seed in enumerate(seeds)}
+            gap = np.abs(found[width].mean(axis=0) - predicted).max()
+            print(f"alignment at initialisation, {heading}, width {width}: within {gap:.4f} of the limit's")
+        panels[heading] = predicted, found
+    save(args.output, "initial_alignment", table(**columns))
     title = f"{args.dataset}, {len(y):,} images: ReLU networks of depth {args.finite_depth}, {len(seeds)} seeds"
-    equilibrium_figure.alignment(predicted, found, title, paths(args, "initial_alignment"))
+    equilibrium_figure.alignment(panels, title, paths(args, "initial_alignment"))
 
 
 # ---- the study

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import ahkernels as ah
 from ahkernels import signal_propagation as sp
 
 SMOOTH = {"tanh": mpmath.tanh, "erf": mpmath.erf, "gelu": lambda x: x * mpmath.ncdf(x)}
@@ -186,6 +187,24 @@ def test_alignment_of_infinite_width_is_that_of_its_dense_kernels():
         assert float(report.centered_norm[j]) == pytest.approx(norm, rel=1e-10)
         assert float(report.trace[j]) == pytest.approx(np.trace(dense), rel=1e-10)
     np.testing.assert_allclose(kernels.tangent(), kernels.forward * kernels.backward, rtol=1e-10)
+    summed = kernels.alignment(y, outputs="trace")
+    rows = nn.functional.one_hot(y, 3).double().numpy()
+    rows = rows - rows.mean(0)
+    for j, k in enumerate(kernels.tangent()):
+        centered = 3 * (k - k.mean(0) - k.mean(1)[:, None] + k.mean())
+        want = (centered * (rows @ rows.T)).sum() / np.linalg.norm(centered) / np.linalg.norm(rows @ rows.T)
+        assert float(summed.cka[j]) == pytest.approx(want, rel=1e-10)
+        assert float(summed.centered_norm[j]) == pytest.approx(np.linalg.norm(centered), rel=1e-10)
+        assert float(summed.trace[j]) == pytest.approx(3 * np.trace(k), rel=1e-10)
+
+
+def test_alignment_of_wide_networks_is_near_that_of_the_limit():
+    x, y = torch.randn(16, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(3)), torch.arange(16) % 3
+    kernels = sp.layer_kernels(sp.Network(), x, 4)
+    models = [build(1024, 4, None)(seed) for seed in range(3)]
+    for outputs in ("all", "trace"):
+        found = torch.stack([ah.layerwise_alignment(model, x, y, outputs=outputs).cka for model in models]).mean(0)
+        torch.testing.assert_close(found, kernels.alignment(y, outputs).cka, rtol=0.2, atol=0.01)
 
 
 def test_alignment_of_one_output_survives_depth():
@@ -274,6 +293,7 @@ def test_finite_width_agrees_with_infinite_width_within_errors(branch):
         (lambda: sp.asymptotics(sp.Network("linear")), "network: expected"),
         (lambda: sp.layer_kernels(sp.Network(), np.full((2, 2), np.nan), 3), "x: expected finite"),
         (lambda: sp.finite_width(lambda seed: nn.Linear(2, 2), torch.ones(2, 2), draws=1), "draws: expected"),
+        (lambda: sp.layer_kernels(sp.Network(), np.eye(2), 2).alignment(np.arange(2), "sum"), "outputs: expected"),
         (lambda: sp.fit_power_law([1, 2], [1, 2]), "x: expected at least 3"),
         (lambda: sp.fit_power_law([1, 2, 0], [1, 2, 3]), "x: expected numbers above 0"),
         (lambda: sp.Network(sp.Smooth(np.abs), 1.0).correlation_map(0.5, 1.0), "activation: expected a smooth"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -52,11 +52,13 @@ class LayerKernels:
         scale = np.exp(self.log_scale)[:, None, None]
         return scale * self.norms[:, :, None] * self.norms[:, None, :] * (1 - self.lost)
 
-    def alignment(self, y: Tensor) -> AlignmentReport:
+    def alignment(self, y: Tensor, outputs: Literal["all", "trace"] = "all") -> AlignmentReport:
         """Centered kernel alignment of every K_l with the labels (equation 7).
 
         Args:
-            y: class indices [n], one class for each of them, or a target matrix [n, o].
+            y: class indices [n] of as many classes as there are outputs, or a target matrix [n, o].
+            outputs: "all": K_l over (sample, output) pairs; "trace": its sum over outputs, n x n, whose finite-width
+                counterpart is much closer: kernels between different outputs, which are 0 here, do not enter.
 
         Returns:
             A report with a layer's name "layer1", ...; norms and traces are those of K_l above. Layers whose centered
@@ -68,19 +70,23 @@ class LayerKernels:
         n = self.norms.shape[1]
         if not isinstance(y, Tensor):
             y = torch.as_tensor(np.asarray(y))
-        outputs = y.shape[1] if y.dim() == 2 else int(y.max()) + 1 if y.numel() else 1
-        targets = OutputSelection("all", outputs).labels(y, n).numpy()
-        centered = targets - targets.mean()
-        found = [_measure(norms, lost, centered) for norms, lost in zip(self.norms, self.lost, strict=True)]
+        classes = y.shape[1] if y.dim() == 2 else int(y.max()) + 1 if y.numel() else 1
+        if outputs not in ("all", "trace"):
+            raise ValueError(f'outputs: expected "all" or "trace", got {outputs!r}')
+        targets = OutputSelection(outputs, classes).labels(y, n).numpy()
+        pairs = outputs == "all"
+        centered = targets - (targets.mean() if pairs else targets.mean(axis=0))
+        labels = float((centered**2).sum()) if pairs else float(np.linalg.norm(centered.T @ centered))
+        found = [_measure(norms, lost, centered, pairs) for norms, lost in zip(self.norms, self.lost, strict=True)]
         inner, square, trace = (torch.tensor(numbers, dtype=torch.float64) for numbers in zip(*found, strict=True))
         norm, scale = square.sqrt(), torch.from_numpy(np.exp(self.log_scale))
         return AlignmentReport(
             layers=[f"layer{layer}" for layer in self.layers.tolist()],
-            cka=inner / norm / float((centered**2).sum()),
+            cka=inner / norm / labels,
             centered_norm=norm * scale,
             trace=trace * scale,
             n=n,
-            outputs="all",
+            outputs=outputs,
             precision="highest",
         )
 
@@ -132,10 +138,11 @@ def layer_kernels(
     )
 
 
-def _measure(norms: Array, lost: Array, centered: Array) -> tuple[float, float, float]:
-    """<y~, K y~>, ||C K C||_F^2 and trace of K = k (x) I, k = norms norms' (1 - lost), for targets y~ [n, o].
+def _measure(norms: Array, lost: Array, centered: Array, pairs: bool) -> tuple[float, float, float]:
+    """<K, Y~ Y~^T>, ||C K C||_F^2 and trace, for k = norms norms' (1 - lost) and targets Y~ [n, o].
 
-    The constant part of k goes out before anything is squared.
+    K is k (x) I over pairs of samples and outputs, with the vector of all targets, or o k over samples. The constant
+    part of k goes out before anything is squared.
     """
     outputs = centered.shape[1]
     mean = norms.mean()
@@ -146,5 +153,7 @@ def _measure(norms: Array, lost: Array, centered: Array) -> tuple[float, float, 
     inner = float((along**2).sum() - (centered * (gap @ centered)).sum())
     means = gap.mean(axis=0)
     around = np.outer(deviation, deviation) - (gap - means[:, None] - means[None, :] + means.mean())
-    square = float((outputs - 1) * ((outer - gap) ** 2).sum() + (around**2).sum())
-    return inner, square, float(outputs * (norms**2).sum())
+    square, trace = float((around**2).sum()), float(outputs * (norms**2).sum())
+    if pairs:
+        return inner, square + float((outputs - 1) * ((outer - gap) ** 2).sum()), trace
+    return outputs * inner, outputs**2 * square, trace

@@ -122,27 +122,28 @@ def finite_width(quantities: Mapping[str, Sequence[Sampled]], title: str, paths:
         figure.suptitle(title, fontsize=12)
 
 
-def alignment(predicted: Array, measured: Mapping[int, Array], title: str, paths: Sequence[Path]) -> None:
-    """Draw predicted alignment with the labels by layer, and that of random networks.
+def alignment(panels: Mapping[str, tuple[Array, Mapping[int, Array]]], title: str, paths: Sequence[Path]) -> None:
+    """Draw predicted alignment with the labels by layer, and that of random networks, a panel for each kind of kernel.
 
     Args:
-        predicted: [L], of infinite width.
-        measured: [seeds, L] by width.
+        panels: by heading, the prediction [L] of infinite width, and what was measured, [seeds, L] by width.
         title: above the figure.
         paths: files to write; the suffixes decide the formats.
     """
-    with saved(paths, (7.6, 5.0), STYLE) as figure:
-        ax = figure.subplots()
-        index = np.arange(1, len(predicted) + 1)
-        ax.plot(index, predicted, "-", color="black", lw=1.8, label="infinite width")
-        for i, (width, values) in reversed(list(enumerate(measured.items()))):
-            ax.fill_between(index, values.min(axis=0), values.max(axis=0), color=COLOURS[i], alpha=0.2, lw=0)
-            label = f"width {width:,}: mean and range"
-            ax.plot(index, values.mean(axis=0), MARKERS[i], color=COLOURS[i], ms=5, label=label)
-        ax.set_ylim(0, 1.12 * max(predicted.max(), *(values.max() for values in measured.values())))
-        ax.set_ylabel("alignment with labels at initialisation (CKA)")
-        layer_axis(ax, len(index))
-        ax.legend(loc="upper right")
+    with saved(paths, (6.4 * len(panels), 5.0), STYLE) as figure:
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for letter, ax, (heading, (predicted, measured)) in zip("abcd", axes, panels.items(), strict=False):
+            index = np.arange(1, len(predicted) + 1)
+            ax.plot(index, predicted, "-", color="black", lw=1.8, label="infinite width", zorder=3)
+            for i, (width, values) in reversed(list(enumerate(measured.items()))):
+                ax.fill_between(index, values.min(axis=0), values.max(axis=0), color=COLOURS[i], alpha=0.2, lw=0)
+                label = f"width {width:,}: mean and range"
+                ax.plot(index, values.mean(axis=0), MARKERS[i], color=COLOURS[i], ms=4.5, label=label)
+            ax.set_ylim(0, 1.3 * max(predicted.max(), *(values.max() for values in measured.values())))
+            ax.set_ylabel("alignment with labels at initialisation (CKA)")
+            layer_axis(ax, len(index))
+            ax.legend(loc="upper right", fontsize=9.5)
+            ax.set_title(f"({letter}) kernels {heading}", fontsize=11)
         figure.suptitle(title, fontsize=12)
 
 

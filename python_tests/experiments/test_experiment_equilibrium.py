@@ -47,12 +47,14 @@ def test_exponents_are_those_of_the_theorems(output: Path) -> None:
     assert -0.9 < float(fits["tangent kernels at finite width"]["plain_exponent"]) < -0.3
 
 
-def test_wider_networks_are_closer_to_the_limit(output: Path) -> None:
+@pytest.mark.parametrize("outputs", ["all", "trace"])
+def test_wider_networks_are_closer_to_the_limit(output: Path, outputs: str) -> None:
     rows = read(output / "initial_alignment.csv")
 
     def gap(width: int) -> float:
         found = [
-            sum(float(row[f"width_{width}_seed_{seed}"]) for seed in range(4)) / 4 - float(row["predicted"])
+            sum(float(row[f"{outputs}_width_{width}_seed_{seed}"]) for seed in range(4)) / 4
+            - float(row[f"predicted_{outputs}"])
             for row in rows
         ]
         return max(map(abs, found))
