@@ -24,6 +24,7 @@ from common import command_line, data, equilibrium_figure
 from common.equilibrium_figure import Curve, Panel, Sampled
 from common.figures import Array
 from common.models import feedforward
+from common.running import say
 from common.store import Row, describe_environment, make_folder, write_atomically
 from torch import Tensor
 
@@ -319,7 +320,7 @@ def finite_width(args: argparse.Namespace) -> list[Sampled]:
     """Information of random networks by layer; returns the losses of forward information of three pairs."""
     x = inputs(args.epsilon, args.seed)
     make = partial(build, args.width, args.finite_depth)
-    found = ah.signal_propagation.finite_width(make, x, args.draws, args.seed)
+    found = ah.signal_propagation.finite_width(make, x, args.draws, args.seed, sys.stderr.isatty())
     pairs = InputPairs.of_inputs(x)
     theory = ah.signal_propagation.propagate(RELU, pairs, args.finite_depth)
     expected = {"forward": theory.forward_information(), "backward": theory.backward_information(args.finite_depth)}
@@ -454,8 +455,13 @@ def study(args: argparse.Namespace) -> int:
     environment = describe_environment(torch.device("cpu"), ah.build_info())
     for name, content in (("config", config), ("environment", environment)):
         write_atomically(args.output / f"{name}.json", (json.dumps(content, indent=2) + "\n").encode())
+    say(f"{args.draws} random networks of width {args.width} and depth {args.finite_depth}")
     losses = finite_width(args)
-    fits = [*theorem1(args, losses), *theorem2(args), *corollary1(args), *kernel_convergence(args)]
+    say("theorems 1 and 2 and corollary 1")
+    fits = [*theorem1(args, losses), *theorem2(args), *corollary1(args)]
+    say(f"{args.kernel_draws} networks of each of {len(args.widths)} widths")
+    fits += kernel_convergence(args)
+    say(f"alignment of {len(ALIGNMENT_SEEDS)} networks of each of {len(args.alignment_widths)} widths")
     initial_alignment(args, dataset)
     save(args.output, "exponents", [row(fit) for fit in fits])
     print_table(fits)
