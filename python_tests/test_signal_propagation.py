@@ -294,6 +294,16 @@ def test_finite_width_agrees_with_infinite_width_within_errors(branch):
         (lambda: sp.layer_kernels(sp.Network(), np.full((2, 2), np.nan), 3), "x: expected finite"),
         (lambda: sp.finite_width(lambda seed: nn.Linear(2, 2), torch.ones(2, 2), draws=1), "draws: expected"),
         (lambda: sp.layer_kernels(sp.Network(), np.eye(2), 2).alignment(np.arange(2), "sum"), "outputs: expected"),
+        (lambda: sp.InputPairs([0.5], (1.0,)), "scales: expected a tuple of two"),
+        (lambda: sp.InputPairs.of_correlations(0.5, "a"), "scale: expected real numbers"),
+        (lambda: sp.InputPairs.apart("a"), "epsilon: expected a finite number in"),
+        (lambda: sp.Network(branch_scale="a"), "branch_scale: expected .* got 'a'"),
+        (lambda: sp.Network(bias_variance=None), "bias_variance: expected .* got None"),
+        (
+            lambda: sp.Network(sp.Smooth(np.sum), 1.0).correlation_map(0.5, 1.0),
+            "activation: expected .* keeps the shape",
+        ),
+        (lambda: sp.finite_width(lambda seed: nn.Linear(2, 2), torch.ones(2, 2), 2, "a"), "seed: expected a whole"),
         (lambda: sp.fit_power_law([1, 2], [1, 2]), "x: expected at least 3"),
         (lambda: sp.fit_power_law([1, 2, 0], [1, 2, 3]), "x: expected numbers above 0"),
         (lambda: sp.Network(sp.Smooth(np.abs), 1.0).correlation_map(0.5, 1.0), "activation: expected a smooth"),
@@ -302,6 +312,34 @@ def test_finite_width_agrees_with_infinite_width_within_errors(branch):
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: sp.propagate("relu", sp.InputPairs(0.5), 3),
+            r"network: expected a Network, such as Network\('relu'\)",
+        ),
+        (lambda: sp.asymptotics("relu"), "network: expected a Network"),
+        (lambda: sp.propagate(sp.Network(), [0.5], 3), "pairs: expected InputPairs, got list"),
+        (lambda: sp.Smooth("tanh"), "function: expected a function of an array, got str"),
+        (lambda: sp.finite_width(nn.Linear(2, 2), torch.ones(2, 2)), "build: expected a function .* got Linear"),
+        (lambda: sp.fit_power_law([1, 2, 3], [1, 2, 3], 5), "corrections: expected a sequence of columns, got int"),
+    ],
+)
+def test_wrong_types_are_named(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_undefined_alignments_are_nan_with_a_warning():
+    kernels = sp.layer_kernels(sp.Network(), np.eye(3), 2)
+    with pytest.warns(ah.DegenerateKernelWarning, match="y is the same in every row"):
+        assert kernels.alignment(torch.zeros(3, dtype=torch.long)).cka.isnan().all()
+    with pytest.warns(ah.DegenerateKernelWarning, match="kernel of layer1 is constant"):
+        alike = sp.layer_kernels(sp.Network(), np.ones((3, 2)), 1)
+        assert alike.alignment(torch.rand(3, 1)).cka.isnan().all()
 
 
 def test_variances_out_of_range_are_named():

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from ahkernels.signal_propagation.arc_cosine import ArcCosineMap
+from ahkernels.signal_propagation.inputs import require_number
 
 Array = NDArray[np.float64]
 
@@ -53,10 +54,9 @@ class Activation(ABC):
     def pair(self, variances: tuple[Array, Array], gamma: Array) -> Pair:
         """What becomes of pairs with these variances (above 0) and correlation 1 - gamma."""
 
+    @abstractmethod
     def moment_slope(self, variance: Array) -> Array:
         """D E[phi(u)^2] / d variance = E[phi'(u)^2 + phi(u) phi''(u)]."""
-        h = 1e-5 * variance
-        return (self.moment(variance + h) - self.moment(variance - h)) / (2 * h)
 
     def derivative_moment(self, variance: Array) -> Array:
         """E[phi'(u)^2] for u ~ N(0, variance)."""
@@ -75,8 +75,7 @@ class LeakyReLU(Activation):
     negative_slope: float = 0.01
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.negative_slope):
-            raise ValueError(f"negative_slope: expected a finite number, got {self.negative_slope}")
+        require_number("negative_slope", self.negative_slope, lambda value: True)
 
     @property
     def gain(self) -> float:
@@ -148,9 +147,16 @@ class Smooth(Activation):
     Attributes:
         function: elementwise on arrays. Functions with a kink or a jump have no short series: their use ends in an
             error, as does that of variances so large that a smooth one looks like it.
+
+    Raises:
+        TypeError: if it is no function.
     """
 
     function: Callable[[Array], Array]
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(f"function: expected a function of an array, got {type(self.function).__name__}")
 
     def moment(self, variance: Array) -> Array:
         """E[phi(u)^2]."""
@@ -182,7 +188,13 @@ class Smooth(Activation):
             raise ValueError(
                 f"variance: expected at most {MOST_VARIANCE:g} for a smooth activation, got {variance.max():.3g}"
             )
-        values = np.asarray(self.function(np.sqrt(variance)[..., None] * z), dtype=np.float64)
+        points = np.sqrt(variance)[..., None] * z
+        values = np.asarray(self.function(points), dtype=np.float64)
+        if values.shape != points.shape:
+            raise ValueError(
+                f"activation: expected a function that keeps the shape of an array, here {list(points.shape)}, got "
+                f"{list(values.shape)}"
+            )
         if not np.isfinite(values).all():
             raise ValueError("activation: expected finite values on the real line, got some that are not")
         return values

@@ -32,6 +32,7 @@ ORDER = 12  # of the series
 _TERMS = ORDER + 3  # of the series that they come from
 _SMALL = 0.7  # below this angle, sin t - t cos t comes from its series
 _SINE = [(-1) ** k * (2 * k + 2) / math.factorial(2 * k + 3) for k in range(8)]  # (sin t - t cos t) / t^3 in t^2
+_COSINE = [(-1) ** k / math.factorial(2 * k + 2) for k in range(8)]  # (1 - cos t) / t^2 in t^2
 NEWTON_STEPS = 8  # from 3 pi / (kappa t) = A, which is within a few percent
 
 
@@ -68,7 +69,7 @@ class ArcCosineMap:
 
     # ---- many layers at once
 
-    @property
+    @cached_property
     def reach(self) -> float:
         """The angle up to which both series hold to rounding."""
         if self.kappa == 0:
@@ -115,9 +116,7 @@ class ArcCosineMap:
     def _next_angle(self) -> Array:
         """Coefficients of t' / t in t: t' = 2 arcsin sqrt(gamma' / 2)."""
         cosine, sine = np.zeros(_TERMS), np.zeros(_TERMS)
-        for k in range((_TERMS + 1) // 2):
-            cosine[2 * k] = (-1) ** k / math.factorial(2 * k + 2)  # (1 - cos t) / t^2
-            sine[2 * k] = (-1) ** k * (2 * k + 2) / math.factorial(2 * k + 3)
+        cosine[::2], sine[::2] = _COSINE, _SINE
         square = 2 * cosine - 2 * self.kappa / math.pi * _shift(sine, 1)  # (2 sin(t' / 2))^2 / t^2
         binomial = np.cumprod(np.array([1.0, *((1.5 - k) / k for k in range(1, _TERMS))]))
         root = _compose(binomial, _without_constant(square))

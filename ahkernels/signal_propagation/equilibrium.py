@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ahkernels.signal_propagation.inputs import InputPairs
-from ahkernels.signal_propagation.network import Network, State
-from ahkernels.signal_propagation.propagation import Propagation, layer_numbers, propagate
+from ahkernels.signal_propagation.network import Network, State, require_network
+from ahkernels.signal_propagation.propagation import (
+    Propagation,
+    last_layers,
+    layers_within,
+    propagate,
+    require_depth,
+)
 
 Array = NDArray[np.float64]
 Over = Literal["sup", "mean"]
@@ -59,11 +65,8 @@ def information_loss(
         ValueError: if an argument is out of range, or variances leave the range of a float.
     """
     depth = require_depth(depth)
-    wanted = layer_numbers(depth if layers is None else layers)
-    if wanted[-1] > depth:
-        raise ValueError(f"layers: expected numbers from 1 to {depth}, the depth, got {wanted[-1]}")
-    pairs = _pairs(pairs)
-    losses = _Losses(network, pairs, np.union1d(wanted, [max(1, depth - 1), depth]), over, progress)
+    wanted = layers_within(depth, layers)
+    losses = _Losses(network, pairs, np.union1d(wanted, last_layers([depth])), over, progress)
     chosen = np.isin(losses.layers, wanted)
     return InformationLoss(depth, wanted, losses.forward()[chosen], losses.backward(depth)[chosen])
 
@@ -97,13 +100,12 @@ def equilibrium(
     if numbers.ndim != 1 or numbers.size == 0:
         raise ValueError(f"depths: expected one or several, got shape {list(numbers.shape)}")
     wanted = [require_depth(depth) for depth in numbers.tolist()]
-    pairs = _pairs(pairs)
-    ends = {end for depth in wanted for end in (max(1, depth - 1), depth)}
+    ends = last_layers(wanted)
     brackets = {depth: (1, depth) for depth in wanted}
     found: dict[int, float] = {}
     while brackets:
-        tried = {number for low, high in brackets.values() for number in _between(low, high)}
-        losses = _Losses(network, pairs, np.array(sorted(ends | tried)), over, progress)
+        tried = [_between(low, high) for low, high in brackets.values()]
+        losses = _Losses(network, pairs, np.unique(np.concatenate([ends, *tried])), over, progress)
         forward = losses.forward()
         for depth, (low, high) in list(brackets.items()):
             backward = losses.backward(depth)
@@ -152,6 +154,7 @@ def asymptotics(network: Network) -> Asymptotics:
     Raises:
         ValueError: if information is lost at another rate: exponentially, or not at all.
     """
+    require_network(network)
     homogeneous = network.homogeneous_map
     if homogeneous and homogeneous.kappa:
         return _balanced(-2.0, 4.5 * (math.pi / homogeneous.kappa) ** 2, -3.0)
@@ -177,10 +180,11 @@ class _Losses:
     """Both losses over a set of pairs, for networks of several depths."""
 
     def __init__(
-        self, network: Network, pairs: InputPairs, layers: NDArray[np.int64], over: Over, progress: bool
+        self, network: Network, pairs: InputPairs | None, layers: NDArray[np.int64], over: Over, progress: bool
     ) -> None:
         if over not in ("sup", "mean"):
             raise ValueError(f'over: expected "sup" or "mean", got {over!r}')
+        pairs = InputPairs.apart(0.1) if pairs is None else pairs
         self.over = over
         self.layers = layers
         self._pairs = propagate(network, pairs, layers, progress)
@@ -209,22 +213,6 @@ def _own(network: Network, scale: Array, layers: NDArray[np.int64], progress: bo
     return propagate(network, InputPairs(np.zeros_like(scale), (scale, scale)), layers, progress)
 
 
-def _pairs(pairs: InputPairs | None) -> InputPairs:
-    if pairs is None:
-        return InputPairs.apart(0.1)
-    if not isinstance(pairs, InputPairs):
-        raise TypeError(f"pairs: expected InputPairs or None, got {type(pairs).__name__}")
-    return pairs
-
-
-def require_depth(depth: Any) -> int:
-    """Raises ValueError naming `depth` for anything but a whole number of at least 1."""
-    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 1:
-        raise ValueError(f"depth: expected a whole number of at least 1, got {depth!r}")
-    return int(depth)
-
-
-def _between(low: int, high: int) -> list[int]:
-    """Both and at most POINTS log-spaced layers between them."""
-    layers = np.unique(np.round(np.geomspace(low, high, POINTS)).astype(np.int64))
-    return [int(layer) for layer in layers]
+def _between(low: int, high: int) -> NDArray[np.int64]:
+    """At most POINTS log-spaced layers from low to high, both among them."""
+    return np.unique(np.round(np.geomspace(low, high, POINTS)).astype(np.int64))

@@ -67,7 +67,12 @@ def finite_width(
     Raises:
         ValueError: if there are fewer than 2 draws, a layer is no linear one, or networks differ in their layers; and
             what capture raises.
+        TypeError: if `build` is no function.
     """
+    if isinstance(build, nn.Module) or not callable(build):
+        raise TypeError(f"build: expected a function that makes the network of a seed, got {type(build).__name__}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed: expected a whole number, got {seed!r}")
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
         raise ValueError(f"draws: expected a whole number of at least 2, got {draws!r}")
     values: list[Array] = []

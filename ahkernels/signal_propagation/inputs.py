@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 Array = NDArray[np.float64]
 
@@ -32,6 +36,8 @@ class InputPairs:
         require("gamma", gamma, (gamma >= 0) & (gamma <= 2), "numbers in [0, 2]")
         if gamma.size == 0:
             raise ValueError(f"gamma: expected at least one pair, got shape {list(gamma.shape)}")
+        if not isinstance(self.scales, tuple) or len(self.scales) != 2:
+            raise ValueError(f"scales: expected a tuple of two, those of x and of x', got {self.scales!r}")
         alike = self.scales[0] is self.scales[1]
         scales = [real("scales", scale) for scale in self.scales]
         for scale in scales:
@@ -57,7 +63,7 @@ class InputPairs:
         """
         c = real("correlation", correlation)
         require("correlation", c, np.abs(c) <= 1, "numbers in [-1, 1]")
-        return cls(1 - c, (np.asarray(scale, dtype=np.float64),) * 2)
+        return cls(1 - c, (real("scale", scale),) * 2)
 
     @classmethod
     def apart(cls, epsilon: float) -> InputPairs:
@@ -69,8 +75,7 @@ class InputPairs:
         Raises:
             ValueError: if epsilon is not in (0, 1).
         """
-        if not 0 < epsilon < 1:
-            raise ValueError(f"epsilon: expected a number in (0, 1), got {epsilon}")
+        require_number("epsilon", epsilon, lambda value: 0 < value < 1, "in (0, 1)")
         return cls(np.array([2.0, epsilon]))
 
     @classmethod
@@ -93,11 +98,7 @@ class InputPairs:
         x = x / largest[:, None]  # no overflow in squares
         length = np.sqrt((x * x).sum(axis=1))
         unit = x / length[:, None]
-        gamma = np.empty((len(x), len(x)))
-        for row, line in zip(
-            gamma, unit, strict=True
-        ):  # of differences: inputs that are nearly alike keep their digits
-            row[:] = ((unit - line) ** 2).sum(axis=1) / 2
+        gamma = cdist(unit, unit, "sqeuclidean") / 2  # by differences: inputs that are nearly alike keep their digits
         scale = (length * largest / np.sqrt(x.shape[1])) ** 2
         return cls(np.minimum(gamma, 2), (scale[:, None], scale[None, :]))
 
@@ -135,3 +136,9 @@ def require(name: str, array: Array, accepted: NDArray[np.bool_], expected: str)
     """Raises ValueError naming the argument and the first value that is not accepted."""
     if not accepted.all():
         raise ValueError(f"{name}: expected {expected}, got {array[~accepted].flat[0]}")
+
+
+def require_number(name: str, value: Any, accept: Callable[[float], bool], expected: str = "") -> None:
+    """Raises ValueError naming the argument for anything but a finite real number that is accepted."""
+    if not (isinstance(value, Real) and math.isfinite(value) and accept(float(value))):
+        raise ValueError(f"{name}: expected a finite number{' ' * bool(expected)}{expected}, got {value!r}")

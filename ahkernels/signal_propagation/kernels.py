@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ahkernels.outputs import OutputSelection
 from ahkernels.report import AlignmentReport
-from ahkernels.signal_propagation.equilibrium import require_depth
 from ahkernels.signal_propagation.inputs import InputPairs
 from ahkernels.signal_propagation.network import Network
-from ahkernels.signal_propagation.propagation import layer_numbers, propagate
+from ahkernels.signal_propagation.propagation import last_layers, layers_within, propagate, require_depth
+from ahkernels.statistics.cka import Labels, Measured, finish
 
 Array = NDArray[np.float64]
 
@@ -33,7 +33,7 @@ class LayerKernels:
         depth: L.
         layers: [k], counted from 1.
         forward: I^f_l, [k, n, n].
-        backward: N I^b_l, [k, n, n].
+        backward: N I^b_l, [k, n, n]; of residual branches times the square of their scale.
         norms: sqrt of the diagonal of k_l over e^log_scale, [k, n].
         log_scale: [k], such that the greatest norm is 1: kernels may be beyond what a float holds.
         lost: 1 - k_l(x, x') / (norms norms'), [k, n, n], with relative accuracy where k_l is nearly constant.
@@ -62,7 +62,7 @@ class LayerKernels:
 
         Returns:
             A report with a layer's name "layer1", ...; norms and traces are those of K_l above. Layers whose centered
-            kernel is zero have nan.
+            kernel is zero have nan, with a `DegenerateKernelWarning`.
 
         Raises:
             ValueError: for labels of a wrong shape or out of range; TypeError for another type.
@@ -73,18 +73,19 @@ class LayerKernels:
         classes = y.shape[1] if y.dim() == 2 else int(y.max()) + 1 if y.numel() else 1
         if outputs not in ("all", "trace"):
             raise ValueError(f'outputs: expected "all" or "trace", got {outputs!r}')
-        targets = OutputSelection(outputs, classes).labels(y, n).numpy()
-        pairs = outputs == "all"
-        centered = targets - (targets.mean() if pairs else targets.mean(axis=0))
-        labels = float((centered**2).sum()) if pairs else float(np.linalg.norm(centered.T @ centered))
-        found = [_measure(norms, lost, centered, pairs) for norms, lost in zip(self.norms, self.lost, strict=True)]
-        inner, square, trace = (torch.tensor(numbers, dtype=torch.float64) for numbers in zip(*found, strict=True))
-        norm, scale = square.sqrt(), torch.from_numpy(np.exp(self.log_scale))
+        labels = Labels(OutputSelection(outputs, classes), y, n)
+        centered = (labels.rows - labels.rows.mean(0)).reshape(n, classes).numpy()
+        names = [f"layer{layer}" for layer in self.layers.tolist()]
+        found = [
+            finish(Measured(f"kernel of {name}", rounding=0.0), _measure(norms, lost, centered, outputs), labels)
+            for name, norms, lost in zip(names, self.norms, self.lost, strict=True)
+        ]
+        scale = torch.from_numpy(np.exp(self.log_scale))
         return AlignmentReport(
-            layers=[f"layer{layer}" for layer in self.layers.tolist()],
-            cka=inner / norm / labels,
-            centered_norm=norm * scale,
-            trace=trace * scale,
+            layers=names,
+            cka=torch.tensor([alignment.cka for alignment in found], dtype=torch.float64),
+            centered_norm=torch.tensor([alignment.centered_norm for alignment in found], dtype=torch.float64) * scale,
+            trace=torch.tensor([alignment.trace for alignment in found], dtype=torch.float64) * scale,
             n=n,
             outputs=outputs,
             precision="highest",
@@ -108,10 +109,8 @@ def layer_kernels(
         ValueError: if an argument is out of range or not finite, or variances leave the range of a float.
     """
     depth = require_depth(depth)
-    wanted = layer_numbers(depth if layers is None else layers)
-    if wanted[-1] > depth:
-        raise ValueError(f"layers: expected numbers from 1 to {depth}, the depth, got {wanted[-1]}")
-    found = propagate(network, InputPairs.of_inputs(x), np.union1d(wanted, [max(1, depth - 1), depth]))
+    wanted = layers_within(depth, layers)
+    found = propagate(network, InputPairs.of_inputs(x), np.union1d(wanted, last_layers([depth])))
     chosen = np.isin(found.layers, wanted)
     sign, log = (part[chosen] for part in found.log_backward_information(depth))
     own = np.diagonal(log, axis1=1, axis2=2)
@@ -138,13 +137,15 @@ def layer_kernels(
     )
 
 
-def _measure(norms: Array, lost: Array, centered: Array, pairs: bool) -> tuple[float, float, float]:
-    """<K, Y~ Y~^T>, ||C K C||_F^2 and trace, for k = norms norms' (1 - lost) and targets Y~ [n, o].
+def _measure(
+    norms: Array, lost: Array, centered: Array, outputs: Literal["all", "trace"]
+) -> tuple[float, float, float, float]:
+    """<K, Y~ Y~^T>, ||C K C||_F^2, trace and sum, for k = norms norms' (1 - lost) and targets Y~ [n, o].
 
     K is k (x) I over pairs of samples and outputs, with the vector of all targets, or o k over samples. The constant
     part of k goes out before anything is squared.
     """
-    outputs = centered.shape[1]
+    o = centered.shape[1]
     mean = norms.mean()
     deviation = norms - mean
     outer = np.outer(norms, norms)
@@ -153,7 +154,7 @@ def _measure(norms: Array, lost: Array, centered: Array, pairs: bool) -> tuple[f
     inner = float((along**2).sum() - (centered * (gap @ centered)).sum())
     means = gap.mean(axis=0)
     around = np.outer(deviation, deviation) - (gap - means[:, None] - means[None, :] + means.mean())
-    square, trace = float((around**2).sum()), float(outputs * (norms**2).sum())
-    if pairs:
-        return inner, square + float((outputs - 1) * ((outer - gap) ** 2).sum()), trace
-    return outputs * inner, outputs**2 * square, trace
+    square, trace, total = float((around**2).sum()), float(o * (norms**2).sum()), float(o * (outer - gap).sum())
+    if outputs == "all":
+        return inner, square + float((o - 1) * ((outer - gap) ** 2).sum()), trace, total
+    return o * inner, o**2 * square, trace, total

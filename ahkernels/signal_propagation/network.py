@@ -20,7 +20,7 @@ from scipy.optimize import brentq
 
 from ahkernels.signal_propagation.activations import Activation, LeakyReLU, activation_of
 from ahkernels.signal_propagation.arc_cosine import ArcCosineMap, angle
-from ahkernels.signal_propagation.inputs import real, require
+from ahkernels.signal_propagation.inputs import real, require, require_number
 
 Array = NDArray[np.float64]
 
@@ -99,13 +99,13 @@ class Network:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "activation", activation_of(self.activation))
-        _require_number("bias_variance", self.bias_variance, self.bias_variance >= 0, "of at least 0")
+        require_number("bias_variance", self.bias_variance, lambda value: value >= 0, "of at least 0")
         if self.weight_variance is None:
             object.__setattr__(self, "weight_variance", edge_of_chaos(self.activation, self.bias_variance))
         assert self.weight_variance is not None
-        _require_number("weight_variance", self.weight_variance, self.weight_variance > 0, "above 0")
+        require_number("weight_variance", self.weight_variance, lambda value: value > 0, "above 0")
         if self.branch_scale is not None:
-            _require_number("branch_scale", self.branch_scale, self.branch_scale > 0, "above 0, or None")
+            require_number("branch_scale", self.branch_scale, lambda value: value > 0, "above 0, or None")
 
     # ---- one layer
 
@@ -205,10 +205,12 @@ class Network:
     @cached_property
     def homogeneous_map(self) -> ArcCosineMap | None:
         """The map of gamma where it does not depend on variances: (leaky) ReLU without biases; otherwise None."""
-        if not isinstance(self.activation, LeakyReLU) or self.bias_variance:
+        growth = self._growth_of_layer
+        if growth is None:
             return None
-        kappa, growth = self.activation.map.kappa, self._growth_of_layer
-        return ArcCosineMap(kappa if self.branch_scale is None or growth is None else kappa * (1 - 1 / growth))
+        assert isinstance(self.activation, LeakyReLU)
+        kappa = self.activation.map.kappa
+        return ArcCosineMap(kappa if self.branch_scale is None else kappa * (1 - 1 / growth))
 
     @cached_property
     def _growth_of_layer(self) -> float | None:
@@ -288,7 +290,7 @@ def edge_of_chaos(activation: str | Activation, bias_variance: float = 0.0) -> f
         TypeError: if the activation is none.
     """
     phi = activation_of(activation)
-    _require_number("bias_variance", bias_variance, bias_variance >= 0, "of at least 0")
+    require_number("bias_variance", bias_variance, lambda value: value >= 0, "of at least 0")
 
     def weight(q: float) -> float:
         return 1 / float(phi.derivative_moment(np.full((), q)))
@@ -334,6 +336,7 @@ def _depth_scale(rate: float) -> float:
     return -1 / math.log(abs(rate)) if rate else 0.0
 
 
-def _require_number(name: str, value: Any, accepted: bool, expected: str) -> None:
-    if not (isinstance(value, int | float) and math.isfinite(value) and accepted):
-        raise ValueError(f"{name}: expected a finite number {expected}, got {value}")
+def require_network(network: object) -> None:
+    """Raises TypeError naming `network` for anything else."""
+    if not isinstance(network, Network):
+        raise TypeError(f"network: expected a Network, such as Network({network!r}), got {type(network).__name__}")

@@ -51,6 +51,8 @@ def fit_power_law(x: Any, y: Any, corrections: Sequence[Any] = ()) -> PowerLaw:
         ValueError: if values are out of range or not finite, shapes differ, or there are too few of them.
     """
     x, y = real("x", x), real("y", y)
+    if not isinstance(corrections, Sequence):
+        raise TypeError(f"corrections: expected a sequence of columns, got {type(corrections).__name__}")
     columns = [real(f"corrections[{i}]", column) for i, column in enumerate(corrections)]
     for name, array in (("x", x), ("y", y)):
         require(name, array, array > 0, "numbers above 0")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ahkernels.signal_propagation.inputs import InputPairs
-from ahkernels.signal_propagation.network import Layer, Network, State
+from ahkernels.signal_propagation.network import Layer, Network, State, require_network
 
 Array = NDArray[np.float64]
 
@@ -102,7 +103,11 @@ def propagate(
 
     Raises:
         ValueError: if a layer is below 1 or none is given, or variances leave the range of a float.
+        TypeError: for a network or pairs of another type.
     """
+    require_network(network)
+    if not isinstance(pairs, InputPairs):
+        raise TypeError(f"pairs: expected InputPairs, got {type(pairs).__name__}")
     wanted = layer_numbers(layers)
     with np.errstate(over="ignore", invalid="ignore"):  # which end in an error that says where
         return _propagated(network, pairs, wanted, progress)
@@ -113,24 +118,23 @@ def _propagated(network: Network, pairs: InputPairs, wanted: NDArray[np.int64], 
     layer, index = network.first(pairs.scales, pairs.gamma), 1
     _require_variances(layer.state, index)
     following = network.layer(layer.state)
-    bar = tqdm(total=int(wanted[-1]), initial=1, desc="layers", unit="layer", disable=not progress, leave=False)
-    for j, target in enumerate(wanted.tolist()):
-        sign, log = np.ones(pairs.gamma.shape), np.zeros(pairs.gamma.shape)
-        while index < target:
-            state = layer.state
-            if target - 1 > index and (far := network.many_layers(state, target - 1 - index)):
-                state, log_far = far
-                log, index = log + log_far, target - 1
-                following = network.layer(state)
-            sign, log = sign * np.sign(following.slope), log + _log(following.slope)
-            layer, index = following, index + 1
-            _require_variances(layer.state, index)
-            following = network.layer(layer.state)
-        bar.update(index - bar.n)
-        if j:
-            found._signs[j - 1], found._logs[j - 1] = sign, log
-        _record(found, j, layer, following.readout)
-    bar.close()
+    with tqdm(total=int(wanted[-1]), desc="layers", unit="layer", disable=not progress, leave=False) as bar:
+        for j, target in enumerate(wanted.tolist()):
+            sign, log = np.ones(pairs.gamma.shape), np.zeros(pairs.gamma.shape)
+            while index < target:
+                state = layer.state
+                if target - 1 > index and (far := network.many_layers(state, target - 1 - index)):
+                    state, log_far = far
+                    log, index = log + log_far, target - 1
+                    following = network.layer(state)
+                sign, log = sign * np.sign(following.slope), log + _log(following.slope)
+                layer, index = following, index + 1
+                _require_variances(layer.state, index)
+                following = network.layer(layer.state)
+            bar.update(index - bar.n)
+            if j:
+                found._signs[j - 1], found._logs[j - 1] = sign, log
+            _record(found, j, layer, following.readout)
     return found
 
 
@@ -180,6 +184,30 @@ def layer_numbers(layers: Sequence[int] | NDArray[np.int64] | int) -> NDArray[np
     if array.size == 0 or array.min() < 1:
         raise ValueError(f"layers: expected numbers of at least 1, got {array.min() if array.size else 'none'}")
     return np.arange(1, int(array) + 1) if array.ndim == 0 else np.unique(array.astype(np.int64))
+
+
+def require_depth(depth: Any) -> int:
+    """Raises ValueError naming `depth` for anything but a whole number of at least 1."""
+    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 1:
+        raise ValueError(f"depth: expected a whole number of at least 1, got {depth!r}")
+    return int(depth)
+
+
+def layers_within(depth: int, layers: Sequence[int] | NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """Distinct layers of a network of this depth in ascending order; None stands for all.
+
+    Raises:
+        ValueError: if one is below 1 or beyond the depth, or there is none.
+    """
+    wanted = layer_numbers(depth if layers is None else layers)
+    if wanted[-1] > depth:
+        raise ValueError(f"layers: expected numbers from 1 to {depth}, the depth, got {wanted[-1]}")
+    return wanted
+
+
+def last_layers(depths: Iterable[int]) -> NDArray[np.int64]:
+    """What `Propagation.backward_information` needs of networks of these depths."""
+    return np.unique([layer for depth in depths for layer in (max(1, depth - 1), depth)])
 
 
 def _require_variances(state: State, index: int) -> None:
