@@ -131,7 +131,7 @@ def study(args: argparse.Namespace) -> int:
             if not store.finished and (number := train(store, seed, args, dataset)):
                 return stopped(store, f"seed {seed}", number)
         runs = [store.rows for store in stores.values()]
-    paths = [args.output / f"alignment_hierarchy.{suffix}" for suffix in ("svg", "png")]
+    paths = figures.files(args.output, "alignment_hierarchy")
     figures.alignment_hierarchy(runs, title(args, runs), paths)
     print_table(runs)
     print(f"figure: {paths[-1]}")

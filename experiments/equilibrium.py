@@ -8,9 +8,6 @@ the limit, and the alignment with labels that it predicts at initialisation. Not
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -20,12 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from common import command_line, data, equilibrium_figure
+from common import command_line, data, equilibrium_figure, figures
 from common.equilibrium_figure import Curve, Panel, Sampled
 from common.figures import Array
 from common.models import feedforward
 from common.running import say
-from common.store import Row, describe_environment, make_folder, write_atomically
+from common.store import Row, csv_of, describe_environment, json_of, make_folder, write_atomically
 from torch import Tensor
 
 import ahkernels as ah
@@ -54,10 +51,22 @@ class Fit(NamedTuple):
     plain: PowerLaw
     corrected: PowerLaw | None
 
-    def words(self) -> str:
-        """For a legend."""
-        corrected = f"; with corrections {measured(self.corrected)}" if self.corrected else ""
+    @property
+    def best(self) -> PowerLaw:
+        """With corrections where there are any."""
+        return self.corrected or self.plain
+
+    @property
+    def legend(self) -> str:
+        """Both exponents."""
+        corrected = f"\nwith corrections {measured(self.corrected)}" if self.corrected else ""
         return f"slope {measured(self.plain)}{corrected}"
+
+
+def fitted(name: str, variable: str, theory: float, x: Array, y: Array, corrections: Sequence[Array] = ()) -> Fit:
+    """A power law without and, if there are any, with corrections."""
+    corrected = fit_power_law(x, y, corrections) if corrections else None
+    return Fit(name, variable, theory, fit_power_law(x, y), corrected)
 
 
 # ---- command line
@@ -128,11 +137,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def save(output: Path, name: str, rows: Sequence[Row | dict[str, Any]]) -> None:
     """A table, as NAME.csv."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(output / f"{name}.csv", text.getvalue().encode())
+    write_atomically(output / f"{name}.csv", csv_of(rows))
 
 
 def table(**columns: Any) -> list[Row]:
@@ -141,11 +146,6 @@ def table(**columns: Any) -> list[Row]:
         dict(zip(columns, line, strict=True))
         for line in zip(*(np.asarray(c).tolist() for c in columns.values()), strict=True)
     ]
-
-
-def paths(args: argparse.Namespace, name: str) -> list[Path]:
-    """Files of a figure."""
-    return [args.output / f"{name}.{suffix}" for suffix in ("svg", "png")]
 
 
 def measured(law: PowerLaw) -> str:
@@ -177,11 +177,11 @@ def theorem1(args: argparse.Namespace, sampled: Sequence[Sampled]) -> list[Fit]:
     law = ah.signal_propagation.asymptotics(RELU)
     theory = law.forward_constant * layers**law.forward_exponent
     save(args.output, "theorem1", table(layer=layers, forward_loss=losses.forward, theory=theory))
-    fitted = np.isin(layers, DEPTHS)
-    x, y = layers[fitted].astype(np.float64), losses.forward[fitted]
-    fit = Fit("theorem 1: forward loss", "l", law.forward_exponent, fit_power_law(x, y), fit_power_law(x, y, slow(x)))
+    far = np.isin(layers, DEPTHS)
+    x, y = layers[far].astype(np.float64), losses.forward[far]
+    fit = fitted("theorem 1: forward loss", "l", law.forward_exponent, x, y, slow(x))
     curve = Curve(
-        f"sup over inputs\nslope {measured(fit.plain)}\nwith corrections {measured(fit.corrected or fit.plain)}",
+        f"sup over inputs\n{fit.legend}",
         layers,
         losses.forward,
         theory,
@@ -190,7 +190,7 @@ def theorem1(args: argparse.Namespace, sampled: Sequence[Sampled]) -> list[Fit]:
     )
     panel = Panel("infinite width (slopes from l = 10³ on)", "layer l", "loss of forward information", [curve])
     title = f"Theorem 1, ReLU: correlations up to {1 - args.epsilon:g}"
-    equilibrium_figure.power_laws([panel], title, paths(args, "theorem1"), sampled)
+    equilibrium_figure.power_laws([panel], title, figures.files(args.output, "theorem1"), sampled)
     return [fit]
 
 
@@ -216,18 +216,14 @@ def theorem2(args: argparse.Namespace) -> list[Fit]:
         theory = alpha**3 * 4.5 * (1 / alpha - 1) * np.log(depths) / depths
         columns |= {f"backward_{alpha:g}": backward[alpha], f"deviation_{alpha:g}": deviation}
         columns |= {f"theory_{alpha:g}": theory}
-        plain, corrected = (
-            fit_power_law(depths, deviation / np.log(depths), terms) for terms in ([], [1 / np.log(depths)])
-        )
-        fit = Fit(f"theorem 2, case 1: l = {alpha:g} L", "L", -1.0, plain, corrected)
-        fits.append(fit)
-        curves.append(Curve(f"α = {alpha:g}: slope {measured(corrected)}", depths, deviation, theory))
+        name, log = f"theorem 2, case 1: l = {alpha:g} L", np.log(depths)
+        fits.append(fitted(name, "L", -1.0, depths, deviation / log, [1 / log]))
+        curves.append(Curve(f"α = {alpha:g}: slope {measured(fits[-1].best)}", depths, deviation, theory))
     falls, law = depths / shallow, ah.signal_propagation.asymptotics(RELU)
     # l is the smaller of the two: the corrections are in it.
-    plain, corrected = (fit_power_law(falls, ratio, terms) for terms in ([], slow(shallow.astype(np.float64))))
-    fits.append(Fit("theorem 2, case 2: l = L^0.5", "L / l", law.backward_exponent, plain, corrected))
-    label = f"slope {measured(plain)}\nwith corrections {measured(corrected)}"
-    curve = Curve(label, falls, ratio, falls**law.backward_exponent, "theory: (L / l)⁻³")
+    name, corrections = "theorem 2, case 2: l = L^0.5", slow(shallow.astype(np.float64))
+    fits.append(fitted(name, "L / l", law.backward_exponent, falls, ratio, corrections))
+    curve = Curve(fits[-1].legend, falls, ratio, falls**law.backward_exponent, "theory: (L / l)⁻³")
     save(
         args.output,
         "theorem2",
@@ -238,7 +234,7 @@ def theorem2(args: argparse.Namespace) -> list[Fit]:
     )
     second = Panel("case 2: l = √L", "L / l", "backward information", [curve])
     title = f"Theorem 2, ReLU: correlations up to {1 - args.epsilon:g}; slopes in (a) are of the deviation over log L"
-    equilibrium_figure.power_laws([first, second], title, paths(args, "theorem2"))
+    equilibrium_figure.power_laws([first, second], title, figures.files(args.output, "theorem2"))
     return fits
 
 
@@ -278,16 +274,13 @@ def corollary1(args: argparse.Namespace) -> list[Fit]:
             print(f"{label}: no balance at {len(known) - known.sum()} of {len(known)} depths, and no fit")
             continue
         u = x[known] ** exponent  # as the layer grows
-        plain, corrected = (fit_power_law(x[known], balance[known], terms) for terms in ([], slow(u)))
-        fit = Fit(f"corollary 1: {label}", "L", exponent, plain, corrected)
-        fits.append(fit)
-        heading = f"{label}: slope {measured(plain)}\n    with corrections {measured(corrected)}"
-        heading += f", theory {exponent:.3g}"
-        curves.append(Curve(heading, x, balance, theory))
+        fits.append(fitted(f"corollary 1: {label}", "L", exponent, x[known], balance[known], slow(u)))
+        legend = fits[-1].legend.replace("\n", "\n    ")
+        curves.append(Curve(f"{label}: {legend}, theory {exponent:.3g}", x, balance, theory))
     save(args.output, "corollary1", rows)
     panel = Panel("dashed: theory", "depth L", "layer of balance l*", curves, legend="below")
     title = f"Corollary 1: correlations up to {1 - args.epsilon:g}"
-    equilibrium_figure.power_laws([panel], title, paths(args, "corollary1"))
+    equilibrium_figure.power_laws([panel], title, figures.files(args.output, "corollary1"))
     return fits
 
 
@@ -356,7 +349,7 @@ def finite_width(args: argparse.Namespace) -> list[Sampled]:
         ]
     save(args.output, "finite_width", rows)
     title = f"Random ReLU networks, width {args.width}, depth {args.finite_depth}: means of {args.draws}"
-    equilibrium_figure.finite_width(shown, title, paths(args, "finite_width"))
+    equilibrium_figure.finite_width(shown, title, figures.files(args.output, "finite_width"))
     return [
         Sampled(
             f"correlation {1 - pairs.gamma[i, j]:.2f}",
@@ -389,17 +382,18 @@ def kernel_convergence(args: argparse.Namespace) -> list[Fit]:
         rows.append({"width": width, "error": float(by_layer.mean()), **layers})
     save(args.output, "kernel_convergence", rows)
     widths, means = (np.array([row[name] for row in rows], dtype=np.float64) for name in ("width", "error"))
-    law = fit_power_law(widths, means)
-    fit = Fit("tangent kernels at finite width", "N", -0.5, law, None)
+    fit = fitted("tangent kernels at finite width", "N", -0.5, widths, means)
     line = np.exp(np.mean(np.log(means * widths**0.5))) * widths**-0.5
-    curves = [Curve(f"mean over layers\nslope {measured(law)}", widths, means, line, "slope −1/2")]
+    curves = [Curve(f"mean over layers\n{fit.legend}", widths, means, line, "slope −1/2")]
     panel = Panel(
         f"{args.kernel_draws} networks of depth {KERNEL_DEPTH} a width, {KERNEL_INPUTS} inputs",
         "width N",
         "relative distance from the limit (Frobenius)",
         curves,
     )
-    equilibrium_figure.power_laws([panel], "Tangent kernels approach their limit", paths(args, "kernel_convergence"))
+    equilibrium_figure.power_laws(
+        [panel], "Tangent kernels approach their limit", figures.files(args.output, "kernel_convergence")
+    )
     return [fit]
 
 
@@ -410,23 +404,28 @@ def initial_alignment(args: argparse.Namespace, dataset: data.Dataset) -> None:
     limit = ah.signal_propagation.layer_kernels(RELU, x, args.finite_depth)
     one_hot = torch.nn.functional.one_hot(y, dataset.classes).double()
     seeds = [args.seed + k for k in ALIGNMENT_SEEDS]
+    found: dict[str, dict[int, Array]] = {outputs: {} for outputs in OUTPUTS}
+    for width in sorted(args.alignment_widths):
+        values = []
+        for seed in seeds:
+            model = feedforward(x.shape[1], width, args.finite_depth, dataset.classes, seed)
+            reports = (ah.layerwise_alignment(model, x, y, outputs=outputs, precision="highest") for outputs in OUTPUTS)
+            values.append([report.cka.numpy() for report in reports])
+        for outputs, of_seeds in zip(OUTPUTS, zip(*values, strict=True), strict=True):
+            found[outputs][width] = np.stack(of_seeds)
     panels: dict[str, tuple[Array, dict[int, Array]]] = {}
     columns: dict[str, Array] = {"layer": np.arange(1, args.finite_depth + 1)}
     for outputs, heading in OUTPUTS.items():
         predicted = limit.alignment(one_hot, outputs).cka.numpy()
+        panels[heading] = predicted, found[outputs]
         columns[f"predicted_{outputs}"] = predicted
-        found: dict[int, Array] = {}
-        for width in sorted(args.alignment_widths):
-            models = (feedforward(x.shape[1], width, args.finite_depth, dataset.classes, seed) for seed in seeds)
-            reports = (ah.layerwise_alignment(model, x, y, outputs=outputs, precision="highest") for model in models)
-            found[width] = np.stack([report.cka.numpy() for report in reports])
-            columns |= {f"{outputs}_width_{width}_seed_{seed}": found[width][k] for k, seed in enumerate(seeds)}
-            gap = np.abs(found[width].mean(axis=0) - predicted).max()
+        for width, by_seed in found[outputs].items():
+            columns |= {f"{outputs}_width_{width}_seed_{seed}": by_seed[k] for k, seed in enumerate(seeds)}
+            gap = np.abs(by_seed.mean(axis=0) - predicted).max()
             print(f"alignment at initialisation, {heading}, width {width}: within {gap:.4f} of the limit's")
-        panels[heading] = predicted, found
     save(args.output, "initial_alignment", table(**columns))
     title = f"{args.dataset}, {len(y):,} images: ReLU networks of depth {args.finite_depth}, {len(seeds)} seeds"
-    equilibrium_figure.alignment(panels, title, paths(args, "initial_alignment"))
+    equilibrium_figure.alignment(panels, title, figures.files(args.output, "initial_alignment"))
 
 
 # ---- the study
@@ -437,10 +436,9 @@ def print_table(fits: Sequence[Fit]) -> None:
     width = max(len(fit.name) for fit in fits)
     print(f"{'exponents':<{width}}  {'of':<5}  {'theory':>7}  {'fitted':<22}  {'with corrections':<22}  constant")
     for fit in fits:
-        best = fit.corrected or fit.plain
         print(
             f"{fit.name:<{width}}  {fit.variable:<5}  {fit.theory:>7.4f}  {measured(fit.plain):<22}  "
-            f"{measured(fit.corrected) if fit.corrected else '':<22}  {constant(best)}"
+            f"{measured(fit.corrected) if fit.corrected else '':<22}  {constant(fit.best)}"
         )
 
 
@@ -454,7 +452,7 @@ def study(args: argparse.Namespace) -> int:
     } | dataset.describe()
     environment = describe_environment(torch.device("cpu"), ah.build_info())
     for name, content in (("config", config), ("environment", environment)):
-        write_atomically(args.output / f"{name}.json", (json.dumps(content, indent=2) + "\n").encode())
+        write_atomically(args.output / f"{name}.json", json_of(content))
     say(f"{args.draws} random networks of width {args.width} and depth {args.finite_depth}")
     losses = finite_width(args)
     say("theorems 1 and 2 and corollary 1")

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import command_line, data, grid_figure, vision
+from common import command_line, data, figures, grid_figure, vision
 from common.grid import Cell, Result, print_table
 from common.grid_figure import Block, Panel
 from common.measuring import alignments, progress, training_loss
@@ -278,7 +278,7 @@ def draw(args: argparse.Namespace, dataset: data.Dataset) -> None:
             )
             for optimizer in args.optimizers
         ]
-        paths = [args.output / f"hyperparameters.{suffix}" for suffix in ("svg", "png")]
+        paths = figures.files(args.output, "hyperparameters")
         grid_figure.alignment_grid(blocks, title(args, dataset), paths)
     print_table(list(found.values()), args.loss_target)
     print(f"figure: {paths[-1]}")

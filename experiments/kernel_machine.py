@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import command_line, data, machine_figure
+from common import command_line, data, figures, machine_figure
 from common.machine_figure import NETWORK
 from common.measuring import alignments, progress
 from common.models import feedforward
@@ -162,7 +162,7 @@ def study(args: argparse.Namespace) -> int:
         if not store.finished and (number := train(store, name, args, dataset.to(args.device))):
             return stopped(store, name, number)
         rows = store.rows
-    paths = [args.output / f"kernel_machine.{suffix}" for suffix in ("svg", "png")]
+    paths = figures.files(args.output, "kernel_machine")
     machine_figure.kernel_machine(rows, title(args, dataset), paths)
     print_table(rows)
     print(f"figure: {paths[-1]}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import command_line, data, similarity_figure
+from common import command_line, data, figures, similarity_figure
 from common.figures import Array
 from common.measuring import progress
 from common.models import feedforward
@@ -185,7 +185,7 @@ def study(args: argparse.Namespace) -> int:
         if not store.finished and (number := train(store, name, args, dataset.to(args.device))):
             return stopped(store, name, number)
         rows, matrices = store.rows, {table: array(store.tables[table]) for table in TABLES}
-    paths = [args.output / f"layer_similarity.{suffix}" for suffix in ("svg", "png")]
+    paths = figures.files(args.output, "layer_similarity")
     headings = {heading: matrices[table] for table, heading in TABLES.items()}
     axes = {TABLES[MOVED]: ("layer at the end", "layer at initialisation")}
     similarity_figure.layer_similarity(headings, axes, rows, title(args, dataset, rows[-1]), paths)

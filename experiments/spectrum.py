@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import command_line, data, spectrum_figure
+from common import command_line, data, figures, spectrum_figure
 from common.figures import layer_names
 from common.measuring import alignments, progress
 from common.models import feedforward
@@ -221,7 +221,7 @@ def study(args: argparse.Namespace) -> int:
             for of, store in zip(args.conditions, stores.values(), strict=True)
         ]
     for name, draw in (("spectrum", spectrum_figure.spectrum), ("stable_rank", spectrum_figure.stable_rank)):
-        draw(outcomes, title(args, dataset), [args.output / f"{name}.{suffix}" for suffix in ("svg", "png")])
+        draw(outcomes, title(args, dataset), figures.files(args.output, name))
     print_tables(outcomes, args.eigenvalues)
     print(f"figures: {args.output / 'spectrum.png'} and {args.output / 'stable_rank.png'}")
     return 0

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import command_line, data, training_set_figure
+from common import command_line, data, figures, training_set_figure
 from common.measuring import progress
 from common.models import feedforward
 from common.running import opened, run, say, stopped
@@ -196,7 +196,7 @@ def study(args: argparse.Namespace) -> int:
         if not store.finished and (number := train(store, name, args, dataset.to(args.device))):
             return stopped(store, name, number)
         rows, alignments = store.rows, store.tables[TABLE]
-    paths = [args.output / f"whole_training_set.{suffix}" for suffix in ("svg", "png")]
+    paths = figures.files(args.output, "whole_training_set")
     training_set_figure.whole_training_set(alignments, samples, title(args, dataset, rows[-1]), paths)
     print_table(rows, alignments, samples)
     print(f"figure: {paths[-1]}")

@@ -46,6 +46,11 @@ def mean_over_runs(values: Array) -> Array:
     return mean
 
 
+def files(folder: Path, name: str) -> list[Path]:
+    """Where a figure of this name goes."""
+    return [folder / f"{name}.{suffix}" for suffix in ("svg", "png")]
+
+
 @contextmanager
 def saved(paths: Sequence[Path], size: tuple[float, float], style: dict[str, Any]) -> Iterator[Figure]:
     """A figure to draw on, written at the end of the block; the same drawing gives the same bytes.

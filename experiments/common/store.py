@@ -14,7 +14,7 @@ import json
 import os
 import pickle
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -129,14 +129,14 @@ class RunStore:
                     f"{self.folder}: expected an empty folder or one with a config.json, "
                     f"got one with {others[0]}; choose another --output"
                 )
-            write_atomically(path, _json(config))
+            write_atomically(path, json_of(config))
             return
         require_config(self.folder, config)
 
     def _add_environment(self, environment: dict[str, Any]) -> None:
         path = self.folder / "environment.json"
         seen = _read_json(path, list) if path.exists() else []
-        wanted = json.loads(_json(environment))
+        wanted = json.loads(json_of(environment))
         if wanted in seen:
             return
         if seen:
@@ -145,7 +145,7 @@ class RunStore:
                 f"{self.folder} was begun in another environment ({', '.join(keys)}): "
                 "the last digits may differ from an uninterrupted run"
             )
-        write_atomically(path, _json([*seen, wanted]))
+        write_atomically(path, json_of([*seen, wanted]))
 
     def _load(self) -> None:
         path = self.folder / "checkpoint.pt"
@@ -163,14 +163,9 @@ class RunStore:
         self._write_tables()
 
     def _write_tables(self) -> None:
-        """One line per row; floats as the shortest text that reads back as the same number, nan as nan."""
+        """Those that are not there yet as they are here."""
         for name, rows in {"metrics": self.rows, **self.tables}.items():
-            text = io.StringIO()
-            if rows:
-                writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-            path, content = self.folder / f"{name}.csv", text.getvalue().encode()
+            path, content = self.folder / f"{name}.csv", csv_of(rows)
             if not path.exists() or path.read_bytes() != content:
                 write_atomically(path, content)
 
@@ -199,7 +194,7 @@ def require_config(folder: Path, config: dict[str, Any]) -> None:
     if not path.exists():
         return
     found = _read_json(path, dict)
-    wanted = json.loads(_json(config))
+    wanted = json.loads(json_of(config))
     differing = sorted(
         key for key in found.keys() | wanted.keys() if found.get(key, _ABSENT) != wanted.get(key, _ABSENT)
     )
@@ -301,5 +296,16 @@ class _Absent:
 _ABSENT = _Absent()
 
 
-def _json(content: Any) -> bytes:
+def csv_of(rows: Sequence[Mapping[str, object]]) -> bytes:
+    """One line per row; floats as the shortest text that reads back as the same number, nan as nan."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def json_of(content: Any) -> bytes:
+    """Indented; what JSON does not know as text."""
     return (json.dumps(content, indent=2, default=str) + "\n").encode()
