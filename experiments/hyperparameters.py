@@ -12,27 +12,16 @@ import math
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import command_line, data, figures, grid_figure, vision
+from common import command_line, data, figures, grid_figure, jobs, vision
 from common.grid import Cell, Result, print_table
 from common.grid_figure import Block, Panel
 from common.measuring import alignments, progress, training_loss
 from common.models import feedforward
-from common.running import run, say, stopped
-from common.store import (
-    BusyError,
-    Row,
-    RunStore,
-    describe_environment,
-    locked,
-    make_folder,
-    read_metrics,
-    require_config,
-)
+from common.store import Row, RunStore, describe_environment, locked, read_metrics
 from common.training import OPTIMIZERS, DivergedError, Recipe, Trainer, flushed_denormals
 from torch import Tensor, nn
 
@@ -173,78 +162,33 @@ def train(store: RunStore, cell: Cell, args: argparse.Namespace, dataset: data.D
         after_an_epoch = trainer.iteration % trainer.batches_per_epoch == 0
         return after_an_epoch and training_loss(trainer, dataset)[0] <= args.loss_target
 
-    try:
-        return run(
-            store,
-            trainer,
-            cell.name,
-            [0, trainer.total],
-            lambda: measure(trainer, dataset, x, y, args.precision),
-            args.checkpoint_every,
-            reached,
-        )
-    except DivergedError as error:
-        say(f"{cell.name}: {error}")
-        if not store.rows:
-            raise  # before the first step: no hyperparameter's fault
-        where = {"iteration": trainer.iteration, "epoch": trainer.epoch}
-        store.rows.append(dict.fromkeys(store.rows[0], math.nan) | where)
-        store.save(trainer.state(), finished=True)
-        return 0
+    return jobs.train(
+        store,
+        trainer,
+        cell.name,
+        [0, trainer.total],
+        lambda: measure(trainer, dataset, x, y, args.precision),
+        args.checkpoint_every,
+        reached,
+    )
 
 
 # ---- the grid
 
 
-def folder(args: argparse.Namespace, cell: Cell) -> Path:
-    """Where a cell's run is kept."""
-    output: Path = args.output
-    return output / cell.name
-
-
 def result(args: argparse.Namespace, cell: Cell) -> Result:
     """What the output folder holds of a cell now, whoever trained it."""
-    return Result(cell, read_metrics(folder(args, cell)))
+    return Result(cell, read_metrics(args.output / cell.name))
 
 
-def work(args: argparse.Namespace, dataset: data.Dataset, environment: dict[str, Any]) -> int:
-    """Train the cells that no other process has or had until none is left; returns the exit status."""
-    everything, done_before = cells(args), True
-    while True:
-        trained, busy = False, []
-        for cell in everything:
-            if result(args, cell).finished:
-                continue
-            done_before = False
-            try:
-                store = RunStore(folder(args, cell), config(args, cell, dataset), environment)
-            except BusyError:
-                busy.append(cell.name)
-                continue
-            with store:
-                for note in store.notes:
-                    say(f"note: {note}")
-                if store.finished:  # since it was looked at
-                    continue
-                trained = True
-                if number := train(store, cell, args, dataset):
-                    return stopped(store, cell.name, number)
-            finished = sum(result(args, c).finished for c in everything)
-            say(f"{cell.name}: done ({finished} of {len(everything)} cells)")
-        if not trained:  # otherwise look again: a process may have died meanwhile, and left its cell
-            break
-    if done_before:
-        say(f"{args.output}: finished before; nothing to train, only the figure is drawn again")
-    if busy:
-        say(f"{args.output}: no cell left to train; other processes have {', '.join(busy)}, and draw the figure again")
-    return 0
-
-
-def discard(args: argparse.Namespace, dataset: data.Dataset, environment: dict[str, Any]) -> None:
-    """Empty the cells' folders; raises BusyError where another process is at work."""
-    with ExitStack() as stack:
-        for cell in cells(args):
-            stack.enter_context(RunStore(folder(args, cell), config(args, cell, dataset), environment, overwrite=True))
+def job(args: argparse.Namespace, cell: Cell, dataset: data.Dataset) -> jobs.Job:
+    """A cell as the processes share it out."""
+    return jobs.Job(
+        cell.name,
+        config(args, cell, dataset),
+        lambda rows: Result(cell, rows).finished,
+        lambda store: train(store, cell, args, dataset),
+    )
 
 
 def panel(args: argparse.Namespace, of: Result) -> Panel:
@@ -305,12 +249,9 @@ def study(args: argparse.Namespace) -> int:
     with flushed_denormals() as flushed:
         dataset = load(args)
         environment = {**describe_environment(args.device, ah.build_info()), "denormals_are_zero": flushed}
-        make_folder(args.output)
-        if args.overwrite:
-            discard(args, dataset, environment)
-        for cell in cells(args):  # nothing is begun before the whole folder is known to be this study's
-            require_config(folder(args, cell), config(args, cell, dataset))
-        status = work(args, dataset, environment)
+        status = jobs.share(
+            args.output, [job(args, cell, dataset) for cell in cells(args)], environment, args.overwrite
+        )
     if not status:
         draw(args, dataset)
     return status

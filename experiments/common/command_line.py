@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,26 @@ def add(p: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
     """Add shared options, in this order; ``changes`` are to what argparse is told about them."""
     for name in names:
         p.add_argument(name, **OPTIONS[name] | changes)
+
+
+def parse(
+    p: argparse.ArgumentParser, presets: Mapping[str, Mapping[str, Any]], arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """Parse a command line with the option --preset: defaults by name, which other options override.
+
+    Args:
+        p: gets the option, and the chosen preset's defaults (also in its help).
+        presets: name -> values of options by their names in the namespace.
+        arguments: default: the program's.
+    """
+    kind = {"choices": tuple(presets), "help": "settings of the paper; other options given count more"}
+    p.add_argument("--preset", **kind)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=p.prog, usage=p.format_usage()[7:].strip())
+    first.add_argument("--preset", **kind)
+    chosen = first.parse_known_args(arguments)[0].preset
+    if chosen is not None:
+        p.set_defaults(**presets[chosen])
+    return p.parse_args(arguments)
 
 
 # ---- checks
