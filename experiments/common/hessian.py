@@ -1,8 +1,8 @@
 """Tangent features and output Hessians as products, without a Jacobian (appendix B.4 of the paper).
 
-F: [n, o] are the outputs of all samples, theta: [P] all parameters as one vector, layer after layer. Tangent features are
-Psi = dF / dtheta, [P, n o]; the output Hessian is H_v = sum over samples x and outputs i of v_(x, i) d^2 f^i(x) / dtheta^2,
-[P, P], for v: [n, o].
+F: [n, o] are the outputs of all samples, theta: [P] all parameters as one vector, layer after layer. Tangent features
+are Psi = dF / dtheta, [P, n o]; the output Hessian is H_v = sum over samples x and outputs i of
+v_(x, i) d^2 f^i(x) / dtheta^2, [P, P], for v: [n, o].
 """
 
 from __future__ import annotations
