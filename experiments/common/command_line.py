@@ -193,12 +193,17 @@ def require_samples(args: argparse.Namespace, dataset: data.Dataset, option: str
 # ---- what the options say
 
 
-def load(args: argparse.Namespace) -> data.Dataset:
-    """The data set, with as many training samples as were asked for; there are enough for the probe."""
+def load(args: argparse.Namespace, subset_seed: int | None = None) -> data.Dataset:
+    """The data set, with as many training samples as were asked for; there are enough for the probe.
+
+    Args:
+        args: what the options say.
+        subset_seed: of the training samples' choice (default: --seed).
+    """
     dataset = data.load(args.dataset, args.data_dir)
     require_samples(args, dataset, "--train-size", args.train_size)
     if args.train_size is not None:
-        dataset = data.training_subset(dataset, args.train_size, args.seed)
+        dataset = data.training_subset(dataset, args.train_size, args.seed if subset_seed is None else subset_seed)
     require_samples(args, dataset, "--probe-size", args.probe_size)
     return dataset
 
