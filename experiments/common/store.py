@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy
 import torch
@@ -89,9 +89,9 @@ class RunStore:
     def save(self, state: dict[str, Any], finished: bool = False) -> None:
         """Replace the checkpoint by this state (tensors and plain types) and the results, then those as tables."""
         self.state, self.finished = state, finished
-        buffer = io.BytesIO()
-        torch.save({"state": state, "rows": self.rows, "tables": self.tables, "finished": finished}, buffer)
-        write_atomically(self.folder / "checkpoint.pt", buffer.getvalue())
+        content = {"state": state, "rows": self.rows, "tables": self.tables, "finished": finished}
+        with replaced(self.folder / "checkpoint.pt") as file:  # straight to the disk: it may be most of the memory
+            torch.save(content, file)
         self._write_tables()
 
     def close(self) -> None:
@@ -237,11 +237,15 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file so that, after a crash at any moment, it holds the old content or the new."""
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of ``path`` at the end of the block.
+
+    After a crash at any moment, or an error in the block, ``path`` holds the old content or the new.
+    """
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        file.write(content)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -250,6 +254,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.fsync(folder)  # the new name must survive a power cut, too
     finally:
         os.close(folder)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file, whole or not at all."""
+    with replaced(path) as file:
+        file.write(content)
 
 
 def describe_environment(device: torch.device, build_info: dict[str, Any]) -> dict[str, Any]:
