@@ -25,6 +25,18 @@ from torch import Tensor
 import ahkernels as ah
 
 RECIPE = ("lr", "momentum", "weight_decay", "batch_size", "epochs")  # the options that say how to train
+PAPER = {
+    "depth": 10,
+    "width": 256,
+    "lr": 0.003,
+    "batch_size": 128,
+    "epochs": 100,
+    "probe_size": 1000,
+    "measurements": 40,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    name: {**PAPER, "dataset": name} for name in ("mnist", "fashion-mnist", "kmnist", "cifar10")
+}
 LOSSES = ("iteration", "epoch", "train_loss", "test_loss", "test_accuracy")
 
 
@@ -49,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line; exits with a message that names the option if a value is wrong."""
     p = parser()
-    args = p.parse_args(arguments)
+    args = command_line.parse(p, PRESETS, arguments)
     command_line.require_distinct(p, args, "--seeds")
     command_line.require_data_dir(p, args)
     args.output = args.output or Path("runs") / f"alignment_hierarchy-{args.dataset}"

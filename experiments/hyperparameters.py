@@ -8,27 +8,56 @@ command is given again. The numbers are the same for any number of processes and
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import command_line, data, figures, grid_figure, jobs, vision
+from common import command_line, data, figures, grid_figure, jobs, models
 from common.grid import Cell, Result, print_table
 from common.grid_figure import Block, Panel
-from common.measuring import alignments, progress, training_loss
-from common.models import feedforward
-from common.store import Row, RunStore, describe_environment, locked, read_metrics
-from common.training import OPTIMIZERS, DivergedError, Recipe, Trainer, flushed_denormals
-from torch import Tensor, nn
+from common.measuring import aligned_progress, training_loss
+from common.store import RunStore, describe_environment, locked, read_metrics
+from common.training import OPTIMIZERS, Recipe, Trainer, flushed_denormals
 
 import ahkernels as ah
-from ahkernels.capture.guard import evaluating
 
-IMAGE_NETWORKS = {"vgg19": vision.vgg19, "resnet18": vision.resnet18}
+IMAGES = {"dataset": "cifar10", "width_factor": 1.0, "loss_target": 0.1, "epochs": 500, "probe_size": 1000}
+PRESETS: dict[str, dict[str, Any]] = {
+    "fashion-mnist": {
+        "dataset": "fashion-mnist",
+        "sgd_lr": [0.001, 0.003, 0.01, 0.03],
+        "adam_lr": [3e-5, 1e-4, 3e-4, 1e-3],
+        "batch_sizes": [32, 128, 512],
+        "loss_target": 0.1,
+        "epochs": 500,
+        "probe_size": 1000,
+    },
+    "cifar10-resnet18": {
+        **IMAGES,
+        "model": "resnet18",
+        "optimizers": ["sgd"],
+        "sgd_lr": [0.001, 0.003, 0.01, 0.02],
+        "batch_sizes": [32, 128, 512],
+    },
+    "cifar10-vgg19": {
+        **IMAGES,
+        "model": "vgg19",
+        "sgd_lr": [0.0005, 0.001, 0.0032, 0.01],
+        "adam_lr": [3.2e-5, 1e-4, 3.2e-4],
+        "batch_sizes": [32, 128, 512, 2048],
+    },
+    "cifar100-vgg19": {
+        **IMAGES,
+        "dataset": "cifar100",
+        "model": "vgg19",
+        "optimizers": ["sgd"],
+        "sgd_lr": [0.001, 0.005, 0.01],
+        "batch_sizes": [128],
+        "epochs": 100,
+    },
+}
 TITLES = {"sgd": "SGD with momentum", "adam": "Adam"}
 
 
@@ -47,12 +76,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="F",
         help="fraction of the training labels that is drawn anew, uniformly; test labels stay",
     )
-    p.add_argument("--model", choices=("feedforward", *IMAGE_NETWORKS), default="feedforward", help="what to train")
+    command_line.add(p, "--model")
     command_line.add(p, "--depth", help="linear layers (feedforward)")
     command_line.add(p, "--width", help="units of a hidden layer (feedforward)")
-    p.add_argument(
-        "--width-factor", type=positive, default=0.25, metavar="W", help="of all channel numbers (vgg19, resnet18)"
-    )
+    command_line.add(p, "--width-factor")
     p.add_argument("--optimizers", choices=OPTIMIZERS, nargs="+", default=list(OPTIMIZERS), help="to compare")
     p.add_argument(
         "--sgd-lr", type=positive, nargs="+", default=[0.003, 0.01, 0.03], metavar="LR", help="learning rates of SGD"
@@ -79,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line; exits with a message that names the option if a value is wrong."""
     p = parser()
-    args = p.parse_args(arguments)
+    args = command_line.parse(p, PRESETS, arguments)
     command_line.require_distinct(p, args, "--optimizers", "--sgd-lr", "--adam-lr", "--batch-sizes")
     command_line.require_data_dir(p, args)
     args.output = args.output or Path("runs") / f"hyperparameters-{args.dataset}"
@@ -106,8 +133,7 @@ def cells(args: argparse.Namespace) -> list[Cell]:
 
 def config(args: argparse.Namespace, cell: Cell, dataset: data.Dataset) -> dict[str, Any]:
     """All that determines a cell's numbers, up to the machine it runs on."""
-    sizes = ("depth", "width") if args.model == "feedforward" else ("width_factor",)
-    names = ("dataset", "label_noise", "model", *sizes, "loss_target", "probe_size", "precision")
+    names = ("dataset", "label_noise", "model", *models.size_options(args), "loss_target", "probe_size", "precision")
     return {
         **{name: getattr(args, name) for name in names},
         **asdict(recipe(args, cell)),
@@ -120,41 +146,9 @@ def recipe(args: argparse.Namespace, cell: Cell) -> Recipe:
     return command_line.recipe(args, **asdict(cell))
 
 
-def network(args: argparse.Namespace, dataset: data.Dataset) -> nn.Module:
-    """The model before training, [n, d] -> [n, classes]; the same in every cell."""
-    d = dataset.train_x.shape[1]
-    if args.model == "feedforward":
-        return feedforward(d, args.width, args.depth, dataset.classes, args.seed)
-    build = IMAGE_NETWORKS[args.model]
-    return nn.Sequential(
-        OrderedDict(
-            images=vision.FlatImages(d, dataset.channels),
-            network=build(dataset.classes, args.seed, channels=dataset.channels, width=args.width_factor),
-        )
-    )
-
-
-def measure(trainer: Trainer, dataset: data.Dataset, probe_x: Tensor, probe_y: Tensor, precision: str) -> Row:
-    """Losses, accuracies and the alignment of every linear layer and convolution.
-
-    Raises:
-        DivergedError: if there is nan or inf in any of it.
-    """
-    row = progress(trainer, dataset)
-    if not math.isfinite(row["test_loss"]):
-        raise DivergedError(f"training diverged: the test loss at iteration {trainer.iteration} is {row['test_loss']}")
-    layers = [name for name, module in trainer.model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    try:
-        with evaluating(trainer.model):
-            report = ah.layerwise_alignment(trainer.model, probe_x, probe_y, layers=layers, precision=precision)
-    except ValueError as error:  # the arguments fit: a layer's activations or gradients are not finite
-        raise DivergedError(f"training diverged: {error}") from error
-    return row | alignments(report)
-
-
 def train(store: RunStore, cell: Cell, args: argparse.Namespace, dataset: data.Dataset) -> int:
     """Train a cell to its end; returns the signal that came, or 0."""
-    trainer = Trainer(network(args, dataset).to(args.device), dataset.train_x, dataset.train_y, recipe(args, cell))
+    trainer = Trainer(models.network(args, dataset).to(args.device), dataset.train_x, dataset.train_y, recipe(args, cell))
     probe = data.stratified_subset(dataset.train_y, args.probe_size, args.seed).to(args.device)
     x, y = dataset.train_x[probe], dataset.train_y[probe]
 
@@ -167,7 +161,7 @@ def train(store: RunStore, cell: Cell, args: argparse.Namespace, dataset: data.D
         trainer,
         cell.name,
         [0, trainer.total],
-        lambda: measure(trainer, dataset, x, y, args.precision),
+        lambda: aligned_progress(trainer, dataset, x, y, args.precision),
         args.checkpoint_every,
         reached,
     )
@@ -230,13 +224,10 @@ def draw(args: argparse.Namespace, dataset: data.Dataset) -> None:
 
 def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
     """What a reader must know about the figure: data, network and when training stops."""
-    size = (
-        f"depth {args.depth}, width {args.width}" if args.model == "feedforward" else f"width × {args.width_factor:g}"
-    )
     noise = f", {args.label_noise:.0%} of them with random labels" if args.label_noise else ""
     return (
         f"{args.dataset}, {len(dataset.train_y):,} training images{noise}\n"
-        f"{args.model} network of {size}, seed {args.seed}\n"
+        f"{models.described(args)}, seed {args.seed}\n"
         f"trained to a training loss of {args.loss_target:g}, or for {args.epochs} epochs where it stays above"
     )
 

@@ -54,6 +54,17 @@ class Condition:
         return f"learning rate {self.lr:g}" + (f", {self.noise:.0%} random labels" if self.noise else "")
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "fashion-mnist": {
+        "dataset": "fashion-mnist",
+        "conditions": [Condition(0.01, 0), Condition(0.003, 0), Condition(0.0005, 0), Condition(0.0005, 0.2)],
+        "batch_size": 64,
+        "epochs": 100,
+        "probe_size": 1000,
+    },
+}
+
+
 # ---- command line
 
 
@@ -95,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line; exits with a message that names the option if a value is wrong."""
     p = parser()
-    args = p.parse_args(arguments)
+    args = command_line.parse(p, PRESETS, arguments)
     command_line.require_distinct(p, args, "--conditions")
     if len(args.conditions) > spectrum_figure.MOST_CONDITIONS:
         p.error(

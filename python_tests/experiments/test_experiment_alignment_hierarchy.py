@@ -222,6 +222,11 @@ def test_bad_values_name_option_expectation_and_value(
     assert expected in message
 
 
+def test_presets_are_the_papers_setting() -> None:
+    args = parse(["--preset", "kmnist", "--data-dir", "d", "--epochs", "3"])
+    assert (args.dataset, args.depth, args.width, args.lr, args.epochs) == ("kmnist", 10, 256, 0.003, 3)
+
+
 def test_help_states_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     text = scripts.helped(parse, capsys)
     for default in ("0.9", "0.0005", "0.003", "128", "digits"):

@@ -336,6 +336,14 @@ def test_mistakes_only_the_data_show_are_one_message(tmp_path: Path, capsys: pyt
     assert "expected a folder, got a file" in capsys.readouterr().err
 
 
+def test_presets_are_the_papers_grids() -> None:
+    args = parse(["--preset", "cifar10-vgg19", "--data-dir", "d", "--width-factor", "0.5"])
+    assert (args.model, args.width_factor, args.loss_target, args.epochs) == ("vgg19", 0.5, 0.1, 500)
+    assert len(hyperparameters.cells(args)) == 4 * 4 + 3 * 4
+    args = parse(["--preset", "cifar100-vgg19", "--data-dir", "d"])
+    assert (args.dataset, [cell.lr for cell in hyperparameters.cells(args)]) == ("cifar100", [0.001, 0.005, 0.01])
+
+
 def test_help_states_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     text = scripts.helped(parse, capsys)
     for default in ("0.9", "0.0005", "0.1", "[32, 128, 512]", "['sgd', 'adam']", "feedforward", "digits"):

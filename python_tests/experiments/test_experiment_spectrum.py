@@ -271,6 +271,16 @@ def test_divergence_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "smaller learning rates in --conditions" in message
 
 
+def test_the_preset_is_that_of_the_committed_results() -> None:
+    args = parse(["--preset", "fashion-mnist", "--data-dir", "d"])
+    results = Path(spectrum.__file__).parent / "results" / "spectrum-fashion-mnist"
+    for of in args.conditions:
+        found = json.loads((results / of.name / "config.json").read_text())
+        assert {name: getattr(args, name) for name in ("depth", "width", "batch_size", "epochs", "probe_size")} == {
+            name: found[name] for name in ("depth", "width", "batch_size", "epochs", "probe_size")
+        }
+
+
 def test_help_states_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     text = scripts.helped(parse, capsys)
     for default in ("0.9", "0.0005", "128", "200", "digits"):
