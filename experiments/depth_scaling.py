@@ -20,12 +20,12 @@ import numpy as np
 from common import command_line, data, figures, jobs
 from common.depth_figure import Panel, depth_scaling
 from common.figures import Array
-from common.measuring import alignments, progress
+from common.measuring import aligned_progress
 from common.models import feedforward
 from common.running import say
 from common.scaling import CONFIDENCE, THEORY, Line
 from common.store import Row, RunStore, csv_of, describe_environment, locked, read_metrics, write_atomically
-from common.training import DivergedError, Recipe, Trainer, flushed_denormals, measurement_grid
+from common.training import Recipe, Trainer, flushed_denormals, measurement_grid
 
 import ahkernels as ah
 
@@ -219,16 +219,15 @@ def train(store: RunStore, args: argparse.Namespace, one: Network, dataset: data
     probe = data.stratified_subset(dataset.train_y, args.probe_size, one.seed).to(args.device)
     x, y = dataset.train_x[probe], dataset.train_y[probe]
 
-    def measured() -> Row:
-        losses = progress(trainer, dataset)
-        try:
-            report = ah.layerwise_alignment(model, x, y, precision=args.precision)
-        except ValueError as error:  # the arguments fit: a layer's activations or gradients are not finite
-            raise DivergedError(f"training diverged: {error}") from error
-        return losses | alignments(report)
-
     at = measurement_grid(trainer.total, args.measurements)
-    return jobs.train(store, trainer, one.name, at, measured, args.checkpoint_every)
+    return jobs.train(
+        store,
+        trainer,
+        one.name,
+        at,
+        lambda: aligned_progress(trainer, dataset, x, y, args.precision),
+        args.checkpoint_every,
+    )
 
 
 # ---- what came out

@@ -148,7 +148,8 @@ def recipe(args: argparse.Namespace, cell: Cell) -> Recipe:
 
 def train(store: RunStore, cell: Cell, args: argparse.Namespace, dataset: data.Dataset) -> int:
     """Train a cell to its end; returns the signal that came, or 0."""
-    trainer = Trainer(models.network(args, dataset).to(args.device), dataset.train_x, dataset.train_y, recipe(args, cell))
+    model = models.network(args, dataset).to(args.device)
+    trainer = Trainer(model, dataset.train_x, dataset.train_y, recipe(args, cell))
     probe = data.stratified_subset(dataset.train_y, args.probe_size, args.seed).to(args.device)
     x, y = dataset.train_x[probe], dataset.train_y[probe]
 

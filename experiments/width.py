@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from common import command_line, data, figures, jobs
 from common.figures import Array
-from common.measuring import alignments, progress
+from common.measuring import aligned_progress
 from common.models import feedforward
 from common.running import say
 from common.store import Row, RunStore, csv_of, describe_environment, locked, read_metrics, write_atomically
-from common.training import DivergedError, Recipe, Trainer, flushed_denormals, measurement_grid
+from common.training import Recipe, Trainer, flushed_denormals, measurement_grid
 from common.width_figure import Trained, width
 from torch import nn
 
@@ -152,12 +152,8 @@ def train(store: RunStore, args: argparse.Namespace, one: Network, dataset: data
     x, y = probe(args, dataset)
 
     def measured() -> Row:
-        losses = progress(trainer, dataset)
-        try:
-            report = ah.layerwise_alignment(model, x, y, precision=args.precision)
-        except ValueError as error:  # the arguments fit: a layer's activations or gradients are not finite
-            raise DivergedError(f"training diverged: {error}") from error
-        return losses | alignments(report) | moved(model, initial(args, one, dataset).to(args.device))
+        start = initial(args, one, dataset).to(args.device)
+        return aligned_progress(trainer, dataset, x, y, args.precision) | moved(model, start)
 
     at = measurement_grid(trainer.total, args.measurements)
     return jobs.train(store, trainer, one.name, at, measured, args.checkpoint_every)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from common import data
+from common import data, models
 from common.store import StoreError
 from common.training import DivergedError, Recipe
 
@@ -95,8 +95,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "help": "train on a stratified subset (default: on all)",
     },
+    "--model": {"choices": models.MODELS, "default": "feedforward", "help": "what to train"},
     "--depth": {"type": whole(1), "default": 10, "metavar": "L", "help": "linear layers"},
     "--width": {"type": whole(1), "default": 256, "metavar": "N", "help": "units of a hidden layer"},
+    "--width-factor": {
+        "type": positive,
+        "default": 0.25,
+        "metavar": "W",
+        "help": "of all channel numbers (vgg19, resnet18)",
+    },
     "--lr": {"type": positive, "default": DEFAULTS.lr, "help": "learning rate of SGD"},
     "--momentum": {"type": fraction, "default": DEFAULTS.momentum, "help": "momentum of SGD"},
     "--weight-decay": {

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
-from ahkernels import AlignmentReport
+from torch import Tensor, nn
+
+from ahkernels import AlignmentReport, layerwise_alignment
+from ahkernels.capture.guard import evaluating
 from common.data import Dataset
 from common.store import Row
 from common.training import DivergedError, Trainer, evaluate
@@ -50,3 +53,21 @@ def alignments(report: AlignmentReport) -> Row:
         if name not in ("centered_norm", "trace"):
             row |= {f"{name}/{layer}": value for layer, value in zip(report.layers, values.tolist(), strict=True)}
     return row
+
+
+def aligned_progress(trainer: Trainer, dataset: Dataset, probe_x: Tensor, probe_y: Tensor, precision: str) -> Row:
+    """Columns of ``progress``, and the alignment of every linear layer and convolution, in eval mode.
+
+    Raises:
+        DivergedError: if there is nan or inf in any of it.
+    """
+    row = progress(trainer, dataset)
+    if not math.isfinite(row["test_loss"]):
+        raise DivergedError(f"training diverged: the test loss at iteration {trainer.iteration} is {row['test_loss']}")
+    layers = [name for name, module in trainer.model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    try:
+        with evaluating(trainer.model):
+            report = layerwise_alignment(trainer.model, probe_x, probe_y, layers=layers, precision=precision)
+    except ValueError as error:  # the arguments fit: a layer's activations or gradients are not finite
+        raise DivergedError(f"training diverged: {error}") from error
+    return row | alignments(report)

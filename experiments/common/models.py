@@ -1,16 +1,23 @@
-"""The paper's network (equation 8): fully connected, ReLU, without biases.
+"""The paper's network (equation 8): fully connected, ReLU, without biases; and the networks that --model chooses from.
 
 z_1 = W_1 x,  z_l = W_l relu(z_{l-1}),  f(x) = z_L,  with entries of W_l drawn from N(0, 2 / fan_in).
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections import OrderedDict
 from itertools import pairwise
 
 import torch
 from torch import nn
+
+from common import vision
+from common.data import Dataset
+
+IMAGE_NETWORKS = {"vgg19": vision.vgg19, "resnet18": vision.resnet18}
+MODELS = ("feedforward", *IMAGE_NETWORKS)
 
 
 def feedforward(inputs: int, width: int, depth: int, outputs: int, seed: int) -> nn.Sequential:
@@ -45,3 +52,31 @@ def feedforward(inputs: int, width: int, depth: int, outputs: int, seed: int) ->
         if index < depth:
             modules[f"relu{index}"] = nn.ReLU()
     return nn.Sequential(modules)
+
+
+# ---- what the options --model, --depth, --width, --width-factor and --seed say
+
+
+def network(args: argparse.Namespace, dataset: Dataset) -> nn.Module:
+    """The model before training, [n, d] -> [n, classes]."""
+    d = dataset.train_x.shape[1]
+    if args.model == "feedforward":
+        return feedforward(d, args.width, args.depth, dataset.classes, args.seed)
+    build = IMAGE_NETWORKS[args.model]
+    return nn.Sequential(
+        OrderedDict(
+            images=vision.FlatImages(d, dataset.channels),
+            network=build(dataset.classes, args.seed, channels=dataset.channels, width=args.width_factor),
+        )
+    )
+
+
+def size_options(args: argparse.Namespace) -> tuple[str, ...]:
+    """The options that the size of the model depends on, by their names in the namespace."""
+    return ("depth", "width") if args.model == "feedforward" else ("width_factor",)
+
+
+def described(args: argparse.Namespace) -> str:
+    """Kind and size of the model, in words."""
+    size = f"depth {args.depth}, width {args.width}"
+    return f"{args.model} network of {size if args.model == 'feedforward' else f'width × {args.width_factor:g}'}"
