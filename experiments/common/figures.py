@@ -37,6 +37,15 @@ def table(runs: Sequence[Sequence[Row]], prefix: str) -> Array:
     return np.array([[[row.get(f"{prefix}/{layer}", np.nan) for layer in layers] for row in rows] for rows in runs])
 
 
+def peak(row: Row) -> tuple[float, float]:
+    """The layer of the greatest alignment in a row (1 is next to the input), and that; nan where there is none."""
+    values = table([[row]], "cka")[0, 0]
+    if np.isnan(values).all():
+        return np.nan, np.nan
+    index = int(np.nanargmax(values))
+    return index + 1, float(values[index])
+
+
 def mean_over_runs(values: Array) -> Array:
     """Mean over the first axis, of the runs whose value is not nan; nan where every one is."""
     known = ~np.isnan(values)

@@ -89,6 +89,10 @@ class Trainer:
         start = index * self.recipe.batch_size
         return self._order[1][start : start + self.recipe.batch_size]
 
+    def loss(self, chosen: Tensor) -> Tensor:
+        """What is minimised, on the samples of these indices."""
+        return functional.cross_entropy(self.model(self.x[chosen]), self.y[chosen])
+
     def step(self) -> float:
         """One iteration; returns the minibatch's loss before it.
 
@@ -96,7 +100,7 @@ class Trainer:
             DivergedError: if that loss is nan or inf; the parameters are then left as they were.
         """
         chosen = self.batch(self.iteration)
-        loss = functional.cross_entropy(self.model(self.x[chosen]), self.y[chosen])
+        loss = self.loss(chosen)
         value = loss.item()
         if not math.isfinite(value):
             raise DivergedError(
