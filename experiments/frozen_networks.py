@@ -13,7 +13,6 @@ import argparse
 import functools
 import math
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,14 +20,13 @@ from typing import Any
 
 import torch
 from common import command_line, data, figures, frozen_figure, jobs
+from common.frozen import InitialNetwork
 from common.frozen_figure import Outcome
-from common.measuring import alignments, progress
-from common.models import feedforward
+from common.measuring import progress
 from common.running import say
 from common.store import Row, RunStore, csv_of, describe_environment, locked, read_metrics, write_atomically
-from common.training import EVALUATION_BATCH, DivergedError, Trainer, measurement_grid
+from common.training import DivergedError, Trainer, measurement_grid
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import ahkernels as ah
 
@@ -46,8 +44,7 @@ MNIST: dict[str, Any] = {
 }
 PRESETS = {
     "mnist": MNIST,
-    # Weights of 180 GB at width 75,000, of which a measurement holds a second copy for a moment.
-    "mnist-gpu": MNIST | {"widths": [2048, 10_000, 75_000], "device": "cuda"},
+    "mnist-gpu": MNIST | {"widths": [2048, 10_000, 75_000], "device": "cuda", "measurements": 12},
 }
 
 
@@ -69,11 +66,11 @@ class Frozen:
     """What all runs of one width share.
 
     Attributes:
-        network: as initialised, all L layers.
+        network: as initialised.
         features: the data with what the last layer sees, [n, N], in place of the images.
     """
 
-    network: nn.Sequential
+    network: InitialNetwork
     features: data.Dataset
 
 
@@ -136,25 +133,13 @@ def conditions(args: argparse.Namespace) -> list[Condition]:
 # ---- features
 
 
-@torch.no_grad()
-def activations(layers: nn.Module, x: Tensor, width: int, name: str) -> Tensor:
-    """Outputs [n, width] of layers for x: [n, d], a few samples at a time: those of one layer are all that is kept."""
-    found = x.new_empty(len(x), width)
-    with tqdm(total=len(x), desc=name, unit="image", dynamic_ncols=True, disable=None) as bar:
-        for outputs, inputs in zip(found.split(EVALUATION_BATCH), x.split(EVALUATION_BATCH), strict=True):
-            outputs.copy_(layers(inputs))
-            bar.update(len(inputs))
-    return found
-
-
 def freeze(args: argparse.Namespace, dataset: data.Dataset, width: int) -> Frozen:
     """The network of a width and its features; both follow from the seed, and are made anew when a run goes on."""
     count = len(dataset.train_y) + len(dataset.test_y)
     say(f"width {width}: features of {count:,} images, which no checkpoint holds")
-    network = feedforward(dataset.train_x.shape[1], width, args.depth, dataset.classes, args.seed).to(args.device)
-    below = network[:-1]
+    network = InitialNetwork(dataset.train_x.shape[1], width, args.depth, dataset.classes, args.seed, args.device)
     train_x, test_x = (
-        activations(below, x, width, f"width {width}, {part} images")
+        network.features(x, f"width {width}, {part} images")
         for part, x in (("training", dataset.train_x), ("test", dataset.test_x))
     )
     return Frozen(network, replace(dataset, train_x=train_x, test_x=test_x))
@@ -176,14 +161,22 @@ def config(args: argparse.Namespace, of: Condition, dataset: data.Dataset) -> di
 
 
 @torch.no_grad()
-def with_last_layer(network: nn.Sequential, noise: float) -> tuple[nn.Sequential, nn.Linear]:
-    """A network that shares all layers but the last, and that last one: the same weights times ``noise``."""
-    *below, (name, initial) = network.named_children()
-    last = nn.utils.skip_init(
-        nn.Linear, initial.in_features, initial.out_features, bias=False, device=initial.weight.device
-    )
-    last.weight.copy_(noise * initial.weight)
-    return nn.Sequential(OrderedDict([*below, (name, last)])), last
+def last_layer(network: InitialNetwork, noise: float) -> nn.Linear:
+    """That of a network as initialised, times ``noise``."""
+    weight = noise * network.weight(network.depth)
+    last = nn.utils.skip_init(nn.Linear, *reversed(weight.shape), bias=False, device=weight.device)
+    last.weight.copy_(weight)
+    return last
+
+
+def aligned(network: InitialNetwork, last: nn.Linear, x: Tensor, y: Tensor, precision: str) -> Row:
+    """Columns cka/<layer>, forward_cka/<layer> and backward_cka/<layer>."""
+    found: dict[str, dict[str, float]] = {"cka": {}, "forward_cka": {}, "backward_cka": {}}
+    for kernel in network.tangent_kernels(x, last.weight.detach(), precision):
+        found["cka"][kernel.name] = ah.cka(kernel, y)
+        found["forward_cka"][kernel.name] = ah.cka(kernel.forward_gram(), y)
+        found["backward_cka"][kernel.name] = ah.cka(kernel.backward_gram(), y)
+    return {f"{name}/{layer}": of[layer] for name, of in found.items() for layer in reversed(of)}
 
 
 def train(
@@ -191,7 +184,7 @@ def train(
 ) -> int:
     """Train a last layer to its end; returns the signal that came, or 0."""
     shared = frozen(of.width)
-    network, last = with_last_layer(shared.network, of.noise)
+    last = last_layer(shared.network, of.noise)
     recipe = command_line.recipe(args, lr=learning_rate(args, of))
     trainer = Trainer(last, shared.features.train_x, shared.features.train_y, recipe)
     chosen = data.stratified_subset(dataset.train_y, args.probe_size, args.seed).to(args.device)
@@ -200,12 +193,9 @@ def train(
     def measured() -> Row:
         row = progress(trainer, shared.features)
         try:
-            report = ah.layerwise_alignment(
-                network, x, y, statistics=("forward_cka", "backward_cka"), precision=args.precision
-            )
+            return row | aligned(shared.network, last, x, y, args.precision)
         except ValueError as error:  # the arguments fit: a layer's gradients are not finite
             raise DivergedError(f"training diverged: {error}") from error
-        return row | alignments(report)
 
     at = measurement_grid(trainer.total, args.measurements)
     return jobs.train(store, trainer, of.name, at, measured, args.checkpoint_every)

@@ -46,12 +46,16 @@ def feedforward(inputs: int, width: int, depth: int, outputs: int, seed: int) ->
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     for index, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
         layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=False)
-        with torch.no_grad():
-            layer.weight.normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)
+        layer.weight = nn.Parameter(initial_weight(fan_in, fan_out, generator))
         modules[f"layer{index}"] = layer
         if index < depth:
             modules[f"relu{index}"] = nn.ReLU()
     return nn.Sequential(modules)
+
+
+def initial_weight(fan_in: int, fan_out: int, generator: torch.Generator) -> torch.Tensor:
+    """[fan_out, fan_in] of independent N(0, 2 / fan_in), float32 on the CPU."""
+    return torch.empty(fan_out, fan_in).normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)
 
 
 # ---- what the options --model, --depth, --width, --width-factor and --seed say

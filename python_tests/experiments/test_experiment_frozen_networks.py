@@ -14,9 +14,10 @@ import pytest
 import scripts
 import torch
 from common import data
+from common.frozen import InitialNetwork
 from common.models import feedforward
 from common.training import Recipe, Trainer, evaluate
-from frozen_networks import main, parse, with_last_layer
+from frozen_networks import last_layer, main, parse
 
 import ahkernels as ah
 
@@ -96,15 +97,26 @@ def test_forward_grams_stay_and_backward_grams_move(name: str, output: Path) -> 
             )  # a thousand times rounding
 
 
+def test_the_initial_network_is_feedforward() -> None:
+    """Also where its layers are drawn in another order, or again."""
+    whole = feedforward(64, 16, 3, 10, seed=7)
+    network = InitialNetwork(64, 16, 3, 10, 7, torch.device("cpu"))
+    for layer in (3, 1, 2, 3, 1):
+        assert torch.equal(network.weight(layer), whole.get_submodule(f"layer{layer}").weight)
+    x = data.load("digits").train_x[:30]
+    torch.testing.assert_close(network.features(x, "test"), whole[:-1](x).detach())
+    found = list(network.tangent_kernels(x, 0.1 * network.weight(3), "highest"))
+    with torch.no_grad():
+        whole.layer3.weight.mul_(0.1)
+    expected = ah.tangent_kernels(whole, x, precision="highest")
+    assert [kernel.name for kernel in found] == list(reversed(expected))
+    for kernel in found:
+        torch.testing.assert_close(kernel.to_dense(), expected[kernel.name].to_dense())
+
+
 def test_the_noise_scale_is_a_factor_of_the_last_layer_alone(output: Path) -> None:
-    network = feedforward(64, 16, 3, 10, seed=0)
-    before = [p.clone() for p in network.parameters()]
-    scaled, last = with_last_layer(network, 0.01)
-    assert [name for name, _ in scaled.named_children()] == [name for name, _ in network.named_children()]
-    assert all(a is b for a, b in zip(scaled[:-1], network[:-1], strict=True))
-    assert scaled[-1] is last
-    assert torch.equal(last.weight, 0.01 * network[-1].weight)
-    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    network = InitialNetwork(64, 16, 3, 10, 0, torch.device("cpu"))
+    assert torch.equal(last_layer(network, 0.01).weight, 0.01 * feedforward(64, 16, 3, 10, seed=0).layer3.weight)
     for width in (16, 32):  # alignment knows no scale
         small, large = (read(output / f"width{width}-noise{noise}" / "metrics.csv")[0] for noise in (0.01, 1.0))
         assert curve(small, "cka") == pytest.approx(curve(large, "cka"), rel=1e-5)
@@ -115,9 +127,8 @@ def test_the_noise_scale_is_a_factor_of_the_last_layer_alone(output: Path) -> No
 def test_a_run_is_the_whole_network_trained_with_its_lower_layers_frozen(name: str, output: Path) -> None:
     digits = data.load("digits")
     config = json.loads((output / name / "config.json").read_text())
-    network, last = with_last_layer(feedforward(64, config["width"], 3, 10, seed=0), config["noise_scale"])
-    network.requires_grad_(False)
-    last.requires_grad_()
+    network = feedforward(64, config["width"], 3, 10, seed=0).requires_grad_(False)
+    network.layer3.weight.mul_(config["noise_scale"]).requires_grad_()
     assert config["lr"] == pytest.approx(0.02 * 256 / config["width"])
     trainer = Trainer(network, digits.train_x, digits.train_y, Recipe(lr=config["lr"], batch_size=300, epochs=3))
     rows = read(output / name / "metrics.csv")
