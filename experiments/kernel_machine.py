@@ -41,9 +41,7 @@ def parser() -> argparse.ArgumentParser:
     command_line.add(p, "--dataset", "--data-dir", "--train-size", "--depth", "--width", "--lr", "--momentum")
     command_line.add(p, "--weight-decay", "--batch-size", "--epochs")
     command_line.add(p, "--probe-size", help="training samples that the kernel machines fit, stratified")
-    p.add_argument(
-        "--test-size", type=command_line.whole(1), metavar="n", help="test samples, stratified (default: all)"
-    )
+    command_line.add(p, "--test-size")
     p.add_argument(
         "--ridge",
         type=command_line.positive,
@@ -149,12 +147,7 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
 def study(args: argparse.Namespace) -> int:
     """The run, the figure and the table; returns the exit status."""
     dataset = command_line.load(args)
-    most = len(dataset.test_y)
-    args.test_size = args.test_size or most
-    if args.test_size > most:
-        raise command_line.UsageError(
-            f"argument --test-size: expected at most {most}, the test samples of {args.dataset}, got {args.test_size}"
-        )
+    args.test_size = command_line.test_size(args, dataset)
     name = f"seed-{args.seed}"
     environment = describe_environment(args.device, ah.build_info())
     with opened(args.output, {name: config(args, dataset)}, environment, args.overwrite) as stores:

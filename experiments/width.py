@@ -67,7 +67,7 @@ class Network:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = command_line.command_line(__doc__)
-    command_line.add(p, "--dataset", "--data-dir", "--train-size")
+    command_line.add(p, "--dataset", "--data-dir", "--train-size", "--test-size")
     p.add_argument(
         "--widths", type=command_line.whole(1), nargs="+", default=[32, 128, 512], metavar="N", help="units of a layer"
     )
@@ -253,7 +253,8 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
 def study(args: argparse.Namespace) -> int:
     """All runs, the figure and the table; returns the exit status."""
     with flushed_denormals() as flushed:
-        dataset = command_line.load(args).to(args.device)
+        dataset = command_line.load(args)
+        dataset = data.test_subset(dataset, command_line.test_size(args, dataset), args.seed).to(args.device)
         environment = {**describe_environment(args.device, ah.build_info()), "denormals_are_zero": flushed}
         everything = [job(args, one, dataset) for one in networks(args)]
         status = jobs.share(args.output, everything, environment, args.overwrite)

@@ -95,6 +95,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "help": "train on a stratified subset (default: on all)",
     },
+    "--test-size": {"type": whole(1), "metavar": "n", "help": "test samples, stratified (default: all)"},
     "--model": {"choices": models.MODELS, "default": "feedforward", "help": "what to train"},
     "--depth": {"type": whole(1), "default": 10, "metavar": "L", "help": "linear layers"},
     "--width": {"type": whole(1), "default": 256, "metavar": "N", "help": "units of a hidden layer"},
@@ -213,6 +214,16 @@ def load(args: argparse.Namespace, subset_seed: int | None = None) -> data.Datas
         dataset = data.training_subset(dataset, args.train_size, args.seed if subset_seed is None else subset_seed)
     require_samples(args, dataset, "--probe-size", args.probe_size)
     return dataset
+
+
+def test_size(args: argparse.Namespace, dataset: data.Dataset) -> int:
+    """How many test samples were asked for; all of them by default."""
+    most = len(dataset.test_y)
+    if args.test_size is not None and args.test_size > most:
+        raise UsageError(
+            f"argument --test-size: expected at most {most}, the test samples of {args.dataset}, got {args.test_size}"
+        )
+    return args.test_size or most
 
 
 def recipe(args: argparse.Namespace, **changes: Any) -> Recipe:

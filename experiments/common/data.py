@@ -151,6 +151,16 @@ def training_subset(dataset: Dataset, size: int, seed: int) -> Dataset:
     return replace(dataset, train_x=dataset.train_x[chosen], train_y=dataset.train_y[chosen])
 
 
+def test_subset(dataset: Dataset, size: int, seed: int) -> Dataset:
+    """The data set with a stratified subset of its test samples.
+
+    Raises:
+        ValueError: if the size is out of range.
+    """
+    chosen = stratified_subset(dataset.test_y, size, seed).to(dataset.test_y.device)
+    return replace(dataset, test_x=dataset.test_x[chosen], test_y=dataset.test_y[chosen])
+
+
 def with_label_noise(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     """The data set with a fraction of its training labels drawn anew, uniformly; test labels stay.
 

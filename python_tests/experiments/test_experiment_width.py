@@ -113,6 +113,15 @@ def test_a_run_that_diverges_is_left_out(tmp_path: Path, capsys: pytest.CaptureF
     assert "nothing to draw" in told
 
 
+def test_test_samples_are_as_many_as_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*TINY, "--widths", "8", "--lr-exponents", "1", "--output", str(tmp_path)]
+    assert main([*command, "--test-size", "361"]) == 2
+    assert "--test-size: expected at most 360, the test samples of digits, got 361" in capsys.readouterr().err
+    assert main([*command, "--test-size", "20"]) == 0
+    for row in read(tmp_path / "width8-exponent1-seed0" / "metrics.csv"):
+        assert row["test_accuracy"] * 20 == pytest.approx(round(row["test_accuracy"] * 20))
+
+
 def test_the_preset_and_what_overrides_it() -> None:
     args = parse(["--preset", "fashion-mnist", "--data-dir", "d", "--lr-exponents", "1"])
     found = networks(args)
