@@ -238,7 +238,7 @@ def chosen(rows: Sequence[Row], moment: str) -> Row | None:
     if not rows or any(math.isnan(row["train_loss"]) for row in rows):
         return None
     row = rows[-1] if moment == "end" else min(rows, key=lambda row: row["test_loss"])
-    return None if np.isnan(alignment(row)).all() else row
+    return None if math.isnan(figures.peak(row)[1]) else row
 
 
 def alignment(row: Row) -> Array:
@@ -255,8 +255,7 @@ def summary(args: argparse.Namespace, found: dict[Network, list[Row]]) -> list[d
             row = chosen(rows, moment)
             if row is None:
                 continue
-            values = alignment(row)
-            peak = int(np.nanargmax(values)) + 1
+            peak, cka = figures.peak(row)
             lines.append(
                 {
                     "lr_factor": one.variant.lr_factor,
@@ -271,7 +270,7 @@ def summary(args: argparse.Namespace, found: dict[Network, list[Row]]) -> list[d
                     "train_accuracy": row["train_accuracy"],
                     "test_accuracy": row["test_accuracy"],
                     "peak": peak,
-                    "cka": values[peak - 1],
+                    "cka": cka,
                 }
             )
     return sorted(lines, key=lambda line: (-line["lr_factor"], line["batch_size"], line["depth"], line["seed"]))
@@ -287,7 +286,7 @@ def panel(args: argparse.Namespace, found: dict[Network, list[Row]], of: Variant
         for depth in sorted({one.depth for one in rows})
     }
     ordered = sorted(rows, key=lambda one: (one.depth, one.seed))
-    peaks = Line([one.depth for one in ordered], [int(np.nanargmax(alignment(rows[one]))) + 1 for one in ordered])
+    peaks = Line([one.depth for one in ordered], [figures.peak(rows[one])[0] for one in ordered])
     return Panel(f"{of.label}\n{MOMENTS[moment]}", columns, peaks)
 
 

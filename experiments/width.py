@@ -181,7 +181,7 @@ def trained(rows: Sequence[Row]) -> Trained:
 def summary(one: Network, rows: Sequence[Row]) -> Row:
     """One line of the table."""
     last, result = rows[-1], trained(rows)
-    peak = int(np.nanargmax(result.after)) + 1
+    peak, cka = figures.peak(last)
     return {
         "width": one.width,
         "exponent": one.exponent,
@@ -191,7 +191,7 @@ def summary(one: Network, rows: Sequence[Row]) -> Row:
         "train_accuracy": last["train_accuracy"],
         "test_accuracy": last["test_accuracy"],
         "peak": peak,
-        "cka": float(result.after[peak - 1]),
+        "cka": cka,
         "cka_before": float(np.nanmax(result.before)),
         "moved": float(np.mean(result.moved)),
     }
@@ -219,7 +219,7 @@ def draw(args: argparse.Namespace, dataset: data.Dataset) -> None:
         found = {
             one: rows
             for one, rows in found.items()
-            if job(args, one, dataset).finished(rows) and not np.isnan(trained(rows).after).all()
+            if job(args, one, dataset).finished(rows) and not math.isnan(figures.peak(rows[-1])[1])
         }
         if not found:
             say("nothing to draw: no run has ended with an alignment")

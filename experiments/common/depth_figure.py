@@ -53,7 +53,7 @@ def depth_scaling(rows: Sequence[Sequence[Panel]], title: str, paths: Sequence[P
                 if j == 0:
                     axes[i, j].set_ylabel("layer l (1 is next to the input)")
         bar = figure.colorbar(mesh, ax=axes, pad=0.01, aspect=30 * len(rows))
-        bar.set_label("alignment with the labels, relative to the greatest of the network")
+        bar.set_label("alignment (CKA), relative to the greatest of the network")
         figure.suptitle(title, fontsize=12)
 
 

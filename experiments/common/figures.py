@@ -37,11 +37,11 @@ def table(runs: Sequence[Sequence[Row]], prefix: str) -> Array:
     return np.array([[[row.get(f"{prefix}/{layer}", np.nan) for layer in layers] for row in rows] for rows in runs])
 
 
-def peak(row: Row) -> tuple[float, float]:
-    """The layer of the greatest alignment in a row (1 is next to the input), and that; nan where there is none."""
+def peak(row: Row) -> tuple[int, float]:
+    """Layer of the greatest alignment in a row (1 is next to the input), and that; 0 and nan where there is none."""
     values = table([[row]], "cka")[0, 0]
     if np.isnan(values).all():
-        return np.nan, np.nan
+        return 0, np.nan
     index = int(np.nanargmax(values))
     return index + 1, float(values[index])
 

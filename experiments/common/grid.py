@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.figures import Array, table
+from common.figures import Array, peak, table
 from common.store import Row
 from common.training import OPTIMIZERS
 
@@ -64,13 +64,9 @@ class Result:
         return values
 
     @property
-    def peak(self) -> tuple[int | None, float]:
-        """Layer (1 is next to the input) with the greatest alignment at the end, and that; None and nan without one."""
-        values = self.alignment(1)
-        if np.isnan(values).all():
-            return None, math.nan
-        index = int(np.nanargmax(values))
-        return index + 1, float(values[index])
+    def peak(self) -> tuple[int, float]:
+        """See ``figures.peak``, at the end."""
+        return peak(self.rows[1])
 
 
 def print_table(found: Sequence[Result], target: float) -> None:
@@ -89,9 +85,9 @@ def print_table(found: Sequence[Result], target: float) -> None:
             losses = last["train_loss"], last["test_loss"], one.gap
             values[1:4] = (f"{value:.3f}" for value in losses)
             values[4:6] = (f"{last[name]:.1%}" for name in ("train_accuracy", "test_accuracy"))
-            values[6:] = "-" if layer is None else str(layer), f"{alignment:.4f}"
+            values[6:] = str(layer) if layer else "-", f"{alignment:.4f}"
         print(f"{one.cell.name:<{width}}" + "".join(f"  {value:>10}" for value in values) + f"  {ended}")
-    _print_correlations([one for one in found if one.reached(target) and one.peak[0] is not None])
+    _print_correlations([one for one in found if one.reached(target) and one.peak[0]])
 
 
 def _print_correlations(alike: Sequence[Result]) -> None:
