@@ -43,7 +43,7 @@ def width(rows: Mapping[str, Mapping[int, Trained]], limit: Array, title: str, p
             _draw_peak(peak, networks, limit)
             _draw_moved(moved, networks)
         for column in axes[:, :2].T:
-            top = max(ax.get_ylim()[1] for ax in column)
+            top = 1.15 * max(ax.get_ylim()[1] for ax in column)  # room for the legends
             for ax in column:
                 ax.set_ylim(0, top)
         figure.suptitle(title, fontsize=12)
@@ -75,7 +75,7 @@ def _draw_peak(ax: Axes, networks: Mapping[int, Trained], limit: Array) -> None:
         layer = int(np.nanargmax(networks[width].after)) + 1
         ax.annotate(str(layer), (width, value), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=10)
     _width_axis(ax, widths)
-    ax.set_ylim(0, 1.35 * max(after))
+    ax.set_ylim(0, 1.2 * max(after))
     ax.set_ylabel("greatest alignment of a layer (CKA)")
     ax.legend(frameon=False, fontsize=9, loc="upper right")
 
