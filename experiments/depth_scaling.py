@@ -127,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
         "--epochs",
         type=whole(1),
         nargs="+",
-        default=[40],
+        default=[20],
         metavar="E",
         help="passes over the training set, one number for each depth or one for all",
     )
