@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
@@ -39,3 +40,19 @@ def helped(parse: Callable[[Sequence[str]], object], capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         parse(["--help"])
     return " ".join(capsys.readouterr().out.split())
+
+
+def texts(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, as written."""
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def numbers(path: Path) -> list[dict[str, float]]:
+    """The rows of a table of numbers."""
+    return [{name: float(value) for name, value in row.items()} for row in texts(path)]
+
+
+def metrics(output: Path) -> dict[str, bytes]:
+    """The metrics file of every run in a study's folder, by the run's name."""
+    return {path.parent.name: path.read_bytes() for path in sorted(output.glob("*/metrics.csv"))}

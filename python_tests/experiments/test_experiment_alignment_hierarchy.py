@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import math
@@ -28,11 +27,6 @@ TINY = [
 ]
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
 # ---- results
 
 
@@ -45,7 +39,7 @@ def test_a_run_leaves_metrics_figures_and_a_table(tmp_path: Path, capsys: pytest
     assert (tmp_path / "alignment_hierarchy.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "alignment_hierarchy.svg").read_bytes()
 
-    rows = {seed: read(tmp_path / f"seed-{seed}" / "metrics.csv") for seed in (0, 4)}
+    rows = {seed: scripts.texts(tmp_path / f"seed-{seed}" / "metrics.csv") for seed in (0, 4)}
     assert [row["iteration"] for row in rows[0]] == ["0", "1", "4", "15"]
     assert [float(row["epoch"]) for row in rows[0]] == [0, 0.2, 0.8, 3]
     assert float(rows[0][-1]["train_loss"]) < float(rows[0][0]["train_loss"])
@@ -77,7 +71,7 @@ def test_the_last_row_is_the_final_network(tmp_path: Path) -> None:
         statistics=("forward_cka", "backward_cka"),
         precision="highest",
     )
-    last = read(tmp_path / "seed-0" / "metrics.csv")[-1]
+    last = scripts.texts(tmp_path / "seed-0" / "metrics.csv")[-1]
     assert [float(last[f"cka/{layer}"]) for layer in report.layers] == report.cka.tolist()
 
 
@@ -85,7 +79,7 @@ def test_measuring_more_often_does_not_change_training(tmp_path: Path) -> None:
     state = torch.get_rng_state()
     main([*TINY, "--output", str(tmp_path / "few")])
     main([*TINY, "--measurements", "9", "--checkpoint-every", "2", "--output", str(tmp_path / "many")])
-    few, many = (read(tmp_path / name / "seed-0" / "metrics.csv") for name in ("few", "many"))
+    few, many = (scripts.texts(tmp_path / name / "seed-0" / "metrics.csv") for name in ("few", "many"))
     assert (len(few), len(many)) == (4, 9)
     assert few[-1] == many[-1]
     assert torch.equal(torch.get_rng_state(), state)
@@ -118,7 +112,7 @@ def test_an_undefined_alignment_is_a_gap(
     monkeypatch.setattr(ahkernels, "layerwise_alignment", with_gap)
     assert main([*TINY, "--seeds", "0", "1", "--output", str(tmp_path)]) == 0
     assert re.search(r"  layer2 +nan", capsys.readouterr().out)
-    assert read(tmp_path / "seed-0" / "metrics.csv")[0]["cka/layer2"] == "nan"
+    assert scripts.texts(tmp_path / "seed-0" / "metrics.csv")[0]["cka/layer2"] == "nan"
 
 
 # ---- stopping and going on
@@ -254,4 +248,4 @@ def test_divergence_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture
     message = capsys.readouterr().err
     assert "seed 0: training diverged" in message
     assert "smaller --lr" in message
-    assert read(tmp_path / "seed-0" / "metrics.csv")  # what was measured before is kept
+    assert scripts.texts(tmp_path / "seed-0" / "metrics.csv")  # what was measured before is kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import signal
 from pathlib import Path
@@ -26,11 +25,6 @@ TINY = [
     *("--depth", "3", "--width", "16", "--epochs", "3", "--batch-size", "300", "--lr", "0.05", "--probe-size", "20"),
     *("--measurements", "4", "--eigenvectors", "5", "--moments", "0", "1"),
 ]
-
-
-def read(path: Path) -> list[dict[str, float]]:
-    with path.open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def results(output: Path) -> dict[str, bytes]:
@@ -155,7 +149,7 @@ def test_a_finished_run_leaves_metrics_eigenvectors_a_figure_and_tables(
     assert (output / "early_training.svg").read_bytes() == figure
     assert sorted(tables) == ["eigenvectors.csv", "metrics.csv"]
     assert results(output) == tables
-    rows = read(output / "seed-0" / "metrics.csv")
+    rows = scripts.numbers(output / "seed-0" / "metrics.csv")
     assert [row["iteration"] for row in rows] == [0, 1, 4, 5, 15]  # the grid's, and the moment's
     of_changes = [f"{name}_correlation{layer}" for name in CHANGES for layer in ("", *(f"/{of}" for of in LAYERS))]
     assert list(rows[0])[6:] == [*(f"cka/{layer}" for layer in LAYERS), "collinearity", *of_changes]
@@ -167,7 +161,7 @@ def test_rows_are_those_of_the_network_in_training(output: Path) -> None:
     probe = data.stratified_subset(digits.train_y, 20, seed=0)
     x, y = digits.train_x[probe], digits.train_y[probe]
     of = Trainer(feedforward(64, 16, 3, 10, seed=0), digits.train_x, digits.train_y, Recipe(0.05, batch_size=300))
-    first, *_, last = read(output / "seed-0" / "metrics.csv")
+    first, *_, last = scripts.numbers(output / "seed-0" / "metrics.csv")
     for row, state in ((first, None), (last, torch.load(output / "seed-0" / "checkpoint.pt")["state"])):
         if state is not None:
             of.restore(state)
@@ -188,7 +182,7 @@ def test_eigenvectors_are_those_of_the_dense_hessian(output: Path) -> None:
     values, vectors = np.linalg.eigh(hessian.numpy())
     order = np.argsort(-np.abs(values))[:5]
     energies = ParameterVector(model).inner_products(*[torch.from_numpy(vectors[:, order])] * 2)
-    table = read(output / "seed-0" / "eigenvectors.csv")
+    table = scripts.numbers(output / "seed-0" / "eigenvectors.csv")
     assert [(row["iteration"], row["index"]) for row in table] == [(t, i) for t in (0, 5, 15) for i in range(1, 6)]
     np.testing.assert_allclose([row["eigenvalue"] for row in table[:5]], values[order], rtol=1e-4)
     for layer, expected in zip(LAYERS, energies, strict=True):
@@ -199,8 +193,8 @@ def test_eigenvectors_are_those_of_the_dense_hessian(output: Path) -> None:
 
 
 def test_energies_and_coordinates_are_shares(output: Path) -> None:
-    rows = read(output / "seed-0" / "metrics.csv")
-    for moment in moments(rows, read(output / "seed-0" / "eigenvectors.csv")):
+    rows = scripts.numbers(output / "seed-0" / "metrics.csv")
+    for moment in moments(rows, scripts.numbers(output / "seed-0" / "eigenvectors.csv")):
         np.testing.assert_allclose(moment.energies.sum(axis=1), 1, atol=1e-5)
         assert moment.weighted_energies.sum() == pytest.approx(1, abs=1e-5)
         assert (np.diff(abs(moment.eigenvalues)) <= 0).all()
@@ -216,8 +210,8 @@ def test_without_eigenvectors_training_is_the_same(
     assert main([*command, "--output", str(tmp_path)]) == 0
     assert "eigenvectors of H_w" not in capsys.readouterr().out
     assert sorted(results(tmp_path)) == ["metrics.csv"]
-    few = {row["iteration"]: row for row in read(output / "seed-0" / "metrics.csv")}
-    many = {row["iteration"]: row for row in read(tmp_path / "seed-0" / "metrics.csv")}
+    few = {row["iteration"]: row for row in scripts.numbers(output / "seed-0" / "metrics.csv")}
+    many = {row["iteration"]: row for row in scripts.numbers(tmp_path / "seed-0" / "metrics.csv")}
     common = few.keys() & many.keys()
     assert {0, 1, 15} <= common
     assert {t: few[t] for t in common} == {t: many[t] for t in common}
@@ -229,7 +223,9 @@ def test_image_networks(name: str, shown: int, tmp_path: Path) -> None:
     base = [*("--batch-size", "16", "--train-size", "32", "--epochs", "1", "--probe-size", "8", "--measurements", "2")]
     base += [*("--width-factor", "0.02", "--eigenvectors", "2", "--moments", "1", "--output", str(tmp_path))]
     assert main([*base, "--model", name]) == 0
-    (moment,) = moments(read(tmp_path / "seed-0" / "metrics.csv"), read(tmp_path / "seed-0" / "eigenvectors.csv"))
+    (moment,) = moments(
+        scripts.numbers(tmp_path / "seed-0" / "metrics.csv"), scripts.numbers(tmp_path / "seed-0" / "eigenvectors.csv")
+    )
     assert len(moment.layers) == shown
     energies = [[v for key, v in line.items() if key.startswith("energy/")] for line in moment.table]
     assert len(energies[0]) > shown

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -29,16 +28,6 @@ TINY = [
 ]
 RUNS = [f"width{width}-noise{noise}" for width in (16, 32) for noise in (0.01, 1.0)]
 ITERATIONS = [0, 1, 4, 15]
-
-
-def read(path: Path) -> list[dict[str, float]]:
-    with path.open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-
-def metrics(output: Path) -> dict[str, bytes]:
-    """The metrics file of every run."""
-    return {path.parent.name: path.read_bytes() for path in sorted(output.glob("*/metrics.csv"))}
 
 
 def curve(row: dict[str, float], statistic: str) -> list[float]:
@@ -68,11 +57,11 @@ def test_a_study_leaves_runs_a_figure_and_a_table(
     assert f"figure: {tmp_path / 'frozen_networks.png'}" in told.out
     assert (tmp_path / "frozen_networks.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "frozen_networks.svg").read_bytes()
-    assert list(metrics(tmp_path)) == RUNS
-    assert metrics(tmp_path) == metrics(output)
-    lines = read(tmp_path / "frozen_networks.csv")
+    assert list(scripts.metrics(tmp_path)) == RUNS
+    assert scripts.metrics(tmp_path) == scripts.metrics(output)
+    lines = scripts.numbers(tmp_path / "frozen_networks.csv")
     for name, line in zip(RUNS, lines, strict=True):
-        rows = read(tmp_path / name / "metrics.csv")
+        rows = scripts.numbers(tmp_path / name / "metrics.csv")
         assert [row["iteration"] for row in rows] == ITERATIONS
         assert line["best_train_accuracy"] == max(row["train_accuracy"] for row in rows)
         assert line["best_test_accuracy"] == max(row["test_accuracy"] for row in rows)
@@ -86,7 +75,7 @@ def test_a_study_leaves_runs_a_figure_and_a_table(
 
 @pytest.mark.parametrize("name", RUNS)
 def test_forward_grams_stay_and_backward_grams_move(name: str, output: Path) -> None:
-    first, *others = read(output / name / "metrics.csv")
+    first, *others = scripts.numbers(output / name / "metrics.csv")
     for row in others:
         assert curve(row, "forward_cka") == pytest.approx(curve(first, "forward_cka"), rel=1e-6)
         assert row["cka/layer3"] == pytest.approx(first["cka/layer3"], rel=1e-6)  # of features alone
@@ -118,7 +107,9 @@ def test_the_noise_scale_is_a_factor_of_the_last_layer_alone(output: Path) -> No
     network = InitialNetwork(64, 16, 3, 10, 0, torch.device("cpu"))
     assert torch.equal(last_layer(network, 0.01).weight, 0.01 * feedforward(64, 16, 3, 10, seed=0).layer3.weight)
     for width in (16, 32):  # alignment knows no scale
-        small, large = (read(output / f"width{width}-noise{noise}" / "metrics.csv")[0] for noise in (0.01, 1.0))
+        small, large = (
+            scripts.numbers(output / f"width{width}-noise{noise}" / "metrics.csv")[0] for noise in (0.01, 1.0)
+        )
         assert curve(small, "cka") == pytest.approx(curve(large, "cka"), rel=1e-5)
         assert small["train_loss"] < large["train_loss"]
 
@@ -131,7 +122,7 @@ def test_a_run_is_the_whole_network_trained_with_its_lower_layers_frozen(name: s
     network.layer3.weight.mul_(config["noise_scale"]).requires_grad_()
     assert config["lr"] == pytest.approx(0.02 * 256 / config["width"])
     trainer = Trainer(network, digits.train_x, digits.train_y, Recipe(lr=config["lr"], batch_size=300, epochs=3))
-    rows = read(output / name / "metrics.csv")
+    rows = scripts.numbers(output / name / "metrics.csv")
     losses: list[tuple[float, float]] = []
 
     def measure() -> None:
@@ -154,10 +145,10 @@ def test_a_run_that_diverges_ends_there(tmp_path: Path, capsys: pytest.CaptureFi
     command = [*TINY, "--widths", "16", "--noise-scales", "1", "--lr", "1e30", "--output", str(tmp_path)]
     assert main(command) == 0
     assert f"{RUNS[1]}: training diverged" in capsys.readouterr().err
-    rows = read(tmp_path / RUNS[1] / "metrics.csv")
+    rows = scripts.numbers(tmp_path / RUNS[1] / "metrics.csv")
     assert [math.isnan(row["train_loss"]) for row in rows] == [*[False] * (len(rows) - 1), True]
     assert rows[-1]["iteration"] < ITERATIONS[-1]
-    (line,) = read(tmp_path / "frozen_networks.csv")  # of what was measured before
+    (line,) = scripts.numbers(tmp_path / "frozen_networks.csv")  # of what was measured before
     assert line["epochs"] == rows[-2]["epoch"]
     assert (tmp_path / "frozen_networks.png").exists()
     assert main(command) == 0
@@ -192,7 +183,9 @@ def test_an_interrupted_study_goes_on_to_the_same_results(
     assert not (tmp_path / "frozen_networks.png").exists()
     assert main(command) == 0
     assert f"{RUNS[0]}: iteration 0/" not in capsys.readouterr().err
-    assert metrics(tmp_path) == {name: content for name, content in metrics(output).items() if name in RUNS[:2]}
+    assert scripts.metrics(tmp_path) == {
+        name: content for name, content in scripts.metrics(output).items() if name in RUNS[:2]
+    }
 
 
 @pytest.mark.slow
@@ -202,7 +195,7 @@ def test_two_processes_train_every_network_once(tmp_path: Path, output: Path) ->
     assert [worker.returncode for worker in workers] == [0, 0], errors
     begun = re.findall(r"^(\S+): iteration 0/", "".join(errors), re.MULTILINE)
     assert sorted(begun) == RUNS
-    assert metrics(tmp_path) == metrics(output)
+    assert scripts.metrics(tmp_path) == scripts.metrics(output)
     assert (tmp_path / "frozen_networks.png").exists()
 
 
@@ -212,12 +205,12 @@ def test_two_processes_train_every_network_once(tmp_path: Path, output: Path) ->
 def test_another_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [*TINY, "--widths", "16", "--epochs", "1", "--output", str(tmp_path)]
     main(command)
-    before = metrics(tmp_path)
+    before = scripts.metrics(tmp_path)
     assert main([*command, "--depth", "4"]) == 2
     assert "depth: 3 there, 4 asked for" in capsys.readouterr().err
-    assert metrics(tmp_path) == before
+    assert scripts.metrics(tmp_path) == before
     assert main([*command, "--depth", "4", "--overwrite"]) == 0
-    assert metrics(tmp_path) != before
+    assert scripts.metrics(tmp_path) != before
 
 
 @pytest.mark.parametrize(

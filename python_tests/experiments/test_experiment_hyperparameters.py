@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -41,24 +40,14 @@ SHARED_CELLS = sorted(
 )
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def metrics(output: Path) -> dict[str, bytes]:
-    """The metrics file of every cell."""
-    return {path.parent.name: path.read_bytes() for path in sorted(output.glob("*/metrics.csv"))}
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What one process that nobody disturbs makes of SHARED."""
     output, threads = tmp_path_factory.mktemp("alone"), torch.get_num_threads()
     assert main([*SHARED, "--threads", "1", "--output", str(output)]) == 0
     torch.set_num_threads(threads)
-    assert sorted(metrics(output)) == SHARED_CELLS
-    return metrics(output)
+    assert sorted(scripts.metrics(output)) == SHARED_CELLS
+    return scripts.metrics(output)
 
 
 # ---- results
@@ -78,12 +67,12 @@ def test_a_study_leaves_cells_a_figure_and_a_table(tmp_path: Path, capsys: pytes
         *("adam-lr0.01-batch150", "hyperparameters.png", "hyperparameters.svg", "sgd-lr0.05-batch150")
     ]
     sgd, adam = (tmp_path / f"{name}-batch150" for name in ("sgd-lr0.05", "adam-lr0.01"))
-    rows = read(adam / "metrics.csv")
+    rows = scripts.texts(adam / "metrics.csv")
     assert list(rows[0])[2:] == [
         *("train_loss", "test_loss", "train_accuracy", "test_accuracy", "cka/layer1", "cka/layer2", "cka/layer3")
     ]
     first = dict(rows[0])
-    assert first == read(sgd / "metrics.csv")[0]  # every cell begins with the same network
+    assert first == scripts.texts(sgd / "metrics.csv")[0]  # every cell begins with the same network
     environment = json.loads((adam / "environment.json").read_text())
     assert isinstance(environment[0]["denormals_are_zero"], bool)
     configs = [json.loads((folder / "config.json").read_text()) for folder in (sgd, adam)]
@@ -109,7 +98,9 @@ def test_training_ends_after_the_first_epoch_at_the_target(tmp_path: Path) -> No
             trainer.model, digits.train_x[probe], digits.train_y[probe], precision="highest"
         )
     assert 2 < len(losses) < 12
-    start, last = ({k: float(v) for k, v in row.items()} for row in read(tmp_path / "adam-lr0.01-batch150/metrics.csv"))
+    start, last = (
+        {k: float(v) for k, v in row.items()} for row in scripts.texts(tmp_path / "adam-lr0.01-batch150/metrics.csv")
+    )
     assert (start["iteration"], last["iteration"], last["epoch"]) == (0, trainer.iteration, len(losses) - 1)
     assert last["train_loss"] == losses[-1]
     assert (last["test_loss"], last["test_accuracy"]) == evaluate(trainer.model, digits.test_x, digits.test_y)
@@ -120,7 +111,9 @@ def test_label_noise_is_in_the_training_labels_only(tmp_path: Path) -> None:
     base = [*TINY, "--optimizers", "sgd", "--epochs", "1", "--train-size", "1000"]
     for name, fraction in (("clean", "0"), ("noisy", "0.5")):
         assert main([*base, "--label-noise", fraction, "--output", str(tmp_path / name)]) == 0
-    clean, noisy = (read(tmp_path / name / "sgd-lr0.05-batch150" / "metrics.csv")[0] for name in ("clean", "noisy"))
+    clean, noisy = (
+        scripts.texts(tmp_path / name / "sgd-lr0.05-batch150" / "metrics.csv")[0] for name in ("clean", "noisy")
+    )
     assert noisy["test_loss"] == clean["test_loss"]
     noisy_set = data.with_label_noise(data.training_subset(data.load("digits"), 1000, 0), 0.5, 0)
     start = evaluate(feedforward(64, 16, 3, 10, seed=0), noisy_set.train_x, noisy_set.train_y)
@@ -138,7 +131,7 @@ def test_a_cell_that_diverges_is_shown_as_such(tmp_path: Path, capsys: pytest.Ca
     assert re.search(r"sgd-lr1e\+18-batch150 +0\.\d+( +-){7} +diverged", first.out)
     assert re.search(r"sgd-lr0.001-batch150 +2 .* epoch limit", first.out)
     assert "rank correlation" not in first.out  # nothing to correlate
-    rows = read(tmp_path / "sgd-lr1e+18-batch150" / "metrics.csv")
+    rows = scripts.texts(tmp_path / "sgd-lr1e+18-batch150" / "metrics.csv")
     assert [row["train_loss"] == "nan" for row in rows] == [False, True]
     figure = (tmp_path / "hyperparameters.svg").read_bytes()
     assert main(command) == 0  # and is not tried again
@@ -153,7 +146,7 @@ def test_image_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     base += [*("--probe-size", "8", "--width-factor", "0.02")]
     for name, layers in (("vgg19", 17), ("resnet18", 21)):
         assert main([*base, "--model", name, "--output", str(tmp_path / name)]) == 0
-        rows = read(tmp_path / name / "sgd-lr0.01-batch16" / "metrics.csv")
+        rows = scripts.texts(tmp_path / name / "sgd-lr0.01-batch16" / "metrics.csv")
         assert sum(column.startswith("cka/network.") for column in rows[0]) == layers  # convolutions and linear layers
         assert rows[0]["train_loss"] != rows[1]["train_loss"]
         config = json.loads((tmp_path / name / "sgd-lr0.01-batch16" / "config.json").read_text())
@@ -191,7 +184,7 @@ def test_the_table_correlates_cells_at_the_target(capsys: pytest.CaptureFixture[
 def test_a_cell_that_another_process_has_is_left_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [*TINY, "--output", str(tmp_path)]
     main([*TINY, "--output", str(tmp_path / "expected")])
-    expected = metrics(tmp_path / "expected")
+    expected = scripts.metrics(tmp_path / "expected")
     main([*command, "--optimizers", "sgd"])  # leaves a configuration to compare with
     config = json.loads((tmp_path / "sgd-lr0.05-batch150" / "config.json").read_text())
     capsys.readouterr()
@@ -206,7 +199,7 @@ def test_a_cell_that_another_process_has_is_left_to_it(tmp_path: Path, capsys: p
     assert (tmp_path / "hyperparameters.png").exists()
     assert main(command) == 0
     assert "finished before" not in capsys.readouterr().err
-    assert metrics(tmp_path) == expected
+    assert scripts.metrics(tmp_path) == expected
 
 
 @pytest.mark.slow
@@ -216,7 +209,7 @@ def test_two_processes_train_every_cell_once(tmp_path: Path, alone: dict[str, by
     assert [worker.returncode for worker in workers] == [0, 0], errors
     begun = re.findall(r"^(\S+): iteration 0/", "".join(errors), re.MULTILINE)
     assert sorted(begun) == SHARED_CELLS
-    assert metrics(tmp_path) == alone
+    assert scripts.metrics(tmp_path) == alone
     assert (tmp_path / "hyperparameters.png").exists()
 
 
@@ -240,13 +233,13 @@ def test_a_killed_process_leaves_its_cell_to_the_next(
         checkpointed(process, first, after=60)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert len(read(first / "metrics.csv")) == 1
+    assert len(scripts.texts(first / "metrics.csv")) == 1
     assert not second.exists()
     assert main([*command, "--threads", "1", "--output", str(tmp_path)]) == 0
     told = capsys.readouterr().err
     assert f"{first.name}: iteration 0/" not in told  # it went on
     assert f"{second.name}: iteration 0/" in told
-    assert metrics(tmp_path) == {name: content for name, content in alone.items() if name.startswith("adam")}
+    assert scripts.metrics(tmp_path) == {name: content for name, content in alone.items() if name.startswith("adam")}
 
 
 def test_an_interrupted_process_says_how_to_go_on(
@@ -269,7 +262,7 @@ def test_an_interrupted_process_says_how_to_go_on(
     assert "sgd-lr0.05-batch150: stopped and saved" in told
     assert "to go on:" in told
     assert main(command) == 0
-    assert metrics(tmp_path / "out") == metrics(tmp_path / "expected")
+    assert scripts.metrics(tmp_path / "out") == scripts.metrics(tmp_path / "expected")
 
 
 # ---- refusals

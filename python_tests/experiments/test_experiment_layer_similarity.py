@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import signal
 from pathlib import Path
@@ -24,14 +23,9 @@ TINY = [
 ]
 
 
-def read(path: Path) -> list[dict[str, float]]:
-    with path.open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-
 def matrix(output: Path, name: str) -> torch.Tensor:
     """[L, L] of a table."""
-    rows = read(output / "seed-0" / f"{name}.csv")
+    rows = scripts.numbers(output / "seed-0" / f"{name}.csv")
     assert [row["layer"] for row in rows] == [1, 2, 3, 4]
     assert list(rows[0]) == ["layer", *LAYERS]
     return torch.tensor([[row[layer] for layer in LAYERS] for row in rows], dtype=torch.float64)
@@ -68,7 +62,7 @@ def test_a_run_leaves_metrics_matrices_a_figure_and_a_table(
     assert b"<svg" in (tmp_path / "layer_similarity.svg").read_bytes()
     assert sorted(results(tmp_path)) == sorted(f"{name}.csv" for name in ("metrics", *TABLES))
     assert results(tmp_path) == results(output)
-    rows = read(tmp_path / "seed-0" / "metrics.csv")
+    rows = scripts.numbers(tmp_path / "seed-0" / "metrics.csv")
     assert [row["iteration"] for row in rows] == [0, 1, 4, 15]
     assert list(rows[0])[6:] == [f"with_start/{layer}" for layer in LAYERS]
 
@@ -101,7 +95,7 @@ def test_matrices_are_similarities(output: Path) -> None:
             torch.testing.assert_close(values, values.T, rtol=0, atol=2e-6)
             torch.testing.assert_close(values.diagonal(), torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-5)
     assert not torch.allclose(matrix(output, MOVED), matrix(output, MOVED).T, atol=1e-3)
-    first, *_, last = read(output / "seed-0" / "metrics.csv")
+    first, *_, last = scripts.numbers(output / "seed-0" / "metrics.csv")
     assert [first[f"with_start/{layer}"] for layer in LAYERS] == pytest.approx([1.0] * 4, abs=1e-5)
     assert [last[f"with_start/{layer}"] for layer in LAYERS] == pytest.approx(
         matrix(output, MOVED).diagonal().tolist(), rel=1e-5

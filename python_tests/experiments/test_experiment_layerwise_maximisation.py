@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -31,11 +30,6 @@ TINY = [
 ]
 RUNS = ["end-to-end-width16", "lfm-width12"]
 LFM = RUNS[1]
-
-
-def read(path: Path) -> list[dict[str, float]]:
-    with path.open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def results(output: Path) -> dict[str, bytes]:
@@ -142,7 +136,7 @@ def test_losses_in_the_table_are_those_of_the_finished_network(
     model = network(64, 12, 3, 10, seed=0)
     before = layer_losses(model, x, y)[0]
     model.load_state_dict(torch.load(output / LFM / "checkpoint.pt", weights_only=True)["state"]["model"])
-    rows = read(output / LFM / "layers.csv")
+    rows = scripts.numbers(output / LFM / "layers.csv")
     assert rows[0]["validation_loss_before"] == pytest.approx(before, rel=1e-5)
     assert [row["validation_loss"] for row in rows] == pytest.approx(layer_losses(model, x, y), rel=1e-5)
     seen = training.train_x[:144], training.train_y[:144]
@@ -227,7 +221,7 @@ def test_both_networks_are_measured_by_the_library_on_the_same_images(
         (RUNS[0], feedforward(64, 16, 3, 10, seed=0), whole),
     ):
         model.load_state_dict(torch.load(output / name / "checkpoint.pt", weights_only=True)["state"]["model"])
-        _, last = read(output / name / "metrics.csv")
+        _, last = scripts.numbers(output / name / "metrics.csv")
         report = ah.layerwise_alignment(model, training.train_x[probe], training.train_y[probe], precision="highest")
         assert [last[f"cka/layer{i}"] for i in (1, 2, 3)] == report.cka.tolist()
         assert (last["train_loss"], last["train_accuracy"]) == evaluate(model, seen.train_x, seen.train_y)
@@ -239,7 +233,7 @@ def test_end_to_end_is_plain_training_on_all_images(output: Path) -> None:
     model = feedforward(64, 16, 3, 10, seed=0)
     trainer = Trainer(model, whole.train_x, whole.train_y, Recipe(lr=0.03, batch_size=300, epochs=3))
     assert trainer.run([], lambda: None)
-    first, last = read(output / RUNS[0] / "metrics.csv")
+    first, last = scripts.numbers(output / RUNS[0] / "metrics.csv")
     assert (last["iteration"], last["epoch"]) == (15, 3)
     assert last["train_loss"] == evaluate(model, whole.train_x, whole.train_y)[0] < first["train_loss"]
 
@@ -250,7 +244,7 @@ def test_a_network_that_diverges_is_left_out(tmp_path: Path, capsys: pytest.Capt
     told = capsys.readouterr()
     assert f"{LFM}: training diverged" in told.err
     assert "LFM" not in told.out
-    assert [math.isnan(row["train_loss"]) for row in read(tmp_path / LFM / "metrics.csv")] == [False, True]
+    assert [math.isnan(row["train_loss"]) for row in scripts.numbers(tmp_path / LFM / "metrics.csv")] == [False, True]
     assert main(command) == 0
     assert "finished before" in capsys.readouterr().err
 
@@ -268,7 +262,7 @@ def test_an_interrupted_study_goes_on_to_the_same_results(
 ) -> None:
     """Also in the middle of a layer, before its first step, and before the very last one."""
     step = LayerwiseTrainer.step
-    at = iteration % int(read(output / LFM / "metrics.csv")[-1]["iteration"])
+    at = iteration % int(scripts.numbers(output / LFM / "metrics.csv")[-1]["iteration"])
 
     def interrupted(trainer: LayerwiseTrainer) -> float:
         if trainer.iteration == at:

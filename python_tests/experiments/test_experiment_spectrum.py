@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -29,11 +28,6 @@ TINY = [
     *("--conditions", "0.05", "0.01:0.3", "--eigenvalues", "200"),
 ]
 CLEAN, NOISY = "lr0.05", "lr0.01-noise0.3"
-
-
-def read(path: Path) -> list[dict[str, float]]:
-    with path.open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def results(output: Path) -> dict[str, bytes]:
@@ -71,11 +65,11 @@ def test_a_study_leaves_tables_figures_and_configurations(tmp_path: Path, capsys
         assert str(tmp_path / f"{name}.png") in printed
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in (tmp_path / f"{name}.svg").read_bytes()
-    rows = read(tmp_path / CLEAN / "metrics.csv")
+    rows = scripts.numbers(tmp_path / CLEAN / "metrics.csv")
     assert [row["iteration"] for row in rows] == [0, 15]
     statistics = "cka", "stable_rank", "label_correlation", "fisher_stable_rank", "fisher_label_correlation"
     assert list(rows[0])[6:] == [f"{statistic}/{layer}" for statistic in statistics for layer in LAYERS]
-    eigenvalues = read(tmp_path / CLEAN / "eigenvalues.csv")
+    eigenvalues = scripts.numbers(tmp_path / CLEAN / "eigenvalues.csv")
     assert list(eigenvalues[0]) == ["index", *LAYERS]
     assert [row["index"] for row in eigenvalues] == [1, 2, 3, 4, 5]
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in (CLEAN, NOISY)]
@@ -93,7 +87,7 @@ def test_the_last_row_and_the_eigenvalues_are_the_final_networks(output: Path, n
     x, y = digits.train_x[probe], data.with_label_noise(digits, noise, seed=0).train_y[probe]
     assert bool((y != digits.train_y[probe]).any()) == (noise > 0)
     report = ah.layerwise_alignment(trained(output / name), x, y, statistics=spectrum.STATISTICS, precision="highest")
-    last, table = read(output / name / "metrics.csv")[-1], read(output / name / "eigenvalues.csv")
+    last, table = scripts.numbers(output / name / "metrics.csv")[-1], scripts.numbers(output / name / "eigenvalues.csv")
     for statistic in ("cka", *spectrum.STATISTICS):
         assert [last[f"{statistic}/{layer}"] for layer in LAYERS] == getattr(report, statistic).tolist()
     for layer, kernel in ah.tangent_kernels(trained(output / name), x, precision="highest").items():
@@ -105,8 +99,8 @@ def test_the_last_row_and_the_eigenvalues_are_the_final_networks(output: Path, n
 @pytest.mark.parametrize("name", [CLEAN, NOISY])
 def test_ranks_and_correlations_fit_the_spectrum(output: Path, name: str) -> None:
     """All of the eigenvalues are there, so that norms follow from them."""
-    table = read(output / name / "eigenvalues.csv")
-    for row in read(output / name / "metrics.csv"):
+    table = scripts.numbers(output / name / "eigenvalues.csv")
+    for row in scripts.numbers(output / name / "metrics.csv"):
         for layer in LAYERS:
             rank, correlation = row[f"stable_rank/{layer}"], row[f"label_correlation/{layer}"]
             assert row[f"cka/{layer}"] == pytest.approx(correlation / math.sqrt(rank), rel=1e-9)
@@ -127,7 +121,7 @@ def test_fishers_stable_rank_is_that_of_the_dense_matrix(output: Path) -> None:
     model, x = trained(output / CLEAN), digits.train_x[data.stratified_subset(digits.train_y, 20, seed=0)]
     p = model(x).detach().double().softmax(1)
     h = torch.block_diag(*(torch.diag_embed(p) - p[:, :, None] * p[:, None, :]))
-    last = read(output / CLEAN / "metrics.csv")[-1]
+    last = scripts.numbers(output / CLEAN / "metrics.csv")[-1]
     for layer, jacobian in reference.jacobians(model.double(), x.double()).items():
         values = torch.linalg.eigvals(h @ reference.kernels_of_outputs(jacobian, "all")).real
         rank = float(values.square().sum() / values.max() ** 2)
@@ -135,7 +129,7 @@ def test_fishers_stable_rank_is_that_of_the_dense_matrix(output: Path) -> None:
 
 
 def test_conditions_start_alike_and_differ_in_their_labels_alone(output: Path) -> None:
-    clean, noisy = (read(output / name / "metrics.csv")[0] for name in (CLEAN, NOISY))
+    clean, noisy = (scripts.numbers(output / name / "metrics.csv")[0] for name in (CLEAN, NOISY))
     for column in clean:
         blind = column.startswith(("iteration", "epoch", "test", "stable_rank", "fisher_stable_rank"))
         assert (clean[column] == noisy[column]) == blind, column
@@ -208,7 +202,7 @@ def test_another_configuration_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert main([*command, "--eigenvalues", "6"]) == 2
     assert "eigenvalues: 5 there, 6 asked for" in capsys.readouterr().err
     assert main([*command, "--eigenvalues", "6", "--overwrite"]) == 0
-    assert len(read(tmp_path / CLEAN / "eigenvalues.csv")) == 6
+    assert len(scripts.numbers(tmp_path / CLEAN / "eigenvalues.csv")) == 6
 
 
 # ---- refusals

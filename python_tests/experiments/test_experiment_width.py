@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import signal
 from pathlib import Path
 
@@ -23,22 +22,12 @@ TINY = [
 ]
 
 
-def read(path: Path) -> list[dict[str, float]]:
-    with path.open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-
-def metrics(output: Path) -> dict[str, bytes]:
-    """The metrics file of every run."""
-    return {path.parent.name: path.read_bytes() for path in sorted(output.glob("*/metrics.csv"))}
-
-
 def test_a_study_leaves_runs_a_table_and_a_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "--output", str(tmp_path)]) == 0
     assert "figure: " in capsys.readouterr().out
     names = [f"width{n}-exponent{e}-seed0" for n in (8, 16) for e in ("0.5", "1")]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "width.csv", "width.png", "width.svg"])
-    lines = read(tmp_path / "width.csv")
+    lines = scripts.numbers(tmp_path / "width.csv")
     assert [(line["width"], line["exponent"]) for line in lines] == [(8, 0.5), (16, 0.5), (8, 1), (16, 1)]
     assert [line["lr"] for line in lines] == pytest.approx([0.002 * 32**0.5, 0.008, 0.064, 0.032])
 
@@ -58,11 +47,11 @@ def test_a_study_leaves_runs_a_table_and_a_figure(tmp_path: Path, capsys: pytest
     report = ahkernels.layerwise_alignment(
         trainer.model, digits.train_x[probe], digits.train_y[probe], precision="highest"
     )
-    last = read(tmp_path / names[-1] / "metrics.csv")[-1]
+    last = scripts.numbers(tmp_path / names[-1] / "metrics.csv")[-1]
     assert [last[f"moved/layer{layer}"] for layer in (1, 2, 3)] == changed
     assert [last[f"cka/{layer}"] for layer in report.layers] == report.cka.tolist()
     assert (lines[-1]["peak"], lines[-1]["cka"]) == (1 + int(report.cka.argmax()), float(report.cka.max()))
-    first = read(tmp_path / names[-1] / "metrics.csv")[0]
+    first = scripts.numbers(tmp_path / names[-1] / "metrics.csv")[0]
     assert [first[f"moved/layer{layer}"] for layer in (1, 2, 3)] == [0, 0, 0]
 
 
@@ -70,7 +59,7 @@ def test_wide_networks_move_less_and_start_nearer_to_the_limit(tmp_path: Path) -
     widths = [32, 128, 512]
     command = ["--widths", *map(str, widths), "--lr-exponents", "1", "--depth", "3", "--epochs", "1"]
     assert main([*command, "--train-size", "600", "--probe-size", "100", "--output", str(tmp_path)]) == 0
-    moved = [line["moved"] for line in read(tmp_path / "width.csv")]
+    moved = [line["moved"] for line in scripts.numbers(tmp_path / "width.csv")]
     assert moved[0] > 1.5 * moved[1] > 1.5**2 * moved[2]
     digits = data.training_subset(data.load("digits"), 600, 0)
     chosen = data.stratified_subset(digits.train_y, 100, seed=0)
@@ -80,7 +69,7 @@ def test_wide_networks_move_less_and_start_nearer_to_the_limit(tmp_path: Path) -
     )
     distances = []
     for n in widths:
-        row = read(tmp_path / f"width{n}-exponent1-seed0" / "metrics.csv")[0]
+        row = scripts.numbers(tmp_path / f"width{n}-exponent1-seed0" / "metrics.csv")[0]
         distances.append(np.abs([row[f"cka/layer{layer + 1}"] - float(limit.cka[layer]) for layer in range(3)]).max())
     assert distances[0] > distances[1] > distances[2]
 
@@ -99,7 +88,7 @@ def test_an_interrupted_study_ends_with_the_same_metrics(tmp_path: Path, monkeyp
         patch.setattr(Trainer, "step", interrupted)
         assert main(command) == 128 + signal.SIGTERM
     assert main(command) == 0
-    assert metrics(tmp_path / "out") == metrics(tmp_path / "alone")
+    assert scripts.metrics(tmp_path / "out") == scripts.metrics(tmp_path / "alone")
     before = (tmp_path / "out" / "width.svg").read_bytes()
     assert before == (tmp_path / "alone" / "width.svg").read_bytes()
     assert main(command) == 0
@@ -118,7 +107,7 @@ def test_test_samples_are_as_many_as_asked_for(tmp_path: Path, capsys: pytest.Ca
     assert main([*command, "--test-size", "361"]) == 2
     assert "--test-size: expected at most 360, the test samples of digits, got 361" in capsys.readouterr().err
     assert main([*command, "--test-size", "20"]) == 0
-    for row in read(tmp_path / "width8-exponent1-seed0" / "metrics.csv"):
+    for row in scripts.numbers(tmp_path / "width8-exponent1-seed0" / "metrics.csv"):
         assert row["test_accuracy"] * 20 == pytest.approx(round(row["test_accuracy"] * 20))
 
 
