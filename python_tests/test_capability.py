@@ -55,5 +55,5 @@ def test_unknown_capability_is_an_error():
         cwd=Path(__file__).parent,
     )
     assert run.returncode != 0
-    assert "AHKERNELS_CPU_CAPABILITY: expected avx512bf16, avx512, avx2 or portable" in run.stderr
+    assert "AHKERNELS_CPU_CAPABILITY: expected amx, avx512bf16, avx512, avx2 or portable" in run.stderr
     assert "got sse9" in run.stderr

@@ -5,8 +5,27 @@
 
 #include "tile.h"
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace ahkernels::cpu {
 namespace {
+
+// Whether there are matrix units with bf16 products, and Linux lets this process use them: it must be asked.
+bool permitted_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr unsigned kBFloat16 = 1u << 22, kTile = 1u << 24;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  return (edx & kBFloat16) != 0 && (edx & kTile) != 0 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 
 std::vector<std::string> detect() {
   std::vector<std::string> found;
@@ -16,7 +35,9 @@ std::vector<std::string> detect() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back("avx512bf16");
+  const bool bfloat16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  if (bfloat16 && permitted_amx()) found.push_back("amx");
+  if (bfloat16) found.push_back("avx512bf16");
   if (avx512) found.push_back("avx512");
   if (avx2) found.push_back("avx2");
 #endif
@@ -27,7 +48,7 @@ std::vector<std::string> detect() {
   while (!found.empty() && found.front() != wanted) found.erase(found.begin());
   if (found.empty()) {
     throw std::runtime_error(
-        std::string("AHKERNELS_CPU_CAPABILITY: expected avx512bf16, avx512, avx2 or portable, as far as "
+        std::string("AHKERNELS_CPU_CAPABILITY: expected amx, avx512bf16, avx512, avx2 or portable, as far as "
                     "this processor has it, got ") +
         wanted);
   }
@@ -49,6 +70,12 @@ const std::vector<std::string>& capabilities() {
 }
 
 const TileKernels<float>& float_kernels(const std::string& precision) {
+#if defined(__x86_64__) && defined(__linux__)
+  static const bool amx = has("amx");
+  if (amx && precision == "medium") return amx::one_part_tile;
+  if (amx && precision == "high") return amx::two_part_tile;
+  if (amx) return amx::three_part_tile;
+#endif
 #if defined(__x86_64__)
   static const bool bfloat16 = has("avx512bf16"), avx512 = has("avx512"), avx2 = has("avx2");
   if (bfloat16 && precision == "medium") return avx512bf16::bfloat16_tile;

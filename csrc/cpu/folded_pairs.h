@@ -59,8 +59,8 @@ class PackedBundles {
 
   // Of a panel of a bundle.
   static int64_t bytes(const TileKernels<T>& tiles, const std::vector<Term>& terms, int64_t outputs) {
-    int64_t total = outputs * PanelGroup<T>::bytes(tiles, terms[0].m);
-    for (const Term& term : terms) total += PanelGroup<T>::bytes(tiles, term.d);
+    int64_t total = outputs * tiles.panel_bytes(terms[0].m);
+    for (const Term& term : terms) total += tiles.panel_bytes(term.d);
     return total;
   }
 
@@ -91,13 +91,13 @@ class PackedBundles {
 
   void* forward(int64_t which, int64_t bundle, int64_t panel) const {
     int64_t offset = 0;
-    for (int64_t before = 0; before < which; ++before) offset += PanelGroup<T>::bytes(tiles_, terms_[before].d);
+    for (int64_t before = 0; before < which; ++before) offset += tiles_.panel_bytes(terms_[before].d);
     return memory_.template at<void>(panel_offset(bundle, panel) + offset);
   }
   void* backward(int64_t bundle, int64_t panel, int64_t output) const {
     const int64_t from_end = output_begin_ + outputs_ - output;
     return memory_.template at<void>(panel_offset(bundle, panel) + panel_bytes_ -
-                                     from_end * PanelGroup<T>::bytes(tiles_, terms_[0].m));
+                                     from_end * tiles_.panel_bytes(terms_[0].m));
   }
 
  private:
@@ -168,15 +168,15 @@ void add_folded_pairs(const TileKernels<T>& tiles, const std::vector<Term>& term
       for (int64_t col_panel = 0; col_panel < bundles.panels(); ++col_panel) {
         const int64_t tile_rows = bundles.rows(row, row_panel), tile_cols = bundles.rows(col, col_panel);
         for (int64_t which = 0; which < count; ++which) {
-          tiles.gemm(PanelGroup<T>::padded(tiles, terms[which].d), rows.forward(which, row, row_panel),
+          tiles.gemm(tiles.padded(terms[which].d), rows.forward(which, row, row_panel),
                      cols.forward(which, col, col_panel), tile_rows, tile_cols, /*accumulate=*/false,
                      q + (1 + which) * kTileSize);
         }
         for (int64_t i = block.output_begin; i < block.output_end; ++i) {
           const int64_t index = block.index({pair, i});
           for (int64_t j = first_column({pair, i}); j < o; ++j) {
-            tiles.gemm(PanelGroup<T>::padded(tiles, terms[0].m), rows.backward(row, row_panel, i),
-                       cols.backward(col, col_panel, j), tile_rows, tile_cols, /*accumulate=*/false, q);
+            tiles.gemm(tiles.padded(terms[0].m), rows.backward(row, row_panel, i), cols.backward(col, col_panel, j),
+                       tile_rows, tile_cols, /*accumulate=*/false, q);
             for (int64_t which = 0; which < count; ++which) {
               const T bias = static_cast<T>(terms[which].scaled_bias());
               const T* p = q + (1 + which) * kTileSize;

@@ -17,7 +17,7 @@ class GatheredRows {
         n_(n),
         o_(o),
         output_major_(output_major),
-        bytes_(PanelGroup<T>::bytes(tiles, width)),
+        bytes_(tiles.panel_bytes(width)),
         packed_(panels() * bytes_),
         scratch_(thread_count() * kTileSize * static_cast<int64_t>(sizeof(T))) {}
 
@@ -32,7 +32,7 @@ class GatheredRows {
     for_each_item(panels() * (panels() + 1) / 2, 1, [&](int64_t item, int64_t thread) {
       const PanelPair pair = triangle_pair(item);
       T* tile = scratch_.template at<T>(thread * kTileSize * static_cast<int64_t>(sizeof(T)));
-      tiles_.gemm(PanelGroup<T>::padded(tiles_, k), packed_.template at<void>(pair.row * bytes_),
+      tiles_.gemm(tiles_.padded(k), packed_.template at<void>(pair.row * bytes_),
                   packed_.template at<void>(pair.col * bytes_), count(pair.row), count(pair.col),
                   /*accumulate=*/false, tile);
       for (int64_t r = 0; r < count(pair.row); ++r) {

@@ -52,7 +52,7 @@ class JacobianSlices {
 
  private:
   // Of kPanel rows with a number for each position.
-  int64_t packed_bytes() const { return ceil_div(term_.s, tiles_.k_per_packed) * kPanel * tiles_.packed_bytes; }
+  int64_t packed_bytes() const { return tiles_.panel_bytes(term_.s); }
 
   void weight(int64_t slice, int64_t x, int64_t thread, T* rows) const {
     const int64_t m_begin = slice / d_slices_ * kPanel, m_count = std::min(kPanel, term_.m - m_begin);
@@ -70,8 +70,8 @@ class JacobianSlices {
       for (int64_t tile = 0; tile < count; ++tile) {
         T* to = rows + i * row_numbers() + tile * kTileSize;
         if (m_count < kPanel || columns(tile) < kPanel) std::fill(to, to + kTileSize, T{0});
-        tiles_.gemm(ceil_div(term_.s, tiles_.k_per_packed) * tiles_.k_per_packed, packed,
-                    packed + (1 + tile) * packed_bytes(), m_count, columns(tile), /*accumulate=*/false, to);
+        tiles_.gemm(tiles_.padded(term_.s), packed, packed + (1 + tile) * packed_bytes(), m_count, columns(tile),
+                    /*accumulate=*/false, to);
         if (mean_ == nullptr) continue;
         for (int64_t r = 0; r < m_count; ++r) {
           const double* from = mean_ + (m_begin + r) * term_.d + (first_tile + tile) * kPanel;

@@ -286,14 +286,14 @@ class KeptTiles {
           row_outputs_(row_outputs),
           col_outputs_(col_outputs),
           shared_(kept.block_.diagonal() && row_outputs == col_outputs),
-          bytes_(PanelGroup<T>::bytes(kept.tiles_, width)),
+          bytes_(kept.tiles_.panel_bytes(width)),
           row_blocks_((kept.block_.row_end - kept.block_.row_begin) * row_outputs),
           col_blocks_(shared_ ? 0 : (kept.block_.col_end - kept.block_.col_begin) * col_outputs),
           memory_((row_blocks_ + col_blocks_) * bytes_) {}
 
     template <class Rows>
     void pack(const Rows& rows_of, const T* mean, int64_t k) {
-      k_ = PanelGroup<T>::padded(kept_.tiles_, k);
+      k_ = kept_.tiles_.padded(k);
       for_each_item(row_blocks_ + col_blocks_, 1, [&](int64_t index, int64_t) {
         const bool row = index < row_blocks_;
         const int64_t local = row ? index : index - row_blocks_, outputs = row ? row_outputs_ : col_outputs_;

@@ -32,29 +32,22 @@ class PanelGroup {
       : tiles_(tiles), terms_(terms), centering_(centering), memory_(capacity * panel_bytes(tiles, terms)) {
     for (const Term& term : terms) {
       forward_offsets_.push_back(stride_);
-      stride_ += bytes(tiles, term.d) * term.s;
+      stride_ += tiles.panel_bytes(term.d) * term.s;
     }
     for (size_t which = 0; which < terms.size(); ++which) {
       const Term& term = terms[which];
       const bool shared = term.backward_of != which;
       backward_offsets_.push_back(shared ? backward_offsets_[term.backward_of] : stride_);
-      stride_ += shared ? 0 : bytes(tiles, term.m) * term.s * term.o;
+      stride_ += shared ? 0 : tiles.panel_bytes(term.m) * term.s * term.o;
     }
   }
 
-  static int64_t padded(const TileKernels<T>& tiles, int64_t k) {
-    return ceil_div(k, tiles.k_per_packed) * tiles.k_per_packed;
-  }
-  // Of kPanel rows with k numbers each.
-  static int64_t bytes(const TileKernels<T>& tiles, int64_t k) {
-    return padded(tiles, k) / tiles.k_per_packed * kPanel * tiles.packed_bytes;
-  }
   static int64_t panel_bytes(const TileKernels<T>& tiles, const std::vector<Term>& terms) {
     int64_t total = 0;
     for (size_t which = 0; which < terms.size(); ++which) {
       const Term& term = terms[which];
-      total += bytes(tiles, term.d) * term.s;
-      if (term.backward_of == which) total += bytes(tiles, term.m) * term.s * term.o;
+      total += tiles.panel_bytes(term.d) * term.s;
+      if (term.backward_of == which) total += tiles.panel_bytes(term.m) * term.s * term.o;
     }
     return total;
   }
@@ -82,12 +75,12 @@ class PanelGroup {
 
   void* forward(size_t which, int64_t panel, int64_t use) const {
     return memory_.at<void>((panel - begin_) * stride_ + forward_offsets_[which] +
-                            use * bytes(tiles_, terms_[which].d));
+                            use * tiles_.panel_bytes(terms_[which].d));
   }
   void* backward(size_t which, int64_t panel, int64_t use, int64_t output) const {
     const Term& term = terms_[which];
     return memory_.at<void>((panel - begin_) * stride_ + backward_offsets_[which] +
-                            (use * term.o + output) * bytes(tiles_, term.m));
+                            (use * term.o + output) * tiles_.panel_bytes(term.m));
   }
 
  private:
@@ -154,7 +147,7 @@ class TileMaker {
       for (int64_t j = begin; j < end; ++j) {
         begun_ = before;
         for (int64_t use = 0; use < term.s * term.s; ++use) {
-          tiles_.gemm(PanelGroup<T>::padded(tiles_, term.m), rows_->backward(owner, row_panel_, use / term.s, i),
+          tiles_.gemm(tiles_.padded(term.m), rows_->backward(owner, row_panel_, use / term.s, i),
                       cols_->backward(owner, col_panel_, use % term.s, j), row_count_, col_count_,
                       /*accumulate=*/false, q);
           for (size_t which = owner; which < terms_.size(); ++which) {
@@ -196,7 +189,7 @@ class TileMaker {
 
   void forward_tile(size_t which, int64_t use, T* tile) {
     const Term& term = terms_[which];
-    tiles_.gemm(PanelGroup<T>::padded(tiles_, term.d), rows_->forward(which, row_panel_, use / term.s),
+    tiles_.gemm(tiles_.padded(term.d), rows_->forward(which, row_panel_, use / term.s),
                 cols_->forward(which, col_panel_, use % term.s), row_count_, col_count_, /*accumulate=*/false, tile);
   }
 

@@ -28,18 +28,22 @@ template <class T>
 class PackedMatrix {
  public:
   PackedMatrix(const TileKernels<T>& tiles, const Strided& view, int64_t rows, int64_t k)
-      : rows(rows), k(k), panels(ceil_div(rows, kPanel)), memory_(panels * k * kPanel * kBytes) {
+      : rows(rows),
+        k(k),
+        panels(ceil_div(rows, kPanel)),
+        panel_bytes_(tiles.panel_bytes(k)),
+        memory_(panels * panel_bytes_) {
     for_each_item(panels, 4, [&](int64_t panel, int64_t) {
       tiles.pack(view.from_row(panel * kPanel), nullptr, std::min(kPanel, rows - panel * kPanel), k, at(panel));
     });
   }
-  T* at(int64_t panel) const { return memory_.template at<T>(panel * k * kPanel * kBytes); }
+  void* at(int64_t panel) const { return memory_.at<void>(panel * panel_bytes_); }
 
   const int64_t rows, k, panels;
 
  private:
-  static constexpr int64_t kBytes = static_cast<int64_t>(sizeof(T));
-  AlignedBuffer memory_;
+  const int64_t panel_bytes_;
+  const AlignedBuffer memory_;
 };
 
 // out [a.rows, b.rows] += a b^T + constant
@@ -52,7 +56,7 @@ void add_product(const TileKernels<T>& tiles, const PackedMatrix<T>& a, const Pa
     const int64_t row = item / b.panels * kPanel, col = item % b.panels * kPanel;
     const int64_t rows = std::min(kPanel, a.rows - row), cols = std::min(kPanel, b.rows - col);
     T* tile = scratch.at<T>(thread * kTileBytes);
-    tiles.gemm(a.k, a.at(row / kPanel), b.at(col / kPanel), rows, cols, /*accumulate=*/false, tile);
+    tiles.gemm(tiles.padded(a.k), a.at(row / kPanel), b.at(col / kPanel), rows, cols, /*accumulate=*/false, tile);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < cols; ++c) out[(row + r) * b.rows + col + c] += tile[r * kPanel + c] + constant;
     }

@@ -40,6 +40,10 @@ struct TileKernels {
   int64_t k_per_packed;  // numbers along k in one packed element; k is padded with zeros to a multiple of it
   int64_t packed_bytes;  // size of one packed element
 
+  int64_t padded(int64_t k) const { return ceil_div(k, k_per_packed) * k_per_packed; }
+  // Of a panel with k numbers in each of its rows.
+  int64_t panel_bytes(int64_t k) const { return ceil_div(k, k_per_packed) * kPanel * packed_bytes; }
+
   // dst [k][kPanel] = source [rows, k], less mean [k] unless that is null; k as it is, padding is done here
   void (*pack)(const Strided& source, const T* mean, int64_t rows, int64_t k, void* dst);
   // tile [rows, cols] (+)= a [k][rows]^T b [k][cols]; k padded
@@ -66,11 +70,12 @@ struct TileKernels {
 };
 
 // The instruction sets that this processor has, best first; the environment variable AHKERNELS_CPU_CAPABILITY
-// (avx512bf16, avx512, avx2, portable) leaves out those above it.
+// (amx, avx512bf16, avx512, avx2, portable) leaves out those above it.
 const std::vector<std::string>& capabilities();
 
 const TileKernels<double>& double_kernels();
-// For fp32 or 16-bit factors: bf16 products with fp32 sums at "medium" where the processor has them, else fp32.
+// For fp32 or 16-bit factors. With AMX all products are of bf16 parts: one at "medium", two at "high", three at
+// "highest", which is fp32 quality; else bf16 products at "medium" where the processor has them, and fp32.
 const TileKernels<float>& float_kernels(const std::string& precision);
 
 namespace portable {
@@ -89,6 +94,11 @@ extern const TileKernels<double> double_tile;
 }  // namespace avx512
 namespace avx512bf16 {
 extern const TileKernels<float> bfloat16_tile;
+}
+#endif
+#if defined(__x86_64__) && defined(__linux__)
+namespace amx {
+extern const TileKernels<float> one_part_tile, two_part_tile, three_part_tile;
 }
 #endif
 

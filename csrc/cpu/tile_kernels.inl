@@ -110,6 +110,24 @@ inline float to_float(_Float16 value) { return static_cast<float>(value); }
 inline float to_float(float value) { return value; }
 inline double to_float(double value) { return value; }
 
+// Numbers [begin, begin + kCount) of a row, scaled, less their mean, and zero past the rows and past k.
+template <int64_t kCount, class Source, class T>
+void read(const Strided& source, const T* mean, int64_t rows, int64_t k, int64_t row, int64_t begin, T* values) {
+  const T scale = static_cast<T>(source.scale);
+  const int64_t left = row < rows ? k - begin : 0, present = left < kCount ? left : kCount;
+  const Source* from = static_cast<const Source*>(source.data) + row * source.row_stride + begin * source.k_stride;
+  if (source.k_stride == 1 && present == kCount) {
+#pragma GCC unroll 32
+    for (int64_t i = 0; i < kCount; ++i) values[i] = static_cast<T>(to_float(from[i])) * scale;
+  } else {
+    for (int64_t i = 0; i < kCount; ++i) values[i] = 0;
+    for (int64_t i = 0; i < present; ++i) values[i] = static_cast<T>(to_float(from[i * source.k_stride])) * scale;
+  }
+  if (mean != nullptr) {
+    for (int64_t i = 0; i < present; ++i) values[i] -= mean[begin + i] * scale;
+  }
+}
+
 template <class Step, class Source>
 void pack_as(const Strided& source, const typename Step::Sum* mean, int64_t rows, int64_t k,
              typename Step::Packed* dst) {
@@ -130,24 +148,9 @@ void pack_as(const Strided& source, const typename Step::Sum* mean, int64_t rows
   const int64_t padded_rows = ceil_div(rows, kChunk) * kChunk;  // a ragged panel is never read beyond
   for (int64_t begin = 0; begin < padded; begin += kChunk) {
     const int64_t count = padded - begin < kChunk ? padded - begin : kChunk;
-    const int64_t present = k - begin < count ? k - begin : count;
     for (int64_t row = 0; row < padded_rows; ++row) {
-      T values[kChunk] = {};
-      if (row < rows) {
-        const Source* from =
-            static_cast<const Source*>(source.data) + row * source.row_stride + begin * source.k_stride;
-        if (source.k_stride == 1 && present == kChunk) {
-#pragma GCC unroll 16
-          for (int64_t i = 0; i < kChunk; ++i) values[i] = static_cast<T>(to_float(from[i])) * scale;
-        } else {
-          for (int64_t i = 0; i < present; ++i) {
-            values[i] = static_cast<T>(to_float(from[i * source.k_stride])) * scale;
-          }
-        }
-        if (mean != nullptr) {
-          for (int64_t i = 0; i < present; ++i) values[i] -= mean[begin + i] * scale;
-        }
-      }
+      T values[kChunk];
+      read<kChunk, Source>(source, mean, rows, k, row, begin, values);
       typename Step::Packed* to = dst + begin / Step::kPerPacked * kPanel + row;
       for (int64_t i = 0; i < count / Step::kPerPacked; ++i) {
         to[i * kPanel] = Step::convert(values + i * Step::kPerPacked);
@@ -156,19 +159,26 @@ void pack_as(const Strided& source, const typename Step::Sum* mean, int64_t rows
   }
 }
 
+// pack(Source{}) for the type of the numbers.
+template <class Pack>
+void with_element(Element element, const Pack& pack) {
+  switch (element) {
+    case Element::kFloat:
+      return pack(float{});
+    case Element::kDouble:
+      return pack(double{});
+    case Element::kHalf:
+      return pack(_Float16{});
+    case Element::kBFloat16:
+      return pack(uint16_t{});
+  }
+}
+
 template <class Step>
 void pack(const Strided& source, const typename Step::Sum* mean, int64_t rows, int64_t k, void* dst) {
-  auto* to = static_cast<typename Step::Packed*>(dst);
-  switch (source.element) {
-    case Element::kFloat:
-      return pack_as<Step, float>(source, mean, rows, k, to);
-    case Element::kDouble:
-      return pack_as<Step, double>(source, mean, rows, k, to);
-    case Element::kHalf:
-      return pack_as<Step, _Float16>(source, mean, rows, k, to);
-    case Element::kBFloat16:
-      return pack_as<Step, uint16_t>(source, mean, rows, k, to);
-  }
+  with_element(source.element, [&](auto number) {
+    pack_as<Step, decltype(number)>(source, mean, rows, k, static_cast<typename Step::Packed*>(dst));
+  });
 }
 
 // ---- epilogue
@@ -348,21 +358,29 @@ T dot(const Strided& x, int64_t k, const T* y) {
   return total * static_cast<T>(x.scale);
 }
 
-template <class Step, int Rows, int Vectors>
-constexpr TileKernels<typename Step::Sum> tile_kernels() {
-  using T = typename Step::Sum;
-  constexpr int64_t kLanes = Step::kBytes / sizeof(T);
-  static_assert(kPanel % Rows == 0 && kPanel % (Vectors * kLanes) == 0 && 16 % kLanes == 0 && Rows <= 16);
-  return {Step::kPerPacked,
-          sizeof(typename Step::Packed),
-          &pack<Step>,
-          &gemm<Step, Rows, Vectors>,
-          &hadamard<T, Step::kBytes>,
-          &hadamard_sums<T, Step::kBytes>,
-          &centered_hadamard<T, Step::kBytes>,
-          &centered_product<T, Step::kBytes>,
-          &sums<T, Step::kBytes>,
-          &centered_form<T, Step::kBytes>,
+// All but the first four members are the same for every way to pack and multiply.
+template <class T, int Bytes>
+constexpr TileKernels<T> tile_kernels(int64_t k_per_packed, int64_t packed_bytes, decltype(TileKernels<T>::pack) pack,
+                                      decltype(TileKernels<T>::gemm) gemm) {
+  static_assert(16 % (Bytes / sizeof(T)) == 0);
+  return {k_per_packed,
+          packed_bytes,
+          pack,
+          gemm,
+          &hadamard<T, Bytes>,
+          &hadamard_sums<T, Bytes>,
+          &centered_hadamard<T, Bytes>,
+          &centered_product<T, Bytes>,
+          &sums<T, Bytes>,
+          &centered_form<T, Bytes>,
           &axpy<T>,
           &dot<T>};
+}
+
+template <class Step, int Rows, int Vectors>
+constexpr TileKernels<typename Step::Sum> tile_kernels() {
+  constexpr int64_t kLanes = Step::kBytes / sizeof(typename Step::Sum);
+  static_assert(kPanel % Rows == 0 && kPanel % (Vectors * kLanes) == 0 && Rows <= 16);
+  return tile_kernels<typename Step::Sum, Step::kBytes>(Step::kPerPacked, sizeof(typename Step::Packed), &pack<Step>,
+                                                        &gemm<Step, Rows, Vectors>);
 }
