@@ -14,14 +14,14 @@
 namespace ahkernels::cpu {
 namespace {
 
-// Whether there are matrix units with bf16 products, and Linux lets this process use them: it must be asked.
+// Whether there are matrix units with bf16 and int8 products, and Linux lets this process use them: it must be asked.
 bool permitted_amx() {
 #if defined(__x86_64__) && defined(__linux__)
-  constexpr unsigned kBFloat16 = 1u << 22, kTile = 1u << 24;
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  constexpr unsigned kNeeded = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, AMX-TILE, AMX-INT8
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;   // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
-  return (edx & kBFloat16) != 0 && (edx & kTile) != 0 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return (edx & kNeeded) == kNeeded && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;
 #endif
@@ -72,9 +72,9 @@ const std::vector<std::string>& capabilities() {
 const TileKernels<float>& float_kernels(const std::string& precision) {
 #if defined(__x86_64__) && defined(__linux__)
   static const bool amx = has("amx");
-  if (amx && precision == "medium") return amx::one_part_tile;
-  if (amx && precision == "high") return amx::two_part_tile;
-  if (amx) return amx::three_part_tile;
+  if (amx && precision == "medium") return amx::bfloat16_tile;
+  if (amx && precision == "high") return amx::two_digits_tile;
+  if (amx) return amx::three_digits_tile;
 #endif
 #if defined(__x86_64__)
   static const bool bfloat16 = has("avx512bf16"), avx512 = has("avx512"), avx2 = has("avx2");

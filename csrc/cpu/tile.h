@@ -34,16 +34,20 @@ struct Strided {
   }
 };
 
-// T is the type of tiles and of sums within one.
-template <class T>
-struct TileKernels {
+// How a panel of kPanel rows is packed.
+struct Packing {
   int64_t k_per_packed;  // numbers along k in one packed element; k is padded with zeros to a multiple of it
   int64_t packed_bytes;  // size of one packed element
+  int64_t row_bytes;     // and of what there is once for each row
 
   int64_t padded(int64_t k) const { return ceil_div(k, k_per_packed) * k_per_packed; }
   // Of a panel with k numbers in each of its rows.
-  int64_t panel_bytes(int64_t k) const { return ceil_div(k, k_per_packed) * kPanel * packed_bytes; }
+  int64_t panel_bytes(int64_t k) const { return kPanel * (ceil_div(k, k_per_packed) * packed_bytes + row_bytes); }
+};
 
+// T is the type of tiles and of sums within one.
+template <class T>
+struct TileKernels : Packing {
   // dst [k][kPanel] = source [rows, k], less mean [k] unless that is null; k as it is, padding is done here
   void (*pack)(const Strided& source, const T* mean, int64_t rows, int64_t k, void* dst);
   // tile [rows, cols] (+)= a [k][rows]^T b [k][cols]; k padded
@@ -74,8 +78,9 @@ struct TileKernels {
 const std::vector<std::string>& capabilities();
 
 const TileKernels<double>& double_kernels();
-// For fp32 or 16-bit factors. With AMX all products are of bf16 parts: one at "medium", two at "high", three at
-// "highest", which is fp32 quality; else bf16 products at "medium" where the processor has them, and fp32.
+// For fp32 or 16-bit factors. With AMX bf16 products at "medium", int8 products of two digits of each number at "high"
+// and of three at "highest", which is fp32 quality; else bf16 products at "medium" where the processor has them, and
+// fp32.
 const TileKernels<float>& float_kernels(const std::string& precision);
 
 namespace portable {
@@ -98,7 +103,7 @@ extern const TileKernels<float> bfloat16_tile;
 #endif
 #if defined(__x86_64__) && defined(__linux__)
 namespace amx {
-extern const TileKernels<float> one_part_tile, two_part_tile, three_part_tile;
+extern const TileKernels<float> bfloat16_tile, two_digits_tile, three_digits_tile;
 }
 #endif
 

@@ -1,93 +1,168 @@
-// Products of bf16 parts on the matrix units of AMX, 16 x 16 sums of 32 products each an instruction.
+// Products on the matrix units of AMX, of 16 x 16 sums an instruction.
 //
-// A number is split into Parts bf16 numbers, each the rounded rest of those before; with three of them, and the six
-// products that fp32 can tell from rounding, a product has the quality of fp32 and takes a third of its time or less.
+// fp32 quality comes from int8 products, which are exact. A row of a factor is written as integers times a unit, its
+// largest magnitude over 2^23, and each integer as three signed digits of 8 bits. Of the nine products of digits those
+// with the greatest weights, six, are summed, in one register for each weight:
 //
-// A panel is packed in steps of 32 numbers along k: for each part, once as [row][32] for the left factor and once as
-// [16 columns at a time][pair along k][column] for the right one.
+//     <a, b> = unit_a unit_b (2^32 a0.b0 + 2^24 (a0.b1 + a1.b0) + 2^16 (a0.b2 + a1.b1 + a2.b0) + ...)
+//
+// What is left out is to a product of largest numbers as 2^-24 is to one, like fp32's rounding. Two digits and three
+// products give half the bits, and where bf16 will do, its products are summed by the same units.
+//
+// A panel is packed twice, in steps of 64 bytes along k and digit by digit: as [row][64 bytes] for a left factor, then
+// as [16 columns at a time][4 bytes along k][column] for a right one. A product reads one of the two, so they lie
+// apart.
 #include "tile.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <immintrin.h>
 
+#include <cmath>
+#include <limits>
+
 #include "target.h"
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's bug 105593, in its own header
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
-AHK_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma,f16c,amx-tile,amx-bf16")
+AHK_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma,f16c,amx-tile,amx-bf16,amx-int8")
 namespace ahkernels::cpu::amx {
 #include "tile_kernels.inl"
 
-constexpr int64_t kSide = 16;                     // rows and columns of a tile register
-constexpr int64_t kStep = 32;                     // numbers along k
-constexpr int64_t kRegister = kSide * kStep * 2;  // bytes
-constexpr int64_t kLayout = kPanel * kStep * 2;   // bytes of one part of a panel in one layout
-constexpr int64_t kSummed = 2048;                 // numbers along k that are summed by themselves, as in gemm()
+constexpr int64_t kSide = 16;                       // rows and columns of a tile register
+constexpr int64_t kLine = 64;                       // bytes of its rows
+constexpr int64_t kRegister = kSide * kLine;        // bytes
+constexpr int64_t kPart = kPanel * kLine;           // bytes of one step of a panel, of one digit
+constexpr int64_t kUnits = kPanel * sizeof(float);  // bytes of the units of a panel's rows, which come first
 
-template <int Parts>
-constexpr int64_t step_bytes() {
-  return 2 * Parts * kLayout;
-}
+// Numbers in a line.
+constexpr int64_t kBytes = 64, kBFloat16s = 32;
+
+// From one step to the next.
+constexpr int64_t step_bytes(int digits) { return digits * kPart; }
 
 // ---- pack
 
-inline __m512i unpack_pairs(__m512i a, __m512i b, bool high) {
-  return high ? _mm512_unpackhi_epi32(a, b) : _mm512_unpacklo_epi32(a, b);
-}
-
-// The transpose of 16 rows of 16 pairs, to 16 lines of 64 bytes.
+// The transpose of 16 rows of 16 times 4 bytes, to 16 lines.
 inline void transpose(const __m512i* rows, std::byte* to) {
   __m512i pairs[16], quads[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) pairs[i] = unpack_pairs(rows[i / 2 * 2], rows[i / 2 * 2 + 1], i % 2 == 1);
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) {
-    const __m512i a = pairs[i / 4 * 4 + i % 4 / 2], b = pairs[i / 4 * 4 + 2 + i % 4 / 2];
-    quads[i] = i % 2 == 0 ? _mm512_unpacklo_epi64(a, b) : _mm512_unpackhi_epi64(a, b);
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
   }
   // quads[4 q + j] has, in its lane of 128 bits v, column 4 v + j of the rows 4 q to 4 q + 3.
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    quads[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
+    quads[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
+    quads[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+    quads[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+  }
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
     const __m512i low01 = _mm512_shuffle_i32x4(quads[j], quads[4 + j], 0x44);
     const __m512i low23 = _mm512_shuffle_i32x4(quads[8 + j], quads[12 + j], 0x44);
     const __m512i high01 = _mm512_shuffle_i32x4(quads[j], quads[4 + j], 0xee);
     const __m512i high23 = _mm512_shuffle_i32x4(quads[8 + j], quads[12 + j], 0xee);
-    _mm512_store_si512(to + j * 64, _mm512_shuffle_i32x4(low01, low23, 0x88));
-    _mm512_store_si512(to + (4 + j) * 64, _mm512_shuffle_i32x4(low01, low23, 0xdd));
-    _mm512_store_si512(to + (8 + j) * 64, _mm512_shuffle_i32x4(high01, high23, 0x88));
-    _mm512_store_si512(to + (12 + j) * 64, _mm512_shuffle_i32x4(high01, high23, 0xdd));
+    _mm512_store_si512(to + j * kLine, _mm512_shuffle_i32x4(low01, low23, 0x88));
+    _mm512_store_si512(to + (4 + j) * kLine, _mm512_shuffle_i32x4(low01, low23, 0xdd));
+    _mm512_store_si512(to + (8 + j) * kLine, _mm512_shuffle_i32x4(high01, high23, 0x88));
+    _mm512_store_si512(to + (12 + j) * kLine, _mm512_shuffle_i32x4(high01, high23, 0xdd));
   }
 }
 
-inline __m512 widened(__m256i bfloat16) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16), 16));
+// The left factor's rows of one step and digit, also as a right factor.
+inline void transpose(const std::byte* left, std::byte* right) {
+  __m512i rows[kSide];
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < kSide; ++r) rows[r] = _mm512_load_si512(left + r * kLine);
+  transpose(rows, right);
 }
 
-template <int Parts>
-void pack_parts(const Strided& source, const float* mean, int64_t rows, int64_t k, void* dst) {
+inline void pack_bfloat16(const Strided& source, const float* mean, int64_t rows, int64_t k, void* dst) {
   with_element(source.element, [&](auto number) {
-    alignas(64) float values[kSide][kStep];
+    const int64_t to_right = ceil_div(k, kBFloat16s) * step_bytes(1);
     std::byte* step = static_cast<std::byte*>(dst);
-    for (int64_t begin = 0; begin < k; begin += kStep, step += step_bytes<Parts>()) {
+    for (int64_t begin = 0; begin < k; begin += kBFloat16s, step += step_bytes(1)) {
       for (int64_t first = 0; first < rows; first += kSide) {  // a ragged panel is never read beyond
+        std::byte* to = step + first * kLine;
         for (int64_t r = 0; r < kSide; ++r) {
-          read<kStep, decltype(number)>(source, mean, rows, k, first + r, begin, values[r]);
+          alignas(64) float values[kBFloat16s];
+          read<kBFloat16s, decltype(number)>(source, mean, rows, k, first + r, begin, values);
+          _mm512_store_si512(to + r * kLine, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_load_ps(values + 16),
+                                                                                           _mm512_load_ps(values))));
         }
-        for (int64_t part = 0; part < Parts; ++part) {
-          std::byte* to = step + 2 * part * kLayout + first / kSide * kRegister;
-          __m512i packed[kSide];
-#pragma GCC unroll 16
-          for (int64_t r = 0; r < kSide; ++r) {
-            const __m512 low = _mm512_load_ps(values[r]), high = _mm512_load_ps(values[r] + 16);
-            packed[r] = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
-            _mm512_store_si512(to + r * kStep * 2, packed[r]);
-            _mm512_store_ps(values[r], low - widened(_mm512_castsi512_si256(packed[r])));
-            _mm512_store_ps(values[r] + 16, high - widened(_mm512_extracti64x4_epi64(packed[r], 1)));
+        transpose(to, to + to_right);
+      }
+    }
+  });
+}
+
+// The greatest integer that has so many digits, less what rounding may add.
+constexpr float greatest(int digits) { return digits == 2 ? 32600.0f : 8355000.0f; }
+
+// What the integers of a row are multiplied with, and what they are multiples of; a row with nan or inf has unit nan.
+struct Unit {
+  float factor, unit;
+
+  Unit(float largest, float greatest) {
+    // Beyond fp32's range both would be infinite or zero.
+    factor = largest > 0 ? std::fmin(greatest / largest, 1e37f) : 0.0f;
+    unit = largest > 0 ? 1 / factor : largest;
+  }
+};
+
+template <class Source>
+float largest_magnitude(const Strided& source, const float* mean, int64_t rows, int64_t k, int64_t row) {
+  __m512 largest = _mm512_setzero_ps(), invalid = _mm512_setzero_ps();
+  for (int64_t begin = 0; begin < k; begin += kBytes) {
+    alignas(64) float values[kBytes];
+    read<kBytes, Source>(source, mean, rows, k, row, begin, values);
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kBytes; i += 16) {
+      const __m512 numbers = _mm512_load_ps(values + i);
+      largest = _mm512_max_ps(largest, _mm512_abs_ps(numbers));
+      invalid += numbers - numbers;
+    }
+  }
+  return _mm512_reduce_max_ps(largest) + _mm512_reduce_add_ps(invalid);
+}
+
+template <int Digits>
+void pack_digits(const Strided& source, const float* mean, int64_t rows, int64_t k, void* dst) {
+  with_element(source.element, [&](auto number) {
+    using Source = decltype(number);
+    float* units = static_cast<float*>(dst);
+    std::byte* panel = static_cast<std::byte*>(dst) + kUnits;
+    const int64_t to_right = ceil_div(k, kBytes) * step_bytes(Digits);
+    for (int64_t first = 0; first < rows; first += kSide) {
+      float factors[kSide];
+      for (int64_t r = 0; r < kSide; ++r) {
+        const Unit unit(largest_magnitude<Source>(source, mean, rows, k, first + r), greatest(Digits));
+        factors[r] = unit.factor;
+        units[first + r] = unit.unit;
+      }
+      std::byte* to = panel + first * kLine;
+      for (int64_t begin = 0; begin < k; begin += kBytes, to += step_bytes(Digits)) {
+        for (int64_t r = 0; r < kSide; ++r) {
+          alignas(64) float values[kBytes];
+          read<kBytes, Source>(source, mean, rows, k, first + r, begin, values);
+#pragma GCC unroll 4
+          for (int64_t i = 0; i < kBytes; i += 16) {
+            __m512i integers = _mm512_cvtps_epi32(_mm512_load_ps(values + i) * factors[r]);
+            // Signed digits from the last: what one takes beyond its range the next one carries.
+#pragma GCC unroll 3
+            for (int digit = Digits - 1; digit >= 0; --digit) {
+              _mm_store_si128(reinterpret_cast<__m128i*>(to + digit * kPart + r * kLine + i),
+                              _mm512_cvtepi32_epi8(integers));
+              integers = _mm512_srai_epi32(_mm512_add_epi32(integers, _mm512_set1_epi32(128)), 8);
+            }
           }
-          transpose(packed, to + kLayout);
         }
+        for (int digit = 0; digit < Digits; ++digit) transpose(to + digit * kPart, to + to_right + digit * kPart);
       }
     }
   });
@@ -123,111 +198,191 @@ class Configured {
   alignas(64) Configuration before_;
 };
 
-// 16 rows and Columns registers of columns: sums 0 to 2, left factor 3 and 4, right factor 5 to 7.
-template <int Parts, int Columns>
-void strip(int64_t steps, const std::byte* a, const std::byte* b, bool accumulate, float* tile) {
-  constexpr int kRow = kPanel * sizeof(float);
+constexpr int kTileRow = kPanel * sizeof(float);
+
+// 16 rows and Columns registers of columns: sums 0 to 2, left factor 3, right factor 5 to 7.
+template <int Columns>
+void bfloat16_strip(int64_t steps, const std::byte* a, const std::byte* b, bool accumulate, float* tile) {
   if (accumulate) {
-    _tile_loadd(0, tile, kRow);
-    if constexpr (Columns > 1) _tile_loadd(1, tile + kSide, kRow);
-    if constexpr (Columns > 2) _tile_loadd(2, tile + 2 * kSide, kRow);
+    _tile_loadd(0, tile, kTileRow);
+    if constexpr (Columns > 1) _tile_loadd(1, tile + kSide, kTileRow);
+    if constexpr (Columns > 2) _tile_loadd(2, tile + 2 * kSide, kTileRow);
   } else {
     _tile_zero(0);
     if constexpr (Columns > 1) _tile_zero(1);
     if constexpr (Columns > 2) _tile_zero(2);
   }
-  for (int64_t step = 0; step < steps; ++step, a += step_bytes<Parts>(), b += step_bytes<Parts>()) {
-#define AHK_RIGHT(part)                                                              \
-  _tile_loadd(5, b + 2 * part * kLayout, 64);                                        \
-  if constexpr (Columns > 1) _tile_loadd(6, b + 2 * part * kLayout + kRegister, 64); \
-  if constexpr (Columns > 2) _tile_loadd(7, b + 2 * part * kLayout + 2 * kRegister, 64)
-#define AHK_MULTIPLY(left)                               \
-  _tile_dpbf16ps(0, left, 5);                            \
-  if constexpr (Columns > 1) _tile_dpbf16ps(1, left, 6); \
-  if constexpr (Columns > 2) _tile_dpbf16ps(2, left, 7)
-    AHK_RIGHT(0);
-    if constexpr (Parts > 2) {
-      _tile_loadd(3, a + 4 * kLayout, 64);
-      AHK_MULTIPLY(3);
+  for (int64_t step = 0; step < steps; ++step, a += step_bytes(1), b += step_bytes(1)) {
+    _tile_loadd(3, a, kLine);
+    _tile_loadd(5, b, kLine);
+    _tile_dpbf16ps(0, 3, 5);
+    if constexpr (Columns > 1) {
+      _tile_loadd(6, b + kRegister, kLine);
+      _tile_dpbf16ps(1, 3, 6);
     }
-    if constexpr (Parts > 1) {
-      _tile_loadd(4, a + 2 * kLayout, 64);
-      AHK_MULTIPLY(4);
+    if constexpr (Columns > 2) {
+      _tile_loadd(7, b + 2 * kRegister, kLine);
+      _tile_dpbf16ps(2, 3, 7);
     }
-    _tile_loadd(3, a, 64);
-    AHK_MULTIPLY(3);
-    if constexpr (Parts > 1) {
-      AHK_RIGHT(1);
-      if constexpr (Parts > 2) {
-        AHK_MULTIPLY(4);
-      }
-      AHK_MULTIPLY(3);
-    }
-    if constexpr (Parts > 2) {
-      AHK_RIGHT(2);
-      AHK_MULTIPLY(3);
-    }
-#undef AHK_RIGHT
-#undef AHK_MULTIPLY
   }
-  _tile_stored(0, tile, kRow);
-  if constexpr (Columns > 1) _tile_stored(1, tile + kSide, kRow);
-  if constexpr (Columns > 2) _tile_stored(2, tile + 2 * kSide, kRow);
+  _tile_stored(0, tile, kTileRow);
+  if constexpr (Columns > 1) _tile_stored(1, tile + kSide, kTileRow);
+  if constexpr (Columns > 2) _tile_stored(2, tile + 2 * kSide, kTileRow);
 }
 
-// tile [rows, cols] = the product over so many steps, as many of them at a time as fit the first-level cache.
-template <int Parts, int Columns>
-void product(int64_t steps, const std::byte* a, const std::byte* b, int64_t rows, float* tile) {
-  constexpr int64_t kSteps = 12 / Parts;
+inline void gemm_bfloat16(int64_t k, const void* a, const void* b, int64_t rows, int64_t cols, bool accumulate,
+                          float* tile) {
+  const Configured registers;
+  constexpr int64_t kSteps = 12;  // as much of the right factor as fits the first-level cache
+  const int64_t steps = k / kBFloat16s;
+  const std::byte* left = static_cast<const std::byte*>(a);
+  const std::byte* right = static_cast<const std::byte*>(b) + steps * step_bytes(1);
   int64_t begin = 0;
   do {
-    const int64_t count = steps - begin < kSteps ? steps - begin : kSteps, offset = begin * step_bytes<Parts>();
+    const int64_t count = steps - begin < kSteps ? steps - begin : kSteps, offset = begin * step_bytes(1);
     for (int64_t r = 0; r < rows; r += kSide) {
-      strip<Parts, Columns>(count, a + offset + r / kSide * kRegister, b + offset + kLayout, begin > 0,
-                            tile + r * kPanel);
+      const auto strip = cols > 2 * kSide ? &bfloat16_strip<3> : cols > kSide ? &bfloat16_strip<2> : &bfloat16_strip<1>;
+      strip(count, left + offset + r * kLine, right + offset, accumulate || begin > 0, tile + r * kPanel);
     }
     begin += kSteps;
   } while (begin < steps);
 }
 
-template <int Parts>
-void gemm_parts(int64_t k, const void* a, const void* b, int64_t rows, int64_t cols, bool accumulate, float* tile) {
+// Integer sums of one weight after the other: [Digits][kSide][kSide].
+using Sums = int32_t[3 * kSide * kSide];
+
+// One register of rows and two of columns: sums 0 to 2 and 3 to 5 by their weight, left factor 6, right factor 7.
+template <int Digits>
+void digits_pair(int64_t steps, const std::byte* a, const std::byte* b, Sums* sums) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+  for (int64_t step = 0; step < steps; ++step, a += step_bytes(Digits), b += step_bytes(Digits)) {
+#define AHK_RIGHT(digit, column) _tile_loadd(7, b + digit * kPart + column * kRegister, kLine)
+    _tile_loadd(6, a, kLine);
+    AHK_RIGHT(0, 0);
+    _tile_dpbssd(0, 6, 7);
+    AHK_RIGHT(0, 1);
+    _tile_dpbssd(3, 6, 7);
+    AHK_RIGHT(1, 0);
+    _tile_dpbssd(1, 6, 7);
+    AHK_RIGHT(1, 1);
+    _tile_dpbssd(4, 6, 7);
+    if constexpr (Digits > 2) {
+      AHK_RIGHT(2, 0);
+      _tile_dpbssd(2, 6, 7);
+      AHK_RIGHT(2, 1);
+      _tile_dpbssd(5, 6, 7);
+    }
+    _tile_loadd(6, a + kPart, kLine);
+    AHK_RIGHT(0, 0);
+    _tile_dpbssd(1, 6, 7);
+    AHK_RIGHT(0, 1);
+    _tile_dpbssd(4, 6, 7);
+    if constexpr (Digits > 2) {
+      AHK_RIGHT(1, 0);
+      _tile_dpbssd(2, 6, 7);
+      AHK_RIGHT(1, 1);
+      _tile_dpbssd(5, 6, 7);
+      _tile_loadd(6, a + 2 * kPart, kLine);
+      AHK_RIGHT(0, 0);
+      _tile_dpbssd(2, 6, 7);
+      AHK_RIGHT(0, 1);
+      _tile_dpbssd(5, 6, 7);
+    }
+#undef AHK_RIGHT
+  }
+  _tile_stored(0, sums[0], kLine);
+  _tile_stored(1, sums[0] + kSide * kSide, kLine);
+  _tile_stored(2, sums[0] + 2 * kSide * kSide, kLine);
+  _tile_stored(3, sums[1], kLine);
+  _tile_stored(4, sums[1] + kSide * kSide, kLine);
+  _tile_stored(5, sums[1] + 2 * kSide * kSide, kLine);
+}
+
+// One register of rows and one of columns: sums 0 to 2 by their weight, left factor 3 to 5, right factor 6 and 7.
+template <int Digits>
+void digits_single(int64_t steps, const std::byte* a, const std::byte* b, Sums* sums) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  for (int64_t step = 0; step < steps; ++step, a += step_bytes(Digits), b += step_bytes(Digits)) {
+    _tile_loadd(3, a, kLine);
+    _tile_loadd(6, b, kLine);
+    _tile_dpbssd(0, 3, 6);
+    _tile_loadd(4, a + kPart, kLine);
+    _tile_dpbssd(1, 4, 6);
+    if constexpr (Digits > 2) {
+      _tile_loadd(5, a + 2 * kPart, kLine);
+      _tile_dpbssd(2, 5, 6);
+    }
+    _tile_loadd(7, b + kPart, kLine);
+    _tile_dpbssd(1, 3, 7);
+    if constexpr (Digits > 2) {
+      _tile_dpbssd(2, 4, 7);
+      _tile_loadd(6, b + 2 * kPart, kLine);
+      _tile_dpbssd(2, 3, 6);
+    }
+  }
+  _tile_stored(0, sums[0], kLine);
+  _tile_stored(1, sums[0] + kSide * kSide, kLine);
+  _tile_stored(2, sums[0] + 2 * kSide * kSide, kLine);
+}
+
+// tile [16, 16] (+)= the numbers that the sums stand for
+template <int Digits>
+void convert(const Sums& sums, const float* row_units, const float* col_units, bool accumulate, float* tile) {
+  const __m512 cols = _mm512_loadu_ps(col_units) * (Digits == 2 ? 256.0f : 65536.0f);
+#pragma GCC unroll 4
+  for (int64_t r = 0; r < kSide; ++r) {
+    const auto weighted = [&](int digit) {
+      return _mm512_cvtepi32_ps(_mm512_load_si512(sums + (digit * kSide + r) * kSide));
+    };
+    __m512 value = weighted(0) * 256.0f + weighted(1);
+    if constexpr (Digits > 2) value += weighted(2) * (1 / 256.0f);
+    value = value * cols * row_units[r];
+    float* to = tile + r * kPanel;
+    _mm512_store_ps(to, accumulate ? _mm512_load_ps(to) + value : value);
+  }
+}
+
+template <int Digits>
+void gemm_digits(int64_t k, const void* a, const void* b, int64_t rows, int64_t cols, bool accumulate, float* tile) {
   const Configured registers;
-  alignas(64) float summed[kTileSize];
-  const int64_t steps = k / kStep;
+  constexpr int64_t kSteps = 512;  // 32,768 numbers: sums of 3 * 2^14 times as many fit 32 bits
+  const int64_t steps = k / kBytes;
+  const float *row_units = static_cast<const float*>(a), *col_units = static_cast<const float*>(b);
+  const std::byte* left = static_cast<const std::byte*>(a) + kUnits;
+  const std::byte* right = static_cast<const std::byte*>(b) + kUnits + steps * step_bytes(Digits);
   int64_t begin = 0;
   do {
-    const int64_t left = steps - begin, count = left < kSummed / kStep ? left : kSummed / kStep;
-    const std::byte* left_factor = static_cast<const std::byte*>(a) + begin * step_bytes<Parts>();
-    const std::byte* right_factor = static_cast<const std::byte*>(b) + begin * step_bytes<Parts>();
-    float* to = accumulate ? summed : tile;
-    if (cols > 2 * kSide) {
-      product<Parts, 3>(count, left_factor, right_factor, rows, to);
-    } else if (cols > kSide) {
-      product<Parts, 2>(count, left_factor, right_factor, rows, to);
-    } else {
-      product<Parts, 1>(count, left_factor, right_factor, rows, to);
-    }
-    if (accumulate) {
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t c = r * kPanel; c < r * kPanel + cols; c += 16) {
-          _mm512_store_ps(tile + c, _mm512_load_ps(tile + c) + _mm512_load_ps(summed + c));
+    const int64_t count = steps - begin < kSteps ? steps - begin : kSteps, offset = begin * step_bytes(Digits);
+    for (int64_t r = 0; r < rows; r += kSide) {
+      for (int64_t c = 0; c < cols; c += 2 * kSide) {
+        alignas(64) Sums sums[2];
+        const int64_t columns = cols - c > kSide ? 2 : 1;
+        (columns == 2 ? &digits_pair<Digits> : &digits_single<Digits>)(count, left + offset + r * kLine,
+                                                                       right + offset + c * kLine, sums);
+        for (int64_t column = 0; column < columns; ++column) {
+          const int64_t at = c + column * kSide;
+          convert<Digits>(sums[column], row_units + r, col_units + at, accumulate, tile + r * kPanel + at);
         }
       }
     }
     accumulate = true;
-    begin += count;
+    begin += kSteps;
   } while (begin < steps);
 }
 
-template <int Parts>
-constexpr TileKernels<float> parts_kernels() {
-  return tile_kernels<float, 64>(kStep, step_bytes<Parts>() / kPanel, &pack_parts<Parts>, &gemm_parts<Parts>);
-}
-
-const TileKernels<float> one_part_tile = parts_kernels<1>();
-const TileKernels<float> two_part_tile = parts_kernels<2>();
-const TileKernels<float> three_part_tile = parts_kernels<3>();
+const TileKernels<float> bfloat16_tile =
+    tile_kernels<float, 64>({kBFloat16s, 2 * step_bytes(1) / kPanel, 0}, &pack_bfloat16, &gemm_bfloat16);
+const TileKernels<float> two_digits_tile =
+    tile_kernels<float, 64>({kBytes, 2 * step_bytes(2) / kPanel, sizeof(float)}, &pack_digits<2>, &gemm_digits<2>);
+const TileKernels<float> three_digits_tile =
+    tile_kernels<float, 64>({kBytes, 2 * step_bytes(3) / kPanel, sizeof(float)}, &pack_digits<3>, &gemm_digits<3>);
 }  // namespace ahkernels::cpu::amx
 AHK_TARGET_END
 #endif

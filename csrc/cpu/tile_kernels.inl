@@ -358,13 +358,12 @@ T dot(const Strided& x, int64_t k, const T* y) {
   return total * static_cast<T>(x.scale);
 }
 
-// All but the first four members are the same for every way to pack and multiply.
+// The members that are the same for every way to pack and multiply.
 template <class T, int Bytes>
-constexpr TileKernels<T> tile_kernels(int64_t k_per_packed, int64_t packed_bytes, decltype(TileKernels<T>::pack) pack,
+constexpr TileKernels<T> tile_kernels(const Packing& packing, decltype(TileKernels<T>::pack) pack,
                                       decltype(TileKernels<T>::gemm) gemm) {
   static_assert(16 % (Bytes / sizeof(T)) == 0);
-  return {k_per_packed,
-          packed_bytes,
+  return {packing,
           pack,
           gemm,
           &hadamard<T, Bytes>,
@@ -381,6 +380,6 @@ template <class Step, int Rows, int Vectors>
 constexpr TileKernels<typename Step::Sum> tile_kernels() {
   constexpr int64_t kLanes = Step::kBytes / sizeof(typename Step::Sum);
   static_assert(kPanel % Rows == 0 && kPanel % (Vectors * kLanes) == 0 && Rows <= 16);
-  return tile_kernels<typename Step::Sum, Step::kBytes>(Step::kPerPacked, sizeof(typename Step::Packed), &pack<Step>,
-                                                        &gemm<Step, Rows, Vectors>);
+  return tile_kernels<typename Step::Sum, Step::kBytes>({Step::kPerPacked, sizeof(typename Step::Packed), 0},
+                                                        &pack<Step>, &gemm<Step, Rows, Vectors>);
 }
