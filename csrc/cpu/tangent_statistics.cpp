@@ -1,8 +1,10 @@
 // The numbers of an alignment: <v, C K C v>, ||C K C||_F^2, the trace and the sum of K.
 //
-// Where the tiles of K fit in a few caches' worth of memory, they are made once and kept, and everything comes from
-// them: for small kernels the thin products would cost as much as the tiles, and for Jacobians, with few rows of very
-// many numbers, they would have to go through those numbers again. Elsewhere, from the other ops.
+// They come from the tiles of K. Where those fit in a few caches' worth of memory, they are made once and kept, for the
+// row sums to come from them, too: for small kernels a thin product would cost as much as the tiles, and for Jacobians,
+// with few rows of very many numbers, it would have to go through those numbers again. Elsewhere row sums come first,
+// and each tile is used while it is in the first-level cache. Kernels of one output, whose tiles have the means taken
+// out of their factors (centering.h), take the other ops.
 #include <cmath>
 #include <numeric>
 
@@ -15,6 +17,38 @@ namespace {
 
 constexpr int64_t kSmallBytes = 8 << 20;
 constexpr int64_t kStatistics = 4;
+// Of the tiles of several kernels that a thread has at a time.
+constexpr int64_t kScratchBytes = 1 << 20;
+
+// Kernels that share backward factors, and so the work on their tiles.
+struct Group {
+  Factors factors;
+  std::vector<int64_t> kernels;
+};
+
+std::vector<Group> groups_of(const Factors& factors, const std::vector<Term>& terms) {
+  std::vector<Group> groups;
+  std::vector<size_t> group_of_term;
+  for (size_t first = 0; first < terms.size();) {
+    size_t end = first, group = groups.size();
+    for (; end < terms.size() && terms[end].kernel == terms[first].kernel; ++end) {
+      if (terms[end].backward_of < first) group = std::min(group, group_of_term[terms[end].backward_of]);
+    }
+    if (group == groups.size()) groups.emplace_back();
+    Factors& of_group = groups[group].factors;
+    for (size_t term = first; term < end; ++term) {
+      of_group.forward.push_back(factors.forward[term]);
+      of_group.backward.push_back(factors.backward[term]);
+      of_group.bias.push_back(factors.bias[term]);
+      of_group.by_jacobian.push_back(terms[term].by_jacobian);
+      group_of_term.push_back(group);
+    }
+    of_group.terms.push_back(static_cast<int64_t>(end - first));
+    groups[group].kernels.push_back(static_cast<int64_t>(terms[first].kernel));
+    first = end;
+  }
+  return groups;
+}
 
 // Kernels over several outputs with few tiles; those of one output have another way of centering (centering.h).
 template <class T>
@@ -42,6 +76,26 @@ struct ScaledVector {
   }
   const T* at(int64_t output, int64_t panel) const { return numbers.data() + output * stride + panel * kPanel; }
 };
+
+// to[0] += <v, (K - means) v> and to[1] += the sum of squares of K - means over a tile (i, j) of K at a pair of panels,
+// and over its transpose, which is not visited.
+template <class T>
+void add_centered(const TileKernels<T>& tiles, const T* tile, const Means<T>& means, const ScaledVector<T>& v,
+                  const PanelPair& pair, int64_t i, int64_t j, int64_t rows, int64_t cols, double* to) {
+  const double weight = pair.row == pair.col && i == j ? 1 : 2;
+  const auto [form, square] = tiles.centered_statistics(tile, means.row.data() + i * means.stride + pair.row * kPanel,
+                                                        means.col.data() + j * means.stride + pair.col * kPanel,
+                                                        v.at(i, pair.row), v.at(j, pair.col), rows, cols);
+  to[0] += weight * form;
+  to[1] += weight * square;
+}
+
+// Of a kernel times its scale and a vector times its own; one after the other, as the product of two extreme scales can
+// leave the range of fp64.
+void unscale(double form, double square, double scale, double vector_scale, double* out) {
+  out[0] = form / scale / vector_scale / vector_scale;
+  out[1] = square / scale / scale;
+}
 
 template <class T>
 void from_kept_tiles(const TileKernels<T>& tiles, const std::vector<Term>& terms, const double* v, double* out) {
@@ -97,17 +151,10 @@ void from_kept_tiles(const TileKernels<T>& tiles, const std::vector<Term>& terms
   for_each_item(block.items(), 4, [&](int64_t index, int64_t) {
     const TileBlock::Item item = block.item(index);
     const auto [pair, i] = item;
-    const int64_t rows = kept.row_count(pair), cols = kept.col_count(pair);
     for (int64_t j = first_column(item); j < o; ++j) {
-      const double weight = pair.row == pair.col && i == j ? 1 : 2;
       for (int64_t k = 0; k < count; ++k) {
-        const T* entries = kept.tile(index, j, k);
-        const T* row_mean = means[k].row.data() + i * means[k].stride + pair.row * kPanel;
-        const T* col_mean = means[k].col.data() + j * means[k].stride + pair.col * kPanel;
-        double* to = &partials[(index * count + k) * 2];
-        to[0] += weight * tiles.centered_form(entries, row_mean, col_mean, vector.at(i, pair.row),
-                                              vector.at(j, pair.col), rows, cols);
-        to[1] += weight * tiles.centered_product(entries, row_mean, col_mean, entries, row_mean, col_mean, rows, cols);
+        add_centered(tiles, kept.tile(index, j, k), means[k], vector, pair, i, j, kept.row_count(pair),
+                     kept.col_count(pair), &partials[(index * count + k) * 2]);
       }
     }
   });
@@ -117,9 +164,66 @@ void from_kept_tiles(const TileKernels<T>& tiles, const std::vector<Term>& terms
       form += partials[(index * count + k) * 2];
       square += partials[(index * count + k) * 2 + 1];
     }
-    // One after the other: the product of two extreme scales can leave the range of fp64.
-    out[k * kStatistics] = form / scales[k] / vector.scale / vector.scale;
-    out[k * kStatistics + 1] = square / scales[k] / scales[k];
+    unscale(form, square, scales[k], vector.scale, out + k * kStatistics);
+  }
+}
+
+// Mean of each row of each kernel, [n, o].
+std::vector<std::vector<double>> row_means_of(const Factors& factors, const std::vector<Term>& terms) {
+  const int64_t size = terms[0].n * terms[0].o;
+  std::vector<std::vector<double>> means(kernel_count(terms), std::vector<double>(size, 0.0));
+  for (size_t t = 0; t < terms.size(); ++t) {
+    const Tensor sums = tangent_row_sums(factors.forward[t], factors.backward[t], factors.bias[t]);
+    const double* numbers = static_cast<const double*>(sums.const_data_ptr());
+    for (int64_t r = 0; r < size; ++r) means[terms[t].kernel][r] += numbers[r] / static_cast<double>(size);
+  }
+  return means;
+}
+
+template <class T>
+void from_passing_tiles(const TileKernels<T>& tiles, const Factors& factors, const std::vector<Term>& terms,
+                        const double* v, double* out) {
+  const int64_t n = terms[0].n, o = terms[0].o, count = kernel_count(terms);
+  const std::vector<Centering<T>> centering = centering_of<T>(terms);
+  const std::vector<double> scales = kernel_scales(terms);
+  const std::vector<std::vector<double>> row_means = row_means_of(factors, terms);
+  std::vector<Means<T>> means;
+  for (int64_t k = 0; k < count; ++k) means.emplace_back(k, terms, centering, row_means[k].data());
+  const ScaledVector<T> vector(v, n, o);
+
+  const int64_t tile_bytes = kTileSize * static_cast<int64_t>(sizeof(T));
+  const int64_t outputs = count == 1 ? 1 : std::clamp<int64_t>(kScratchBytes / (count * tile_bytes), 1, o);
+  const AlignedBuffer scratch(thread_count() * count * outputs * tile_bytes);
+  std::vector<double> totals(count * 3, 0.0), partials;  // form, square and trace of each kernel
+  const auto begin = [&](const TileBlock& part) { partials.assign(part.items() * count * 3, 0.0); };
+  const auto visit = [&](const TileBlock& part, int64_t index, auto& maker, int64_t thread) {
+    const auto [pair, i] = part.item(index);
+    for (int64_t first = first_column({pair, i}); first < o; first += outputs) {
+      const int64_t end = std::min(first + outputs, o);
+      const auto tile = [&](int64_t k, int64_t j) {
+        return scratch.at<T>(((thread * outputs + j - first) * count + k) * tile_bytes);
+      };
+      maker.make(i, first, end, tile);
+      for (int64_t j = first; j < end; ++j) {
+        for (int64_t k = 0; k < count; ++k) {
+          double* to = &partials[(index * count + k) * 3];
+          add_centered(tiles, tile(k, j), means[k], vector, pair, i, j, maker.row_count(), maker.col_count(), to);
+          if (pair.row != pair.col || i != j) continue;
+          for (int64_t r = 0; r < maker.row_count(); ++r) to[2] += tile(k, j)[r * kPanel + r];
+        }
+      }
+    }
+  };
+  const auto done = [&](const TileBlock& part) {
+    for (int64_t p = 0; p < part.items() * count * 3; ++p) totals[p % (count * 3)] += partials[p];
+  };
+  walk_tiles(tiles, terms, centering, begin, visit, done);
+
+  for (int64_t k = 0; k < count; ++k) {
+    unscale(totals[k * 3], totals[k * 3 + 1], scales[k], vector.scale, out + k * kStatistics);
+    out[k * kStatistics + 2] = totals[k * 3 + 2] / scales[k];
+    out[k * kStatistics + 3] =
+        std::accumulate(row_means[k].begin(), row_means[k].end(), 0.0) * static_cast<double>(n * o);
   }
 }
 
@@ -153,13 +257,45 @@ void from_other_ops(const Factors& factors, const std::vector<Term>& terms, cons
 }
 
 template <class T>
-void statistics(const TileKernels<T>& tiles, const Factors& factors, const std::vector<Term>& terms, const Tensor& v,
-                const std::string& precision, double* out) {
-  if (fit(tiles, terms)) {
-    const std::vector<Term> scaled = make_terms("tangent_statistics", factors, /*scaled=*/true);
-    from_kept_tiles(tiles, scaled, static_cast<const double*>(v.const_data_ptr()), out);
-  } else {
+void statistics(const TileKernels<T>& tiles, const Factors& factors, const Tensor& v, const std::string& precision,
+                double* out) {
+  const double* numbers = static_cast<const double*>(v.const_data_ptr());
+  const std::string op = "tangent_statistics";
+  const std::vector<Term> terms = make_terms(op, factors, /*scaled=*/false);
+  if (terms[0].o == 1) {
     from_other_ops(factors, terms, v, precision, out);
+    return;
+  }
+  const std::vector<Group> groups = groups_of(factors, terms);
+  std::vector<double> found(terms.size() * kStatistics);
+  std::vector<int64_t> small, offsets;
+  int64_t offset = 0;
+  for (size_t group = 0; group < groups.size(); ++group) {
+    offsets.push_back(offset);
+    offset += static_cast<int64_t>(groups[group].kernels.size()) * kStatistics;
+    if (fit(tiles, make_terms(op, groups[group].factors, /*scaled=*/false))) small.push_back(group);
+  }
+  const auto measure = [&](int64_t group) {
+    const std::vector<Term> scaled = make_terms(op, groups[group].factors, /*scaled=*/true);
+    double* to = found.data() + offsets[group];
+    if (fit(tiles, scaled)) {
+      from_kept_tiles(tiles, scaled, numbers, to);
+    } else {
+      from_passing_tiles(tiles, groups[group].factors, scaled, numbers, to);
+    }
+  };
+  // Small kernels are not worth several threads each where there is one for every thread.
+  if (static_cast<int64_t>(small.size()) >= thread_count()) {
+    for_each_item(static_cast<int64_t>(small.size()), 1, [&](int64_t item, int64_t) { measure(small[item]); });
+  } else {
+    for (const int64_t group : small) measure(group);
+  }
+  for (int64_t group = 0; group < static_cast<int64_t>(groups.size()); ++group) {
+    if (!std::binary_search(small.begin(), small.end(), group)) measure(group);
+    for (size_t k = 0; k < groups[group].kernels.size(); ++k) {
+      std::copy_n(found.data() + offsets[group] + k * kStatistics, kStatistics,
+                  out + groups[group].kernels[k] * kStatistics);
+    }
   }
 }
 
@@ -173,9 +309,9 @@ Tensor tangent_statistics(const Factors& factors, const Tensor& v, const std::st
   Tensor out = torch::stable::new_empty(v, {kernel_count(terms), kStatistics});
   double* result = static_cast<double*>(out.mutable_data_ptr());
   if (terms[0].element == Element::kDouble) {
-    statistics(double_kernels(), factors, terms, v, precision, result);
+    statistics(double_kernels(), factors, v, precision, result);
   } else {
-    statistics(float_kernels(precision), factors, terms, v, precision, result);
+    statistics(float_kernels(precision), factors, v, precision, result);
   }
   return out;
 }

@@ -45,6 +45,10 @@ struct Packing {
   int64_t panel_bytes(int64_t k) const { return kPanel * (ceil_div(k, k_per_packed) * packed_bytes + row_bytes); }
 };
 
+struct FormAndSquare {
+  double form, square;
+};
+
 // T is the type of tiles and of sums within one.
 template <class T>
 struct TileKernels : Packing {
@@ -65,9 +69,10 @@ struct TileKernels : Packing {
                              int64_t rows, int64_t cols);
   // sums of each row and of each column of tile [rows, cols]
   void (*sums)(const T* tile, int64_t rows, int64_t cols, T* row_sums, T* col_sums);
-  // sum over [rows, cols] of v_row (tile - row - col) v_col
-  double (*centered_form)(const T* tile, const T* row, const T* col, const T* v_row, const T* v_col, int64_t rows,
-                          int64_t cols);
+  // sums over [rows, cols] of v_row (tile - row - col) v_col and of (tile - row - col)^2; what `tile`, `col` and
+  // `v_col` point to goes on to the next 16 columns
+  FormAndSquare (*centered_statistics)(const T* tile, const T* row, const T* col, const T* v_row, const T* v_col,
+                                       int64_t rows, int64_t cols);
   // y [k] += alpha * x [k], and the sum of x o y, where x is the first row of a view
   void (*axpy)(T alpha, const Strided& x, int64_t k, T* y);
   T (*dot)(const Strided& x, int64_t k, const T* y);

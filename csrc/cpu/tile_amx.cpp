@@ -335,7 +335,7 @@ void digits_single(int64_t steps, const std::byte* a, const std::byte* b, Sums* 
 // tile [16, 16] (+)= the numbers that the sums stand for
 template <int Digits>
 void convert(const Sums& sums, const float* row_units, const float* col_units, bool accumulate, float* tile) {
-  const __m512 cols = _mm512_loadu_ps(col_units) * (Digits == 2 ? 256.0f : 65536.0f);
+  const __m512 cols = _mm512_loadu_ps(col_units) * (Digits == 2 ? 0x1p8f : 0x1p24f);
 #pragma GCC unroll 4
   for (int64_t r = 0; r < kSide; ++r) {
     const auto weighted = [&](int digit) {

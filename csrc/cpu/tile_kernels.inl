@@ -286,24 +286,26 @@ void sums(const T* tile, int64_t rows, int64_t cols, T* row_sums, T* col_sums) {
 }
 
 template <class T, int Bytes>
-double centered_form(const T* tile, const T* row, const T* col, const T* v_row, const T* v_col, int64_t rows,
-                     int64_t cols) {
+FormAndSquare centered_statistics(const T* tile, const T* row, const T* col, const T* v_row, const T* v_col,
+                                  int64_t rows, int64_t cols) {
   using V = typename Vector<T, Bytes>::type;
   using U = typename Vector<T, Bytes>::unaligned;
   constexpr int64_t kLanes = Bytes / sizeof(T);
   constexpr int64_t kVectors = kPanel / kLanes;
   const int64_t vectors = ceil_div(cols, kLanes);
-  V columns[kVectors] = {};
+  V forms[kVectors] = {}, squares[kVectors] = {};  // of each column: short chains, and a fixed order
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t v = 0; v < vectors; ++v) {
       const V centered = *reinterpret_cast<const V*>(tile + r * kPanel + v * kLanes) -
                          *reinterpret_cast<const U*>(col + v * kLanes) - row[r];
-      columns[v] += centered * v_row[r];
+      forms[v] += centered * v_row[r];
+      squares[v] += centered * centered;
     }
   }
-  double total = 0;
+  FormAndSquare total{0, 0};
   for (int64_t c = 0; c < cols; ++c) {
-    total += static_cast<double>(columns[c / kLanes][c % kLanes]) * static_cast<double>(v_col[c]);
+    total.form += static_cast<double>(forms[c / kLanes][c % kLanes]) * static_cast<double>(v_col[c]);
+    total.square += static_cast<double>(squares[c / kLanes][c % kLanes]);
   }
   return total;
 }
@@ -371,7 +373,7 @@ constexpr TileKernels<T> tile_kernels(const Packing& packing, decltype(TileKerne
           &centered_hadamard<T, Bytes>,
           &centered_product<T, Bytes>,
           &sums<T, Bytes>,
-          &centered_form<T, Bytes>,
+          &centered_statistics<T, Bytes>,
           &axpy<T>,
           &dot<T>};
 }
