@@ -169,8 +169,8 @@ def tangent_statistics(
 ) -> Tensor:
     """The numbers of an alignment: <v, K v>, ||C K C||_F^2, trace and sum of q kernels, float64 [q, 4].
 
-    One op, since for small kernels all of them come from tiles that are made once. Arguments as `centered_moments`,
-    with centered targets v (of zero sum), float64 [n, o, 1].
+    One op, since all of them come from tiles that are made once, and small kernels are taken side by side. Arguments as
+    `centered_moments`, with centered targets v (of zero sum), float64 [n, o, 1].
 
     Raises:
         RuntimeError: where shapes or dtypes do not fit; the message names the argument.

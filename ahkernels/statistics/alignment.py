@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,8 @@ _STATISTICS = {
     "fisher_stable_rank": ("fisher", "stable_rank"),
     "fisher_label_correlation": ("fisher", "label_correlation"),
 }
+
+_BATCH_BYTES = 32 << 20  # of the factors of layers that are measured by one op
 
 
 def layerwise_alignment(
@@ -93,18 +95,20 @@ def layerwise_alignment(
         raise ValueError(f'statistics: expected those of Fisher with outputs = "all", got {plan.outputs.spec!r}')
     logits = plan.logits() if "fisher" in kinds else None
     pending: dict[str, dict[str, _Pending]] = {}
-    for name, kernel in plan.kernels():
-        kernels = {"kernel": kernel}
-        if "backward" in kinds and kernel.factored:
-            kernels["backward"] = kernel.backward_gram()
-        of_layer = _pending(kernels, labels, products)
-        if "forward" in kinds and kernel.factored:
-            of_layer |= _pending({"forward": kernel.forward_gram()}, sample_labels, products)
-        if logits is not None:
-            of_layer["fisher"] = _pending_fisher(fisher_kernel(kernel, logits), labels, products)
-        if wanted & {"stable_rank", "label_correlation"}:
-            of_layer["kernel"].largest = largest_eigenvalue(kernel)
-        pending[name] = of_layer
+    for batch in _batches(plan.kernels()):
+        over_pairs = []
+        for _, kernel in batch:
+            with_backward = "backward" in kinds and kernel.factored
+            over_pairs.append({"kernel": kernel} | ({"backward": kernel.backward_gram()} if with_backward else {}))
+        for (name, kernel), of_layer in zip(batch, _pending(over_pairs, labels, products), strict=True):
+            if "forward" in kinds and kernel.factored:
+                (of_forward,) = _pending([{"forward": kernel.forward_gram()}], sample_labels, products)
+                of_layer |= of_forward
+            if logits is not None:
+                of_layer["fisher"] = _pending_fisher(fisher_kernel(kernel, logits), labels, products)
+            if wanted & {"stable_rank", "label_correlation"}:
+                of_layer["kernel"].largest = largest_eigenvalue(kernel)
+            pending[name] = of_layer
     found = [{kind: one.finish() for kind, one in of_layer.items()} for of_layer in pending.values()]
 
     def column(kind: str, number: str) -> Tensor:
@@ -140,20 +144,39 @@ class _Pending:
         return finish(self.measured, self.numbers.tolist(), self.labels, self.largest)
 
 
-def _pending(kernels: dict[str, TangentKernel], labels: Labels, products: int | None) -> dict[str, _Pending]:
-    """Of kernels over the same rows."""
+def _batches(kernels: Iterable[tuple[str, TangentKernel]]) -> Iterator[list[tuple[str, TangentKernel]]]:
+    """Kernels to be measured by one op: on a CPU it takes small ones side by side, a thread each."""
+    batch: list[tuple[str, TangentKernel]] = []
+    held = 0
+    for name, kernel in kernels:
+        batch.append((name, kernel))
+        held += sum(term.forward.nbytes + term.backward.nbytes for term in kernel.terms)
+        if held >= _BATCH_BYTES or kernel.device.type != "cpu" or kernel.o == 1:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+def _pending(
+    layers: Sequence[Mapping[str, TangentKernel]], labels: Labels, products: int | None
+) -> list[dict[str, _Pending]]:
+    """Of each layer's kernels; all are over the same rows."""
     if products is None:
-        numbers = measure(list(kernels.values()), labels)
-        return {
-            kind: _Pending(Measured.of(kernel), labels, row)
-            for (kind, kernel), row in zip(kernels.items(), numbers, strict=True)
-        }
-    found = {}
-    for kind, kernel in kernels.items():
-        norm = estimate_frobenius_norm(kernel, products=products)
-        numbers = estimated_numbers(kernel, labels, norm)
-        found[kind] = _Pending(Measured.of(kernel), labels, numbers, relative_error=norm.relative_error)
-    return found
+        numbers = iter(measure([kernel for of_layer in layers for kernel in of_layer.values()], labels))
+        return [
+            {kind: _Pending(Measured.of(kernel), labels, next(numbers)) for kind, kernel in of_layer.items()}
+            for of_layer in layers
+        ]
+    return [
+        {kind: _pending_estimate(kernel, labels, products) for kind, kernel in of_layer.items()} for of_layer in layers
+    ]
+
+
+def _pending_estimate(kernel: TangentKernel, labels: Labels, products: int) -> _Pending:
+    norm = estimate_frobenius_norm(kernel, products=products)
+    numbers = estimated_numbers(kernel, labels, norm)
+    return _Pending(Measured.of(kernel), labels, numbers, relative_error=norm.relative_error)
 
 
 def _pending_fisher(fisher: TangentKernel, labels: Labels, products: int | None) -> _Pending:

@@ -78,7 +78,7 @@ class Labels:
 def measure(kernels: Sequence[TangentKernel], labels: Labels) -> Tensor:
     """<C K C, K'>, ||C K C||_F^2, trace and sum of kernels over the same rows, float64 [q, 4] on their device.
 
-    In one pass over their tiles; kernels with the same backward factor share the work on it. Waits for nothing.
+    In one op; kernels with the same backward factor share the work on it. Waits for nothing.
     """
     first = kernels[0]
     if first.o > 1:
