@@ -251,61 +251,10 @@ inline void gemm_bfloat16(int64_t k, const void* a, const void* b, int64_t rows,
 // Integer sums of one weight after the other: [Digits][kSide][kSide].
 using Sums = int32_t[3 * kSide * kSide];
 
-// One register of rows and two of columns: sums 0 to 2 and 3 to 5 by their weight, left factor 6, right factor 7.
+// One register of rows and one of columns: sums 0 to 2 by their weight, left factor 3 to 5, right factor 6 and 7. Two
+// columns at a time load less often, and are slower: the sums' latency hides better behind those of other registers.
 template <int Digits>
-void digits_pair(int64_t steps, const std::byte* a, const std::byte* b, Sums* sums) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  _tile_zero(4);
-  _tile_zero(5);
-  for (int64_t step = 0; step < steps; ++step, a += step_bytes(Digits), b += step_bytes(Digits)) {
-#define AHK_RIGHT(digit, column) _tile_loadd(7, b + digit * kPart + column * kRegister, kLine)
-    _tile_loadd(6, a, kLine);
-    AHK_RIGHT(0, 0);
-    _tile_dpbssd(0, 6, 7);
-    AHK_RIGHT(0, 1);
-    _tile_dpbssd(3, 6, 7);
-    AHK_RIGHT(1, 0);
-    _tile_dpbssd(1, 6, 7);
-    AHK_RIGHT(1, 1);
-    _tile_dpbssd(4, 6, 7);
-    if constexpr (Digits > 2) {
-      AHK_RIGHT(2, 0);
-      _tile_dpbssd(2, 6, 7);
-      AHK_RIGHT(2, 1);
-      _tile_dpbssd(5, 6, 7);
-    }
-    _tile_loadd(6, a + kPart, kLine);
-    AHK_RIGHT(0, 0);
-    _tile_dpbssd(1, 6, 7);
-    AHK_RIGHT(0, 1);
-    _tile_dpbssd(4, 6, 7);
-    if constexpr (Digits > 2) {
-      AHK_RIGHT(1, 0);
-      _tile_dpbssd(2, 6, 7);
-      AHK_RIGHT(1, 1);
-      _tile_dpbssd(5, 6, 7);
-      _tile_loadd(6, a + 2 * kPart, kLine);
-      AHK_RIGHT(0, 0);
-      _tile_dpbssd(2, 6, 7);
-      AHK_RIGHT(0, 1);
-      _tile_dpbssd(5, 6, 7);
-    }
-#undef AHK_RIGHT
-  }
-  _tile_stored(0, sums[0], kLine);
-  _tile_stored(1, sums[0] + kSide * kSide, kLine);
-  _tile_stored(2, sums[0] + 2 * kSide * kSide, kLine);
-  _tile_stored(3, sums[1], kLine);
-  _tile_stored(4, sums[1] + kSide * kSide, kLine);
-  _tile_stored(5, sums[1] + 2 * kSide * kSide, kLine);
-}
-
-// One register of rows and one of columns: sums 0 to 2 by their weight, left factor 3 to 5, right factor 6 and 7.
-template <int Digits>
-void digits_single(int64_t steps, const std::byte* a, const std::byte* b, Sums* sums) {
+void sum_products(int64_t steps, const std::byte* a, const std::byte* b, Sums& sums) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -327,9 +276,9 @@ void digits_single(int64_t steps, const std::byte* a, const std::byte* b, Sums* 
       _tile_dpbssd(2, 3, 6);
     }
   }
-  _tile_stored(0, sums[0], kLine);
-  _tile_stored(1, sums[0] + kSide * kSide, kLine);
-  _tile_stored(2, sums[0] + 2 * kSide * kSide, kLine);
+  _tile_stored(0, sums, kLine);
+  _tile_stored(1, sums + kSide * kSide, kLine);
+  if constexpr (Digits > 2) _tile_stored(2, sums + 2 * kSide * kSide, kLine);
 }
 
 // tile [16, 16] (+)= the numbers that the sums stand for
@@ -352,24 +301,24 @@ void convert(const Sums& sums, const float* row_units, const float* col_units, b
 template <int Digits>
 void gemm_digits(int64_t k, const void* a, const void* b, int64_t rows, int64_t cols, bool accumulate, float* tile) {
   const Configured registers;
-  constexpr int64_t kSteps = 512;  // 32,768 numbers: sums of 3 * 2^14 times as many fit 32 bits
-  const int64_t steps = k / kBytes;
+  constexpr int64_t kSteps = 6;  // numbers that stay in the first-level cache; sums of them fit 32 bits by far
+  const int64_t steps = k / kBytes, down = ceil_div(rows, kSide), registers_of_tile = down * ceil_div(cols, kSide);
   const float *row_units = static_cast<const float*>(a), *col_units = static_cast<const float*>(b);
   const std::byte* left = static_cast<const std::byte*>(a) + kUnits;
   const std::byte* right = static_cast<const std::byte*>(b) + kUnits + steps * step_bytes(Digits);
+  alignas(64) Sums sums[2];
   int64_t begin = 0;
   do {
     const int64_t count = steps - begin < kSteps ? steps - begin : kSteps, offset = begin * step_bytes(Digits);
-    for (int64_t r = 0; r < rows; r += kSide) {
-      for (int64_t c = 0; c < cols; c += 2 * kSide) {
-        alignas(64) Sums sums[2];
-        const int64_t columns = cols - c > kSide ? 2 : 1;
-        (columns == 2 ? &digits_pair<Digits> : &digits_single<Digits>)(count, left + offset + r * kLine,
-                                                                       right + offset + c * kLine, sums);
-        for (int64_t column = 0; column < columns; ++column) {
-          const int64_t at = c + column * kSide;
-          convert<Digits>(sums[column], row_units + r, col_units + at, accumulate, tile + r * kPanel + at);
-        }
+    // Sums are converted while the matrix unit is at those after them.
+    for (int64_t i = 0; i <= registers_of_tile; ++i) {
+      if (i < registers_of_tile) {
+        sum_products<Digits>(count, left + offset + i % down * kRegister, right + offset + i / down * kRegister,
+                             sums[i % 2]);
+      }
+      if (i > 0) {
+        const int64_t r = (i - 1) % down * kSide, c = (i - 1) / down * kSide;
+        convert<Digits>(sums[(i - 1) % 2], row_units + r, col_units + c, accumulate, tile + r * kPanel + c);
       }
     }
     accumulate = true;
