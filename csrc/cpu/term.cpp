@@ -1,7 +1,6 @@
 #include "term.h"
 
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "parallel.h"
@@ -29,40 +28,6 @@ Element element_of(const std::string& what, const Tensor& tensor) {
 // The exponent e with 2^e <= largest magnitude < 2^(e+1), or 0 where there is none (zero, infinite or nan).
 int exponent_of(double magnitude) { return magnitude > 0 && std::isfinite(magnitude) ? std::ilogb(magnitude) : 0; }
 
-template <class T, class Bits>
-double max_magnitude(const Strided& rows, int64_t count, int64_t k) {
-  const Bits magnitude_bits = static_cast<Bits>(~Bits{0}) >> 1;  // integers order magnitudes as numbers do
-  Bits largest = 0;
-  for (int64_t row = 0; row < count; ++row) {
-    const Bits* from = static_cast<const Bits*>(rows.data) + row * rows.row_stride;
-    if (rows.k_stride == 1) {
-      for (int64_t i = 0; i < k; ++i) {
-        const Bits bits = from[i] & magnitude_bits;
-        largest = bits > largest ? bits : largest;
-      }
-    } else {
-      for (int64_t i = 0; i < k; ++i) {
-        const Bits bits = from[i * rows.k_stride] & magnitude_bits;
-        largest = bits > largest ? bits : largest;
-      }
-    }
-  }
-  T value;
-  std::memcpy(&value, &largest, sizeof(value));
-  return static_cast<double>(value);
-}
-
-double max_magnitude(const Strided& rows, int64_t count, int64_t k) {
-  switch (rows.element) {
-    case Element::kFloat:
-      return max_magnitude<float, uint32_t>(rows, count, k);
-    case Element::kDouble:
-      return max_magnitude<double, uint64_t>(rows, count, k);
-    default:
-      return 1.0;  // 16-bit factors become fp32: nothing of theirs overflows or vanishes before K does
-  }
-}
-
 // Largest magnitude over `blocks` blocks of rows, in parallel.
 template <class Rows>
 double max_magnitude(int64_t samples, int64_t blocks, int64_t k, const Rows& rows_of) {
@@ -71,7 +36,8 @@ double max_magnitude(int64_t samples, int64_t blocks, int64_t k, const Rows& row
   for_each_item(panels * blocks, std::max<int64_t>(1, (1 << 18) / (kPanel * std::max<int64_t>(k, 1))),
                 [&](int64_t item, int64_t) {
                   const int64_t first = item / blocks * kPanel;
-                  largest[item] = max_magnitude(rows_of(first, item % blocks), std::min(kPanel, samples - first), k);
+                  const int64_t count = std::min(kPanel, samples - first);
+                  largest[item] = double_kernels().largest(rows_of(first, item % blocks), count, k);
                 });
   double result = 0;
   for (const double value : largest) {

@@ -76,6 +76,8 @@ struct TileKernels : Packing {
   // y [k] += alpha * x [k], and the sum of x o y, where x is the first row of a view
   void (*axpy)(T alpha, const Strided& x, int64_t k, T* y);
   T (*dot)(const Strided& x, int64_t k, const T* y);
+  // Largest magnitude of rows [count, k] without their scale, nan if there is one; 1 for 16-bit numbers.
+  double (*largest)(const Strided& rows, int64_t count, int64_t k);
 };
 
 // The instruction sets that this processor has, best first; the environment variable AHKERNELS_CPU_CAPABILITY

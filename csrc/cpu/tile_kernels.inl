@@ -327,6 +327,33 @@ auto with_row(const Strided& row, const Visit& visit) {
   }
 }
 
+template <class Bits>
+Bits largest_bits(const Strided& rows, int64_t count, int64_t k) {
+  const Bits magnitude_bits = static_cast<Bits>(~Bits{0}) >> 1;  // integers order magnitudes as numbers do
+  Bits largest = 0;
+  for (int64_t row = 0; row < count; ++row) {
+    const Bits* from = static_cast<const Bits*>(rows.data) + row * rows.row_stride;
+    if (rows.k_stride == 1) {
+      for (int64_t i = 0; i < k; ++i) {
+        const Bits bits = from[i] & magnitude_bits;
+        largest = bits > largest ? bits : largest;
+      }
+    } else {
+      for (int64_t i = 0; i < k; ++i) {
+        const Bits bits = from[i * rows.k_stride] & magnitude_bits;
+        largest = bits > largest ? bits : largest;
+      }
+    }
+  }
+  return largest;
+}
+
+inline double largest(const Strided& rows, int64_t count, int64_t k) {
+  if (rows.element == Element::kDouble) return __builtin_bit_cast(double, largest_bits<uint64_t>(rows, count, k));
+  if (rows.element == Element::kFloat) return __builtin_bit_cast(float, largest_bits<uint32_t>(rows, count, k));
+  return 1.0;  // 16-bit factors become fp32: nothing of theirs overflows or vanishes before K does
+}
+
 template <class T>
 void axpy(T alpha, const Strided& x, int64_t k, T* y) {
   alpha *= static_cast<T>(x.scale);
@@ -375,7 +402,8 @@ constexpr TileKernels<T> tile_kernels(const Packing& packing, decltype(TileKerne
           &sums<T, Bytes>,
           &centered_statistics<T, Bytes>,
           &axpy<T>,
-          &dot<T>};
+          &dot<T>,
+          &largest};
 }
 
 template <class Step, int Rows, int Vectors>
