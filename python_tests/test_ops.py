@@ -357,6 +357,74 @@ def test_medium_precision_is_that_of_bf16_factors(op):
     assert relative_error(op, forward, backward, 0.0, "medium") < 1e-2
 
 
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+def test_high_precision_is_better_than_that_of_tf32(op):
+    forward, backward = factors(100, 1, 3, 65, 77, torch.float32)
+    k = reference.kernel(forward, backward, 0.0)
+    rounded = reference.kernel(to_tf32(forward), to_tf32(backward), 0.0)
+    got = op.tangent_gram([forward], [backward], [0.0], "high")
+    assert (got - k).norm() <= 0.7 * (rounded - k).norm()
+
+
+def to_tf32(x: Tensor) -> Tensor:
+    """With 10 bits after the first, rounded."""
+    return (x.view(torch.int32) + 0x1000 & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize("large", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize(("d", "m"), [(20, 40), (300, 700)])
+def test_rows_of_a_few_large_numbers(op, large, d, m):
+    """Errors stay small beside the rows' norms where single numbers exceed all others in their row."""
+    forward, backward = factors(60, 1, 2, d, m, torch.float32)
+    forward[torch.arange(60), 0, torch.arange(60) % 7] *= large
+    backward[:, 0, 1, 5] *= large
+    k = reference.kernel(forward, backward, 0.0)
+    scale = k.diagonal().sqrt()
+    got = op.tangent_gram([forward], [backward], [0.0], "highest")
+    assert ((got - k).abs() / (scale[:, None] * scale)).max() <= 2e-6
+    assert relative_error(op, forward, backward, 0.0) <= 1e-5
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_rows_with_nan_or_inf_stay_not_finite(precision, bad):
+    forward, backward = factors(60, 1, 2, 70, 40, torch.float32)
+    expected = torch.zeros(120, dtype=torch.bool)
+    expected[2 * 50 + 1] = True
+    backward[50, 0, 1, 39] = bad
+    k = ops.tangent_gram([forward], [backward], [0.0], precision)
+    assert not k[expected].isfinite().any()
+    assert k[~expected][:, ~expected].isfinite().all()
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize("n", [40, 300])
+def test_statistics_of_several_kernels_are_those_of_each(op, n):
+    """Also bit for bit, however many threads take them side by side; the second and the fourth share a factor."""
+    layers = [factors(n, 1, 3, 20 + i, 30, torch.float32, seed=i) for i in range(5)]
+    layers[3] = layers[3][0], layers[1][1]
+    v = torch.randn(n, 3, 1, dtype=torch.float64)
+    v -= v.mean()
+    forward, backward = ([pair[which] for pair in layers] for which in (0, 1))
+    bias = [0.0, 1.0, 0.0, 1.0, 0.0]
+    alone = torch.cat(
+        [op.tangent_statistics([a], [g], [b], v, "highest") for a, g, b in zip(forward, backward, bias, strict=True)]
+    )
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            got = op.tangent_statistics(forward, backward, bias, v, "highest")
+            assert torch.allclose(got, alone, rtol=1e-6 if op is ops else 1e-10)
+            if op is ops:
+                assert torch.equal(got, ops.tangent_statistics(forward, backward, bias, v, "highest"))
+                independent = [0, 2, 4]
+                assert torch.equal(got[independent], alone[independent])
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_strided_and_expanded_factors():
     forward, backward = factors(50, 2, 3, 40, 36, torch.float32)
     k = ops.tangent_gram([forward], [backward], [1.0], "highest")

@@ -16,6 +16,7 @@ namespace ahkernels::cpu {
 namespace {
 
 constexpr int64_t kSmallBytes = 8 << 20;
+constexpr int64_t kSmallRows = 4096;
 constexpr int64_t kStatistics = 4;
 // Of the tiles of several kernels that a thread has at a time.
 constexpr int64_t kScratchBytes = 1 << 20;
@@ -56,6 +57,12 @@ bool fit(const TileKernels<T>& tiles, const std::vector<Term>& terms) {
   const int64_t panels = ceil_div(terms[0].n, kPanel), o = terms[0].o;
   const int64_t most = fits_packed(tiles, terms) ? kSmallBytes : kKeptBytes;
   return o > 1 && KeptTiles<T>::bytes(terms, TileBlock{0, panels, 0, panels, 0, o}) <= most;
+}
+
+// Whether one thread does: others would wait for one another more than they would help.
+template <class T>
+bool small(const TileKernels<T>& tiles, const std::vector<Term>& terms) {
+  return fit(tiles, terms) || (terms[0].n * terms[0].o <= kSmallRows && fits_packed(tiles, terms));
 }
 
 // v [n, o] as [o][n rounded up to whole panels], times the power of two that brings its largest magnitude to [1, 2).
@@ -268,12 +275,12 @@ void statistics(const TileKernels<T>& tiles, const Factors& factors, const Tenso
   }
   const std::vector<Group> groups = groups_of(factors, terms);
   std::vector<double> found(terms.size() * kStatistics);
-  std::vector<int64_t> small, offsets;
+  std::vector<int64_t> alone, offsets;
   int64_t offset = 0;
   for (size_t group = 0; group < groups.size(); ++group) {
     offsets.push_back(offset);
     offset += static_cast<int64_t>(groups[group].kernels.size()) * kStatistics;
-    if (fit(tiles, make_terms(op, groups[group].factors, /*scaled=*/false))) small.push_back(group);
+    if (small(tiles, make_terms(op, groups[group].factors, /*scaled=*/false))) alone.push_back(group);
   }
   const auto measure = [&](int64_t group) {
     const std::vector<Term> scaled = make_terms(op, groups[group].factors, /*scaled=*/true);
@@ -284,14 +291,10 @@ void statistics(const TileKernels<T>& tiles, const Factors& factors, const Tenso
       from_passing_tiles(tiles, groups[group].factors, scaled, numbers, to);
     }
   };
-  // Small kernels are not worth several threads each where there is one for every thread.
-  if (static_cast<int64_t>(small.size()) >= thread_count()) {
-    for_each_item(static_cast<int64_t>(small.size()), 1, [&](int64_t item, int64_t) { measure(small[item]); });
-  } else {
-    for (const int64_t group : small) measure(group);
-  }
+  if (static_cast<int64_t>(alone.size()) < thread_count()) alone.clear();
+  for_each_item(static_cast<int64_t>(alone.size()), 1, [&](int64_t item, int64_t) { measure(alone[item]); });
   for (int64_t group = 0; group < static_cast<int64_t>(groups.size()); ++group) {
-    if (!std::binary_search(small.begin(), small.end(), group)) measure(group);
+    if (!std::binary_search(alone.begin(), alone.end(), group)) measure(group);
     for (size_t k = 0; k < groups[group].kernels.size(); ++k) {
       std::copy_n(found.data() + offsets[group] + k * kStatistics, kStatistics,
                   out + groups[group].kernels[k] * kStatistics);

@@ -18,7 +18,7 @@ struct MultiplyAdd {
   static constexpr int64_t kPerPacked = 1;
 
   static V load(const Packed* from) { return *reinterpret_cast<const V*>(from); }
-  static V broadcast(const Packed* from) { return V{} + *from; }
+  static V broadcast(const Packed* from) { return *from - V{}; }  // "+" would not be left out: it turns -0 to 0
   static V accumulate(V sum, V a, V b) { return sum + a * b; }
   static Packed convert(const T* values) { return values[0]; }
 };
