@@ -6,8 +6,9 @@
 //
 //     <a, b> = unit_a unit_b (2^32 a0.b0 + 2^24 (a0.b1 + a1.b0) + 2^16 (a0.b2 + a1.b1 + a2.b0) + ...)
 //
-// What is left out is to a product of largest numbers as 2^-24 is to one, like fp32's rounding. Two digits and three
-// products give half the bits, and where bf16 will do, its products are summed by the same units.
+// What is left out is to a product of largest numbers as 2^-24 is to one, like fp32's rounding: errors are small beside
+// the norms of the two rows, though not, as in fp32, beside each product in a row with few very large numbers. Two
+// digits and three products give half the bits, and where bf16 will do, its products are summed by the same units.
 //
 // A panel is packed twice, in steps of 64 bytes along k and digit by digit: as [row][64 bytes] for a left factor, then
 // as [16 columns at a time][4 bytes along k][column] for a right one. A product reads one of the two, so they lie
