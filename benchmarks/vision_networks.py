@@ -52,26 +52,31 @@ def setup(contender: str, name: str, n: int, chunk: int | None, threads: int) ->
     return job(n)
 
 
-def work(name: str, n: int) -> Work:
-    """A forward pass, o backward passes without gradients of parameters, and each layer's route."""
-    import ahkernels as ah
-
-    model, x, _ = problem(name, n)
-    passes = 0
+def pass_flops(model: torch.nn.Module, x: torch.Tensor) -> tuple[int, int]:
+    """Of a sample's forward pass, and of the backward pass of one cotangent down to the first layer's output."""
+    flops = []
 
     def count(module: torch.nn.Module, _: object, output: torch.Tensor) -> None:
-        nonlocal passes
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
             positions = output[0].numel() // module.weight.shape[0]
-            passes += 2 * positions * module.weight.numel()
+            flops.append(2 * positions * module.weight.numel())
 
     handles = [module.register_forward_hook(count) for module in model.modules()]
     model(x[:1])
     for handle in handles:
         handle.remove()
+    return sum(flops), sum(flops[1:])
+
+
+def work(name: str, n: int) -> Work:
+    """A forward pass, o backward passes without gradients of parameters, and each layer's route."""
+    import ahkernels as ah
+
+    model, x, _ = problem(name, n)
+    forward, backward = pass_flops(model, x)
     found = ah.explain(model, x)
     numbers = sum(parameter.numel() for parameter in model.parameters())
-    return Work(n * passes * (1 + OUTPUTS) + sum(one.flops for one in found), 4 * numbers)
+    return Work(n * (forward + OUTPUTS * backward) + sum(one.flops for one in found), 4 * numbers)
 
 
 def compare(name: str, n: int, best: ceiling.Ceilings, args: argparse.Namespace) -> dict[str, object]:

@@ -1,9 +1,14 @@
-"""Seeds every test, so that a failure repeats."""
+"""Seeds every test, so that a failure repeats; shares the cores between the workers of pytest-xdist."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,68 @@
+"""Claim tested: how far each CPU op is from its floor, over sizes (n, o, N) of one layer.
+
+The floor is the op's useful flops (common/op_problems.py) at the best GEMM rate measured in this run, in the precision
+that the op computes in, or the factors read once at the copy bandwidth, whichever takes longer.
+"""
+
+import argparse
+from pathlib import Path
+
+from common import ceilings as ceiling
+from common import machine, page_table, results, timing
+from common.op_problems import OpProblem
+
+SIZES = [(64, 10, 256), (256, 10, 256), (1000, 10, 256), (1000, 1, 256), (256, 10, 1024), (60, 100, 256)]
+DOUBLE = ("tangent_product", "tangent_cross_product", "tangent_quadratic", "tangent_diagonal")
+COLUMNS = [
+    *("op", "n", "o", "N", "precision", "time, ms", "useful Gflop", "Gflop/s", "of the best GEMM, %"),
+    *("floor by bytes, ms", "floor, % of time"),
+]
+TEXT = (
+    "One layer of N inputs and N outputs in a network of o outputs, a vector of one column; medians of {repeats} "
+    "rounds. Best GEMM of the run: fp32 {fp32:.0f} Gflop/s, fp64 {fp64:.0f} Gflop/s; copy {bandwidth:.1f} GB/s. "
+    "Products with one vector have few flops for each number of the factors: their floor is by bytes."
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a smoke run at one small size; its figures mean nothing")
+    parser.add_argument("--threads", type=int, default=None, help="cores to use (default: all)")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of the round-robin")
+    parser.add_argument("--output", type=Path, default=None, help="JSON file (default: benchmarks/results/)")
+    args = parser.parse_args()
+    args.threads = machine.use_threads(args.threads)
+
+    shapes = [] if args.quick else [(1000, 256, 1000), (2000, 256, 10000)]
+    best = ceiling.measure(shapes, (512,) * 3 if args.quick else ceiling.SQUARE)
+    results.print_ceilings(best)
+    measured = []
+    for n, o, width in [(20, 3, 16)] if args.quick else SIZES:
+        jobs = OpProblem(n, o, width, width).jobs()
+        times = timing.interleaved({op: job for op, (job, _) in jobs.items()}, args.repeats)
+        measured += [(op, n, o, width, flops, times[op]) for op, (_, flops) in jobs.items()]
+    best.confirm()
+
+    rows: list[list[page_table.Cell]] = []
+    for op, n, o, width, flops, timed in measured:
+        # Kernels over samples alone have their row sums in fp64, too: csrc/cpu/tangent_row_sums.cpp.
+        precision = "fp64" if op in DOUBLE or (op == "tangent_row_sums" and o == 1) else "fp32"
+        rate, by_bytes = flops / timed.median, 4 * n * width * (1 + o) / best.bandwidth
+        share = rate / best.rate(precision)
+        cells = [1e3 * timed.median, flops / 1e9, rate / 1e9, 100 * share, 1e3 * by_bytes]
+        of_floor = 100 * max(share, by_bytes / timed.median)
+        rows.append([op, n, o, width, precision, *map(page_table.rounded, [*cells, of_floor])])
+    title = "Distance of each op to its floor"
+    page_table.show(title, COLUMNS, rows)
+    path = args.output or (None if args.quick else results.DIRECTORY / "op_floors.json")
+    if path is not None:
+        rates = {kind: best.rate(kind) / 1e9 for kind in ("fp32", "fp64")}
+        text = TEXT.format(repeats=args.repeats, bandwidth=best.bandwidth / 1e9, **rates)
+        raw = [
+            {"op": op, "n": n, "o": o, "N": width, "rounds_s": times.rounds} for op, n, o, width, _, times in measured
+        ]
+        page_table.save(path, title, text, COLUMNS, rows, ceilings=best.to_dict(), rounds_s=raw)
+
+
+if __name__ == "__main__":
+    main()
