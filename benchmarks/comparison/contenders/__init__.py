@@ -1,0 +1,1 @@
+"""One module for each contender: TITLE, REQUIREMENTS, VARIANTS, unable() and prepare()."""
