@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from common import ceilings as ceiling
-from common import jacobians, machine, memory, results, timing
+from common import floor, jacobians, machine, memory, results, timing
 from common.ceilings import Work
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
@@ -54,24 +54,8 @@ def setup(contender: str, name: str, n: int, chunk: int | None, threads: int) ->
 
 def work(name: str, n: int) -> Work:
     """A forward pass, o backward passes without gradients of parameters, and each layer's route."""
-    import ahkernels as ah
-
     model, x, _ = problem(name, n)
-    passes = 0
-
-    def count(module: torch.nn.Module, _: object, output: torch.Tensor) -> None:
-        nonlocal passes
-        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
-            positions = output[0].numel() // module.weight.shape[0]
-            passes += 2 * positions * module.weight.numel()
-
-    handles = [module.register_forward_hook(count) for module in model.modules()]
-    model(x[:1])
-    for handle in handles:
-        handle.remove()
-    found = ah.explain(model, x)
-    numbers = sum(parameter.numel() for parameter in model.parameters())
-    return Work(n * passes * (1 + OUTPUTS) + sum(one.flops for one in found), 4 * numbers)
+    return floor.image_network(model, x, OUTPUTS)
 
 
 def compare(name: str, n: int, best: ceiling.Ceilings, args: argparse.Namespace) -> dict[str, object]:

@@ -68,6 +68,12 @@ class Problem:
 
         return torch.tensor(self.x, device=self.task.device), torch.tensor(self.y, device=self.task.device)
 
+    def target_tensor(self) -> torch.Tensor:
+        """`targets` on the task's device."""
+        import torch
+
+        return torch.tensor(self.targets, device=self.task.device)
+
     def save(self, path: Path) -> None:
         weights = {f"weight/{index}": weight for index, weight in enumerate(self.weights)}
         state = {f"state/{name}": array for name, array in self.state.items()}

@@ -13,6 +13,7 @@ QUANTITIES = {
     "top_eigenvalue": "largest eigenvalue of one layer's tangent kernel",
 }
 INPUTS = 784  # of the MLP
+EIGENVALUE_TOLERANCE = 1e-5  # of a residual, relative to the eigenvalue, for all who iterate
 
 
 @dataclass(frozen=True)
