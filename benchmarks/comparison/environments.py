@@ -1,7 +1,7 @@
 """A virtual environment for each set of pinned requirements, made once and kept.
 
-Requirements that name the runner's own torch get an environment that sees the runner's packages behind its own: the same
-torch for all of them, and no second copy of it to download. All others are closed.
+Requirements that name the runner's own torch get an environment that sees the runner's packages behind its own: the
+same torch for all of them, and no second copy of it to download. All others are closed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import subprocess
 import sys
 import venv
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 DEFAULT = Path(__file__).resolve().parents[1] / ".cache" / "environments"
 TIME_LIMIT = 600  # seconds for one installation
+LIST_VERSIONS = (  # the first folder on the path counts
+    "import importlib.metadata as m, json; "
+    "print(json.dumps({d.name.lower(): d.version for d in reversed(list(m.distributions()))}))"
+)
 PIP = ("-m", "pip", "--disable-pip-version-check", "--quiet", "--no-input")
 
 
@@ -72,21 +75,9 @@ def install(python: Path, requirements: Sequence[str]) -> None:
 
 def versions(python: Path, packages: Sequence[str]) -> dict[str, str]:
     """Of those packages that the environment has."""
-    if python == Path(sys.executable):
-        found = {}
-        for package in packages:
-            try:
-                found[package] = version(package)
-            except PackageNotFoundError:
-                continue
-        return found
-    code = (
-        "import importlib.metadata as m, json, sys; "
-        "names = {d.name.lower(): d.version for d in reversed(list(m.distributions()))}; "
-        "print(json.dumps({p: names[p.lower()] for p in sys.argv[1:] if p.lower() in names}))"
-    )
-    done = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    done = subprocess.run([python, "-c", LIST_VERSIONS], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    return {package: found[package.lower()] for package in packages if package.lower() in found}
 
 
 def _show_packages_of_runner(place: Path) -> None:

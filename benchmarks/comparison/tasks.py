@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
 QUANTITIES = {
@@ -49,6 +49,9 @@ class Task:
         """[out, in] of the weights of the MLP."""
         sizes = [INPUTS, *[self.width] * (self.depth - 1), self.outputs]
         return [(after, before) for before, after in pairwise(sizes)]
+
+    def on(self, device: str) -> Task:
+        return replace(self, device=device)
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
