@@ -20,16 +20,16 @@ AXES = {"n": "samples n", "width": "width", "depth": "depth", "outputs": "output
 
 HEAD = f"""# Results
 
-Made from the JSON files in [results](results) by `python benchmarks/compare.py`, which measures and then writes this page;
-`--page-only` writes it without measuring. [README.md](README.md) says how figures are taken.
+Made from the JSON files in [results](results) by `python benchmarks/compare.py`, which measures and then writes this
+page; `--page-only` writes it without measuring. [README.md](README.md) says how figures are taken.
 
 How to read the tables. A row is a contender at its fastest variant. *Median* and *min* are of rounds in which the
-contenders of that table take turns, each in its own process and on the same cores; *times ours* is the ratio of medians,
-and is only taken within a table. *Memory* is the peak above model and data. *Error* is against a float64 evaluation in the
-same run: the largest relative error of alignments and eigenvalues, the relative Frobenius error of the worst kernel. A
-value that is off by more than {TOLERANCE:g} is wrong and no competitor. *Floor* is the flops that the job takes at least over
-the best GEMM rate of the run, and its bytes over the copy bandwidth; *of best* is a row's useful flop rate as a share of
-that GEMM rate.
+contenders of that table take turns, each in its own process and on the same cores; *times ours* is the ratio of
+medians, and is only taken within a table. *Memory* is the peak above model and data. *Error* is against a float64
+evaluation in the same run: the largest relative error of alignments and eigenvalues, the relative Frobenius error of
+the worst kernel. A value that is off by more than {TOLERANCE:g} is wrong and no competitor. *Floor* is the flops that
+the job takes at least over the best GEMM rate of the run, and its bytes over the copy bandwidth; *of best* is a row's
+useful flop rate as a share of that GEMM rate.
 """
 
 
@@ -72,9 +72,9 @@ def machine_of(record: Record) -> str:
     versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "ahkernels") if machine.get(name))
     memory = limits["memory_limit"]
     text = (
-        f"{gpu}{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {versions}. Best GEMM in fp32 quality "
-        f"{rates['flops_per_s'] / 1e9:.0f} Gflop/s, copy {rates['bytes_per_s'] / 1e9:.1f} GB/s. A call may take "
-        f"{limits['call_limit']:.0f} s ({limits['image_limit']:.0f} s for image networks)"
+        f"{gpu}{machine['cpu']}, {machine['threads']} of {machine['cores']} cores; {versions}. Best GEMM in fp32 "
+        f"quality {rates['flops_per_s'] / 1e9:.0f} Gflop/s, copy {rates['bytes_per_s'] / 1e9:.1f} GB/s. A call may "
+        f"take {limits['call_limit']:.0f} s ({limits['image_limit']:.0f} s for image networks)"
     )
     text += f" and {memory / 2**30:.3g} GiB" if memory else ""
     text += f". The run took {record['seconds'] / 60:.0f} minutes."
@@ -95,7 +95,8 @@ def task_table(task: Record, record: Record) -> str:
     rates, least = record["ceilings"], task["work"]
     by_flops, by_bytes = least["flops"] / rates["flops_per_s"], least["bytes"] / rates["bytes_per_s"]
     unit = median_of_ours(task)
-    ordered = sorted(task["rows"], key=lambda row: (row["contender"] != UNIT, not_counted(row), row.get("median_s", 0)))
+    shown = [row for row in task["rows"] if not (row["contender"].startswith(UNIT) and row["outcome"] == "no")]
+    ordered = sorted(shown, key=lambda row: (row["contender"] != UNIT, not_counted(row), row.get("median_s", 0)))
     rows = [task_row(row, unit, least["flops"], by_flops) for row in ordered]
     head = ("contender", "variant", "median", "min", "times ours", "memory", "error", "Gflop/s", "of best")
     floor = f"Floor: {in_words(by_flops)} for {si(least['flops'])}flop, {in_words(by_bytes)} for {si(least['bytes'])}B."
@@ -186,6 +187,10 @@ def summary(record: Record) -> str:
     else:
         text += "\n\nOurs is the fastest and the leanest in every row."
     return text
+
+
+def titled(row: Record) -> str:
+    return f"{row['title']}, {in_words(row['median_s'])}"
 
 
 def ratio(row: Record, ours: Record | None) -> str:
@@ -285,7 +290,8 @@ def short(task: Record) -> str:
 
 
 def median_of_ours(task: Record) -> float | None:
-    return next((row.get("median_s") for row in task["rows"] if row["contender"] == UNIT), None)
+    ours = (row["median_s"] for row in task["rows"] if row["contender"] == UNIT and not_counted(row) == 0)
+    return next(ours, None)
 
 
 def mib(row: Record) -> str:

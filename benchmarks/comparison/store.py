@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ class Store:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.record, indent=1) + "\n")
-        os.replace(temporary, self.path)
+        temporary.replace(self.path)
 
     def _take(self, stored: Record) -> None:
         there, here = stored["configuration"], self.record["configuration"]
