@@ -6,112 +6,30 @@ machine with CUDA it makes the table of the GPU.
 """
 
 import argparse
-import fnmatch
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from common import ceilings as ceiling
 from common import device as on_device
 from common import machine
 from comparison import environments, measuring, page, sweeping, work
-from comparison.contenders import UNIT, Contender, discover
+from comparison.command_line import RESULTS, arguments
+from comparison.contenders import UNIT, Contender
 from comparison.measuring import Pool, Settings
 from comparison.processes import GIB
 from comparison.store import MismatchError, Store
-from comparison.tasks import Sweep, Task, sweeps, tables
+from comparison.tasks import Sweep, Task
 
-RESULTS = Path(__file__).resolve().parent / "results"
 MEMORY_SHARE = 2 / 3  # of the machine's, for one contender
 QUICK = {"call_limit": 10.0, "rounds": 2, "seconds_of_rounds": 1.0}
 SWEEP = {"call_limit": 20.0, "rounds": 3, "seconds_of_rounds": 2.0, "preparation_limit": 30.0}
 GPU = {"reference_flops": 1e14, "memory_limit": None}
-
-
-class Selection:
-    """Which contenders take part in which task, from patterns TASK or TASK/CONTENDER."""
-
-    def __init__(self, patterns: Sequence[str], contenders: Sequence[Contender]) -> None:
-        self.patterns = [(*pattern.split("/", 1), "*")[:2] for pattern in patterns] or [("*", "*")]
-        self.contenders = contenders
-
-    @property
-    def whole(self) -> bool:
-        """Whether tasks are measured with all of their contenders."""
-        return all(contender == "*" for _, contender in self.patterns)
-
-    def of(self, name: str) -> list[Contender]:
-        """None, or those that match and ours, which ratios are taken to."""
-        wanted = [contender for task, contender in self.patterns if fnmatch.fnmatch(name, task)]
-        found = [one for one in self.contenders if any(fnmatch.fnmatch(one.name, pattern) for pattern in wanted)]
-        return [one for one in self.contenders if one in found or one.name == UNIT] if found else []
-
-
-def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    """Ends the process with a sentence for a value that does not fit."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--only", nargs="+", default=[], metavar="TASK[/CONTENDER]", help="patterns such as 'alignment*'"
-    )
-    parser.add_argument("--resume", action="store_true", help="keep the finished tasks of the file, measure the others")
-    parser.add_argument(
-        "--quick", action="store_true", help="tiny sizes, whose figures mean nothing; writes no results"
-    )
-    parser.add_argument("--output", type=Path, help="JSON file (default: results/comparison-DEVICE.json)")
-    parser.add_argument("--threads", type=positive(int), help="cores to use (default: all)")
-    parser.add_argument(
-        "--memory-limit", type=positive(float), metavar="GIB", help="of a contender (default: 2/3 of all)"
-    )
-    parser.add_argument(
-        "--environments", type=Path, default=environments.DEFAULT, help="folder of virtual environments"
-    )
-    parser.add_argument(
-        "--contenders", default="comparison.contenders", metavar="PACKAGE", help="where their modules are"
-    )
-    parser.add_argument(
-        "--page-only", action="store_true", help="make the page from the JSON files, and measure nothing"
-    )
-    args = parser.parse_args(given)
-    args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    args.found = discover()
-    args.selection = Selection(args.only, args.found)
-    args.tables = tables(args.device, args.quick)
-    args.sweeps = sweeps(args.device, args.quick)
-    names = [one.name for one in (*args.tables, *args.sweeps)]
-    for pattern in args.only:
-        if not any(Selection([pattern], args.found).of(name) for name in names):
-            contenders = ", ".join(one.name for one in args.found)
-            parser.error(
-                f"argument --only: expected patterns of a task, or of a task and a contender, got {pattern!r}; "
-                f"tasks: {', '.join(names)}; contenders: {contenders}"
-            )
-    if args.resume and args.quick and args.output is None:
-        parser.error("argument --resume: expected --output with --quick, which writes no file otherwise")
-    if args.output is None and not args.quick and args.selection.whole:
-        args.output = RESULTS / f"comparison-{args.device}.json"
-    return args
-
-
-def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
-    """A number above 0."""
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = 0
-        if not value > 0:
-            noun = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(f"expected a {noun} above 0, got {text!r}")
-        return value
-
-    return parse
 
 
 def settings(args: argparse.Namespace) -> Settings:
@@ -138,7 +56,7 @@ def make_environments(contenders: Sequence[Contender], folder: Path) -> tuple[di
         by_needs = dict(zip(needs, executor.map(made, needs.values()), strict=True))
     for contender in contenders:
         found = by_needs[contender.requirements]
-        described[contender.name] = about = {"title": contender.title}
+        described[contender.name] = about = {"title": contender.title, "by_hand": contender.by_hand}
         if isinstance(found, Path):
             pythons[contender.name] = found
             names = [one.split("[")[0].split("{")[0].split("=")[0] for one in contender.requirements]
@@ -227,8 +145,13 @@ def measure_table(
 
 
 def measure_sweep(
-    sweep: Sweep, contenders: Sequence[Contender], pythons: dict[str, Path], limits: Settings, stored: list, quick: bool
-):
+    sweep: Sweep,
+    contenders: Sequence[Contender],
+    pythons: dict[str, Path],
+    limits: Settings,
+    stored: Sequence[dict[str, object]],
+    quick: bool,
+) -> Iterator[dict[str, object]]:
     """The record of the sweep as it grows, after each size."""
     records, limits = list(stored), limits if quick else replace(limits, **SWEEP)
     with Pool(pythons, limits) as pool:

@@ -13,6 +13,7 @@ from comparison.measuring import TOLERANCE, in_words
 from comparison.tasks import QUANTITIES
 
 Record = dict[str, Any]
+RESOLUTION = 1 << 20  # bytes; less is within what allocators keep
 COMPARISONS = "comparison-*.json"
 # Made by other scripts: {"title", "text", "columns", "rows", "machine"}.
 SECTIONS = ("breakdown", "tracker_overhead", "instructions")
@@ -117,7 +118,17 @@ def task_row(row: Record, unit: float | None, flops: float, floor: float) -> tup
     )
     ratio = "" if unit is None else f"{median / unit:.3g}"
     rate, share = f"{flops / median / 1e9:.3g}", f"{100 * floor / median:.2g}%"
-    return (name, row["variant"], in_words(median), in_words(row["min_s"]), ratio, mib(row), error, rate, share)
+    return (
+        name,
+        row["variant"],
+        in_words(median),
+        in_words(row["min_s"]),
+        ratio,
+        mib(row["peak_bytes"]),
+        error,
+        rate,
+        share,
+    )
 
 
 def failure(row: Record) -> str:
@@ -140,8 +151,7 @@ def other_variants(task: Record) -> str:
             if trial["variant"] == row["variant"] or trial["outcome"] == "no":
                 continue
             ran = trial["outcome"] in ("ok", "wrong", "estimate")
-            peak = "" if trial["peak_bytes"] is None else f", {trial['peak_bytes'] / 2**20:,.0f} MiB"
-            what = f"{in_words(trial['seconds'])}{peak}" if ran else trial["reason"]
+            what = f"{in_words(trial['seconds'])}, {mib(trial['peak_bytes'])}" if ran else trial["reason"]
             texts.append(f"{trial['variant']} {what}" + (", wrong" if trial["outcome"] == "wrong" else ""))
         if texts:
             found.append(f"{row['title']}: {'; '.join(texts)}")
@@ -172,9 +182,7 @@ def summary(record: Record) -> str:
         cells = [short(task["task"]), "none" if ours is None else f"**{in_words(ours['median_s'])}**"]
         for found in (others, libraries):
             best = min(found, key=lambda row: row["median_s"], default=None)
-            cells += (
-                ["none", ""] if best is None else [f"{best['title']}, {in_words(best['median_s'])}", ratio(best, ours)]
-            )
+            cells += ["none", ""] if best is None else [titled(best), ratio(best, ours)]
         cells += [
             "" if ours is None else mib(ours),
             "none" if lean is None else f"{lean[0]}, {lean[1] / 2**20:,.0f} MiB",
@@ -183,9 +191,11 @@ def summary(record: Record) -> str:
         behind += shortfalls(task, ours, others, lean)
     text = table(head, rows)
     if behind:
-        text += "\n\nWhere ours is not the fastest or the leanest:\n\n" + "\n".join(f"- {one}" for one in behind)
+        text += "\n\nWhere ours is not the fastest, or not the leanest by more than 1 MiB:\n\n" + "\n".join(
+            f"- {one}" for one in behind
+        )
     else:
-        text += "\n\nOurs is the fastest and the leanest in every row."
+        text += "\n\nOurs is the fastest in every row, and none is leaner by more than 1 MiB."
     return text
 
 
@@ -219,9 +229,8 @@ def shortfalls(task: Record, ours: Record | None, others: Sequence[Record], lean
         found.append(
             f"{name}: {fastest['title']} takes {in_words(fastest['median_s'])}, ours {times:.2f} times as long"
         )
-    if lean is not None and ours["peak_bytes"] is not None and lean[1] < ours["peak_bytes"]:
-        more = (ours["peak_bytes"] - lean[1]) / 2**20
-        found.append(f"{name}: {lean[0]} needs {lean[1] / 2**20:,.0f} MiB, ours {more:,.0f} MiB more")
+    if lean is not None and ours["peak_bytes"] - lean[1] > RESOLUTION:
+        found.append(f"{name}: {lean[0]} needs {mib(lean[1])}, ours {mib(ours['peak_bytes'] - lean[1])} more")
     return found
 
 
@@ -242,8 +251,8 @@ def growth(record: Record) -> str:
     return (
         f"Alignment of all layers of an MLP; but for what varies n = {base['n']}, width {base['width']}, depth "
         f"{base['depth']}, {base['outputs']} outputs. Exponents are slopes of the logarithms by least squares over the "
-        "larger half of a contender's sizes, three at least; that of the flop count is of the least flops that the task "
-        "takes, over the same sizes. Small sizes grow slower than their flops because calls have overheads.\n\n"
+        "larger half of a contender's sizes, three at least; that of the flop count is of the least flops that the "
+        "task takes, over the same sizes. Small sizes grow slower than their flops: calls have overheads.\n\n"
         + table(head, rows)
     )
 
@@ -294,8 +303,9 @@ def median_of_ours(task: Record) -> float | None:
     return next(ours, None)
 
 
-def mib(row: Record) -> str:
-    return "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.0f} MiB"
+def mib(size: float | None) -> str:
+    """Bytes in MiB, with a decimal below 10."""
+    return "" if size is None else f"{size / 2**20:,.{int(size < 10 << 20)}f} MiB"
 
 
 def si(value: float) -> str:

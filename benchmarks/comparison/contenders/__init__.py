@@ -1,4 +1,8 @@
-"""One module for each contender: TITLE, REQUIREMENTS, VARIANTS, unable() and prepare(); ESTIMATES = True if inexact."""
+"""One module for each contender: TITLE, REQUIREMENTS, VARIANTS, unable() and prepare().
+
+ESTIMATES = True says that its value has an error that it states, BY_HAND = True that it is a user's own code of the
+Hadamard form rather than a library.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +42,11 @@ class Contender:
         return getattr(self.module, "ESTIMATES", False)
 
     @property
+    def by_hand(self) -> bool:
+        """Whether it is a user's own code of the Hadamard form, rather than a library's way."""
+        return getattr(self.module, "BY_HAND", False)
+
+    @property
     def root(self) -> Path:
         """The folder to import the module from."""
         return Path(self.module.__file__).resolve().parents[self.module.__name__.count(".")]
@@ -47,9 +56,8 @@ class Contender:
 
 
 def discover(package: str = __name__) -> list[Contender]:
-    """Every module of the package, ours first."""
+    """Every module of the package, ours first; names with an underscore are helpers."""
     folder = importlib.import_module(package)
-    names = sorted(
-        (one.name for one in pkgutil.iter_modules(folder.__path__)), key=lambda name: (not name.startswith(UNIT), name)
-    )
+    names = [one.name for one in pkgutil.iter_modules(folder.__path__) if not one.name.startswith("_")]
+    names.sort(key=lambda name: (not name.startswith(UNIT), name))
     return [Contender(name, importlib.import_module(f"{package}.{name}")) for name in names]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 TITLE = "one jax.jit, Hadamard form"
+BY_HAND = True
 REQUIREMENTS = ("torch=={torch}", "jax{cuda}==0.10.2")
 VARIANTS = ("K in memory", "symmetric panels, mapped", "symmetric panels, unrolled", "products from factors")
 MOST_BLOCKS = 10  # unrolled; more take long to compile

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 TITLE = "plain torch, Hadamard form"
+BY_HAND = True
 REQUIREMENTS = ()
 VARIANTS = ("K in memory", "panels of rows", "symmetric panels", "one torch.compile", "products from factors")
 COMPILED_UP_TO = 64  # samples; beyond, forming all of every K costs more than the compiler saves
