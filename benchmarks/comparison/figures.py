@@ -132,4 +132,6 @@ def legend(figure: Figure, record: Record, shown: dict[str, Any]) -> None:
     if "flops" in shown:
         handles.append(shown["flops"])
         labels.append("as the flop count grows, from ours at the largest size")
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=max(2, int(figure.get_figwidth() / 3.6)), frameon=False
+    )

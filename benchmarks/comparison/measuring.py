@@ -147,7 +147,7 @@ class Entry:
             failure = self._failure()
             return f"{'no: ' if failure.outcome == 'no' else ''}{failure.reason}"
         text = f"{best.variant}: " if best.variant else ""
-        text += f"{in_words(best.seconds)}, {best.peak_bytes / 2**20:.0f} MiB"
+        text += f"{in_words(best.seconds)}, {best.peak_bytes / 2**20:.1f} MiB"
         if best.error is not None:
             text += f", error {best.error:.1e}" + (", WRONG" if best.outcome == "wrong" else "")
         return text

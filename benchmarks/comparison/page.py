@@ -183,20 +183,16 @@ def summary(record: Record) -> str:
         for found in (others, libraries):
             best = min(found, key=lambda row: row["median_s"], default=None)
             cells += ["none", ""] if best is None else [titled(best), ratio(best, ours)]
-        cells += [
-            "" if ours is None else mib(ours),
-            "none" if lean is None else f"{lean[0]}, {lean[1] / 2**20:,.0f} MiB",
-        ]
+        cells.append("" if ours is None else mib(ours["peak_bytes"]))
+        cells.append("none" if lean is None else f"{lean[0]}, {mib(lean[1])}")
         rows.append(cells)
         behind += shortfalls(task, ours, others, lean)
-    text = table(head, rows)
+    listed = "\n".join(f"- {one}" for one in behind)
     if behind:
-        text += "\n\nWhere ours is not the fastest, or not the leanest by more than 1 MiB:\n\n" + "\n".join(
-            f"- {one}" for one in behind
-        )
+        words = f"Where ours is not the fastest, or not the leanest by more than 1 MiB:\n\n{listed}"
     else:
-        text += "\n\nOurs is the fastest in every row, and none is leaner by more than 1 MiB."
-    return text
+        words = "Ours is the fastest in every row, and none is leaner by more than 1 MiB."
+    return f"{table(head, rows)}\n\n{words}"
 
 
 def titled(row: Record) -> str:
