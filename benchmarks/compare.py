@@ -79,8 +79,10 @@ def ceilings(args: argparse.Namespace) -> dict[str, float]:
         rates = on_device.ceilings("cuda", 8192)
         # fp32 quality takes the fp32 units, or six bf16 products on tensor cores.
         return {"flops_per_s": max(rates["fp32"], rates["bf16"] / 6), "bytes_per_s": rates["copy"]}
-    shapes = [] if args.quick else [(1000, 256, 1000), (2000, 256, 10000)]
-    best = ceiling.measure(shapes, (512,) * 3 if args.quick else ceiling.SQUARE)
+    if args.quick:
+        best = ceiling.measure(square=(512,) * 3, copied=2**24)
+    else:
+        best = ceiling.measure([(1000, 256, 1000), (2000, 256, 10000)])
     return {"flops_per_s": best.rate(), "bytes_per_s": best.bandwidth}
 
 

@@ -258,10 +258,11 @@ def relative_error(value: np.ndarray, expected: np.ndarray) -> float:
     """Largest relative error of the numbers, or relative Frobenius error of the worst kernel; inf for another shape."""
     if value.shape != expected.shape or not np.isfinite(value).all():
         return math.inf
-    if value.ndim == 1:
-        return float(np.abs(value / expected - 1).max())
     pairs = zip(value, expected, strict=True) if value.ndim == 3 else [(value, expected)]
-    return max(float(np.linalg.norm(one - other) / np.linalg.norm(other)) for one, other in pairs)
+    with np.errstate(divide="ignore", invalid="ignore"):  # nan is no agreement
+        if value.ndim == 1:
+            return float(np.abs(value / expected - 1).max())
+        return max(float(np.linalg.norm(one - other) / np.linalg.norm(other)) for one, other in pairs)
 
 
 def time_rounds(entries: Sequence[Entry], pool: Pool, task: Task, folder: Path) -> None:
