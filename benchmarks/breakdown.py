@@ -20,7 +20,7 @@ import matplotlib
 import torch
 import vision_networks
 from common import ceilings as ceiling
-from common import machine, page_table, results, timing, workload
+from common import floor, machine, page_table, results, timing, workload
 from common.ceilings import Ceilings, Work
 from common.op_problems import OpProblem
 from matplotlib.figure import Figure
@@ -138,7 +138,7 @@ def work(case: Case, kernels: Sequence[ah.TangentKernel]) -> dict[str, Work]:
     _, model, x, _ = case
     n = len(x)
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    forward, backward = vision_networks.pass_flops(model, x)
+    forward, backward = floor.module_passes(model, x)
     held = {True: 0.0, False: 0.0}  # bytes of backward and of forward factors
     held_by_sums, flops = 0.0, Counter[str]()
     for layer, kernel in zip(ah.explain(model, x), kernels, strict=True):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from common import ceilings as ceiling
-from common import jacobians, machine, memory, plain, plain_network, results, timing, workload
+from common import floor, jacobians, machine, memory, plain, plain_network, results, timing, workload
 from common.ceilings import Ceilings, Work
 
 TOLERANCE = 1e-3
@@ -25,11 +25,7 @@ Job = Callable[[], torch.Tensor]
 
 def work(model: torch.nn.Sequential, n: int, o: int) -> Work:
     """Forward, o cotangents back to the first preactivation, and half of both Grams of every layer."""
-    shapes = [tuple(weight.shape) for weight in model.parameters()]  # [out, in]
-    passes = 2 * n * sum(p * q for p, q in shapes) + 2 * n * o * sum(p * q for p, q in shapes[1:])
-    grams = sum(n**2 * q + (n * o) ** 2 * p for p, q in shapes)
-    factors = sum(n * q + n * o * p for p, q in shapes)
-    return Work(flops=passes + grams, bytes=4 * (sum(p * q for p, q in shapes) + factors))
+    return floor.alignments([tuple(weight.shape) for weight in model.parameters()], n, o)
 
 
 def torch_job(model: torch.nn.Sequential, x: torch.Tensor, y: torch.Tensor) -> tuple[str, Job]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from common import ceilings as ceiling
-from common import jacobians, machine, memory, results, timing
+from common import floor, jacobians, machine, memory, results, timing
 from common.ceilings import Work
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
@@ -52,31 +52,10 @@ def setup(contender: str, name: str, n: int, chunk: int | None, threads: int) ->
     return job(n)
 
 
-def pass_flops(model: torch.nn.Module, x: torch.Tensor) -> tuple[int, int]:
-    """Of a sample's forward pass, and of the backward pass of one cotangent down to the first layer's output."""
-    flops = []
-
-    def count(module: torch.nn.Module, _: object, output: torch.Tensor) -> None:
-        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
-            positions = output[0].numel() // module.weight.shape[0]
-            flops.append(2 * positions * module.weight.numel())
-
-    handles = [module.register_forward_hook(count) for module in model.modules()]
-    model(x[:1])
-    for handle in handles:
-        handle.remove()
-    return sum(flops), sum(flops[1:])
-
-
 def work(name: str, n: int) -> Work:
     """A forward pass, o backward passes without gradients of parameters, and each layer's route."""
-    import ahkernels as ah
-
     model, x, _ = problem(name, n)
-    forward, backward = pass_flops(model, x)
-    found = ah.explain(model, x)
-    numbers = sum(parameter.numel() for parameter in model.parameters())
-    return Work(n * (forward + OUTPUTS * backward) + sum(one.flops for one in found), 4 * numbers)
+    return floor.image_network(model, x, OUTPUTS)
 
 
 def compare(name: str, n: int, best: ceiling.Ceilings, args: argparse.Namespace) -> dict[str, object]:

@@ -1,5 +1,7 @@
 """Libraries' way: the Jacobian of each layer by torch.func, then K and its alignment with the labels."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from torch.func import functional_call, jacrev, vmap
@@ -29,10 +31,19 @@ def jacobian(model: nn.Module, names: list[str], x: torch.Tensor, chunk: int | N
 def alignment(parts: list[torch.Tensor], y: torch.Tensor) -> torch.Tensor:
     """A of K = sum of J J^T over the parts of a layer's Jacobian [n*o, numbers]; y one-hot [n, o]."""
     target = (y - y.mean()).reshape(-1)
-    k = sum(j @ j.T for j in parts)
+    k = kernel(parts)
     centered = k - k.mean(0) - k.mean(1, keepdim=True) + k.mean()
     norm = torch.linalg.vector_norm(centered, dim=1).double().square().sum().sqrt()
     return (target @ k @ target).double() / (norm * target.double().square().sum())
+
+
+def kernel(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    """K = sum of J J^T over the parts of a Jacobian [n*o, numbers]."""
+    k: torch.Tensor | None = None
+    for j in parts:
+        k = j @ j.T if k is None else k.addmm_(j, j.T)
+    assert k is not None, "a layer has at least one parameter"
+    return k
 
 
 def layer_by_layer(model: nn.Module, x: torch.Tensor, y: torch.Tensor, chunk: int | None = None) -> torch.Tensor:

@@ -4,14 +4,13 @@ The process builds the inputs and warms the libraries up on tiny ones, returns f
 resets the system's high-water mark, runs the job once and reads the mark again: exact, no sampling. Linux.
 """
 
-import ctypes
 import multiprocessing
-import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+
+from common import resident
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,6 @@ def peak(setup: Callable[..., Callable[[], object]], *args: object) -> Peak:
 
 def _measure(setup: Callable[..., Callable[[], object]], args: tuple[object, ...]) -> Peak:
     job = setup(*args)
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM := VmRSS
-    baseline, start = _high_water(), time.perf_counter()
+    baseline, start = resident.reset_peak(), time.perf_counter()
     job()
-    return Peak(_high_water() - baseline, time.perf_counter() - start)
-
-
-def _high_water() -> int:
-    return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()).group(1))
+    return Peak(resident.peak() - baseline, time.perf_counter() - start)

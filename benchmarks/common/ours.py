@@ -22,9 +22,21 @@ def centered_square(a: torch.Tensor, g: torch.Tensor, row_means: torch.Tensor) -
     return float(torch.ops.ahkernels.centered_moments([a[:, None]], [g[:, None]], [0.0], [row_means], "highest"))
 
 
-def layerwise(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Alignment of every layer, fp64 [L]."""
-    return ah.layerwise_alignment(model, x, y, precision="highest").cka
+def layerwise(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, products: int | None = None) -> torch.Tensor:
+    """Alignment of every layer, fp64 [L]; estimated from so many products with each kernel where that is given."""
+    return ah.layerwise_alignment(model, x, y, precision="highest", products=products).cka
+
+
+def dense_kernels(model: torch.nn.Module, x: torch.Tensor, layers: object = None) -> list[torch.Tensor]:
+    """K [n*o, n*o] of each of these layers, or groups of layers; default: all."""
+    kernels = ah.tangent_kernels(model, x, layers=layers, precision="highest")
+    return [kernel.to_dense(max_bytes=1 << 40) for kernel in kernels.values()]
+
+
+def largest_eigenvalue(model: torch.nn.Module, x: torch.Tensor, layer: str, tolerance: float) -> torch.Tensor:
+    """Of one layer's K, not centered, fp64 [1]."""
+    kernel = ah.tangent_kernels(model, x, layers=[layer], precision="highest")[layer]
+    return ah.eigenvalues(kernel, 1, centered=False, tolerance=tolerance)
 
 
 def eigenpairs(a: torch.Tensor, g: torch.Tensor, k: int) -> "ah.Eigenpairs":
@@ -69,3 +81,8 @@ def kernel(a: torch.Tensor, g: torch.Tensor) -> "ah.TangentKernel":
 def layer_names(model: torch.nn.Module, x: torch.Tensor) -> list[str]:
     """Layers in the order of `layerwise`."""
     return [one.layer for one in ah.explain(model, x)]
+
+
+def route_flops(model: torch.nn.Module, x: torch.Tensor) -> float:
+    """Flops of all layers, passes through the network apart, each by the route that is taken."""
+    return float(sum(one.flops for one in ah.explain(model, x)))

@@ -36,6 +36,21 @@ def materialised(a: torch.Tensor, g: torch.Tensor, y: torch.Tensor) -> float:
     return numerator / float(torch.linalg.vector_norm(k, dim=1).double().square().sum()) ** 0.5
 
 
+def dense(a: torch.Tensor, g: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """K [n*o, n*o], row x*o + i for sample x and output i."""
+    n, o, width = g.shape
+    rows = g.reshape(n * o, width)
+    k = torch.mm(rows, rows.T, out=out)
+    k.view(n, o, n, o).mul_((a @ a.T)[:, None, :, None])
+    return k
+
+
+def product(a: torch.Tensor, g: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """K v [n*o] from thin products, without K; v [n*o]."""
+    moment = torch.einsum("xo,xoi->xi", v.view(g.shape[:2]), g).T @ a
+    return torch.einsum("xoi,xi->xo", g, a @ moment.T).reshape(-1)
+
+
 def blocked(
     a: torch.Tensor,
     g: torch.Tensor,

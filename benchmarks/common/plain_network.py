@@ -8,12 +8,14 @@ from collections.abc import Callable
 
 import torch
 
+from common import plain
+
 Factors = list[tuple[torch.Tensor, torch.Tensor]]  # a [n, N_in] and g [n, o, N_out] of every layer
 
 
 @torch.no_grad()
-def by_hand(model: torch.nn.Sequential, x: torch.Tensor) -> Factors:
-    """Forward keeping the activations, then the cotangents through transposed weights and masks."""
+def by_hand(model: torch.nn.Sequential, x: torch.Tensor, first: int = 0) -> Factors:
+    """Forward keeping the activations, then the cotangents through transposed weights and masks to layer `first`."""
     weights = [layer.weight for layer in model if isinstance(layer, torch.nn.Linear)]
     inputs, h = [], x
     for weight in weights:
@@ -21,10 +23,10 @@ def by_hand(model: torch.nn.Sequential, x: torch.Tensor) -> Factors:
         h = (h @ weight.T).relu()
     g = torch.eye(len(weights[-1]), dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
     backward = [g]
-    for weight, a in zip(weights[:0:-1], inputs[:0:-1], strict=True):
+    for weight, a in zip(weights[:first:-1], inputs[:first:-1], strict=True):
         g = (g @ weight).mul_((a > 0).unsqueeze(1))
         backward.append(g)
-    return list(zip(inputs, reversed(backward), strict=True))
+    return list(zip(inputs[first:], reversed(backward), strict=True))
 
 
 def by_autograd(model: torch.nn.Sequential, x: torch.Tensor) -> Factors:
@@ -41,6 +43,25 @@ def by_autograd(model: torch.nn.Sequential, x: torch.Tensor) -> Factors:
     cotangents = torch.eye(o, dtype=x.dtype, device=x.device)[:, None].expand(o, n, o)
     gradients = torch.autograd.grad(h, outputs, cotangents, is_grads_batched=True)  # [o, n, N_out] each
     return [(a, g.transpose(0, 1)) for a, g in zip(inputs, gradients, strict=True)]
+
+
+def kernels(
+    model: torch.nn.Sequential, x: torch.Tensor, layer: int | None = None, summed: bool = False
+) -> torch.Tensor:
+    """K of every layer [L, n*o, n*o], their sum [n*o, n*o], or that of one layer [n*o, n*o]."""
+    if layer is not None:
+        return plain.dense(*by_hand(model, x, layer)[0])
+    factors = by_hand(model, x)
+    n, o, _ = factors[0][1].shape
+    out = x.new_empty(2 if summed else len(factors), n * o, n * o)
+    if not summed:
+        for k, (a, g) in zip(out, factors, strict=True):
+            plain.dense(a, g, k)
+        return out
+    plain.dense(*factors[0], out[0])
+    for a, g in factors[1:]:
+        out[0] += plain.dense(a, g, out[1])
+    return out[0]
 
 
 def layerwise(
@@ -68,7 +89,7 @@ def _all_layers(weights: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -
         h = (h @ weight.T).relu()
     n, o = y.shape
     target, alignments = y - y.mean(), []
-    g = torch.eye(o).expand(n, o, o)
+    g = torch.eye(o, dtype=x.dtype, device=x.device).expand(n, o, o)
     for weight, a in zip(reversed(weights), reversed(inputs), strict=True):
         means = (g * (a @ (g.sum(1).T @ a / (n * o)).T)[:, None]).sum(-1)
         moment = (g * target[:, :, None]).sum(1).T @ a
@@ -79,3 +100,30 @@ def _all_layers(weights: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -
         alignments.append(moment.square().sum() / (target.square().sum() * norm))
         g = (g @ weight) * (a > 0)[:, None]  # for the first layer unused, and dropped by the compiler
     return torch.stack(alignments[::-1]).double()
+
+
+def compiled_kernels(
+    model: torch.nn.Sequential, x: torch.Tensor, o: int, layer: int | None = None, summed: bool = False
+) -> Callable[[], torch.Tensor]:
+    """`kernels` as one compiled graph for these shapes."""
+    weights = [weight.detach() for weight in model.parameters()]
+
+    def all_of_it(weights: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        inputs, h = [], x
+        for weight in weights:
+            inputs.append(h)
+            h = (h @ weight.T).relu()
+        g = torch.eye(o, dtype=x.dtype, device=x.device).expand(len(x), o, o)
+        found = []
+        for index in reversed(range(len(weights))):
+            a, rows = inputs[index], g.reshape(len(x) * o, -1)
+            k = (rows @ rows.T).view(len(x), o, len(x), o) * (a @ a.T)[:, None, :, None]
+            found.append(k.view(len(x) * o, len(x) * o))
+            if index == layer:
+                return found[-1]
+            if index:
+                g = (g @ weights[index]) * (a > 0)[:, None]
+        return sum(found) if summed else torch.stack(found[::-1])
+
+    graph = torch.compile(all_of_it, dynamic=False)
+    return lambda: graph(weights, x)

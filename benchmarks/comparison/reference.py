@@ -1,0 +1,43 @@
+"""The value every contender is held to: float64 throughout.
+
+Plain torch in the Hadamard form for the MLP; for networks with convolutions this package in float64, beside which the
+Jacobian contenders stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from comparison.problem import Problem
+from comparison.tasks import EIGENVALUE_TOLERANCE
+
+TITLE = "float64"
+REQUIREMENTS = ()
+VARIANTS = ("",)
+
+
+def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
+    import torch
+    from common import lanczos, plain, plain_network
+
+    model, (x, _), task = problem.torch_model().double(), problem.tensors(), problem.task
+    x, target = x.double(), problem.target_tensor().double()
+    if task.network != "mlp":
+        from common import ours
+
+        return lambda: ours.layerwise(model, x, target).numpy()
+    if task.quantity == "alignment":
+        moments = partial(plain.blocked, block=plain.block_sizes(task.n)[-1])
+        return lambda: plain_network.layerwise(plain_network.by_hand, moments, model, x, target).numpy()
+
+    def job() -> torch.Tensor:
+        if task.quantity == "top_eigenvalue":
+            k = plain_network.kernels(model, x, problem.layer)
+            return lanczos.largest_eigenvalue(k.mv, k.new_ones(len(k)), EIGENVALUE_TOLERANCE / 10)
+        layer = problem.layer if task.quantity == "layer_kernel" else None
+        return plain_network.kernels(model, x, layer, task.quantity == "network_kernel")
+
+    return lambda: job().cpu().numpy()

@@ -1,0 +1,134 @@
+"""Runs jobs inside a contender's environment: a line of JSON on stdin is a request, one on stdout its answer.
+
+    {"do": "prepare", "contender": module, "variant": v, "task": {...}, "problem": path of .npz} -> {"ok": true}
+    {"do": "peak", "variant": v}              -> {"bytes": above what was resident before, "seconds": of this one call}
+    {"do": "run", "variant": v, "calls": k}   -> {"seconds": [of each call]}
+    {"do": "value", "variant": v, "path": p}  -> {"ok": true}, with the value of the last call in p (.npy)
+    {"do": "forget", "variant": v}            -> {"ok": true}, and the job is gone; null for all of them
+
+or {"error": "memory" or "failed", "message": ...}. What libraries print goes to stderr.
+
+    python -m comparison.worker [bytes of memory it may take]
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from common import resident
+
+from comparison import problem
+from comparison.tasks import Task
+
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate|cannot allocate|unable to allocate|RESOURCE_EXHAUSTED|bad_alloc", re.IGNORECASE
+)
+
+
+class Worker:
+    """The jobs of one contender, by variant."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Callable[[], np.ndarray]] = {}
+        self.values: dict[str, np.ndarray] = {}
+
+    def prepare(self, contender: str, variant: str, task: dict[str, Any], problem_path: str) -> dict[str, object]:
+        module = importlib.import_module(contender)
+        given = problem.load(Path(problem_path), Task(**task))
+        self.jobs[variant] = module.prepare(given, variant)
+        return {"ok": True}
+
+    def peak(self, variant: str) -> dict[str, object]:
+        self.values.clear()
+        gc.collect()
+        with peak_memory() as found:
+            start = time.perf_counter()
+            self.values[variant] = self.jobs[variant]()
+            seconds = time.perf_counter() - start
+        return {"bytes": found.bytes, "seconds": seconds}
+
+    def run(self, variant: str, calls: int) -> dict[str, object]:
+        seconds, job = [], self.jobs[variant]
+        for _ in range(calls):
+            start = time.perf_counter()
+            job()
+            seconds.append(time.perf_counter() - start)
+        return {"seconds": seconds}
+
+    def value(self, variant: str, path: str) -> dict[str, object]:
+        np.save(path, np.asarray(self.values.pop(variant)))
+        return {"ok": True}
+
+    def forget(self, variant: str | None) -> dict[str, object]:
+        for kept in (self.jobs, self.values):
+            if variant is None:
+                kept.clear()
+            kept.pop(variant, None)
+        gc.collect()
+        return {"ok": True}
+
+
+@contextmanager
+def peak_memory() -> Iterator[SimpleNamespace]:
+    """Afterwards `bytes` is the most that was in use above what was before, on the GPU if torch or jax uses one."""
+    found = SimpleNamespace(bytes=0)
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        yield found
+        torch.cuda.synchronize()
+        found.bytes = torch.cuda.max_memory_allocated() - before
+    elif jax is not None and jax.default_backend() != "cpu":
+        # jax cannot reset its mark: it may be that of the first call, which did the same.
+        before = jax.local_devices()[0].memory_stats()["bytes_in_use"]
+        yield found
+        found.bytes = jax.local_devices()[0].memory_stats()["peak_bytes_in_use"] - before
+    else:
+        before = resident.reset_peak()
+        yield found
+        found.bytes = resident.peak() - before
+
+
+def answer(worker: Worker, request: dict[str, Any]) -> dict[str, object]:
+    """What the request asks for, or the error it ended in."""
+    verb = request.pop("do")
+    if "problem" in request:
+        request["problem_path"] = request.pop("problem")
+    try:
+        return getattr(worker, verb)(**request)
+    except Exception as error:
+        # Frames of the traceback hold arrays, which are given back before the next request.
+        lines = str(error).strip().splitlines() or [""]
+        memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))
+        return {"error": "memory" if memory else "failed", "message": f"{type(error).__name__}: {lines[0]}"[:300]}
+
+
+def main() -> None:
+    if len(sys.argv) > 1:  # private memory alone counts: libraries map files and reserve addresses as they like
+        resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[1]), resource.RLIM_INFINITY))
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    worker = Worker()
+    for line in sys.stdin:
+        answers.write(json.dumps(answer(worker, json.loads(line))) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
