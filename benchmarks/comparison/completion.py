@@ -9,10 +9,10 @@ import torch
 from common import jacobians, lanczos, plain
 from torch import nn
 
+from comparison.grouping import BUDGET, groups
 from comparison.problem import Problem
 from comparison.tasks import EIGENVALUE_TOLERANCE
 
-BUDGET = 2**30  # bytes of Jacobians formed at a time
 DENSE_ROWS = 1024  # up to which products with K itself are faster than with its factors
 
 Job = Callable[[], np.ndarray]
@@ -101,20 +101,6 @@ def by_blocks(
                 k[rows, columns] = one @ other.T
                 k[columns, rows] = k[rows, columns].T
     return kernels
-
-
-def groups(layers: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
-    """Consecutive layers whose sizes together stay within BUDGET, or one layer."""
-    group: list[int] = []
-    total = 0
-    for layer, size in zip(layers, sizes, strict=True):
-        if group and total + size > BUDGET:
-            yield group
-            group, total = [], 0
-        group.append(layer)
-        total += size
-    if group:
-        yield group
 
 
 def repeated(x: torch.Tensor, o: int) -> tuple[torch.Tensor, torch.Tensor]:
