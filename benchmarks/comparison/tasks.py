@@ -55,3 +55,65 @@ class Task:
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The base task at several values of one of its fields."""
+
+    axis: str
+    values: tuple[int, ...]
+    base: Task
+
+    @property
+    def name(self) -> str:
+        return f"sweep-{self.axis}"
+
+    def tasks(self) -> list[Task]:
+        return [replace(self.base, **{self.axis: value}) for value in self.values]
+
+
+SAMPLES = {
+    "cpu": {
+        "layer_kernel": (64, 256),
+        "layer_kernels": (64, 256),
+        "alignment": (64, 256, 1000),
+        "network_kernel": (64, 256),
+        "top_eigenvalue": (64, 256),
+    },
+    "cuda": {
+        "layer_kernel": (256, 1000),
+        "layer_kernels": (64, 256, 1000),
+        "alignment": (64, 256, 1000, 4000),
+        "network_kernel": (64, 256, 1000),
+        "top_eigenvalue": (256, 1000),
+    },
+}
+IMAGES = {"cpu": 16, "cuda": 64}
+DEPTHS = (2, 5, 10, 20, 50, 100, 200)
+OUTPUTS = (1, 2, 5, 10, 20, 50, 100)
+WIDTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
+LARGE_N = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 60000)
+
+
+def tables(device: str, quick: bool = False) -> list[Task]:
+    """The tasks that get a table each."""
+    if quick:
+        small = [Task(quantity, n=8, width=16, depth=3, outputs=3, device=device) for quantity in QUANTITIES]
+        return [*small, Task("alignment", "resnet18", n=2, outputs=2, device=device)]
+    found = [Task(quantity, n=n, device=device) for quantity, sizes in SAMPLES[device].items() for n in sizes]
+    return [*found, Task("alignment", "resnet18", n=IMAGES[device], device=device)]
+
+
+def sweeps(device: str, quick: bool = False) -> list[Sweep]:
+    """How cost grows: alignments of all layers of a network of depth 5 at n = 64, but for the field that varies."""
+    if quick:
+        base = Task("alignment", n=8, width=16, depth=3, outputs=2, device=device)
+        return [Sweep("n", (8, 16, 32, 64), base), Sweep("outputs", (1, 2, 4), base)]
+    base = Task("alignment", n=64, depth=5, device=device)
+    return [
+        Sweep("n", LARGE_N, base),
+        Sweep("width", WIDTHS, base),
+        Sweep("depth", DEPTHS, base),
+        Sweep("outputs", OUTPUTS, base),
+    ]

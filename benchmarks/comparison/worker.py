@@ -4,7 +4,7 @@
     {"do": "peak", "variant": v}              -> {"bytes": above what was resident before, "seconds": of this one call}
     {"do": "run", "variant": v, "calls": k}   -> {"seconds": [of each call]}
     {"do": "value", "variant": v, "path": p}  -> {"ok": true}, with the value of the last call in p (.npy)
-    {"do": "forget", "variant": v}            -> {"ok": true}, and the job is gone
+    {"do": "forget", "variant": v}            -> {"ok": true}, and the job is gone; null for all of them
 
 or {"error": "memory" or "failed", "message": ...}. What libraries print goes to stderr.
 
@@ -72,9 +72,11 @@ class Worker:
         np.save(path, np.asarray(self.values.pop(variant)))
         return {"ok": True}
 
-    def forget(self, variant: str) -> dict[str, object]:
-        self.jobs.pop(variant, None)
-        self.values.pop(variant, None)
+    def forget(self, variant: str | None) -> dict[str, object]:
+        for kept in (self.jobs, self.values):
+            if variant is None:
+                kept.clear()
+            kept.pop(variant, None)
         gc.collect()
         return {"ok": True}
 

@@ -1,1 +1,63 @@
-"""One module for each contender: TITLE, REQUIREMENTS, VARIANTS, unable() and prepare()."""
+"""One module for each contender: TITLE, REQUIREMENTS, VARIANTS, unable() and prepare().
+
+ESTIMATES = True says that its value has an error that it states, BY_HAND = True that it is a user's own code of the
+Hadamard form rather than a library.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from comparison.tasks import Task
+
+UNIT = "ours"  # the contender that ratios are taken to
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What the runner knows of a contender, without its library."""
+
+    name: str
+    module: ModuleType
+
+    @property
+    def title(self) -> str:
+        return self.module.TITLE
+
+    @property
+    def requirements(self) -> tuple[str, ...]:
+        return self.module.REQUIREMENTS
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        return self.module.VARIANTS
+
+    @property
+    def estimates(self) -> bool:
+        """Whether its value has an error that it states."""
+        return getattr(self.module, "ESTIMATES", False)
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether it is a user's own code of the Hadamard form, rather than a library's way."""
+        return getattr(self.module, "BY_HAND", False)
+
+    @property
+    def root(self) -> Path:
+        """The folder to import the module from."""
+        return Path(self.module.__file__).resolve().parents[self.module.__name__.count(".")]
+
+    def unable(self, task: Task, variant: str) -> str | None:
+        return self.module.unable(task, variant)
+
+
+def discover(package: str = __name__) -> list[Contender]:
+    """Every module of the package, ours first; names with an underscore are helpers."""
+    folder = importlib.import_module(package)
+    names = [one.name for one in pkgutil.iter_modules(folder.__path__) if not one.name.startswith("_")]
+    names.sort(key=lambda name: (not name.startswith(UNIT), name))
+    return [Contender(name, importlib.import_module(f"{package}.{name}")) for name in names]

@@ -1,19 +1,24 @@
 """The Hadamard form in one jax.jit: forward, batched cotangents, and what is asked of the factors.
 
-Norms with K in memory, or by pairs of blocks on and above the diagonal, in lax.map or unrolled, at the best block size of a
-network of three of the layers.
+Norms with K in memory, or by pairs of blocks on and above the diagonal, in lax.map or unrolled, at the best block size
+of a network of three of the layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from comparison.problem import Problem
 from comparison.tasks import EIGENVALUE_TOLERANCE, Task
 
+if TYPE_CHECKING:
+    import torch
+
 TITLE = "one jax.jit, Hadamard form"
+BY_HAND = True
 REQUIREMENTS = ("torch=={torch}", "jax{cuda}==0.10.2")
 VARIANTS = ("K in memory", "symmetric panels, mapped", "symmetric panels, unrolled", "products from factors")
 MOST_BLOCKS = 10  # unrolled; more take long to compile

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 TITLE = "plain torch, Hadamard form"
+BY_HAND = True
 REQUIREMENTS = ()
 VARIANTS = ("K in memory", "panels of rows", "symmetric panels", "one torch.compile", "products from factors")
 COMPILED_UP_TO = 64  # samples; beyond, forming all of every K costs more than the compiler saves
@@ -75,6 +76,7 @@ def alignment_job(
     chosen, _ = timing.fastest({name: partial(capture, model, x) for name, capture in captures.items()})
     if variant == "K in memory":
         moments = plain.materialised
+        plain_network.layerwise(plain_network.by_hand, moments, model, x[:2], y[:2])
     else:
         onednn = (False, True) if x.device.type == "cpu" and variant == "symmetric panels" else (False,)
         of_variant = partial(plain.blocked, symmetric=variant == "symmetric panels")

@@ -20,12 +20,9 @@ if TYPE_CHECKING:
 
 TITLE = "torch.func"
 REQUIREMENTS = ()
-VARIANTS = ("Jacobians layer by layer", "Jacobians all at once", "NTK-vector products")
+VARIANTS = ("Jacobians all at once", "Jacobians layer by layer", "NTK-vector products")
 COLUMNS = 128  # of K, formed at a time by NTK-vector products
-CHUNKS = {
-    "Jacobians layer by layer": 4,
-    "Jacobians all at once": 16,
-}  # images at a time: the best of 1, 4, 16 at n = 16
+CHUNKS = {"Jacobians layer by layer": 4, "Jacobians all at once": 16}  # images at a time, the best of 1, 4 and 16
 
 
 def unable(task: Task, variant: str) -> str | None:
