@@ -33,6 +33,8 @@ REQUIREMENTS = (
     "numpy==1.26.4",
     "scipy==1.12.0",
     "ml-dtypes==0.3.2",
+    "tf2jax==0.3.6",
+    "tensorflow==2.17.1",
 )
 VARIANTS = ("structured derivatives", "Jacobian contraction", "NTK-vector products", "empirical_ntk_vp_fn")
 
