@@ -6,6 +6,7 @@ machine with CUDA it makes the table of the GPU.
 """
 
 import argparse
+import itertools
 import os
 import signal
 import sys
@@ -28,7 +29,7 @@ from comparison.tasks import Sweep, Task
 
 MEMORY_SHARE = 2 / 3  # of the machine's, for one contender
 QUICK = {"call_limit": 10.0, "rounds": 2, "seconds_of_rounds": 1.0}
-SWEEP = {"call_limit": 20.0, "rounds": 3, "seconds_of_rounds": 2.0, "preparation_limit": 30.0}
+SWEEP = {"rounds": 3, "seconds_of_rounds": 1.0, "preparation_limit": 30.0}
 GPU = {"reference_flops": 1e14, "memory_limit": None}
 
 
@@ -78,8 +79,10 @@ def ceilings(args: argparse.Namespace) -> dict[str, float]:
         rates = on_device.ceilings("cuda", 8192)
         # fp32 quality takes the fp32 units, or six bf16 products on tensor cores.
         return {"flops_per_s": max(rates["fp32"], rates["bf16"] / 6), "bytes_per_s": rates["copy"]}
-    shapes = [] if args.quick else [(1000, 256, 1000), (2000, 256, 10000)]
-    best = ceiling.measure(shapes, (512,) * 3 if args.quick else ceiling.SQUARE)
+    if args.quick:
+        best = ceiling.measure(square=(512,) * 3, copied=2**24)
+    else:
+        best = ceiling.measure([(1000, 256, 1000), (2000, 256, 10000)])
     return {"flops_per_s": best.rate(), "bytes_per_s": best.bandwidth}
 
 
@@ -113,11 +116,17 @@ def run(args: argparse.Namespace) -> Store:
         store.put(kind, record, names)
 
     orders = [task.name for task in args.tables], [sweep.name for sweep in args.sweeps]
-    for index, task in enumerate(args.tables):
-        contenders = args.selection.of(task.name)
-        if contenders and not (args.resume and store.task(task.name)):
-            print(f"[{index + 1}/{len(args.tables)}] {task.name}", flush=True)
-            keep("tasks", measure_table(task, contenders, pythons, limits), orders[0])
+    done = 0
+    for _, group in itertools.groupby(args.tables, key=lambda task: (task.quantity, task.network)):
+        with Pool(pythons, limits) as pool:
+            smaller: list[dict[str, object]] = []
+            for task in group:
+                done += 1
+                contenders = args.selection.of(task.name)
+                if contenders and not (args.resume and store.task(task.name)):
+                    say(f"[{done}/{len(args.tables)}] {task.name}")
+                    keep("tasks", measure_table(task, contenders, pool, smaller), orders[0])
+                smaller += [store.task(task.name)] if store.task(task.name) else []
     for sweep in args.sweeps:
         contenders = args.selection.of(sweep.name)
         if contenders:
@@ -128,11 +137,11 @@ def run(args: argparse.Namespace) -> Store:
 
 
 def measure_table(
-    task: Task, contenders: Sequence[Contender], pythons: dict[str, Path], limits: Settings
+    task: Task, contenders: Sequence[Contender], pool: Pool, smaller: Sequence[dict[str, object]]
 ) -> dict[str, object]:
-    least = work.of(task)
-    with Pool(pythons, limits) as pool:
-        record = measuring.measure(task, contenders, pool, least.flops, say)
+    """`smaller`: the records of the same with fewer samples, which tell who would take too long."""
+    least, refused = work.of(task), sweeping.stopped(smaller, "n", task, contenders, pool.settings)
+    record = measuring.measure(task, contenders, pool, least.flops, say, refused)
     ratios = [
         f"{row['title']} {row['median_s'] / unit:.2f}"
         for unit in [next((row.get("median_s") for row in record["rows"] if row["contender"] == UNIT), None)]

@@ -13,6 +13,7 @@ from common.timing import Job, interleaved
 
 Shape = tuple[int, int, int]  # [m, k] x [k, n]
 SQUARE: Shape = (4096, 4096, 4096)
+COPIED = 2**29  # bytes, more than any cache holds
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Ceilings:
         }
 
 
-def measure(shapes: Sequence[Shape] = (), square: Shape = SQUARE, repeats: int = 3) -> Ceilings:
+def measure(shapes: Sequence[Shape] = (), square: Shape = SQUARE, repeats: int = 3, copied: int = COPIED) -> Ceilings:
     """Time every library on the benchmark's own shapes and on a large square; fp64 only needs the square."""
     wanted = [(dtype, shape) for dtype in (torch.float32, torch.bfloat16) for shape in (*shapes, square)]
     rates, jobs = {}, {}
@@ -65,7 +66,7 @@ def measure(shapes: Sequence[Shape] = (), square: Shape = SQUARE, repeats: int =
             rates[name] = flops / timing.min
             jobs[name] = (named[name], flops)
     best = max((name for name in rates if name.startswith("fp32")), key=lambda name: rates[name])
-    return Ceilings(rates, copy_bandwidth(), {best: jobs[best]})
+    return Ceilings(rates, copy_bandwidth(copied), {best: jobs[best]})
 
 
 def linear_onednn(a: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -73,8 +74,8 @@ def linear_onednn(a: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._linear_pointwise(a, w, None, "none", [], "")
 
 
-def copy_bandwidth(size: int = 2**29) -> float:
-    """Bytes per second, read and written, of a copy too large for any cache."""
+def copy_bandwidth(size: int) -> float:
+    """Bytes per second, read and written, of a copy of `size` bytes."""
     source, target = torch.ones(size // 4), torch.empty(size // 4)
     return 2 * size / interleaved({"copy": lambda: target.copy_(source)}, 5)["copy"].min
 

@@ -25,6 +25,15 @@ def layerwise(
     return lambda: torch.tensor(jax.device_get(compiled(*arrays).block_until_ready()))
 
 
+def one_square(square: Square, width: int, inputs: int, n: int, o: int) -> Callable[[], jax.Array]:
+    """||C K C||_F^2 alone, of random factors of a layer with weights [width, inputs]."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    a, g = jax.random.normal(keys[0], (n, inputs)), jax.random.normal(keys[1], (o, n, width))
+    arrays = a @ a.T, g, jax.random.normal(keys[2], (o, n))
+    compiled = jax.jit(square)
+    return lambda: compiled(*arrays).block_until_ready()
+
+
 def kernels(
     model: torch.nn.Sequential, x: torch.Tensor, o: int, layer: int | None = None, summed: bool = False
 ) -> Callable[[], jax.Array]:

@@ -38,15 +38,19 @@ class Settings:
 
     threads: int
     memory_limit: int | None
-    call_limit: float = 20.0
+    call_limit: float = 10.0
     image_limit: float = 60.0  # of a call with an image network
+    estimate_limit: float = 90.0  # of an estimate, which is for sizes that none of the others reach
     preparation_limit: float = 90.0  # of building, compiling and choosing block sizes
     reference_limit: float = 120.0
     reference_flops: float = 1e12  # no more are spent on a reference
     rounds: int = 7
     seconds_of_rounds: float = 5.0  # for each contender; the rounds are as many as fit, one at least
 
-    def limit(self, task: Task) -> float:
+    def limit(self, task: Task, estimates: bool = False) -> float:
+        """Of one call."""
+        if estimates:
+            return self.estimate_limit
         return self.call_limit if task.network == "mlp" else self.image_limit
 
 
@@ -54,7 +58,7 @@ class Pool:
     """The workers of a task or of a sweep, by contender; ends them all."""
 
     def __init__(self, pythons: dict[str, Path], settings: Settings) -> None:
-        self.pythons, self.settings = pythons, settings
+        self.pythons, self.settings = dict(pythons), settings
         self.workers: dict[str, Worker] = {}
 
     def of(self, contender: Contender) -> Worker:
@@ -81,15 +85,16 @@ class Reference:
 
     @staticmethod
     def of(task: Task, pool: Pool, folder: Path) -> Reference:
-        """In float64, from a process of its own that is gone before anything is timed."""
+        """In float64, from a process of its own."""
         maker = Contender("float64", reference)
-        with Pool({maker.name: Path(sys.executable)}, pool.settings) as alone:
-            try:
-                worker = prepare(maker, "", task, alone, folder)
-                worker.ask(pool.settings.reference_limit, do="peak", variant="")
-                worker.ask(60, do="value", variant="", path=str(folder / "reference.npy"))
-            except Refused:
-                return Reference()
+        pool.pythons[maker.name] = Path(sys.executable)
+        try:
+            worker = prepare(maker, "", task, pool, folder)
+            worker.ask(pool.settings.reference_limit, do="peak", variant="")
+            worker.ask(60, do="value", variant="", path=str(folder / "reference.npy"))
+            forget(worker, "")
+        except Refused:
+            return Reference()
         return Reference(np.load(folder / "reference.npy"), maker.name)
 
     def error(self, value: np.ndarray, contender: Contender) -> float | None:
@@ -208,7 +213,7 @@ def unable(contender: Contender, task: Task, variant: str, pool: Pool) -> Trial 
 
 def try_variant(entry: Entry, variant: str, task: Task, pool: Pool, folder: Path, held_to: Reference) -> Trial:
     """Prepare a variant, and run it once or twice for its memory, value and time."""
-    limit = pool.settings.limit(task)
+    limit = pool.settings.limit(task, entry.contender.estimates)
     if entry.best is not None:  # no need to wait for what cannot become the fastest
         limit = min(limit, max(PATIENCE * entry.best.seconds, 2 * SETTLED))
     trial = Trial(variant)
@@ -253,10 +258,11 @@ def relative_error(value: np.ndarray, expected: np.ndarray) -> float:
     """Largest relative error of the numbers, or relative Frobenius error of the worst kernel; inf for another shape."""
     if value.shape != expected.shape or not np.isfinite(value).all():
         return math.inf
-    if value.ndim == 1:
-        return float(np.abs(value / expected - 1).max())
     pairs = zip(value, expected, strict=True) if value.ndim == 3 else [(value, expected)]
-    return max(float(np.linalg.norm(one - other) / np.linalg.norm(other)) for one, other in pairs)
+    with np.errstate(divide="ignore", invalid="ignore"):  # nan is no agreement
+        if value.ndim == 1:
+            return float(np.abs(value / expected - 1).max())
+        return max(float(np.linalg.norm(one - other) / np.linalg.norm(other)) for one, other in pairs)
 
 
 def time_rounds(entries: Sequence[Entry], pool: Pool, task: Task, folder: Path) -> None:
@@ -280,9 +286,9 @@ def time_rounds(entries: Sequence[Entry], pool: Pool, task: Task, folder: Path) 
                 continue
             calls = 1 if best.seconds > SHORT else 1 + math.ceil(SHORT / best.seconds)
             time.sleep(PAUSE)
-            home, limit = entry.homes[best.variant], 10 * settings.limit(task)
+            home = entry.homes[best.variant]
             try:
-                found = home.ask(limit, do="run", variant=best.variant, calls=calls)
+                found = home.ask(10 * settings.call_limit, do="run", variant=best.variant, calls=calls)
             except Refused as refusal:
                 best.outcome, best.reason = refusal.kind, str(refusal)
                 wanted[entry.contender.name] = 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from comparison.contenders import Contender
-from comparison.measuring import PATIENCE, Pool, Trial, measure
+from comparison.measuring import PATIENCE, Pool, Settings, Trial, measure
 from comparison.tasks import Sweep, Task
 
 Record = dict[str, Any]
@@ -24,16 +24,20 @@ def run(
     """The record of each size, in order; `before` are those that are known, of the first sizes."""
     records = list(before)
     for task in sweep.tasks()[len(records) :]:
-        value, limit = getattr(task, sweep.axis), pool.settings.limit(task)
-        say(f"{sweep.name}: {sweep.axis} = {value}")
-        records.append(measure(task, contenders, pool, flops(task), say, stopped(records, sweep.axis, value, limit)))
+        say(f"{sweep.name}: {sweep.axis} = {getattr(task, sweep.axis):,}")
+        refused = stopped(records, sweep.axis, task, contenders, pool.settings)
+        records.append(measure(task, contenders, pool, flops(task), say, refused))
         yield records[-1]
 
 
-def stopped(records: Sequence[Record], axis: str, value: int, limit: float) -> dict[tuple[str, str], Trial]:
-    """Contenders and variants that are not tried at this value of the axis, and why, from the sizes before."""
-    found = {}
+def stopped(
+    records: Sequence[Record], axis: str, task: Task, contenders: Sequence[Contender], settings: Settings
+) -> dict[tuple[str, str], Trial]:
+    """Variants of contenders that are not tried at this task, and why, from the smaller sizes along the axis."""
+    found, value = {}, getattr(task, axis)
+    estimates = {one.name for one in contenders if one.estimates}
     for contender, variants in _histories(records, axis).items():
+        limit = settings.limit(task, contender in estimates)
         last = {variant: trials[-1] for variant, trials in variants.items()}
         fastest = min((one["seconds"] for _, one in last.values() if _ran(one)), default=math.inf)
         for variant, trials in variants.items():

@@ -1,7 +1,7 @@
 """The Hadamard form in one jax.jit: forward, batched cotangents, and what is asked of the factors.
 
 Norms with K in memory, or by pairs of blocks on and above the diagonal, in lax.map or unrolled, at the best block size
-of a network of three of the layers.
+of the middle layer.
 """
 
 from __future__ import annotations
@@ -54,18 +54,15 @@ def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
 
 
 def alignment_job(model: torch.nn.Sequential, x: torch.Tensor, y: torch.Tensor, variant: str) -> Callable[[], object]:
-    """At its best block size, which is chosen on the last three layers."""
-    import torch
+    """At its best block size, which is chosen on the middle layer."""
     from common import jax_network, plain, timing
 
     if variant == "K in memory":
         return jax_network.layerwise(jax_network.materialised, model, x, y)
     unrolled = variant == "symmetric panels, unrolled"
     sizes = [b for b in plain.block_sizes(len(x)) if not unrolled or len(x) // b <= MOST_BLOCKS] or [len(x)]
-    block = sizes[0]
-    if len(sizes) > 1:
-        head, columns = model[-5:], next(model[-5:].parameters()).shape[1]
-        a = torch.rand(len(x), columns)
-        jobs = {str(b): jax_network.layerwise(jax_network.symmetric(b, unrolled), head, a, y) for b in sizes}
-        block = int(timing.fastest(jobs)[0])
-    return jax_network.layerwise(jax_network.symmetric(block, unrolled), model, x, y)
+    squares = {str(b): jax_network.symmetric(b, unrolled) for b in sizes}
+    middle = list(model.parameters())[len(model) // 4]
+    jobs = {name: jax_network.one_square(square, *middle.shape, *y.shape) for name, square in squares.items()}
+    chosen = timing.fastest(jobs)[0] if len(jobs) > 1 else str(sizes[0])
+    return jax_network.layerwise(squares[chosen], model, x, y)

@@ -23,7 +23,7 @@ BY_HAND = True
 REQUIREMENTS = ()
 VARIANTS = ("K in memory", "panels of rows", "symmetric panels", "one torch.compile", "products from factors")
 COMPILED_UP_TO = 64  # samples; beyond, forming all of every K costs more than the compiler saves
-COMPILED_DEPTH = 20  # layers; the graph is unrolled, and takes minutes beyond
+COMPILED_DEPTHS = (10, 20)  # layers; fewer have few calls to save, and the unrolled graph of more takes minutes
 
 
 def unable(task: Task, variant: str) -> str | None:
@@ -31,8 +31,9 @@ def unable(task: Task, variant: str) -> str | None:
         return "written for dense layers alone"
     if variant == "one torch.compile" and task.quantity == "top_eigenvalue":
         return "an iteration"
-    if variant == "one torch.compile" and (task.n > COMPILED_UP_TO or task.depth > COMPILED_DEPTH):
-        return f"compiled up to n = {COMPILED_UP_TO} and depth {COMPILED_DEPTH}"
+    least, most = COMPILED_DEPTHS
+    if variant == "one torch.compile" and (task.n > COMPILED_UP_TO or not least <= task.depth <= most):
+        return f"compiled up to n = {COMPILED_UP_TO} at depths {least} to {most}"
     if "panels" in variant and task.quantity != "alignment":
         return "all of K is asked for"
     if variant == "products from factors" and task.quantity != "top_eigenvalue":
