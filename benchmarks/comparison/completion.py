@@ -26,7 +26,9 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
 
 
-def from_kernels(problem: Problem, count: int, kernels: Kernels, network: Callable[[], torch.Tensor] | None = None) -> Job:
+def from_kernels(
+    problem: Problem, count: int, kernels: Kernels, network: Callable[[], torch.Tensor] | None = None
+) -> Job:
     """What is asked for, from the kernels of some of `count` layers; `network` gives their sum, if the library does."""
     quantity, target = problem.task.quantity, problem.target_tensor()
 

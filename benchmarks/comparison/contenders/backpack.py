@@ -79,7 +79,9 @@ def from_sample_gradients(problem: Problem) -> Callable[[], np.ndarray]:
     model, (x, _), o = extend(problem.torch_model()), problem.tensors(), problem.task.outputs
     layers = completion.layers_of(model)
 
-    def visit(group: Sequence[int], x: torch.Tensor, take: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+    def visit(
+        group: Sequence[int], x: torch.Tensor, take: Callable[[torch.Tensor], torch.Tensor]
+    ) -> list[torch.Tensor]:
         """What `take` makes of the Jacobian of each layer."""
         import torch
 
