@@ -1,9 +1,10 @@
 """BackPACK, in one backward pass whose hook takes what it needs of each module and frees the rest.
 
-For the MLP, the square root of the generalised Gauss-Newton matrix of a square loss, which is the Jacobian: it propagates
-all o cotangents in one batch. It is asked of biases, which are added as zeros: theirs are the cotangents of their layers,
-and with the inputs that BackPACK keeps the rest is plain torch. For the ResNet, whose functional activations that square
-root cannot pass, the gradients of each sample of a batch that holds every sample o times, multiplied by themselves.
+For the MLP, the square root of the generalised Gauss-Newton matrix of a square loss, which is the Jacobian: it
+propagates all o cotangents in one batch. It is asked of biases, which are added as zeros: theirs are the cotangents
+of their layers, and with the inputs that BackPACK keeps the rest is plain torch. For the ResNet, whose functional
+activations that square root cannot pass, the gradients of each sample of a batch that holds every sample o times,
+multiplied by themselves.
 """
 
 from __future__ import annotations

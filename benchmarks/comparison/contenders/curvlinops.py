@@ -1,8 +1,8 @@
 """curvlinops: products with Jacobians and their transposes, as linear operators.
 
-K is formed from the transposed Jacobian of each sample times the identity, o columns in one batch: products with that of
-all samples would have n times as many, most of them zero. The largest eigenvalue takes a few products with J J^T of all
-samples, in SciPy's Lanczos iteration, as its documentation has it for other operators.
+K is formed from the transposed Jacobian of each sample times the identity, o columns in one batch: products with that
+of all samples would have n times as many, most of them zero. The largest eigenvalue takes a few products with J J^T
+of all samples, in SciPy's Lanczos iteration, as its documentation has it for other operators.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 Weights are [in, out] and images [n, height, width, channels], the layout of its own layers, in which structured
 derivatives recognise products and convolutions; vmap_axes=0 says that samples are independent, and x2=None that K is
-symmetric. It returns the sum over the parameters it is given, so that layers are calls with one layer's parameters each,
-as many in one jax.jit as fit in memory: XLA shares the passes through the network that they have in common. Where one
-does not fit, K comes by pairs of blocks of samples on and below the diagonal (nt.batch would form both sides of it), and
-an alignment is summed over these, with row means from empirical_ntk_vp_fn. That function is the fourth variant, with
-SciPy's Lanczos iteration.
+symmetric. It returns the sum over the parameters it is given, so that layers are calls with one layer's parameters
+each, as many in one jax.jit as fit in memory: XLA shares the passes through the network that they have in common.
+Where one does not fit, K comes by pairs of blocks of samples on and below the diagonal (nt.batch would form both
+sides of it), and an alignment is summed over these, with row means from empirical_ntk_vp_fn. That function is the
+fourth variant, with SciPy's Lanczos iteration.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """NNGeometry: Gram matrices of dense layers, Jacobians of the others.
 
-Its GramMatrix makes a pass through the network for every pair of outputs. Given a batch that holds every sample o times,
-and a function that picks the output each copy stands for, it is done with two passes, and has the rows of K in order. A
-layer collection of one layer has that layer's K, from the part of the network above its input; that of all layers has the
-whole network's in one call. For convolutions it forms Jacobians whichever way it is asked, so that the ResNet is
-measured by its Jacobian of all layers that fit in memory at once.
+Its GramMatrix makes a pass through the network for every pair of outputs. Given a batch that holds every sample o
+times, and a function that picks the output each copy stands for, it is done with two passes, and has the rows of K in
+order. A layer collection of one layer has that layer's K, from the part of the network above its input; that of all
+layers has the whole network's in one call. For convolutions it forms Jacobians whichever way it is asked, so that the
+ResNet is measured by its Jacobian of all layers that fit in memory at once.
 """
 
 from __future__ import annotations

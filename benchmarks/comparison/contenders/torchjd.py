@@ -1,9 +1,9 @@
 """TorchJD, by either of its engines.
 
-autogram has Gramians of Jacobians: an engine for each layer, all on one forward pass, each with its own batched backward
-pass as far as its layer; norms of the ResNet are replaced as its documentation advises. autojac has Jacobians with
-respect to any tensor: those to the preactivations of all layers, o cotangents in one batch, are the layers' factors, and
-the rest is plain torch.
+autogram has Gramians of Jacobians: an engine for each layer, all on one forward pass, each with its own batched
+backward pass as far as its layer; norms of the ResNet are replaced as its documentation advises. autojac has
+Jacobians with respect to any tensor: those to the preactivations of all layers, o cotangents in one batch, are the
+layers' factors, and the rest is plain torch.
 """
 
 from __future__ import annotations
