@@ -2,10 +2,11 @@
 
 Its functions for kernels of all pairs of outputs are no help here: empirical_direct_ntk and jacobian stop with an
 error in this version, empirical_implicit_ntk has a backward pass for every row of K, and the Hadamard form is for
-pairs of the same output. For the MLP it saves the inputs of all layers and the gradients of their outputs, in a
-backward pass for each output without gradients of parameters, and the rest is plain torch; for the ResNet it has the
-gradients of each sample of a batch that holds every sample o times, and K is their product. kernel_eigenvalues is its
-own power iteration.
+pairs of the same output; given a batch that holds every sample o times it has all of K, but no faster than what
+follows. For the MLP it saves the inputs of all layers and the gradients of their outputs, in a backward pass for each
+output without gradients of parameters, and the rest is plain torch; for the ResNet it has the gradients of each
+sample of a batch that holds every sample o times, and K is their product. kernel_eigenvalues is its own power
+iteration.
 """
 
 from __future__ import annotations
