@@ -28,10 +28,14 @@ def jacobian(model: nn.Module, names: list[str], x: torch.Tensor, chunk: int | N
     return {name: value.flatten(2).flatten(0, 1) for name, value in found.items()}
 
 
-def alignment(parts: list[torch.Tensor], y: torch.Tensor) -> torch.Tensor:
+def alignment(parts: Iterable[torch.Tensor], y: torch.Tensor) -> torch.Tensor:
     """A of K = sum of J J^T over the parts of a layer's Jacobian [n*o, numbers]; y one-hot [n, o]."""
+    return kernel_alignment(kernel(parts), y)
+
+
+def kernel_alignment(k: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """A of K [n*o, n*o], row x*o + i, fp64; y one-hot [n, o]."""
     target = (y - y.mean()).reshape(-1)
-    k = kernel(parts)
     centered = k - k.mean(0) - k.mean(1, keepdim=True) + k.mean()
     norm = torch.linalg.vector_norm(centered, dim=1).double().square().sum().sqrt()
     return (target @ k @ target).double() / (norm * target.double().square().sum())

@@ -1,0 +1,21 @@
+"""Layers that are taken together, so that what is held for them stays within a budget; standard library alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+BUDGET = 3 * 2**30  # bytes
+
+
+def groups(layers: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Consecutive layers whose sizes together stay within BUDGET, or one layer."""
+    group: list[int] = []
+    total = 0
+    for layer, size in zip(layers, sizes, strict=True):
+        if group and total + size > BUDGET:
+            yield group
+            group, total = [], 0
+        group.append(layer)
+        total += size
+    if group:
+        yield group

@@ -1,0 +1,1 @@
+"""Contenders that leave everything after torch.func to comparison/completion.py."""
