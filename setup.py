@@ -81,9 +81,8 @@ def require_compiler() -> None:
     command = os.environ.get("CXX", "c++" if shutil.which("c++") else "g++").split()[0]
     if shutil.which(command) is None:
         sys.exit(
-            f"ahkernels: no C++ compiler ('{command}' is not on the PATH): install one with C++20, such as g++ 11 or "
-            "clang 14 or later (Debian and Ubuntu: 'apt install g++'; conda: 'conda install cxx-compiler'), or name "
-            "it in CXX."
+            f"ahkernels: no C++ compiler ('{command}' is not on the PATH): install g++ 12 or later (Debian and "
+            "Ubuntu: 'apt install g++'; conda: 'conda install cxx-compiler'), or name it in CXX."
         )
 
 
