@@ -124,15 +124,16 @@ def run(args: argparse.Namespace) -> Store:
                 done += 1
                 contenders = args.selection.of(task.name)
                 if contenders and not (args.resume and store.task(task.name)):
-                    say(f"[{done}/{len(args.tables)}] {task.name}")
+                    say(f"[{done}/{len(args.tables)}] {task.name}, after {store.record['seconds'] / 60:.1f} minutes")
                     keep("tasks", measure_table(task, contenders, pool, smaller), orders[0])
                 smaller += [store.task(task.name)] if store.task(task.name) else []
-    for sweep in args.sweeps:
-        contenders = args.selection.of(sweep.name)
-        if contenders:
-            stored = (store.sweep(sweep.name) or {"records": []})["records"] if args.resume else []
-            for record in measure_sweep(sweep, contenders, pythons, limits, stored, args.quick):
-                keep("sweeps", record, orders[1])
+    with Pool(pythons, limits if args.quick else replace(limits, **SWEEP)) as pool:
+        for sweep in args.sweeps:
+            contenders = args.selection.of(sweep.name)
+            if contenders:
+                stored = (store.sweep(sweep.name) or {"records": []})["records"] if args.resume else []
+                for record in measure_sweep(sweep, contenders, pool, stored):
+                    keep("sweeps", record, orders[1])
     return store
 
 
@@ -154,20 +155,13 @@ def measure_table(
 
 
 def measure_sweep(
-    sweep: Sweep,
-    contenders: Sequence[Contender],
-    pythons: dict[str, Path],
-    limits: Settings,
-    stored: Sequence[dict[str, object]],
-    quick: bool,
+    sweep: Sweep, contenders: Sequence[Contender], pool: Pool, stored: Sequence[dict[str, object]]
 ) -> Iterator[dict[str, object]]:
-    """The record of the sweep as it grows, after each size."""
-    records, limits = list(stored), limits if quick else replace(limits, **SWEEP)
-    with Pool(pythons, limits) as pool:
-        for record in sweeping.run(sweep, contenders, pool, lambda task: work.of(task).flops, say, stored):
-            task = Task(**record["task"])
-            records.append(record | {"work": asdict(work.of(task))})
-            yield {"name": sweep.name, "axis": sweep.axis, "base": sweep.base.to_dict(), "records": list(records)}
+    """The record of the sweep as it grows, after each size; `stored` are those of the first sizes."""
+    records = list(stored)
+    for record in sweeping.run(sweep, contenders, pool, lambda task: work.of(task).flops, say, stored):
+        records.append(record | {"work": asdict(work.of(Task(**record["task"])))})
+        yield {"name": sweep.name, "axis": sweep.axis, "base": sweep.base.to_dict(), "records": list(records)}
 
 
 def say(text: str) -> None:

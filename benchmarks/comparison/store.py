@@ -56,5 +56,6 @@ class Store:
             raise MismatchError(f"{self.path} holds results of another configuration ({listed})")
         self.record["tasks"], self.record["sweeps"] = stored["tasks"], stored["sweeps"]
         self.record["seconds"] = stored.get("seconds", 0) + self.record.get("seconds", 0)
+        self.record["contenders"] = stored["contenders"] | self.record["contenders"]
         for kind, rate in stored["ceilings"].items():  # the best that any session has seen
             self.record["ceilings"][kind] = max(rate, self.record["ceilings"].get(kind, 0))

@@ -135,7 +135,8 @@ def test_exponents_are_of_the_larger_half() -> None:
 
 
 def head(torch: str = "2.13.0", rate: float = 1.0) -> dict[str, Any]:
-    return {"configuration": {"device": "cpu", "torch": torch}, "ceilings": {"flops_per_s": rate}, "seconds": 1.0}
+    found: dict[str, Any] = {"configuration": {"device": "cpu", "torch": torch}, "ceilings": {"flops_per_s": rate}}
+    return found | {"seconds": 1.0, "contenders": {"ours": {"title": "ours"}}}
 
 
 def test_finished_tasks_are_found_again(tmp_path: Path) -> None:
