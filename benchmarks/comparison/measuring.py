@@ -39,7 +39,7 @@ class Settings:
     threads: int
     memory_limit: int | None
     call_limit: float = 10.0
-    image_limit: float = 60.0  # of a call with an image network
+    image_limit: float = 30.0  # of a call with an image network
     estimate_limit: float = 90.0  # of an estimate, which is for sizes that none of the others reach
     preparation_limit: float = 90.0  # of building, compiling and choosing block sizes
     reference_limit: float = 120.0
