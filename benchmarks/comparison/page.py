@@ -9,14 +9,14 @@ from typing import Any
 
 from comparison import figures, scaling
 from comparison.contenders import UNIT
-from comparison.measuring import TOLERANCE, in_words
+from comparison.measuring import IMAGE_TOLERANCE, TOLERANCE, in_words
 from comparison.tasks import QUANTITIES
 
 Record = dict[str, Any]
 RESOLUTION = 1 << 20  # bytes; less is within what allocators keep
 COMPARISONS = "comparison-*.json"
 # Made by other scripts: {"title", "text", "columns", "rows", "machine"}.
-SECTIONS = ("breakdown", "tracker_overhead", "instructions")
+SECTIONS = ("breakdown", "op_floors", "tracker_overhead", "instructions")
 AXES = {"n": "samples n", "width": "width", "depth": "depth", "outputs": "outputs o"}
 
 HEAD = f"""# Results
@@ -28,9 +28,11 @@ How to read the tables. A row is a contender at its fastest variant. *Median* an
 contenders of that table take turns, each in its own process and on the same cores; *times ours* is the ratio of
 medians, and is only taken within a table. *Memory* is the peak above model and data. *Error* is against a float64
 evaluation in the same run: the largest relative error of alignments and eigenvalues, the relative Frobenius error of
-the worst kernel. A value that is off by more than {TOLERANCE:g} is wrong and no competitor. *Floor* is the flops that
-the job takes at least over the best GEMM rate of the run, and its bytes over the copy bandwidth; *of best* is a row's
-useful flop rate as a share of that GEMM rate.
+the worst kernel. Off by more than {TOLERANCE:g}, a value is wrong and no competitor (by {IMAGE_TOLERANCE:g} for image
+networks, where in fp32 some ReLU turns the other way, for all alike). *Floor* is the flops that the job takes at least
+over the best fp32 GEMM rate of torch in the run, and its bytes over the copy bandwidth; *of best* is a row's useful
+flop rate as a share of that GEMM rate. On processors with AMX this package has a faster product of fp32 quality than
+torch, so that shares above 100% are possible.
 """
 
 
@@ -271,8 +273,16 @@ def section(record: Record) -> str:
     parts += [f"{machine['threads']} cores"] if machine.get("threads") else []
     parts += [f"torch {machine['torch']}"] if machine.get("torch") else []
     where = f"\n\nMeasured on {', '.join(parts)}." if parts else ""
-    rows = [[cell if isinstance(cell, str) else f"{cell:.4g}" for cell in row] for row in record["rows"]]
-    return f"## {record['title']}\n\n{record['text'].strip()}\n\n{table(record['columns'], rows)}{where}"
+    rows = [[written(cell) for cell in row] for row in record["rows"]]
+    drawn = [f"![{record['title']}](results/{name}.png)" for name in record.get("figures", [])]
+    parts = [f"## {record['title']}", record["text"].strip(), *drawn, table(record["columns"], rows) + where]
+    return "\n\n".join(parts)
+
+
+def written(cell: str | float | None) -> str:
+    if cell is None or isinstance(cell, str):
+        return cell or ""
+    return f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}"
 
 
 # ---- words
