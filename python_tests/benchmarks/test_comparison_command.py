@@ -24,6 +24,7 @@ def run(*given: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_quick_run_writes_its_file_and_resumes(tmp_path: Path) -> None:
     output = tmp_path / "comparison.json"
     before = sorted(RESULTS.iterdir())
