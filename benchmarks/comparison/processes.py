@@ -50,6 +50,7 @@ class Worker:
         self.process = subprocess.Popen(
             [python, "-m", "comparison.worker", *limit],
             env=environment,
+            cwd=ROOT,  # "-m" puts it first on the path: the package of the repository is not built there
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.noise,
