@@ -1,5 +1,7 @@
 """Every call that the benchmarks make into ahkernels, so that a change of its interface touches one file."""
 
+from collections.abc import Iterator
+
 import torch
 
 try:
@@ -27,10 +29,10 @@ def layerwise(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, products
     return ah.layerwise_alignment(model, x, y, precision="highest", products=products).cka
 
 
-def dense_kernels(model: torch.nn.Module, x: torch.Tensor, layers: object = None) -> list[torch.Tensor]:
+def dense_kernels(model: torch.nn.Module, x: torch.Tensor, layers: object = None) -> Iterator[torch.Tensor]:
     """K [n*o, n*o] of each of these layers, or groups of layers; default: all."""
-    kernels = ah.tangent_kernels(model, x, layers=layers, precision="highest")
-    return [kernel.to_dense(max_bytes=1 << 40) for kernel in kernels.values()]
+    for _, kernel in ah.iter_tangent_kernels(model, x, layers=layers, precision="highest"):
+        yield kernel.to_dense(max_bytes=1 << 40)
 
 
 def largest_eigenvalue(model: torch.nn.Module, x: torch.Tensor, layer: str, tolerance: float) -> torch.Tensor:

@@ -1,4 +1,7 @@
 // The tangent kernel itself: K [n*o, n*o], each entry on and below the diagonal computed once and mirrored.
+#include <atomic>
+#include <cmath>
+
 #include "../ops.h"
 #include "tile_walk.h"
 
@@ -8,12 +11,33 @@ namespace {
 // Tiles (i, j) of a pair of panels are gathered for this many j, so that rows of K are written in runs.
 constexpr int64_t kOutputs = 16;
 
+// Mirrors what is below the diagonal of a pair of panels' block of K, in squares that the first-level cache holds.
+template <class T>
+void mirror(const PanelPair& pair, int64_t block, int64_t size, T* out) {
+  constexpr int64_t kStep = 32;
+  const int64_t row_end = std::min((pair.row + 1) * block, size), col_end = std::min((pair.col + 1) * block, size);
+  for (int64_t col = pair.col * block; col < col_end; col += kStep) {
+    for (int64_t row = pair.row * block; row < row_end; row += kStep) {
+      for (int64_t c = col; c < std::min(col + kStep, col_end); ++c) {
+        const int64_t end = std::min(row + kStep, row_end);
+        for (int64_t r = std::max(row, c + 1); r < end; ++r) out[c * size + r] = out[r * size + c];
+      }
+    }
+  }
+}
+
 template <class T>
 void gram(const TileKernels<T>& tiles, const std::vector<Term>& terms, T* out) {
-  const int64_t n = terms[0].n, o = terms[0].o, size = n * o;
-  const double unscale = 1.0 / terms[0].scale();
+  const int64_t n = terms[0].n, o = terms[0].o, size = n * o, panels = ceil_div(n, kPanel);
   const int64_t tile_bytes = kTileSize * static_cast<int64_t>(sizeof(T));
   AlignedBuffer scratch(thread_count() * kOutputs * tile_bytes);
+  // Both powers of two, so that T has them where it has not their product.
+  const int exponent = -std::ilogb(terms[0].scale());
+  const T unscale = static_cast<T>(std::ldexp(1.0, exponent / 2)),
+          unscale_again = static_cast<T>(std::ldexp(1.0, exponent - exponent / 2));
+  // Outputs of each pair of panels that are still to come: its block is mirrored while it is in a cache.
+  std::vector<std::atomic<int64_t>> left(panels * (panels + 1) / 2);
+  for (std::atomic<int64_t>& outputs : left) outputs = o;
 
   const auto visit = [&](const TileBlock& part, int64_t index, auto& maker, int64_t thread) {
     const auto [pair, i] = part.item(index);
@@ -24,36 +48,25 @@ void gram(const TileKernels<T>& tiles, const std::vector<Term>& terms, T* out) {
       for (int64_t r = 0; r < maker.row_count(); ++r) {
         const int64_t row = (pair.row * kPanel + r) * o + i;
         const int64_t col = pair.col * kPanel * o + begin;
+        T* to = out + row * size + col;
+        for (int64_t j = 0; j < outputs; ++j) {
+          const T* from = gathered + j * kTileSize + r * kPanel;
+          for (int64_t c = 0; c < maker.col_count(); ++c) to[c * o + j] = from[c] * unscale * unscale_again;
+        }
+        if (pair.row != pair.col) continue;
+        // On the diagonal nobody makes the tile that is this one's transpose.
         for (int64_t c = 0; c < maker.col_count(); ++c) {
-          for (int64_t j = 0; j < outputs; ++j) {
-            const T entry = static_cast<T>(static_cast<double>(gathered[j * kTileSize + r * kPanel + c]) * unscale);
-            out[row * size + col + c * o + j] = entry;
-            // On the diagonal nobody makes the tile that is this one's transpose.
-            if (pair.row == pair.col && i < begin + j) out[(col + c * o + j) * size + row] = entry;
+          for (int64_t j = i < begin ? 0 : i - begin + 1; j < outputs; ++j) {
+            out[(col + c * o + j) * size + row] = to[c * o + j];
           }
         }
       }
     }
+    if (left[triangle_index(pair)].fetch_sub(1) == 1) mirror(pair, kPanel * o, size, out);
   };
   const auto nothing = [](const TileBlock&) {};
   const std::vector<Centering<T>> not_centered(terms.size());
   walk_tiles(tiles, terms, not_centered, nothing, visit, nothing);
-
-  // The walk has filled the pairs of panels on and below the diagonal; mirror what is below it, in square steps.
-  const int64_t block = kPanel * o, blocks = ceil_div(size, block);
-  constexpr int64_t kStep = 32;
-  for_each_item(blocks * (blocks + 1) / 2, 1, [&](int64_t item, int64_t) {
-    const PanelPair pair = triangle_pair(item);
-    const int64_t row_end = std::min((pair.row + 1) * block, size), col_end = std::min((pair.col + 1) * block, size);
-    for (int64_t col = pair.col * block; col < col_end; col += kStep) {
-      for (int64_t row = pair.row * block; row < row_end; row += kStep) {
-        for (int64_t c = col; c < std::min(col + kStep, col_end); ++c) {
-          const int64_t end = std::min(row + kStep, row_end);
-          for (int64_t r = std::max(row, c + 1); r < end; ++r) out[c * size + r] = out[r * size + c];
-        }
-      }
-    }
-  });
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 """This package, by its public calls.
 
-Kernels are `tangent_kernels(...)` and `to_dense()`; the alignment never has a kernel in memory; the largest eigenvalue
-comes from products with the factors.
+Kernels are `iter_tangent_kernels(...)` and `to_dense()`; the alignment never has a kernel in memory; the largest
+eigenvalue comes from products with the factors.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ def unable(task: Task, variant: str) -> str | None:
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
+    import torch
     from common import ours
 
     model, (x, _), task = problem.torch_model(), problem.tensors(), problem.task
@@ -35,9 +36,13 @@ def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
         if task.quantity == "top_eigenvalue":
             return ours.largest_eigenvalue(model, x[:n], name, EIGENVALUE_TOLERANCE).numpy()
         if task.quantity == "layer_kernels":
-            return np.stack([k.cpu().numpy() for k in ours.dense_kernels(model, x[:n])])
+            rows = n * task.outputs
+            out = torch.empty(task.depth, rows, rows)
+            for of_layer, k in zip(out, ours.dense_kernels(model, x[:n]), strict=True):
+                of_layer.copy_(k)
+            return out.numpy()
         layers = {"network": "*"} if task.quantity == "network_kernel" else [name]
-        return ours.dense_kernels(model, x[:n], layers)[0].cpu().numpy()
+        return next(ours.dense_kernels(model, x[:n], layers)).cpu().numpy()
 
     job(2)  # threads and libraries start with the first call
     return lambda: job(len(x))
