@@ -19,6 +19,22 @@ COMPARISONS = "comparison-*.json"
 SECTIONS = ("breakdown", "op_floors", "tracker_overhead", "instructions")
 AXES = {"n": "samples n", "width": "width", "depth": "depth", "outputs": "outputs o"}
 
+# Why ours takes longer than another, or more memory, where it does; by quantity, and for memory by network.
+CALL = "before it works, a call checks its arguments and sends one sample through the network with hooks (plan, below)"
+SLOWER = {
+    "layer_kernel": CALL,
+    "layer_kernels": f"{CALL}; each K is written in the order of samples and mirrored to be exactly symmetric",
+    "network_kernel": CALL,
+    "alignment": CALL,
+    "top_eigenvalue": "products are in float64, and a second search looks for copies of the eigenvalue that the first "
+    "may miss; the others search once, in fp32",
+}
+MORE_MEMORY = {
+    "mlp": "factors of all layers that fit the memory budget (2 GiB) are held at once, and the panels of each thread "
+    "beside them",
+    "resnet18": "factors and Jacobians of all layers that fit the memory budget (2 GiB) are held at once",
+}
+
 HEAD = f"""# Results
 
 Made from the JSON files in [results](results) by `python benchmarks/compare.py`, which measures and then writes this
@@ -225,10 +241,14 @@ def shortfalls(task: Record, ours: Record | None, others: Sequence[Record], lean
     if fastest is not None and fastest["median_s"] < ours["median_s"]:
         times = ours["median_s"] / fastest["median_s"]
         found.append(
-            f"{name}: {fastest['title']} takes {in_words(fastest['median_s'])}, ours {times:.2f} times as long"
+            f"{name}: {fastest['title']} takes {in_words(fastest['median_s'])}, ours {times:.2f} times as long: "
+            f"{SLOWER[task['task']['quantity']]}"
         )
     if lean is not None and ours["peak_bytes"] - lean[1] > RESOLUTION:
-        found.append(f"{name}: {lean[0]} needs {mib(lean[1])}, ours {mib(ours['peak_bytes'] - lean[1])} more")
+        more = mib(ours["peak_bytes"] - lean[1])
+        found.append(
+            f"{name}: {lean[0]} needs {mib(lean[1])}, ours {more} more: {MORE_MEMORY[task['task']['network']]}"
+        )
     return found
 
 
