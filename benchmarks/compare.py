@@ -29,7 +29,7 @@ from comparison.tasks import Sweep, Task
 
 MEMORY_SHARE = 2 / 3  # of the machine's, for one contender
 QUICK = {"call_limit": 10.0, "rounds": 2, "seconds_of_rounds": 1.0}
-SWEEP = {"rounds": 3, "seconds_of_rounds": 1.0, "preparation_limit": 30.0}
+SWEEP = {"rounds": 2, "seconds_of_rounds": 1.0, "call_limit": 4.0, "preparation_limit": 15.0}
 GPU = {"reference_flops": 1e14, "memory_limit": None}
 
 
