@@ -25,13 +25,18 @@ from comparison.processes import Refused, Worker
 from comparison.tasks import Task
 
 TOLERANCE = 1e-3  # relative error beyond which a value is wrong
-# In fp32 some ReLU of an image network turns the other way than in float64, for all alike.
-IMAGE_TOLERANCE = 1e-2
+# In fp32 some ReLU of a deep or of an image network turns the other way than in float64, for all alike.
+DEEP = 20
+DEEP_TOLERANCE = 5e-2
 SHORT = 0.05  # seconds; a shorter call is repeated within its round and averaged
 SETTLED = 1.0  # seconds; a shorter first call is repeated before variants are compared
 PATIENCE = 3.0  # times its contender's fastest variant after which another variant is stopped
 PAUSE = 0.05  # seconds in which the threads of the contender before go to sleep
 Row = dict[str, Any]
+
+
+def tolerance(task: Task) -> float:
+    return DEEP_TOLERANCE if task.network != "mlp" or task.depth > DEEP else TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -233,7 +238,7 @@ def try_variant(entry: Entry, variant: str, task: Task, pool: Pool, folder: Path
         return trial
     if entry.contender.estimates:
         trial.outcome = "estimate"
-    elif trial.error is not None and not trial.error <= (TOLERANCE if task.network == "mlp" else IMAGE_TOLERANCE):
+    elif trial.error is not None and not trial.error <= tolerance(task):
         trial.outcome, trial.reason = "wrong", f"wrong by {trial.error:.1e}"
     return trial
 

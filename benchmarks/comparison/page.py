@@ -9,7 +9,7 @@ from typing import Any
 
 from comparison import figures, scaling
 from comparison.contenders import UNIT
-from comparison.measuring import IMAGE_TOLERANCE, TOLERANCE, in_words
+from comparison.measuring import DEEP, DEEP_TOLERANCE, TOLERANCE, in_words
 from comparison.tasks import QUANTITIES
 
 Record = dict[str, Any]
@@ -44,8 +44,9 @@ How to read the tables. A row is a contender at its fastest variant. *Median* an
 contenders of that table take turns, each in its own process and on the same cores; *times ours* is the ratio of
 medians, and is only taken within a table. *Memory* is the peak above model and data. *Error* is against a float64
 evaluation in the same run: the largest relative error of alignments and eigenvalues, the relative Frobenius error of
-the worst kernel. Off by more than {TOLERANCE:g}, a value is wrong and no competitor (by {IMAGE_TOLERANCE:g} for image
-networks, where in fp32 some ReLU turns the other way, for all alike). *Floor* is the flops that the job takes at least
+the worst kernel. Off by more than {TOLERANCE:g}, a value is wrong and no competitor (by {DEEP_TOLERANCE:g} for image
+networks and beyond depth {DEEP}, where in fp32 some ReLU turns the other way than in float64, for all alike). *Floor*
+is the flops that the job takes at least
 over the best fp32 GEMM rate of torch in the run, and its bytes over the copy bandwidth; *of best* is a row's useful
 flop rate as a share of that GEMM rate. On processors with AMX this package has a faster product of fp32 quality than
 torch, so that shares above 100% are possible.
