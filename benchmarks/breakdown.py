@@ -16,14 +16,13 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
-import matplotlib
 import torch
 import vision_networks
 from common import ceilings as ceiling
 from common import floor, machine, page_table, results, timing, workload
 from common.ceilings import Ceilings, Work
 from common.op_problems import OpProblem
-from matplotlib.figure import Figure
+from comparison.figures import saved
 
 import ahkernels as ah
 from ahkernels import ops
@@ -192,8 +191,7 @@ def draw(rows: Sequence[Sequence[page_table.Cell]], folder: Path) -> None:
     """One bar for each call, of the shares of its stages."""
     names = list(dict.fromkeys((row[0], row[1]) for row in rows))
     totals = {(row[0], row[1]): row[3] for row in rows if row[2] == "whole call"}
-    with matplotlib.rc_context({"font.size": 10, "svg.hashsalt": "breakdown"}):
-        figure = Figure(figsize=(9, 0.6 * len(names) + 1.8), layout="constrained")
+    with saved(folder / "breakdown", (9, 0.6 * len(names) + 1.8)) as figure:
         axes = figure.subplots()
         left = dict.fromkeys(names, 0.0)
         for stage, colour in STAGES.items():
@@ -207,7 +205,6 @@ def draw(rows: Sequence[Sequence[page_table.Cell]], folder: Path) -> None:
         axes.set_xlim(0, 100)
         axes.set_xlabel("share of a call of layerwise_alignment, %")
         figure.legend(loc="outside upper center", ncols=4, frameon=False)
-        page_table.save_figure(figure, folder, "breakdown")
 
 
 def main() -> None:

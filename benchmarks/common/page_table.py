@@ -3,12 +3,8 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from common import machine
-
-if TYPE_CHECKING:  # matplotlib is for benchmarks with figures alone
-    from matplotlib.figure import Figure
 
 Cell = str | int | float | None
 
@@ -27,13 +23,6 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> 
     for line in lines:
         cells = zip(line, widths, numeric, strict=True)
         print("  " + "  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in cells).rstrip(), flush=True)
-
-
-def save_figure(figure: "Figure", folder: Path, name: str) -> None:
-    """As PNG and as SVG without a date, so that the same figure is the same file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", dpi=150)
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
 
 
 def save(

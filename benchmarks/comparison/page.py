@@ -17,7 +17,6 @@ RESOLUTION = 1 << 20  # bytes; less is within what allocators keep
 COMPARISONS = "comparison-*.json"
 # Made by other scripts: {"title", "text", "columns", "rows", "machine"}.
 SECTIONS = ("breakdown", "op_floors", "tracker_overhead", "instructions")
-AXES = {"n": "samples n", "width": "width", "depth": "depth", "outputs": "outputs o"}
 
 # Why ours takes longer than another, or more memory, where it does; by quantity, and for memory by network.
 CALL = "before it works, a call checks its arguments and sends one sample through the network with hooks (plan, below)"
@@ -55,10 +54,9 @@ torch, so that shares above 100% are possible.
 
 def write(folder: Path) -> Path:
     """RESULTS.md beside the folder of the JSON files, with figures inside it."""
-    comparisons = [json.loads(path.read_text()) for path in sorted(folder.glob(COMPARISONS))]
     parts = [HEAD]
-    for record, path in zip(comparisons, sorted(folder.glob(COMPARISONS)), strict=True):
-        device = path.stem.removeprefix("comparison-")
+    for path in sorted(folder.glob(COMPARISONS)):
+        record, device = json.loads(path.read_text()), path.stem.removeprefix("comparison-")
         drawn = figures.draw(record, folder, device)
         parts += [f"## {'GPU' if device == 'cuda' else 'CPU'}", machine_of(record), tables_of(record, drawn)]
     for name in SECTIONS:
@@ -265,7 +263,7 @@ def growth(record: Record) -> str:
             exponents = [number(curve.exponent(one)) for one in (curve.seconds, curve.bytes, curve.flops)]
             sizes, fitted = span(curve.sizes), span(curve.fitted) if len(curve.fitted) >= scaling.LEAST else "too few"
             title = bold(curve.title, curve.contender == UNIT)
-            rows.append((AXES[sweep["axis"]], title, sizes, fitted, *exponents, curve.stop or ""))
+            rows.append((figures.AXES[sweep["axis"]], title, sizes, fitted, *exponents, curve.stop or ""))
     base = record["sweeps"][0]["base"]
     return (
         f"Alignment of all layers of an MLP; but for what varies n = {base['n']}, width {base['width']}, depth "
