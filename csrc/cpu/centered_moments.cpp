@@ -6,9 +6,6 @@
 namespace ahkernels::cpu {
 namespace {
 
-// Of the tiles of several kernels that a thread has at a time.
-constexpr int64_t kScratchBytes = 1 << 20;
-
 template <class T>
 void moments(const TileKernels<T>& tiles, const std::vector<Term>& terms, const std::vector<Tensor>& row_means,
              double* out) {
@@ -21,38 +18,29 @@ void moments(const TileKernels<T>& tiles, const std::vector<Term>& terms, const 
   }
 
   std::vector<double> totals(products, 0.0), partials;
-  const int64_t tile_bytes = kTileSize * static_cast<int64_t>(sizeof(T));
-  // The tile of a lone kernel is used while it is in the first-level cache.
-  const int64_t outputs = count == 1 ? 1 : std::clamp<int64_t>(kScratchBytes / (count * tile_bytes), 1, o);
-  AlignedBuffer scratch(thread_count() * count * outputs * tile_bytes);
+  const TileScratch<T> scratch(count, o);
 
   const auto begin = [&](const TileBlock& part) { partials.assign(part.items() * products, 0.0); };
   const auto visit = [&](const TileBlock& part, int64_t index, auto& maker, int64_t thread) {
-    const auto [pair, i] = part.item(index);
-    for (int64_t first = first_column({pair, i}); first < o; first += outputs) {
-      const int64_t end = std::min(first + outputs, o);
-      const auto tile = [&](int64_t k, int64_t j) {
-        return scratch.at<T>(((thread * outputs + j - first) * count + k) * tile_bytes);
+    const TileBlock::Item item = part.item(index);
+    scratch.for_each_tile(item, maker, thread, [&](int64_t j, const auto& tile) {
+      const auto [pair, i] = item;
+      const auto row_mean = [&, i = i, pair = pair](int64_t k) {
+        return means[k].row.data() + i * means[k].stride + pair.row * kPanel;
       };
-      maker.make(i, first, end, tile);
-      for (int64_t j = first; j < end; ++j) {
-        const auto row_mean = [&, i = i, pair = pair](int64_t k) {
-          return means[k].row.data() + i * means[k].stride + pair.row * kPanel;
-        };
-        const auto col_mean = [&, pair = pair](int64_t k) {
-          return means[k].col.data() + j * means[k].stride + pair.col * kPanel;
-        };
-        const double weight = pair.row == pair.col && i == j ? 1 : 2;  // its transpose is not visited
-        int64_t product = 0;
-        for (int64_t a = 0; a < count; ++a) {
-          for (int64_t b = 0; b <= a; ++b, ++product) {
-            partials[index * products + product] +=
-                weight * tiles.centered_product(tile(a, j), row_mean(a), col_mean(a), tile(b, j), row_mean(b),
-                                                col_mean(b), maker.row_count(), maker.col_count());
-          }
+      const auto col_mean = [&, pair = pair](int64_t k) {
+        return means[k].col.data() + j * means[k].stride + pair.col * kPanel;
+      };
+      const double weight = pair.row == pair.col && i == j ? 1 : 2;  // its transpose is not visited
+      int64_t product = 0;
+      for (int64_t a = 0; a < count; ++a) {
+        for (int64_t b = 0; b <= a; ++b, ++product) {
+          partials[index * products + product] +=
+              weight * tiles.centered_product(tile(a), row_mean(a), col_mean(a), tile(b), row_mean(b), col_mean(b),
+                                              maker.row_count(), maker.col_count());
         }
       }
-    }
+    });
   };
   const auto done = [&](const TileBlock& part) {
     for (int64_t p = 0; p < part.items() * products; ++p) totals[p % products] += partials[p];

@@ -18,8 +18,6 @@ namespace {
 constexpr int64_t kSmallBytes = 8 << 20;
 constexpr int64_t kSmallRows = 4096;
 constexpr int64_t kStatistics = 4;
-// Of the tiles of several kernels that a thread has at a time.
-constexpr int64_t kScratchBytes = 1 << 20;
 
 // Kernels that share backward factors, and so the work on their tiles.
 struct Group {
@@ -198,28 +196,20 @@ void from_passing_tiles(const TileKernels<T>& tiles, const Factors& factors, con
   for (int64_t k = 0; k < count; ++k) means.emplace_back(k, terms, centering, row_means[k].data());
   const ScaledVector<T> vector(v, n, o);
 
-  const int64_t tile_bytes = kTileSize * static_cast<int64_t>(sizeof(T));
-  const int64_t outputs = count == 1 ? 1 : std::clamp<int64_t>(kScratchBytes / (count * tile_bytes), 1, o);
-  const AlignedBuffer scratch(thread_count() * count * outputs * tile_bytes);
+  const TileScratch<T> scratch(count, o);
   std::vector<double> totals(count * 3, 0.0), partials;  // form, square and trace of each kernel
   const auto begin = [&](const TileBlock& part) { partials.assign(part.items() * count * 3, 0.0); };
   const auto visit = [&](const TileBlock& part, int64_t index, auto& maker, int64_t thread) {
-    const auto [pair, i] = part.item(index);
-    for (int64_t first = first_column({pair, i}); first < o; first += outputs) {
-      const int64_t end = std::min(first + outputs, o);
-      const auto tile = [&](int64_t k, int64_t j) {
-        return scratch.at<T>(((thread * outputs + j - first) * count + k) * tile_bytes);
-      };
-      maker.make(i, first, end, tile);
-      for (int64_t j = first; j < end; ++j) {
-        for (int64_t k = 0; k < count; ++k) {
-          double* to = &partials[(index * count + k) * 3];
-          add_centered(tiles, tile(k, j), means[k], vector, pair, i, j, maker.row_count(), maker.col_count(), to);
-          if (pair.row != pair.col || i != j) continue;
-          for (int64_t r = 0; r < maker.row_count(); ++r) to[2] += tile(k, j)[r * kPanel + r];
-        }
+    const TileBlock::Item item = part.item(index);
+    scratch.for_each_tile(item, maker, thread, [&](int64_t j, const auto& tile) {
+      const auto [pair, i] = item;
+      for (int64_t k = 0; k < count; ++k) {
+        double* to = &partials[(index * count + k) * 3];
+        add_centered(tiles, tile(k), means[k], vector, pair, i, j, maker.row_count(), maker.col_count(), to);
+        if (pair.row != pair.col || i != j) continue;
+        for (int64_t r = 0; r < maker.row_count(); ++r) to[2] += tile(k)[r * kPanel + r];
       }
-    }
+    });
   };
   const auto done = [&](const TileBlock& part) {
     for (int64_t p = 0; p < part.items() * count * 3; ++p) totals[p % (count * 3)] += partials[p];
@@ -264,42 +254,35 @@ void from_other_ops(const Factors& factors, const std::vector<Term>& terms, cons
 }
 
 template <class T>
-void statistics(const TileKernels<T>& tiles, const Factors& factors, const Tensor& v, const std::string& precision,
-                double* out) {
-  const double* numbers = static_cast<const double*>(v.const_data_ptr());
-  const std::string op = "tangent_statistics";
-  const std::vector<Term> terms = make_terms(op, factors, /*scaled=*/false);
+void statistics(const TileKernels<T>& tiles, const Factors& factors, const std::vector<Term>& terms, const Tensor& v,
+                const std::string& precision, double* out) {
   if (terms[0].o == 1) {
     from_other_ops(factors, terms, v, precision, out);
     return;
   }
-  const std::vector<Group> groups = groups_of(factors, terms);
-  std::vector<double> found(terms.size() * kStatistics);
-  std::vector<int64_t> alone, offsets;
-  int64_t offset = 0;
-  for (size_t group = 0; group < groups.size(); ++group) {
-    offsets.push_back(offset);
-    offset += static_cast<int64_t>(groups[group].kernels.size()) * kStatistics;
-    if (small(tiles, make_terms(op, groups[group].factors, /*scaled=*/false))) alone.push_back(group);
-  }
-  const auto measure = [&](int64_t group) {
-    const std::vector<Term> scaled = make_terms(op, groups[group].factors, /*scaled=*/true);
-    double* to = found.data() + offsets[group];
+  const auto terms_of = [](const Group& group, bool scaled) {
+    return make_terms("tangent_statistics", group.factors, scaled);
+  };
+  const auto measure = [&](const Group& group) {
+    const std::vector<Term> scaled = terms_of(group, /*scaled=*/true);
+    const double* numbers = static_cast<const double*>(v.const_data_ptr());
+    std::vector<double> found(group.kernels.size() * kStatistics);
     if (fit(tiles, scaled)) {
-      from_kept_tiles(tiles, scaled, numbers, to);
+      from_kept_tiles(tiles, scaled, numbers, found.data());
     } else {
-      from_passing_tiles(tiles, groups[group].factors, scaled, numbers, to);
+      from_passing_tiles(tiles, group.factors, scaled, numbers, found.data());
+    }
+    for (size_t k = 0; k < group.kernels.size(); ++k) {
+      std::copy_n(found.data() + k * kStatistics, kStatistics, out + group.kernels[k] * kStatistics);
     }
   };
-  if (static_cast<int64_t>(alone.size()) < thread_count()) alone.clear();
-  for_each_item(static_cast<int64_t>(alone.size()), 1, [&](int64_t item, int64_t) { measure(alone[item]); });
-  for (int64_t group = 0; group < static_cast<int64_t>(groups.size()); ++group) {
-    if (!std::binary_search(alone.begin(), alone.end(), group)) measure(group);
-    for (size_t k = 0; k < groups[group].kernels.size(); ++k) {
-      std::copy_n(found.data() + offsets[group] + k * kStatistics, kStatistics,
-                  out + groups[group].kernels[k] * kStatistics);
-    }
-  }
+  std::vector<Group> groups = groups_of(factors, terms);
+  const auto others = std::stable_partition(groups.begin(), groups.end(), [&](const Group& group) {
+    return small(tiles, terms_of(group, /*scaled=*/false));
+  });
+  const int64_t small_groups = others - groups.begin(), alone = small_groups < thread_count() ? 0 : small_groups;
+  for_each_item(alone, 1, [&](int64_t item, int64_t) { measure(groups[item]); });
+  for (size_t group = alone; group < groups.size(); ++group) measure(groups[group]);
 }
 
 }  // namespace
@@ -312,9 +295,9 @@ Tensor tangent_statistics(const Factors& factors, const Tensor& v, const std::st
   Tensor out = torch::stable::new_empty(v, {kernel_count(terms), kStatistics});
   double* result = static_cast<double*>(out.mutable_data_ptr());
   if (terms[0].element == Element::kDouble) {
-    statistics(double_kernels(), factors, v, precision, result);
+    statistics(double_kernels(), factors, terms, v, precision, result);
   } else {
-    statistics(float_kernels(precision), factors, v, precision, result);
+    statistics(float_kernels(precision), factors, terms, v, precision, result);
   }
   return out;
 }

@@ -19,7 +19,6 @@
 #include <immintrin.h>
 
 #include <cmath>
-#include <limits>
 
 #include "target.h"
 

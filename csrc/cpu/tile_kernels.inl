@@ -159,18 +159,18 @@ void pack_as(const Strided& source, const typename Step::Sum* mean, int64_t rows
   }
 }
 
-// pack(Source{}) for the type of the numbers.
-template <class Pack>
-void with_element(Element element, const Pack& pack) {
+// visit(number) with a number of the element's type.
+template <class Visit>
+auto with_element(Element element, const Visit& visit) {
   switch (element) {
     case Element::kFloat:
-      return pack(float{});
-    case Element::kDouble:
-      return pack(double{});
+      return visit(float{});
     case Element::kHalf:
-      return pack(_Float16{});
+      return visit(_Float16{});
     case Element::kBFloat16:
-      return pack(uint16_t{});
+      return visit(uint16_t{});
+    default:
+      return visit(double{});
   }
 }
 
@@ -315,16 +315,7 @@ FormAndSquare centered_statistics(const T* tile, const T* row, const T* col, con
 // visit(x) with a pointer to the numbers of the row, of whichever type they are.
 template <class Visit>
 auto with_row(const Strided& row, const Visit& visit) {
-  switch (row.element) {
-    case Element::kFloat:
-      return visit(static_cast<const float*>(row.data));
-    case Element::kHalf:
-      return visit(static_cast<const _Float16*>(row.data));
-    case Element::kBFloat16:
-      return visit(static_cast<const uint16_t*>(row.data));
-    default:
-      return visit(static_cast<const double*>(row.data));
-  }
+  return with_element(row.element, [&](auto number) { return visit(static_cast<const decltype(number)*>(row.data)); });
 }
 
 template <class Bits>

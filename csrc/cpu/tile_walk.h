@@ -11,6 +11,40 @@ namespace ahkernels::cpu {
 // Of the tiles kept at a time, where they cannot be visited as they are made.
 constexpr int64_t kKeptBytes = 128 << 20;
 
+// Of the tiles of several kernels that a thread has at a time.
+constexpr int64_t kScratchBytes = 1 << 20;
+
+// Room for each thread's tiles of some kernels, at as many outputs of an item as fit.
+template <class T>
+class TileScratch {
+ public:
+  TileScratch(int64_t kernels, int64_t o)
+      : kernels_(kernels),
+        o_(o),
+        // The tile of a lone kernel is used while it is in the first-level cache.
+        outputs_(kernels == 1 ? 1 : std::clamp<int64_t>(kScratchBytes / (kernels * kTileBytes), 1, o)),
+        memory_(thread_count() * kernels * outputs_ * kTileBytes) {}
+
+  // visit(j, tile) for every tile (i, j) that is made of an item; tile(kernel) is that of a kernel.
+  template <class Maker, class Visit>
+  void for_each_tile(const TileBlock::Item& item, Maker& maker, int64_t thread, const Visit& visit) const {
+    for (int64_t first = first_column(item); first < o_; first += outputs_) {
+      const int64_t end = std::min(first + outputs_, o_);
+      const auto tile = [&](int64_t kernel, int64_t j) {
+        return memory_.template at<T>(((thread * outputs_ + j - first) * kernels_ + kernel) * kTileBytes);
+      };
+      maker.make(item.output, first, end, tile);
+      for (int64_t j = first; j < end; ++j) visit(j, [&](int64_t kernel) { return tile(kernel, j); });
+    }
+  }
+
+ private:
+  static constexpr int64_t kTileBytes = kTileSize * static_cast<int64_t>(sizeof(T));
+
+  const int64_t kernels_, o_, outputs_;
+  const AlignedBuffer memory_;
+};
+
 // Hands out the tiles of one item as TileMaker does.
 template <class T>
 class KeptItem {
