@@ -172,6 +172,24 @@ def test_statistics_of_few_rows_with_many_numbers(sizes, dtype):
     assert (found[0] - statistics(k, v)).abs().le(2 * tolerance(dtype, sizes[3] + sizes[4]) * size).all()
 
 
+# n, o, d, m, bias, of more tiles than are kept; with short panels, no inputs, and numbers along k for more than one step.
+PASSING = [(150, 15, 7, 40, 1.0), (1030, 2, 0, 70, 1.0), (209, 10, 300, 500, 0.0), (33, 70, 5, 1, 1.0)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", PASSING, ids=str)
+def test_statistics_of_tiles_that_are_not_kept(shape, dtype):
+    n, o, d, m, bias = shape
+    forward, backward = factors(n, 1, o, d, m, dtype)
+    k, v = reference.kernel(forward, backward, bias), centered_vector(n, o)
+    size = torch.stack((v.square().sum() * k.norm(), k.norm() ** 2, k.trace(), n * o * k.norm()))
+    for precision, roundings in (("highest", 1), ("high", 2**8), ("medium", 2**15)):
+        if dtype == torch.float64:
+            roundings = 1
+        got = ops.tangent_statistics([forward], [backward], [bias], v, precision)[0]
+        assert (got - statistics(k, v)).abs().le(2 * roundings * tolerance(dtype, d + m) * size).all()
+
+
 # s, d, m, bias, by Jacobian: the terms of a first, a second and a third kernel.
 TERMS = [
     [(1, 7, 5, 1.0, False)],

@@ -23,14 +23,10 @@ void moments(const TileKernels<T>& tiles, const std::vector<Term>& terms, const 
   const auto begin = [&](const TileBlock& part) { partials.assign(part.items() * products, 0.0); };
   const auto visit = [&](const TileBlock& part, int64_t index, auto& maker, int64_t thread) {
     const TileBlock::Item item = part.item(index);
-    scratch.for_each_tile(item, maker, thread, [&](int64_t j, const auto& tile) {
+    scratch.for_each_tile(item, o, maker, thread, [&](int64_t j, const auto& tile) {
       const auto [pair, i] = item;
-      const auto row_mean = [&, i = i, pair = pair](int64_t k) {
-        return means[k].row.data() + i * means[k].stride + pair.row * kPanel;
-      };
-      const auto col_mean = [&, pair = pair](int64_t k) {
-        return means[k].col.data() + j * means[k].stride + pair.col * kPanel;
-      };
+      const auto row_mean = [&, i = i, pair = pair](int64_t k) { return means[k].row_at(i, pair.row); };
+      const auto col_mean = [&, pair = pair](int64_t k) { return means[k].col_at(j, pair.col); };
       const double weight = pair.row == pair.col && i == j ? 1 : 2;  // its transpose is not visited
       int64_t product = 0;
       for (int64_t a = 0; a < count; ++a) {

@@ -164,6 +164,7 @@ void add_folded_pairs(const TileKernels<T>& tiles, const std::vector<Term>& term
                   first_col = bundles.first(col) - pair.col * kPanel;
     T* q = scratch.template at<T>(thread * (1 + count) * kTileBytes);
     T sums[kPanel];
+    const GemmScope<T> gemms(tiles);
     for (int64_t row_panel = 0; row_panel < bundles.panels(); ++row_panel) {
       for (int64_t col_panel = 0; col_panel < bundles.panels(); ++col_panel) {
         const int64_t tile_rows = bundles.rows(row, row_panel), tile_cols = bundles.rows(col, col_panel);

@@ -64,6 +64,7 @@ class JacobianSlices {
       tiles_.pack(a.from_row((first_tile + tile) * kPanel), nullptr, columns(tile), term_.s,
                   packed + (1 + tile) * packed_bytes());
     }
+    const GemmScope<T> gemms(tiles_);
     for (int64_t i = 0; i < term_.o; ++i) {
       const Strided g = transposed(term_.backward_rows(x, 0, i), term_.backward.stride(1));
       tiles_.pack(g.from_row(m_begin), nullptr, m_count, term_.s, packed);

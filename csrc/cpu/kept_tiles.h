@@ -327,6 +327,7 @@ class KeptTiles {
   void add_products(const Packed& packed, const Tile& tile_at) {
     for_each_item(block_.items(), 1, [&](int64_t index, int64_t) {
       const TileBlock::Item item = block_.item(index);
+      const GemmScope<T> gemms(tiles_);
       for (int64_t j = first_column(item); j < o_; ++j) {
         packed.multiply(item.pair, item.output - block_.output_begin, j, tile_at(index, j));
       }

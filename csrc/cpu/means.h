@@ -42,6 +42,9 @@ struct Means {
       }
     }
   }
+
+  const T* row_at(int64_t output, int64_t panel) const { return row.data() + output * stride + panel * kPanel; }
+  const T* col_at(int64_t output, int64_t panel) const { return col.data() + output * stride + panel * kPanel; }
 };
 
 }  // namespace ahkernels::cpu

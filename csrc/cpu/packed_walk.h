@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "aligned.h"
@@ -133,6 +134,24 @@ class TileMaker {
 
   int64_t row_count() const { return row_count_; }
   int64_t col_count() const { return col_count_; }
+
+  // Tiles [(X, i), (X', j)], begin <= j < end, as products, where each is one: of a single kernel, layer and use of it,
+  // with no means taken out. What goes with them is left for the caller to fill in.
+  std::optional<ProductTiles<T>> products(int64_t i, int64_t begin, int64_t end) const {
+    const Term& term = terms_[0];
+    if (terms_.size() > 1 || term.s > 1 || centering_[0].active()) return std::nullopt;
+    ProductTiles<T> tiles{};
+    tiles.k = tiles_.padded(term.m);
+    tiles.rows = row_count_;
+    tiles.cols = col_count_;
+    tiles.count = end - begin;
+    tiles.a = rows_->backward(0, row_panel_, 0, i);
+    tiles.b = cols_->backward(0, col_panel_, 0, begin);
+    tiles.b_bytes = tiles_.panel_bytes(term.m);
+    tiles.p = cached_tile(0);
+    tiles.bias = static_cast<T>(term.scaled_bias());
+    return tiles;
+  }
 
   // out(kernel, j) [row_count, kPanel] (+)= the tile [(X, i), (X', j)] of each kernel, for begin <= j < end. One factor
   // after the other: the panels of one fit the second-level cache, those of many layers do not.
@@ -269,6 +288,7 @@ void walk_packed(const TileKernels<T>& tiles, const std::vector<Term>& terms,
       // Neighbouring items share their forward-Gram tiles: take them together while there are enough for all.
       const int64_t chunk = std::clamp<int64_t>(part.items() / (16 * thread_count()), 1, part.outputs());
       for_each_item(part.items(), chunk, [&](int64_t index, int64_t thread) {
+        const GemmScope<T> gemms(tiles);
         const PanelPair pair = part.pair(index / part.outputs());
         makers[thread].turn_to(first, pair.row, columns, pair.col);
         visit(part, index, makers[thread], thread);

@@ -7,6 +7,7 @@
 // out of their factors (centering.h), take the other ops.
 #include <cmath>
 #include <numeric>
+#include <optional>
 
 #include "../ops.h"
 #include "means.h"
@@ -88,8 +89,7 @@ template <class T>
 void add_centered(const TileKernels<T>& tiles, const T* tile, const Means<T>& means, const ScaledVector<T>& v,
                   const PanelPair& pair, int64_t i, int64_t j, int64_t rows, int64_t cols, double* to) {
   const double weight = pair.row == pair.col && i == j ? 1 : 2;
-  const auto [form, square] = tiles.centered_statistics(tile, means.row.data() + i * means.stride + pair.row * kPanel,
-                                                        means.col.data() + j * means.stride + pair.col * kPanel,
+  const auto [form, square] = tiles.centered_statistics(tile, means.row_at(i, pair.row), means.col_at(j, pair.col),
                                                         v.at(i, pair.row), v.at(j, pair.col), rows, cols);
   to[0] += weight * form;
   to[1] += weight * square;
@@ -201,15 +201,28 @@ void from_passing_tiles(const TileKernels<T>& tiles, const Factors& factors, con
   const auto begin = [&](const TileBlock& part) { partials.assign(part.items() * count * 3, 0.0); };
   const auto visit = [&](const TileBlock& part, int64_t index, auto& maker, int64_t thread) {
     const TileBlock::Item item = part.item(index);
-    scratch.for_each_tile(item, maker, thread, [&](int64_t j, const auto& tile) {
-      const auto [pair, i] = item;
+    const auto [pair, i] = item;
+    const bool diagonal = pair.row == pair.col;
+    // Tiles that are products need not be written, but for the trace.
+    std::optional<ProductTiles<T>> products = maker.products(i, diagonal ? i + 1 : 0, o);
+    const int64_t written = products ? o - products->count : o;
+    scratch.for_each_tile(item, written, maker, thread, [&, pair = pair, i = i](int64_t j, const auto& tile) {
       for (int64_t k = 0; k < count; ++k) {
         double* to = &partials[(index * count + k) * 3];
         add_centered(tiles, tile(k), means[k], vector, pair, i, j, maker.row_count(), maker.col_count(), to);
-        if (pair.row != pair.col || i != j) continue;
+        if (!diagonal || i != j) continue;
         for (int64_t r = 0; r < maker.row_count(); ++r) to[2] += tile(k)[r * kPanel + r];
       }
     });
+    if (!products || products->count == 0) return;
+    products->row = means[0].row_at(i, pair.row);
+    products->col = means[0].col_at(written, pair.col);
+    products->v_row = vector.at(i, pair.row);
+    products->v_col = vector.at(written, pair.col);
+    products->col_step = vector.stride;
+    const auto [form, square] = tiles.product_statistics(*products, scratch.of_thread(thread));
+    partials[index * 3] += 2 * form;  // their transposes are not visited
+    partials[index * 3 + 1] += 2 * square;
   };
   const auto done = [&](const TileBlock& part) {
     for (int64_t p = 0; p < part.items() * count * 3; ++p) totals[p % (count * 3)] += partials[p];

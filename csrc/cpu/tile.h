@@ -49,6 +49,17 @@ struct FormAndSquare {
   double form, square;
 };
 
+// The tiles (p + bias) o a b^T of one panel a and `count` panels b, with what centered_statistics takes beside them.
+template <class T>
+struct ProductTiles {
+  int64_t k, rows, cols, count;  // k padded
+  const void *a, *b;
+  const T* p;
+  T bias;
+  const T *row, *v_row, *col, *v_col;
+  int64_t b_bytes, col_step;  // from one tile to the next
+};
+
 // T is the type of tiles and of sums within one.
 template <class T>
 struct TileKernels : Packing {
@@ -56,6 +67,9 @@ struct TileKernels : Packing {
   void (*pack)(const Strided& source, const T* mean, int64_t rows, int64_t k, void* dst);
   // tile [rows, cols] (+)= a [k][rows]^T b [k][cols]; k padded
   void (*gemm)(int64_t k, const void* a, const void* b, int64_t rows, int64_t cols, bool accumulate, T* tile);
+  // Sets up what gemm needs of the processor and restores what was; null where it needs nothing. See GemmScope.
+  void (*enter)(std::byte* before);
+  void (*leave)(const std::byte* before);
   // tile [rows, cols] (+)= (p + bias) o q
   void (*hadamard)(const T* p, T bias, const T* q, int64_t rows, int64_t cols, bool accumulate, T* tile);
   // sums [cols] over rows of (p + bias) o q
@@ -73,11 +87,32 @@ struct TileKernels : Packing {
   // `v_col` point to goes on to the next 16 columns
   FormAndSquare (*centered_statistics)(const T* tile, const T* row, const T* col, const T* v_row, const T* v_col,
                                        int64_t rows, int64_t cols);
+  // The same of all these tiles together, of which none is kept; `tile` is for one of them.
+  FormAndSquare (*product_statistics)(const ProductTiles<T>& of, T* tile);
   // y [k] += alpha * x [k], and the sum of x o y, where x is the first row of a view
   void (*axpy)(T alpha, const Strided& x, int64_t k, T* y);
   T (*dot)(const Strided& x, int64_t k, const T* y);
   // Largest magnitude of rows [count, k] without their scale, nan if there is one; 1 for 16-bit numbers.
   double (*largest)(const Strided& rows, int64_t count, int64_t k);
+};
+
+// For several gemms of a thread: what one of them needs is set up once, while this lives, and not by each.
+template <class T>
+class GemmScope {
+ public:
+  explicit GemmScope(const TileKernels<T>& tiles) : GemmScope(tiles.enter, tiles.leave) {}
+  GemmScope(decltype(TileKernels<T>::enter) enter, decltype(TileKernels<T>::leave) leave) : leave_(leave) {
+    if (enter) enter(before_);
+  }
+  ~GemmScope() {
+    if (leave_) leave_(before_);
+  }
+  GemmScope(const GemmScope&) = delete;
+  GemmScope& operator=(const GemmScope&) = delete;
+
+ private:
+  const decltype(TileKernels<T>::leave) leave_;
+  alignas(64) std::byte before_[64];
 };
 
 // The instruction sets that this processor has, best first; the environment variable AHKERNELS_CPU_CAPABILITY

@@ -19,6 +19,7 @@
 #include <immintrin.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "target.h"
 
@@ -176,27 +177,22 @@ struct Configuration {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// Of the tile registers of this thread, which others (oneDNN) may have set up for themselves.
-class Configured {
- public:
-  Configured() {
-    _tile_storeconfig(&before_);
-    _tile_loadconfig(&kOurs);
-  }
-  ~Configured() {
-    if (before_.palette == 0) {
-      _tile_release();
-    } else {
-      _tile_loadconfig(&before_);
-    }
-  }
-  Configured(const Configured&) = delete;
-  Configured& operator=(const Configured&) = delete;
+constexpr Configuration kOurs alignas(64){};
 
- private:
-  alignas(64) static constexpr Configuration kOurs{};
-  alignas(64) Configuration before_;
-};
+// The tile registers of this thread, which others (oneDNN) may have set up for themselves; loading a configuration
+// takes as long as ten products.
+void configure(std::byte* before) {
+  _tile_storeconfig(before);
+  if (std::memcmp(before, &kOurs, sizeof(kOurs)) != 0) _tile_loadconfig(&kOurs);
+}
+void restore(const std::byte* before) {
+  if (std::memcmp(before, &kOurs, sizeof(kOurs)) == 0) return;
+  if (before[0] == std::byte{0}) {  // palette 0: none were set up
+    _tile_release();
+  } else {
+    _tile_loadconfig(before);
+  }
+}
 
 constexpr int kTileRow = kPanel * sizeof(float);
 
@@ -232,7 +228,7 @@ void bfloat16_strip(int64_t steps, const std::byte* a, const std::byte* b, bool 
 
 inline void gemm_bfloat16(int64_t k, const void* a, const void* b, int64_t rows, int64_t cols, bool accumulate,
                           float* tile) {
-  const Configured registers;
+  const GemmScope<float> registers(configure, restore);
   constexpr int64_t kSteps = 12;  // as much of the right factor as fits the first-level cache
   const int64_t steps = k / kBFloat16s;
   const std::byte* left = static_cast<const std::byte*>(a);
@@ -248,90 +244,231 @@ inline void gemm_bfloat16(int64_t k, const void* a, const void* b, int64_t rows,
   } while (begin < steps);
 }
 
-// Integer sums of one weight after the other: [Digits][kSide][kSide].
-using Sums = int32_t[3 * kSide * kSide];
-
-// One register of rows and one of columns: sums 0 to 2 by their weight, left factor 3 to 5, right factor 6 and 7. Two
-// columns at a time load less often, and are slower: the sums' latency hides better behind those of other registers.
+// Sums of products of digits for one register of rows and one of columns, by the weight of the digits.
 template <int Digits>
-void sum_products(int64_t steps, const std::byte* a, const std::byte* b, Sums& sums) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
+using Sums = int32_t[Digits][kSide][kSide];
+
+// Sums that are still to be used, and by what.
+template <int Digits, class Use>
+struct Pending {
+  alignas(64) Sums<Digits> sums;
+  const float *row_units, *col_units;
+  Use use;
+
+  // For the rows [first, end) of 16.
+  void rows(int64_t first, int64_t end) const {
+    const __m512 units = _mm512_loadu_ps(col_units) * (Digits == 2 ? 0x1p8f : 0x1p24f);
+    use(first, end, [&](int64_t r) {
+      const auto weighted = [&](int weight) { return _mm512_cvtepi32_ps(_mm512_load_si512(sums[weight][r])); };
+      __m512 numbers = weighted(0) * 256.0f + weighted(1);
+      if constexpr (Digits > 2) numbers += weighted(2) * (1 / 256.0f);
+      return numbers * units * row_units[r];
+    });
+  }
+};
+
+// tile [16, 16] (+)= numbers
+struct ToTile {
+  float* tile;
+  bool accumulate;
+
+  template <class Numbers>
+  void operator()(int64_t first, int64_t end, const Numbers& numbers) const {
+    for (int64_t r = first; r < end; ++r) {
+      float* to = tile + r * kPanel;
+      _mm512_store_ps(to, accumulate ? _mm512_load_ps(to) + numbers(r) : numbers(r));
+    }
+  }
+};
+
+// For each of 16 columns: forms += v_row (tile - row - col) and squares += (tile - row - col)^2, where tile is
+// (p + bias) o numbers.
+struct ToStatistics {
+  const float *p, *row, *v_row, *col;
+  float bias;
+  int64_t count;  // rows that there are
+  float *forms, *squares;
+
+  template <class Numbers>
+  void operator()(int64_t first, int64_t end, const Numbers& numbers) const {
+    const __m512 col_means = _mm512_loadu_ps(col);
+    __m512 form = _mm512_load_ps(forms), square = _mm512_load_ps(squares);
+    for (int64_t r = first; r < end && r < count; ++r) {
+      const __m512 centered = (_mm512_load_ps(p + r * kPanel) + bias) * numbers(r) - col_means - row[r];
+      form += centered * v_row[r];
+      square += centered * centered;
+    }
+    _mm512_store_ps(forms, form);
+    _mm512_store_ps(squares, square);
+  }
+};
+
+// Products for one register of rows and one of columns into tile registers 0 to 2, by the weight of the digits; the
+// left factor is in 3 to 5, the right one in 6 and 7. The processor looks only a few tile instructions ahead, so that
+// the matrix unit would wait for whatever stands between two such calls: the sums of the call before, if there was one,
+// are stored where their registers are needed anew, and used between the products.
+template <int Digits, class Use>
+void sum_products(int64_t steps, const std::byte* a, const std::byte* b, Pending<Digits, Use>* before) {
+  const int64_t rows = ceil_div(kSide, steps);  // to be used in each step
   for (int64_t step = 0; step < steps; ++step, a += step_bytes(Digits), b += step_bytes(Digits)) {
+    const bool first = step == 0, store = first && before;
+    if (store) _tile_stored(0, before->sums[0], kLine);
+    if (first) _tile_zero(0);
     _tile_loadd(3, a, kLine);
     _tile_loadd(6, b, kLine);
     _tile_dpbssd(0, 3, 6);
+    if (store) _tile_stored(1, before->sums[1], kLine);
+    if (first) _tile_zero(1);
     _tile_loadd(4, a + kPart, kLine);
     _tile_dpbssd(1, 4, 6);
-    if constexpr (Digits > 2) {
-      _tile_loadd(5, a + 2 * kPart, kLine);
-      _tile_dpbssd(2, 5, 6);
-    }
     _tile_loadd(7, b + kPart, kLine);
     _tile_dpbssd(1, 3, 7);
     if constexpr (Digits > 2) {
+      if (store) _tile_stored(2, before->sums[2], kLine);
+      if (first) _tile_zero(2);
+      _tile_loadd(5, a + 2 * kPart, kLine);
+      _tile_dpbssd(2, 5, 6);
       _tile_dpbssd(2, 4, 7);
+    }
+    if (before) before->rows(step * rows, (step + 1) * rows < kSide ? (step + 1) * rows : kSide);
+    if constexpr (Digits > 2) {
       _tile_loadd(6, b + 2 * kPart, kLine);
       _tile_dpbssd(2, 3, 6);
     }
   }
-  _tile_stored(0, sums, kLine);
-  _tile_stored(1, sums + kSide * kSide, kLine);
-  if constexpr (Digits > 2) _tile_stored(2, sums + 2 * kSide * kSide, kLine);
 }
 
-// tile [16, 16] (+)= the numbers that the sums stand for
-template <int Digits>
-void convert(const Sums& sums, const float* row_units, const float* col_units, bool accumulate, float* tile) {
-  const __m512 cols = _mm512_loadu_ps(col_units) * (Digits == 2 ? 0x1p8f : 0x1p24f);
-#pragma GCC unroll 4
-  for (int64_t r = 0; r < kSide; ++r) {
-    const auto weighted = [&](int digit) {
-      return _mm512_cvtepi32_ps(_mm512_load_si512(sums + (digit * kSide + r) * kSide));
-    };
-    __m512 value = weighted(0) * 256.0f + weighted(1);
-    if constexpr (Digits > 2) value += weighted(2) * (1 / 256.0f);
-    value = value * cols * row_units[r];
-    float* to = tile + r * kPanel;
-    _mm512_store_ps(to, accumulate ? _mm512_load_ps(to) + value : value);
+// One call of sum_products after the other.
+template <int Digits, class Use>
+class Pipeline {
+ public:
+  void add(int64_t steps, const std::byte* a, const std::byte* b, const float* row_units, const float* col_units,
+           const Use& use) {
+    Pending<Digits, Use>& next = pending_[count_ % 2];
+    next.row_units = row_units;
+    next.col_units = col_units;
+    next.use = use;
+    sum_products<Digits>(steps, a, b, before());
+    ++count_;
+  }
+
+  void finish() {
+    Pending<Digits, Use>* last = before();
+    if (!last) return;
+    _tile_stored(0, last->sums[0], kLine);
+    _tile_stored(1, last->sums[1], kLine);
+    if constexpr (Digits > 2) _tile_stored(2, last->sums[2], kLine);
+    last->rows(0, kSide);
+  }
+
+ private:
+  Pending<Digits, Use>* before() { return count_ == 0 ? nullptr : &pending_[(count_ + 1) % 2]; }
+
+  Pending<Digits, Use> pending_[2];
+  int64_t count_ = 0;
+};
+
+// The parts of a panel with so many steps.
+struct Panel {
+  const float* units;
+  const std::byte *left, *right;
+
+  Panel(const void* panel, int64_t steps, int digits)
+      : units(static_cast<const float*>(panel)),
+        left(static_cast<const std::byte*>(panel) + kUnits),
+        right(left + steps * step_bytes(digits)) {}
+};
+
+// visit(row, col) for the registers of a tile, down one column and up the next: those of the rows at the turn are still
+// in the first-level cache.
+template <class Visit>
+void for_each_register(int64_t rows, int64_t cols, const Visit& visit) {
+  const int64_t down = ceil_div(rows, kSide), across = ceil_div(cols, kSide);
+  for (int64_t c = 0; c < across; ++c) {
+    for (int64_t r = 0; r < down; ++r) visit((c % 2 ? down - 1 - r : r) * kSide, c * kSide);
   }
 }
 
+constexpr int64_t kSteps = 6;  // numbers that stay in the first-level cache; sums of them fit 32 bits by far
+
 template <int Digits>
 void gemm_digits(int64_t k, const void* a, const void* b, int64_t rows, int64_t cols, bool accumulate, float* tile) {
-  const Configured registers;
-  constexpr int64_t kSteps = 6;  // numbers that stay in the first-level cache; sums of them fit 32 bits by far
-  const int64_t steps = k / kBytes, down = ceil_div(rows, kSide), registers_of_tile = down * ceil_div(cols, kSide);
-  const float *row_units = static_cast<const float*>(a), *col_units = static_cast<const float*>(b);
-  const std::byte* left = static_cast<const std::byte*>(a) + kUnits;
-  const std::byte* right = static_cast<const std::byte*>(b) + kUnits + steps * step_bytes(Digits);
-  alignas(64) Sums sums[2];
-  int64_t begin = 0;
-  do {
+  const GemmScope<float> registers(configure, restore);
+  const int64_t steps = k / kBytes;
+  const Panel left(a, steps, Digits), right(b, steps, Digits);
+  if (steps == 0 && !accumulate) std::memset(tile, 0, static_cast<size_t>(rows) * kTileRow);
+  Pipeline<Digits, ToTile> pipeline;
+  for (int64_t begin = 0; begin < steps; begin += kSteps) {
     const int64_t count = steps - begin < kSteps ? steps - begin : kSteps, offset = begin * step_bytes(Digits);
-    // Sums are converted while the matrix unit is at those after them.
-    for (int64_t i = 0; i <= registers_of_tile; ++i) {
-      if (i < registers_of_tile) {
-        sum_products<Digits>(count, left + offset + i % down * kRegister, right + offset + i / down * kRegister,
-                             sums[i % 2]);
-      }
-      if (i > 0) {
-        const int64_t r = (i - 1) % down * kSide, c = (i - 1) / down * kSide;
-        convert<Digits>(sums[(i - 1) % 2], row_units + r, col_units + c, accumulate, tile + r * kPanel + c);
-      }
+    for_each_register(rows, cols, [&](int64_t r, int64_t c) {
+      pipeline.add(count, left.left + offset + r * kLine, right.right + offset + c * kLine, left.units + r,
+                   right.units + c, {tile + r * kPanel + c, accumulate || begin > 0});
+    });
+  }
+  pipeline.finish();
+}
+
+// Sums over the rows of a tile for each of its columns.
+struct Columns {
+  alignas(64) float forms[kPanel] = {}, squares[kPanel] = {};
+
+  // Adds the sums over those that there are, and starts anew.
+  void move_to(const float* v_col, int64_t cols, __m512d& form, __m512d& square) {
+    for (int64_t c = 0; c < cols; c += 8) {
+      const __mmask8 there = static_cast<__mmask8>(cols - c < 8 ? (1 << (cols - c)) - 1 : 0xff);
+      const __m512d v = _mm512_cvtps_pd(_mm256_loadu_ps(v_col + c));
+      form += _mm512_maskz_cvtps_pd(there, _mm256_load_ps(forms + c)) * v;
+      square += _mm512_maskz_cvtps_pd(there, _mm256_load_ps(squares + c));
     }
-    accumulate = true;
-    begin += kSteps;
-  } while (begin < steps);
+    *this = Columns();
+  }
+};
+
+// Tiles are never written: their statistics are taken while the matrix unit is at the numbers after them.
+template <int Digits>
+FormAndSquare statistics_digits(const ProductTiles<float>& of, float* tile) {
+  const int64_t steps = of.k / kBytes;
+  if (steps == 0 || steps > kSteps) return product_statistics<float, 64, &gemm_digits<Digits>>(of, tile);
+  const GemmScope<float> registers(configure, restore);
+  const Panel left(of.a, steps, Digits);
+  Pipeline<Digits, ToStatistics> pipeline;
+  Columns columns[2];
+  __m512d form = _mm512_setzero_pd(), square = _mm512_setzero_pd();
+  const auto done = [&](int64_t j) { columns[j % 2].move_to(of.v_col + j * of.col_step, of.cols, form, square); };
+  for (int64_t j = 0; j < of.count; ++j) {
+    const Panel right(static_cast<const std::byte*>(of.b) + j * of.b_bytes, steps, Digits);
+    for_each_register(of.rows, of.cols, [&](int64_t r, int64_t c) {
+      pipeline.add(steps, left.left + r * kLine, right.right + c * kLine, left.units + r, right.units + c,
+                   {of.p + r * kPanel + c, of.row + r, of.v_row + r, of.col + j * of.col_step + c, of.bias, of.rows - r,
+                    columns[j % 2].forms + c, columns[j % 2].squares + c});
+      if (r == 0 && c == 0 && j > 0) done(j - 1);
+    });
+  }
+  pipeline.finish();
+  if (of.count > 0) done(of.count - 1);
+  return {_mm512_reduce_add_pd(form), _mm512_reduce_add_pd(square)};
+}
+
+template <auto Gemm>
+constexpr TileKernels<float> matrix_kernels(const Packing& packing, decltype(TileKernels<float>::pack) pack) {
+  TileKernels<float> kernels = tile_kernels<float, 64, Gemm>(packing, pack);
+  kernels.enter = &configure;
+  kernels.leave = &restore;
+  return kernels;
+}
+
+template <int Digits>
+constexpr TileKernels<float> digit_kernels() {
+  TileKernels<float> kernels = matrix_kernels<&gemm_digits<Digits>>(
+      {kBytes, 2 * step_bytes(Digits) / kPanel, sizeof(float)}, &pack_digits<Digits>);
+  kernels.product_statistics = &statistics_digits<Digits>;
+  return kernels;
 }
 
 const TileKernels<float> bfloat16_tile =
-    tile_kernels<float, 64>({kBFloat16s, 2 * step_bytes(1) / kPanel, 0}, &pack_bfloat16, &gemm_bfloat16);
-const TileKernels<float> two_digits_tile =
-    tile_kernels<float, 64>({kBytes, 2 * step_bytes(2) / kPanel, sizeof(float)}, &pack_digits<2>, &gemm_digits<2>);
-const TileKernels<float> three_digits_tile =
-    tile_kernels<float, 64>({kBytes, 2 * step_bytes(3) / kPanel, sizeof(float)}, &pack_digits<3>, &gemm_digits<3>);
+    matrix_kernels<&gemm_bfloat16>({kBFloat16s, 2 * step_bytes(1) / kPanel, 0}, &pack_bfloat16);
+const TileKernels<float> two_digits_tile = digit_kernels<2>();
+const TileKernels<float> three_digits_tile = digit_kernels<3>();
 }  // namespace ahkernels::cpu::amx
 AHK_TARGET_END
 #endif

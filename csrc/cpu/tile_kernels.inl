@@ -310,6 +310,20 @@ FormAndSquare centered_statistics(const T* tile, const T* row, const T* col, con
   return total;
 }
 
+template <class T, int Bytes, auto Gemm>
+FormAndSquare product_statistics(const ProductTiles<T>& of, T* tile) {
+  FormAndSquare total{0, 0};
+  for (int64_t j = 0; j < of.count; ++j) {
+    Gemm(of.k, of.a, static_cast<const std::byte*>(of.b) + j * of.b_bytes, of.rows, of.cols, false, tile);
+    hadamard<T, Bytes>(of.p, of.bias, tile, of.rows, of.cols, false, tile);
+    const auto [form, square] = centered_statistics<T, Bytes>(tile, of.row, of.col + j * of.col_step, of.v_row,
+                                                              of.v_col + j * of.col_step, of.rows, of.cols);
+    total.form += form;
+    total.square += square;
+  }
+  return total;
+}
+
 // ---- rows
 
 // visit(x) with a pointer to the numbers of the row, of whichever type they are.
@@ -379,28 +393,31 @@ T dot(const Strided& x, int64_t k, const T* y) {
 }
 
 // The members that are the same for every way to pack and multiply.
-template <class T, int Bytes>
-constexpr TileKernels<T> tile_kernels(const Packing& packing, decltype(TileKernels<T>::pack) pack,
-                                      decltype(TileKernels<T>::gemm) gemm) {
+template <class T, int Bytes, auto Gemm>
+constexpr TileKernels<T> tile_kernels(const Packing& packing, decltype(TileKernels<T>::pack) pack) {
   static_assert(16 % (Bytes / sizeof(T)) == 0);
-  return {packing,
-          pack,
-          gemm,
-          &hadamard<T, Bytes>,
-          &hadamard_sums<T, Bytes>,
-          &centered_hadamard<T, Bytes>,
-          &centered_product<T, Bytes>,
-          &sums<T, Bytes>,
-          &centered_statistics<T, Bytes>,
-          &axpy<T>,
-          &dot<T>,
-          &largest};
+  TileKernels<T> kernels = {};
+  static_cast<Packing&>(kernels) = packing;
+  kernels.pack = pack;
+  kernels.gemm = Gemm;
+  kernels.hadamard = &hadamard<T, Bytes>;
+  kernels.hadamard_sums = &hadamard_sums<T, Bytes>;
+  kernels.centered_hadamard = &centered_hadamard<T, Bytes>;
+  kernels.centered_product = &centered_product<T, Bytes>;
+  kernels.sums = &sums<T, Bytes>;
+  kernels.centered_statistics = &centered_statistics<T, Bytes>;
+  kernels.product_statistics = &product_statistics<T, Bytes, Gemm>;
+  kernels.axpy = &axpy<T>;
+  kernels.dot = &dot<T>;
+  kernels.largest = &largest;
+  return kernels;
 }
 
 template <class Step, int Rows, int Vectors>
 constexpr TileKernels<typename Step::Sum> tile_kernels() {
-  constexpr int64_t kLanes = Step::kBytes / sizeof(typename Step::Sum);
+  using T = typename Step::Sum;
+  constexpr int64_t kLanes = Step::kBytes / sizeof(T);
   static_assert(kPanel % Rows == 0 && kPanel % (Vectors * kLanes) == 0 && Rows <= 16);
-  return tile_kernels<typename Step::Sum, Step::kBytes>({Step::kPerPacked, sizeof(typename Step::Packed), 0},
-                                                        &pack<Step>, &gemm<Step, Rows, Vectors>);
+  return tile_kernels<T, Step::kBytes, &gemm<Step, Rows, Vectors>>(
+      {Step::kPerPacked, sizeof(typename Step::Packed), 0}, &pack<Step>);
 }

@@ -20,28 +20,31 @@ class TileScratch {
  public:
   TileScratch(int64_t kernels, int64_t o)
       : kernels_(kernels),
-        o_(o),
         // The tile of a lone kernel is used while it is in the first-level cache.
         outputs_(kernels == 1 ? 1 : std::clamp<int64_t>(kScratchBytes / (kernels * kTileBytes), 1, o)),
         memory_(thread_count() * kernels * outputs_ * kTileBytes) {}
 
-  // visit(j, tile) for every tile (i, j) that is made of an item; tile(kernel) is that of a kernel.
+  // visit(j, tile) for every tile (i, j), j < outputs, that is made of an item; tile(kernel) is that of a kernel.
   template <class Maker, class Visit>
-  void for_each_tile(const TileBlock::Item& item, Maker& maker, int64_t thread, const Visit& visit) const {
-    for (int64_t first = first_column(item); first < o_; first += outputs_) {
-      const int64_t end = std::min(first + outputs_, o_);
+  void for_each_tile(const TileBlock::Item& item, int64_t outputs, Maker& maker, int64_t thread,
+                     const Visit& visit) const {
+    for (int64_t first = first_column(item); first < outputs; first += outputs_) {
+      const int64_t end = std::min(first + outputs_, outputs);
       const auto tile = [&](int64_t kernel, int64_t j) {
-        return memory_.template at<T>(((thread * outputs_ + j - first) * kernels_ + kernel) * kTileBytes);
+        return of_thread(thread) + ((j - first) * kernels_ + kernel) * kTileSize;
       };
       maker.make(item.output, first, end, tile);
       for (int64_t j = first; j < end; ++j) visit(j, [&](int64_t kernel) { return tile(kernel, j); });
     }
   }
 
+  // The tiles of one output at least.
+  T* of_thread(int64_t thread) const { return memory_.template at<T>(thread * outputs_ * kernels_ * kTileBytes); }
+
  private:
   static constexpr int64_t kTileBytes = kTileSize * static_cast<int64_t>(sizeof(T));
 
-  const int64_t kernels_, o_, outputs_;
+  const int64_t kernels_, outputs_;
   const AlignedBuffer memory_;
 };
 
@@ -54,6 +57,9 @@ class KeptItem {
 
   int64_t row_count() const { return kept_.row_count(pair_); }
   int64_t col_count() const { return kept_.col_count(pair_); }
+
+  // The tiles are made.
+  std::optional<ProductTiles<T>> products(int64_t, int64_t, int64_t) const { return std::nullopt; }
 
   template <class Out>
   void make(int64_t, int64_t begin, int64_t end, const Out& out) const {
