@@ -9,11 +9,10 @@ is (on)^2 N flops, in fp32 at the best GEMM rate of this run, and the factors re
 import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
+from common import arguments, machine, memory, plain, results, timing, workload
 from common import ceilings as ceiling
-from common import machine, memory, plain, results, timing, workload
 from common.ceilings import Ceilings, Work
 
 OUTPUTS = 10
@@ -122,11 +121,7 @@ def memory_setup(name: str, n: int, width: int, threads: int) -> Callable[[], fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke run at n = 100; its figures mean nothing")
-    parser.add_argument("--threads", type=int, default=None, help="cores to use (default: all)")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds of the round-robin")
-    parser.add_argument("--output", type=Path, default=None, help="JSON file (default: benchmarks/results/)")
+    parser = arguments.parser(__doc__, quick="at n = 100", repeats=5)
     parser.add_argument("--without-ours", action="store_true", help="the baselines alone")
     args = parser.parse_args()
     args.threads = machine.use_threads(args.threads)

@@ -6,7 +6,6 @@ one op of a layer is told apart by ops that leave parts of it out, called on the
 split in proportion.
 """
 
-import argparse
 import statistics
 import time
 from collections import Counter
@@ -18,8 +17,8 @@ from unittest import mock
 
 import torch
 import vision_networks
+from common import arguments, floor, machine, page_table, results, timing, workload
 from common import ceilings as ceiling
-from common import floor, machine, page_table, results, timing, workload
 from common.ceilings import Ceilings, Work
 from common.op_problems import OpProblem
 from comparison.figures import saved
@@ -208,11 +207,7 @@ def draw(rows: Sequence[Sequence[page_table.Cell]], folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke run on a few samples; its figures mean nothing")
-    parser.add_argument("--threads", type=int, default=None, help="cores to use (default: all)")
-    parser.add_argument("--repeats", type=int, default=7, help="calls of each case")
-    parser.add_argument("--output", type=Path, default=None, help="folder (default: benchmarks/results/)")
+    parser = arguments.parser(__doc__, quick="on a few samples", repeats=7, of_repeats="calls of each case")
     args = parser.parse_args()
     args.threads = machine.use_threads(args.threads)
     args.repeats = 2 if args.quick else args.repeats
@@ -224,12 +219,12 @@ def main() -> None:
     rows = [row for part, _ in found for row in part]
     title = "Where the time of a full call goes"
     page_table.show(title, COLUMNS, rows)
-    folder = args.output or (None if args.quick else results.DIRECTORY)
-    if folder is not None:
+    path = args.output or (None if args.quick else results.DIRECTORY / "breakdown.json")
+    if path is not None:
         text = TEXT.format(repeats=args.repeats, rate=best.rate() / 1e9, bandwidth=best.bandwidth / 1e9)
         raw = {"ceilings": best.to_dict(), "calls": [one for _, one in found]}
-        page_table.save(folder / "breakdown.json", title, text, COLUMNS, rows, figures=["breakdown"], **raw)
-        draw(rows, folder)
+        page_table.save(path, title, text, COLUMNS, rows, figures=["breakdown"], **raw)
+        draw(rows, path.parent)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ import argparse
 import copy
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
+from common import arguments, floor, jacobians, machine, memory, plain, plain_network, results, timing, workload
 from common import ceilings as ceiling
-from common import floor, jacobians, machine, memory, plain, plain_network, results, timing, workload
 from common.ceilings import Ceilings, Work
+from comparison.options import positive
 
 TOLERANCE = 1e-3
 COMPILED_UP_TO = 64  # samples; beyond, forming all of every K costs more than the compiler saves
@@ -124,12 +124,8 @@ def jacobians_row(n: int, args: argparse.Namespace) -> results.Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke run at n = 16; its figures mean nothing")
-    parser.add_argument("--threads", type=int, default=None, help="cores to use (default: all)")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds of the round-robin")
-    parser.add_argument("--jacobians", type=int, nargs="*", default=[64, 256], help="n at which to run them too")
-    parser.add_argument("--output", type=Path, default=None, help="JSON file (default: benchmarks/results/)")
+    parser = arguments.parser(__doc__, quick="at n = 16", repeats=5)
+    parser.add_argument("--jacobians", type=positive(int), nargs="*", default=[64, 256], help="n to run them at, too")
     parser.add_argument("--without-ours", action="store_true", help="the baselines alone")
     args = parser.parse_args()
     args.threads = machine.use_threads(args.threads)

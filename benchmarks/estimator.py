@@ -5,13 +5,12 @@ often the exact norm lies within the 95% interval, the error bar and the error t
 exact pass over all tiles. The floor of a row is its own flops: half of the square, or those of the products.
 """
 
-import argparse
 import math
-from pathlib import Path
 
+from common import arguments, machine, results, timing, workload
 from common import ceilings as ceiling
-from common import machine, results, timing, workload
 from common.ceilings import Ceilings, Work
+from comparison.options import positive
 
 OUTPUTS, WIDTH = 10, 256
 
@@ -65,14 +64,10 @@ def cost(n: int, counts: list[int], repeats: int, best: Ceilings) -> dict[str, o
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke run at n = 60; its figures mean nothing")
-    parser.add_argument("--threads", type=int, default=None, help="cores to use (default: all)")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=10_000, help="n")
-    parser.add_argument("--products", type=int, nargs="*", default=[30, 90], help="numbers of products")
-    parser.add_argument("--seeds", type=int, default=100)
-    parser.add_argument("--output", type=Path, default=None, help="JSON file (default: benchmarks/results/)")
+    parser = arguments.parser(__doc__, quick="at n = 60", repeats=3)
+    parser.add_argument("--samples", type=positive(int), default=10_000, help="n")
+    parser.add_argument("--products", type=positive(int), nargs="*", default=[30, 90], help="numbers of products")
+    parser.add_argument("--seeds", type=positive(int), default=100)
     args = parser.parse_args()
     args.threads = machine.use_threads(args.threads)
     if args.quick:

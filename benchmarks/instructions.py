@@ -7,13 +7,13 @@ the stored ones; with it, a count that differs from the stored one by more than 
 """
 
 import argparse
-import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common import callgrind, page_table, results
 from common.op_problems import OpProblem
+from comparison import options
 
 CAPABILITIES = ("avx2", "portable")
 STORED = results.DIRECTORY / "instructions.json"
@@ -99,8 +99,8 @@ def check(rows: list[list[page_table.Cell]], stored_compiler: str, compiler: str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with the stored counts and write nothing")
-    parser.add_argument("--output", type=Path, default=STORED, help="JSON file to compare with and to write")
-    parser.add_argument("--keep", type=Path, default=None, help="folder for callgrind's files")
+    parser.add_argument("--output", type=options.file, default=STORED, help="JSON file to compare with and to write")
+    parser.add_argument("--keep", type=options.folder, help="folder for callgrind's files")
     parser.add_argument("--counted", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.counted:
@@ -111,7 +111,11 @@ def main() -> None:
     facts = ah.build_info()
     if "avx2" not in facts["cpu_capability"]:
         sys.exit(f"instructions are counted with the AVX2 kernels; this machine has {facts['cpu_capability']}")
-    record = json.loads(args.output.read_text()) if args.output.exists() else {"compiler": "none", "counts": {}}
+    record = (
+        options.stored(parser, "--output", args.output, "counts")
+        if args.output.exists()
+        else {"compiler": "none", "counts": {}}
+    )
     counts = measure(args.keep)
     rows = compare(counts, record["counts"])
     title = "Instructions of the CPU ops"

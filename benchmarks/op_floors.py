@@ -4,11 +4,8 @@ The floor is the op's useful flops (common/op_problems.py) at the best GEMM rate
 that the op computes in, or the factors read once at the copy bandwidth, whichever takes longer.
 """
 
-import argparse
-from pathlib import Path
-
+from common import arguments, machine, page_table, results, timing
 from common import ceilings as ceiling
-from common import machine, page_table, results, timing
 from common.op_problems import OpProblem
 
 SIZES = [(64, 10, 256), (256, 10, 256), (1000, 10, 256), (1000, 1, 256), (256, 10, 1024), (60, 100, 256)]
@@ -25,11 +22,7 @@ TEXT = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke run at one small size; its figures mean nothing")
-    parser.add_argument("--threads", type=int, default=None, help="cores to use (default: all)")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds of the round-robin")
-    parser.add_argument("--output", type=Path, default=None, help="JSON file (default: benchmarks/results/)")
+    parser = arguments.parser(__doc__, quick="at one small size", repeats=5)
     args = parser.parse_args()
     args.threads = machine.use_threads(args.threads)
 

@@ -5,14 +5,13 @@ factors by every route (ahkernels.capture.route): pairs of positions, the Jacobi
 slices. All routes start from the same factors, take the same numbers, and must agree.
 """
 
-import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from common import arguments, machine, results, timing
 from common import ceilings as ceiling
-from common import machine, results, timing
 from common.ceilings import Ceilings, Work
+from comparison.options import positive
 
 from ahkernels import ops
 from ahkernels.capture.route import Route, Shape, choose_route, jacobian, routes
@@ -101,12 +100,8 @@ def compare(layer: Layer, n: int, best: Ceilings, repeats: int) -> dict[str, obj
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke run at n = 8; its figures mean nothing")
-    parser.add_argument("--threads", type=int, default=None, help="cores to use (default: all)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds of the round-robin")
-    parser.add_argument("--samples", type=int, nargs="*", default=[16, 64, 256], help="n")
-    parser.add_argument("--output", type=Path, default=None, help="JSON file (default: benchmarks/results/)")
+    parser = arguments.parser(__doc__, quick="at n = 8", repeats=3)
+    parser.add_argument("--samples", type=positive(int), nargs="*", default=[16, 64, 256], help="n")
     args = parser.parse_args()
     args.threads = machine.use_threads(args.threads)
     best = ceiling.measure([], (512,) * 3 if args.quick else ceiling.SQUARE)

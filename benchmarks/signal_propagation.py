@@ -8,12 +8,12 @@ ours alone. The floor is what is asked for, written once.
 import argparse
 import math
 from functools import partial
-from pathlib import Path
 
 import numpy as np
+from common import arguments, machine, results, timing
 from common import ceilings as ceiling
-from common import machine, results, timing
 from common.ceilings import Work
+from comparison.options import positive
 
 from ahkernels import signal_propagation as sp
 
@@ -78,13 +78,9 @@ def compare(depth: int, best: ceiling.Ceilings, args: argparse.Namespace) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke run at depth 1000; its figures mean nothing")
-    parser.add_argument("--threads", type=int, default=None, help="cores to use (default: all)")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--depths", type=int, nargs="*", default=[10**3, 10**5, 10**7])
-    parser.add_argument("--slow-depth", type=int, default=10**5, help="the most for all but ours")
-    parser.add_argument("--output", type=Path, default=None, help="JSON file (default: benchmarks/results/)")
+    parser = arguments.parser(__doc__, quick="at depth 1000", repeats=3)
+    parser.add_argument("--depths", type=positive(int), nargs="*", default=[10**3, 10**5, 10**7])
+    parser.add_argument("--slow-depth", type=positive(int), default=10**5, help="the most for all but ours")
     args = parser.parse_args()
     args.threads = machine.use_threads(args.threads)
     if args.quick:

@@ -8,12 +8,12 @@ every inner product.
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 import torch
+from common import arguments, machine, memory, results, timing, workload
 from common import ceilings as ceiling
-from common import machine, memory, results, timing, workload
 from common.ceilings import Work
+from comparison.options import positive
 
 DEPTH, WIDTH, OUTPUTS = 20, 256, 10
 TOLERANCE = 1e-4
@@ -95,12 +95,8 @@ def compare(n: int, best: ceiling.Ceilings, args: argparse.Namespace) -> dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke run at n = 20; its figures mean nothing")
-    parser.add_argument("--threads", type=int, default=None, help="cores to use (default: all)")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--samples", type=int, nargs="*", default=[64, 256, 500], help="n")
-    parser.add_argument("--output", type=Path, default=None, help="JSON file (default: benchmarks/results/)")
+    parser = arguments.parser(__doc__, quick="at n = 20", repeats=3)
+    parser.add_argument("--samples", type=positive(int), nargs="*", default=[64, 256, 500], help="n")
     args = parser.parse_args()
     args.threads = machine.use_threads(args.threads)
     if args.quick:

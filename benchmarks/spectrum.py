@@ -10,9 +10,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+from common import arguments, machine, memory, results, timing, workload
 from common import ceilings as ceiling
-from common import machine, memory, results, timing, workload
 from common.ceilings import Work
+from comparison.options import positive
 
 OUTPUTS, WIDTH = 10, 256
 AGREEMENT = 1e-5  # of the largest eigenvalue: K in memory has fp32 factors' own digits
@@ -61,14 +62,12 @@ def compare(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke run at n = 60; its figures mean nothing")
-    parser.add_argument("--threads", type=int, default=None, help="cores to use (default: all)")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of ours")
-    parser.add_argument("--k", type=int, default=200, help="eigenvalues")
-    parser.add_argument("--samples", type=int, nargs="*", default=[10_000], help="n without a dense decomposition")
-    parser.add_argument("--dense", type=int, nargs="*", default=[1000, 2000], help="n with one")
-    parser.add_argument("--output", type=Path, default=None, help="JSON file (default: benchmarks/results/)")
+    parser = arguments.parser(__doc__, quick="at n = 60", repeats=1, of_repeats="runs of ours")
+    parser.add_argument("--k", type=positive(int), default=200, help="eigenvalues")
+    parser.add_argument("--samples", type=positive(int), nargs="*", default=[10_000], help="n without a dense one")
+    parser.add_argument(
+        "--dense", type=positive(int), nargs="*", default=[1000, 2000], help="n with a dense decomposition"
+    )
     args = parser.parse_args()
     args.threads = machine.use_threads(args.threads)
     if args.quick:

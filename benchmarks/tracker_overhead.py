@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from common import jacobians, machine, page_table, results, workload
+from common import arguments, jacobians, machine, page_table, results, workload
+from comparison.options import positive
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "experiments" / "common"))
 
@@ -119,16 +120,18 @@ def agree(expected: torch.Tensor, cka: torch.Tensor) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke run on digits; its figures mean nothing")
-    parser.add_argument("--threads", type=int, default=None, help="cores to use (default: all)")
-    parser.add_argument("--repeats", type=int, default=5, help="epochs of each loop")
+    parser = arguments.parser(__doc__, quick="on digits", repeats=5, of_repeats="epochs of each loop")
     parser.add_argument("--data-dir", type=Path, default=None, help="folder that holds the data (default: digits)")
     parser.add_argument("--dataset", default="fashion-mnist", help="set in --data-dir")
-    parser.add_argument("--samples", type=int, nargs="*", default=[64, 256], help="probe samples of the tracker")
-    parser.add_argument("--jacobians", type=int, nargs="*", default=[64], help="probe samples of the Jacobians")
-    parser.add_argument("--every", type=int, default=100, help="steps between measurements, beside once an epoch")
-    parser.add_argument("--output", type=Path, default=None, help="JSON file (default: benchmarks/results/)")
+    parser.add_argument(
+        "--samples", type=positive(int), nargs="*", default=[64, 256], help="probe samples of the tracker"
+    )
+    parser.add_argument(
+        "--jacobians", type=positive(int), nargs="*", default=[64], help="probe samples of the Jacobians"
+    )
+    parser.add_argument(
+        "--every", type=positive(int), default=100, help="steps between measurements, beside once an epoch"
+    )
     args = parser.parse_args()
     args.threads = machine.use_threads(args.threads)
     args.depth, args.width, args.batch = 10, 256, 128
@@ -136,7 +139,10 @@ def main() -> None:
         args.data_dir, args.samples, args.jacobians, args.repeats = None, [16], [16], 1
         args.every, args.depth, args.width = 5, 3, 32
 
-    dataset, model = problem(args)
+    try:
+        dataset, model = problem(args)
+    except (OSError, ValueError) as reason:
+        parser.error(f"argument --data-dir: {reason}")
     every = loops(dataset, model, args)
     for _ in range(args.repeats):
         for loop in every:

@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from common import arguments, floor, jacobians, machine, memory, results, timing
 from common import ceilings as ceiling
-from common import floor, jacobians, machine, memory, results, timing
 from common.ceilings import Work
+from comparison.options import positive
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 OUTPUTS = 10
@@ -89,16 +90,14 @@ def agree(name: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke run at n = 2; its figures mean nothing")
-    parser.add_argument("--threads", type=int, default=None, help="cores to use (default: all)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of ours")
-    parser.add_argument("--samples", type=int, nargs="*", default=[16, 128], help="n")
-    parser.add_argument("--most", type=int, default=16, help="largest n of the Jacobians")
-    parser.add_argument("--chunks", type=int, nargs="*", default=[1, 4, 16], help="samples at a time of the Jacobians")
+    parser = arguments.parser(__doc__, quick="at n = 2", repeats=3, of_repeats="runs of ours")
+    parser.add_argument("--samples", type=positive(int), nargs="*", default=[16, 128], help="n")
+    parser.add_argument("--most", type=positive(int), default=16, help="largest n of the Jacobians")
+    parser.add_argument(
+        "--chunks", type=positive(int), nargs="*", default=[1, 4, 16], help="samples at a time of the Jacobians"
+    )
     parser.add_argument("--networks", nargs="*", default=["resnet18", "vgg19"])
     parser.add_argument("--baselines", nargs="*", default=["layer by layer", "all at once"])
-    parser.add_argument("--output", type=Path, default=None, help="JSON file (default: benchmarks/results/)")
     args = parser.parse_args()
     args.threads = machine.use_threads(args.threads)
     if args.quick:

@@ -172,7 +172,7 @@ def test_statistics_of_few_rows_with_many_numbers(sizes, dtype):
     assert (found[0] - statistics(k, v)).abs().le(2 * tolerance(dtype, sizes[3] + sizes[4]) * size).all()
 
 
-# n, o, d, m, bias, of more tiles than are kept; with short panels, no inputs, and numbers along k for more than one step.
+# n, o, d, m, bias, of more tiles than are kept: short panels, no inputs, more numbers along k than are taken at once.
 PASSING = [(150, 15, 7, 40, 1.0), (1030, 2, 0, 70, 1.0), (209, 10, 300, 500, 0.0), (33, 70, 5, 1, 1.0)]
 
 

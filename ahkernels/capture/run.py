@@ -1,8 +1,7 @@
 """The factors of all layers, as many of them in one pass as fit the memory budget together.
 
 Each pass costs a forward pass and a backward pass down to its first layer, with the cotangents of all outputs batched.
-Samples are taken in chunks, which bounds the memory of the passes and keeps it in the cache. No gradient of a parameter
-is computed.
+Samples are taken in chunks, which bounds the memory of the passes. No gradient of a parameter is computed.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from ahkernels.outputs import OutputSelection
 
 DEFAULT_MEMORY_BUDGET = 2 << 30
 
-# Of the gradients of a chunk of samples at one layer: about the second-level cache of a few cores, and enough to keep
-# another device busy.
-_CHUNK_BYTES = 4 << 20
+# Of the gradients of a chunk of samples at one layer. A single chunk is the layer's factor, several are copied into
+# one, which costs more than what a cache that holds small ones would save; another device is to be kept busy.
+_CHUNK_BYTES = 32 << 20
 _DEVICE_CHUNK_BYTES = 256 << 20
 
 

@@ -90,7 +90,7 @@ def layerwise_alignment(
         progress=progress,
     )
     labels = Labels(plan.outputs, y, x.shape[0])  # raises before any work is done
-    sample_labels = Labels(OutputSelection("trace", plan.outputs.total), y, x.shape[0])
+    of_samples = Labels(OutputSelection("trace", plan.outputs.total), y, x.shape[0]) if "forward" in kinds else labels
     if "fisher" in kinds and plan.outputs.spec != "all":
         raise ValueError(f'statistics: expected those of Fisher with outputs = "all", got {plan.outputs.spec!r}')
     logits = plan.logits() if "fisher" in kinds else None
@@ -102,7 +102,7 @@ def layerwise_alignment(
             over_pairs.append({"kernel": kernel} | ({"backward": kernel.backward_gram()} if with_backward else {}))
         for (name, kernel), of_layer in zip(batch, _pending(over_pairs, labels, products), strict=True):
             if "forward" in kinds and kernel.factored:
-                (of_forward,) = _pending([{"forward": kernel.forward_gram()}], sample_labels, products)
+                (of_forward,) = _pending([{"forward": kernel.forward_gram()}], of_samples, products)
                 of_layer |= of_forward
             if logits is not None:
                 of_layer["fisher"] = _pending_fisher(fisher_kernel(kernel, logits), labels, products)

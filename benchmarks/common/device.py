@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from comparison import options
 
 Job = Callable[[], object]
 TENSOR_CORE_MODES = {"fp32": "highest", "tf32": "high"}
@@ -17,8 +18,8 @@ def arguments(description: str, name: str, repeats: int) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes; its figures mean nothing")
-    parser.add_argument("--repeats", type=int, default=repeats)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "results" / f"{name}.json")
+    parser.add_argument("--repeats", type=options.positive(int), default=repeats)
+    parser.add_argument("--output", type=options.file, default=Path(__file__).parents[1] / "results" / f"{name}.json")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device: expected a CUDA device that torch can use, found none; try --device cpu --quick")

@@ -19,6 +19,7 @@ INSTRUCTION_SETS = (
     "avx512_fp16",
     "amx_tile",
     "amx_bf16",
+    "amx_int8",
     "asimd",
     "sve",
     "bf16",

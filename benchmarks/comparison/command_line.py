@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from comparison import environments
+from comparison import environments, options
 from comparison.contenders import UNIT, Contender, discover
 from comparison.tasks import sweeps, tables
 
@@ -47,13 +47,13 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes, whose figures mean nothing; writes no results"
     )
-    parser.add_argument("--output", type=Path, help="JSON file (default: results/comparison-DEVICE.json)")
-    parser.add_argument("--threads", type=positive(int), help="cores to use (default: all)")
+    parser.add_argument("--output", type=options.file, help="JSON file (default: results/comparison-DEVICE.json)")
+    parser.add_argument("--threads", type=options.positive(int), help="cores to use (default: all)")
     parser.add_argument(
-        "--memory-limit", type=positive(float), metavar="GIB", help="of a contender (default: 2/3 of all)"
+        "--memory-limit", type=options.positive(float), metavar="GIB", help="of a contender (default: 2/3 of all)"
     )
     parser.add_argument(
-        "--environments", type=Path, default=environments.DEFAULT, help="folder of virtual environments"
+        "--environments", type=options.folder, default=environments.DEFAULT, help="folder of virtual environments"
     )
     parser.add_argument(
         "--page-only", action="store_true", help="make the page from the JSON files, and measure nothing"
@@ -76,20 +76,6 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("argument --resume: expected --output with --quick, which writes no file otherwise")
     if args.output is None and not args.quick and args.selection.whole:
         args.output = RESULTS / f"comparison-{args.device}.json"
+    if args.output is not None and args.output.exists() and (args.resume or args.only):
+        options.stored(parser, "--output", args.output, "configuration")
     return args
-
-
-def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
-    """A number above 0."""
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = 0
-        if not value > 0:
-            noun = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(f"expected a {noun} above 0, got {text!r}")
-        return value
-
-    return parse

@@ -25,8 +25,8 @@ SLOWER = {
     "layer_kernels": f"{CALL}; each K is written in the order of samples and mirrored to be exactly symmetric",
     "network_kernel": CALL,
     "alignment": CALL,
-    "top_eigenvalue": "products are in float64, and a second search looks for copies of the eigenvalue that the first "
-    "may miss; the others search once, in fp32",
+    "top_eigenvalue": f"{CALL}; ARPACK takes a dozen products with the kernel before it looks whether it is done, the "
+    "others look after each",
 }
 MORE_MEMORY = {
     "mlp": "factors of all layers that fit the memory budget (2 GiB) are held at once, and the panels of each thread "

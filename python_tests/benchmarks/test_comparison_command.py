@@ -55,15 +55,23 @@ def test_a_quick_run_writes_its_file_and_resumes(tmp_path: Path) -> None:
         (["--threads", "two"], "argument --threads: expected a whole number above 0, got 'two'"),
         (["--memory-limit", "-1"], "argument --memory-limit: expected a number above 0, got '-1'"),
         (["--quick", "--resume"], "argument --resume: expected --output with --quick"),
+        (["--output", "{folder}"], "argument --output: expected the path of a file, got the folder '{folder}'"),
+        (["--output", "{broken}/a.json"], "expected the path of a folder, got '{broken}': {broken} is none"),
+        (["--environments", "{broken}/a"], "argument --environments: expected the path of a folder, got '{broken}/a'"),
+        (["--resume", "--output", "{broken}"], "argument --output: expected a JSON file that this script has written"),
+        (["--resume", "--output", "{other}"], "has written, got {other} (KeyError: 'configuration')"),
     ],
 )
 def test_bad_values_name_option_expectation_and_value(
-    given: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    given: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    paths = {"folder": tmp_path, "broken": tmp_path / "broken.json", "other": tmp_path / "other.json"}
+    paths["broken"].write_text("{")
+    paths["other"].write_text("{}")
     with pytest.raises(SystemExit) as error:
-        arguments(given)
+        arguments([one.format(**paths) for one in given])
     assert error.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message.format(**paths) in capsys.readouterr().err
 
 
 def test_part_of_a_table_goes_to_no_results() -> None:
