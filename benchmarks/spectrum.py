@@ -65,9 +65,7 @@ def main() -> None:
     parser = arguments.parser(__doc__, quick="at n = 60", repeats=1, of_repeats="runs of ours")
     parser.add_argument("--k", type=positive(int), default=200, help="eigenvalues")
     parser.add_argument("--samples", type=positive(int), nargs="*", default=[10_000], help="n without a dense one")
-    parser.add_argument(
-        "--dense", type=positive(int), nargs="*", default=[1000, 2000], help="n with a dense decomposition"
-    )
+    parser.add_argument("--dense", type=positive(int), nargs="*", default=[1000, 2000], help="n of both")
     args = parser.parse_args()
     args.threads = machine.use_threads(args.threads)
     if args.quick:
