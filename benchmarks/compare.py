@@ -29,7 +29,7 @@ from comparison.tasks import Sweep, Task
 
 MEMORY_SHARE = 2 / 3  # of the machine's, for one contender
 QUICK = {"call_limit": 10.0, "rounds": 2, "seconds_of_rounds": 1.0}
-SWEEP = {"rounds": 2, "seconds_of_rounds": 1.0, "call_limit": 4.0, "preparation_limit": 15.0}
+SWEEP = {"patience": 2.0, "rounds": 2, "seconds_of_rounds": 1.0, "call_limit": 4.0, "preparation_limit": 15.0}
 GPU = {"reference_flops": 1e14, "memory_limit": None}
 
 
@@ -117,16 +117,15 @@ def run(args: argparse.Namespace) -> Store:
 
     orders = [task.name for task in args.tables], [sweep.name for sweep in args.sweeps]
     done = 0
-    for _, group in itertools.groupby(args.tables, key=lambda task: (task.quantity, task.network)):
+    for _, group in itertools.groupby(args.tables, key=lambda task: task.network):
         with Pool(pythons, limits) as pool:
-            smaller: list[dict[str, object]] = []
             for task in group:
                 done += 1
                 contenders = args.selection.of(task.name)
+                smaller = [one for one in store.record["tasks"] if is_smaller(Task(**one["task"]), task)]
                 if contenders and not (args.resume and store.task(task.name)):
                     say(f"[{done}/{len(args.tables)}] {task.name}, after {store.record['seconds'] / 60:.1f} minutes")
                     keep("tasks", measure_table(task, contenders, pool, smaller), orders[0])
-                smaller += [store.task(task.name)] if store.task(task.name) else []
     with Pool(pythons, limits if args.quick else replace(limits, **SWEEP)) as pool:
         for sweep in args.sweeps:
             contenders = args.selection.of(sweep.name)
@@ -135,6 +134,11 @@ def run(args: argparse.Namespace) -> Store:
                 for record in measure_sweep(sweep, contenders, pool, stored):
                     keep("sweeps", record, orders[1])
     return store
+
+
+def is_smaller(one: Task, other: Task) -> bool:
+    """Whether it is the same with fewer samples."""
+    return one.n < other.n and replace(one, n=other.n) == other
 
 
 def measure_table(

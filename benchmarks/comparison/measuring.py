@@ -30,7 +30,6 @@ DEEP = 20
 DEEP_TOLERANCE = 5e-2
 SHORT = 0.05  # seconds; a shorter call is repeated within its round and averaged
 SETTLED = 1.0  # seconds; a shorter first call is repeated before variants are compared
-PATIENCE = 3.0  # times its contender's fastest variant after which another variant is stopped
 PAUSE = 0.05  # seconds in which the threads of the contender before go to sleep
 Row = dict[str, Any]
 
@@ -46,11 +45,12 @@ class Settings:
     threads: int
     memory_limit: int | None
     call_limit: float = 10.0
-    image_limit: float = 30.0  # of a call with an image network
+    image_limit: float = 15.0  # of a call with an image network
     estimate_limit: float = 90.0  # of an estimate, which is for sizes that none of the others reach
     preparation_limit: float = 90.0  # of building, compiling and choosing block sizes
     reference_limit: float = 120.0
     reference_flops: float = 1e12  # no more are spent on a reference
+    patience: float = 3.0  # times its contender's fastest variant after which another variant is stopped
     rounds: int = 7
     seconds_of_rounds: float = 5.0  # for each contender; the rounds are as many as fit, one at least
 
@@ -222,7 +222,7 @@ def try_variant(entry: Entry, variant: str, task: Task, pool: Pool, folder: Path
     """Prepare a variant, and run it once or twice for its memory, value and time."""
     limit = pool.settings.limit(task, entry.contender.estimates)
     if entry.best is not None:  # no need to wait for what cannot become the fastest
-        limit = min(limit, max(PATIENCE * entry.best.seconds, 2 * SETTLED))
+        limit = min(limit, max(pool.settings.patience * entry.best.seconds, 2 * SETTLED))
     trial = Trial(variant)
     try:
         entry.homes[variant] = worker = prepare(entry.contender, variant, task, pool, folder)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from comparison.contenders import Contender
-from comparison.measuring import PATIENCE, Pool, Settings, Trial, measure
+from comparison.measuring import Pool, Settings, Trial, measure
 from comparison.tasks import Sweep, Task
 
 Record = dict[str, Any]
@@ -47,8 +47,8 @@ def stopped(
             if not _ran(trial):
                 reason = trial["reason"].split(" at ")[0]
                 found[contender, variant] = Trial(variant, trial["outcome"], f"{reason} at {axis} = {at:,}")
-            elif trial["seconds"] > PATIENCE * fastest:
-                reason = f"over {PATIENCE:g} times as slow as another variant at {axis} = {at:,}"
+            elif trial["seconds"] > settings.patience * fastest:
+                reason = f"over {settings.patience:g} times as slow as another variant at {axis} = {at:,}"
                 found[contender, variant] = Trial(variant, "no", reason)
             elif extrapolated([(v, one["seconds"]) for v, one in trials if _ran(one)], value) > limit:
                 found[contender, variant] = Trial(variant, "time", f"over {limit:.0f} s expected")

@@ -89,7 +89,7 @@ SAMPLES = {
         "top_eigenvalue": (256, 1000),
     },
 }
-IMAGES = {"cpu": 16, "cuda": 64}
+IMAGES = {"cpu": 8, "cuda": 64}
 DEPTHS = (2, 10, 50, 200)
 OUTPUTS = (1, 5, 20, 100)
 WIDTHS = (128, 512, 2048, 8192)

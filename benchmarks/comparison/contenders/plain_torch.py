@@ -44,6 +44,10 @@ def unable(task: Task, variant: str) -> str | None:
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
     model, (x, _), task = problem.torch_model(), problem.tensors(), problem.task
     target = problem.target_tensor()
+    if variant == "one torch.compile":
+        import torch
+
+        torch.compiler.reset()  # it compiles a function for so many tasks and then no more
     if task.quantity == "alignment":
         job = alignment_job(model, x, target, variant)
     elif task.quantity == "top_eigenvalue":
