@@ -29,6 +29,7 @@ TOLERANCE = 1e-3  # relative error beyond which a value is wrong
 DEEP = 20
 DEEP_TOLERANCE = 5e-2
 SHORT = 0.05  # seconds; a shorter call is repeated within its round and averaged
+WARMED = 2.0  # seconds; of shorter calls the first of a round, which refills caches and wakes threads, does not count
 SETTLED = 1.0  # seconds; a shorter first call is repeated before variants are compared
 PAUSE = 0.05  # seconds in which the threads of the contender before go to sleep
 Row = dict[str, Any]
@@ -51,7 +52,7 @@ class Settings:
     reference_limit: float = 120.0
     reference_flops: float = 1e12  # no more are spent on a reference
     patience: float = 3.0  # times its contender's fastest variant after which another variant is stopped
-    rounds: int = 7
+    rounds: int = 5
     seconds_of_rounds: float = 5.0  # for each contender; the rounds are as many as fit, one at least
 
     def limit(self, task: Task, estimates: bool = False) -> float:
@@ -291,7 +292,7 @@ def time_rounds(entries: Sequence[Entry], pool: Pool, task: Task, folder: Path) 
             best = entry.timed
             if turn >= wanted.get(entry.contender.name, 0):
                 continue
-            calls = 1 if best.seconds > SHORT else 1 + math.ceil(SHORT / best.seconds)
+            calls = math.ceil(SHORT / best.seconds) + (best.seconds < WARMED)
             time.sleep(PAUSE)
             home = entry.homes[best.variant]
             try:
@@ -300,8 +301,7 @@ def time_rounds(entries: Sequence[Entry], pool: Pool, task: Task, folder: Path) 
                 best.outcome, best.reason = refusal.kind, str(refusal)
                 wanted[entry.contender.name] = 0
                 continue
-            # The first of several calls refills the caches that the contender before has taken.
-            entry.rounds.append(statistics.fmean(found["seconds"][1:] or found["seconds"]))
+            entry.rounds.append(statistics.fmean(found["seconds"][best.seconds < WARMED :]))
 
 
 def in_words(seconds: float) -> str:

@@ -18,7 +18,7 @@ COMPARISONS = "comparison-*.json"
 # Made by other scripts: {"title", "text", "columns", "rows", "machine"}.
 SECTIONS = ("breakdown", "op_floors", "tracker_overhead", "instructions")
 
-# Why ours takes longer than another, or more memory, where it does; by quantity, and for memory by network.
+# Why ours takes longer than another, or more memory, where it does; by quantity.
 CALL = "before it works, a call checks its arguments and sends one sample through the network with hooks (plan, below)"
 SLOWER = {
     "layer_kernel": CALL,
@@ -28,10 +28,14 @@ SLOWER = {
     "top_eigenvalue": f"{CALL}; ARPACK takes a dozen products with the kernel before it looks whether it is done, the "
     "others look after each",
 }
+PASS = "the pass through the network holds the gradients of all outputs at once"
+HELD = "factors of all layers that fit the memory budget (2 GiB) are held at once, and the panels of each thread"
 MORE_MEMORY = {
-    "mlp": "factors of all layers that fit the memory budget (2 GiB) are held at once, and the panels of each thread "
-    "beside them",
-    "resnet18": "factors and Jacobians of all layers that fit the memory budget (2 GiB) are held at once",
+    "layer_kernel": f"{PASS}, the op the panels of each thread",
+    "layer_kernels": f"{HELD}; each K is a tensor of its own before it goes into the one of all",
+    "network_kernel": HELD,
+    "alignment": HELD,
+    "top_eigenvalue": f"{PASS}, the iteration a dozen vectors in float64",
 }
 
 HEAD = f"""# Results
@@ -246,7 +250,7 @@ def shortfalls(task: Record, ours: Record | None, others: Sequence[Record], lean
     if lean is not None and ours["peak_bytes"] - lean[1] > RESOLUTION:
         more = mib(ours["peak_bytes"] - lean[1])
         found.append(
-            f"{name}: {lean[0]} needs {mib(lean[1])}, ours {more} more: {MORE_MEMORY[task['task']['network']]}"
+            f"{name}: {lean[0]} needs {mib(lean[1])}, ours {more} more: {MORE_MEMORY[task['task']['quantity']]}"
         )
     return found
 
