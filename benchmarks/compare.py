@@ -6,7 +6,6 @@ machine with CUDA it makes the table of the GPU.
 """
 
 import argparse
-import itertools
 import os
 import signal
 import sys
@@ -116,17 +115,14 @@ def run(args: argparse.Namespace) -> Store:
         store.put(kind, record, names)
 
     orders = [task.name for task in args.tables], [sweep.name for sweep in args.sweeps]
-    done = 0
-    for _, group in itertools.groupby(args.tables, key=lambda task: task.network):
-        with Pool(pythons, limits) as pool:
-            for task in group:
-                done += 1
-                contenders = args.selection.of(task.name)
-                smaller = [one for one in store.record["tasks"] if is_smaller(Task(**one["task"]), task)]
-                if contenders and not (args.resume and store.task(task.name)):
-                    say(f"[{done}/{len(args.tables)}] {task.name}, after {store.record['seconds'] / 60:.1f} minutes")
-                    keep("tasks", measure_table(task, contenders, pool, smaller), orders[0])
-    with Pool(pythons, limits if args.quick else replace(limits, **SWEEP)) as pool:
+    with Pool(pythons, limits) as pool:
+        for done, task in enumerate(args.tables, 1):
+            contenders = args.selection.of(task.name)
+            smaller = [one for one in store.record["tasks"] if is_smaller(Task(**one["task"]), task)]
+            if contenders and not (args.resume and store.task(task.name)):
+                say(f"[{done}/{len(args.tables)}] {task.name}, after {store.record['seconds'] / 60:.1f} minutes")
+                keep("tasks", measure_table(task, contenders, pool, smaller), orders[0])
+        pool.settings = limits if args.quick else replace(limits, **SWEEP)
         for sweep in args.sweeps:
             contenders = args.selection.of(sweep.name)
             if contenders:
