@@ -1,4 +1,8 @@
 // The tangent kernel itself: K [n*o, n*o], each entry on and below the diagonal computed once and mirrored.
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <atomic>
 #include <cmath>
 
@@ -26,9 +30,22 @@ void mirror(const PanelPair& pair, int64_t block, int64_t size, T* out) {
   }
 }
 
+// Asks for large pages where the system gives them on request: first touches of small ones take longer than K itself.
+void prefer_large_pages(void* memory, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kLargePage = 2 << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kLargePage - 1) / kLargePage * kLargePage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kLargePage * kLargePage;
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // it may well refuse
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
 template <class T>
 void gram(const TileKernels<T>& tiles, const std::vector<Term>& terms, T* out) {
   const int64_t n = terms[0].n, o = terms[0].o, size = n * o, panels = ceil_div(n, kPanel);
+  prefer_large_pages(out, size * size * static_cast<int64_t>(sizeof(T)));
   const int64_t tile_bytes = kTileSize * static_cast<int64_t>(sizeof(T));
   AlignedBuffer scratch(thread_count() * kOutputs * tile_bytes);
   // Both powers of two, so that T has them where it has not their product.
