@@ -108,7 +108,7 @@ def draw_sweeps(figure: Figure, record: Record, styles: dict[str, dict[str, Any]
         for ax in axes[:, column]:
             decorate(ax, [record["task"][sweep["axis"]] for record in sweep["records"]])
     axes[0, 0].set_ylabel("time of a call (s)")
-    axes[1, 0].set_ylabel("peak memory above model and data (MiB)")
+    axes[1, 0].set_ylabel("peak memory (MiB)")
     legend(figure, record, shown)
 
 
