@@ -121,13 +121,13 @@ class TangentKernel:
         v = v.detach().to(self.device, torch.float64).reshape(self.n, self.o, -1).contiguous()
         return _sum(ops.tangent_quadratic(*_plain(term), v) for term in self.terms)
 
-    def linear_operator(self, *, centered: bool = False) -> LinearOperator:
-        """K, or C K C with C = I - 11^T/(on), as a float64 operator on numpy vectors; products are as `K @ v`."""
+    def linear_operator(self, *, centered: bool = False, exact: bool = True) -> LinearOperator:
+        """K, or C K C with C = I - 11^T/(on), as a float64 operator on numpy vectors; products are as `product`."""
 
         def product(v: NDArray[np.float64]) -> NDArray[np.float64]:
             columns = torch.from_numpy(np.ascontiguousarray(v, dtype=np.float64)).reshape(self.shape[0], -1)
-            result: NDArray[np.float64] = self.product(columns, centered=centered).cpu().numpy().reshape(v.shape)
-            return result
+            result: NDArray[np.float64] = self.product(columns, centered=centered, exact=exact).cpu().numpy()
+            return result.reshape(v.shape)
 
         return LinearOperator(
             tuple(self.shape), matvec=product, rmatvec=product, matmat=product, rmatmat=product, dtype=np.float64

@@ -73,14 +73,14 @@ def eigenpairs(
         raise ValueError(f"k: expected a whole number from 1 to {rows}, the rows of the kernel, got {k!r}")
     if not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
         raise ValueError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
+    operator = kernel.linear_operator(centered=centered, exact=tolerance < _FP32_TOLERANCE)
     products = 0
 
     def product(v: Array) -> Array:
         nonlocal products
         products += v.size // rows
-        columns = torch.from_numpy(np.ascontiguousarray(v)).view(rows, -1)
-        found: Array = kernel.product(columns, centered=centered, exact=tolerance < _FP32_TOLERANCE).cpu().numpy()
-        return found.reshape(v.shape)
+        found: Array = operator @ v
+        return found
 
     random = np.random.default_rng(seed)
     start = random.standard_normal(rows)

@@ -16,7 +16,6 @@ from comparison.tasks import EIGENVALUE_TOLERANCE
 
 TITLE = "float64"
 REQUIREMENTS = ()
-VARIANTS = ("",)
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:

@@ -1,7 +1,8 @@
-"""One module for each contender: TITLE, REQUIREMENTS, VARIANTS, unable() and prepare().
+"""One module for each contender: TITLE, REQUIREMENTS and prepare().
 
-ESTIMATES = True says that its value has an error that it states, BY_HAND = True that it is a user's own code of the
-Hadamard form rather than a library.
+Where there are any, VARIANTS names the ways in which it does the job, and unable() says why it cannot. ESTIMATES = True
+says that its value has an error that it states, BY_HAND = True that it is a user's own code of the Hadamard form rather
+than a library.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Contender:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        return self.module.VARIANTS
+        return getattr(self.module, "VARIANTS", ("",))
 
     @property
     def estimates(self) -> bool:
@@ -52,7 +53,8 @@ class Contender:
         return Path(self.module.__file__).resolve().parents[self.module.__name__.count(".")]
 
     def unable(self, task: Task, variant: str) -> str | None:
-        return self.module.unable(task, variant)
+        """Why not, where the module can tell without trying."""
+        return self.module.unable(task, variant) if hasattr(self.module, "unable") else None
 
 
 def discover(package: str = __name__) -> list[Contender]:

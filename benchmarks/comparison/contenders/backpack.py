@@ -15,18 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from comparison.problem import Problem
-from comparison.tasks import Task
 
 if TYPE_CHECKING:
     import torch
 
 TITLE = "BackPACK 1.7.1"
 REQUIREMENTS = ("torch=={torch}", "backpack-for-pytorch==1.7.1")
-VARIANTS = ("",)
-
-
-def unable(task: Task, variant: str) -> str | None:
-    return None
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:

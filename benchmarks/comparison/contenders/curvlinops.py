@@ -13,18 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from comparison.problem import Problem
-from comparison.tasks import EIGENVALUE_TOLERANCE, Task
+from comparison.tasks import EIGENVALUE_TOLERANCE
 
 if TYPE_CHECKING:
     import torch
 
 TITLE = "curvlinops 3.0.1"
 REQUIREMENTS = ("torch=={torch}", "curvlinops-for-pytorch==3.0.1")
-VARIANTS = ("",)
-
-
-def unable(task: Task, variant: str) -> str | None:
-    return None
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:

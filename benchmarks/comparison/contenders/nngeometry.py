@@ -15,18 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from comparison.problem import Problem
-from comparison.tasks import Task
 
 if TYPE_CHECKING:
     import torch
 
 TITLE = "NNGeometry 0.4"
 REQUIREMENTS = ("torch=={torch}", "nngeometry==0.4")
-VARIANTS = ("",)
-
-
-def unable(task: Task, variant: str) -> str | None:
-    return None
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:

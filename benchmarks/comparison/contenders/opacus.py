@@ -13,18 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from comparison.problem import Problem
-from comparison.tasks import Task
 
 if TYPE_CHECKING:
     import torch
 
 TITLE = "Opacus 1.6"
 REQUIREMENTS = ("torch=={torch}", "opacus==1.6.0")
-VARIANTS = ("",)
-
-
-def unable(task: Task, variant: str) -> str | None:
-    return None
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:

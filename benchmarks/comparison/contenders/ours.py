@@ -11,15 +11,10 @@ from collections.abc import Callable
 import numpy as np
 
 from comparison.problem import Problem
-from comparison.tasks import EIGENVALUE_TOLERANCE, Task
+from comparison.tasks import EIGENVALUE_TOLERANCE
 
 TITLE = "ours"
 REQUIREMENTS = ()
-VARIANTS = ("",)
-
-
-def unable(task: Task, variant: str) -> str | None:
-    return None
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:

@@ -17,7 +17,6 @@ FROM = 2048  # samples; below, the exact pass is as fast
 
 TITLE = f"ours, estimate from {PRODUCTS} products"
 REQUIREMENTS = ()
-VARIANTS = ("",)
 ESTIMATES = True
 
 
