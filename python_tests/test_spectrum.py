@@ -179,6 +179,8 @@ def test_fisher_kernel(scale):
         (TypeError, r"logits: expected a tensor \[n, o\], got list", lambda k: ah.fisher_kernel(k, [[1.0]])),
         (TypeError, "kernels: expected tangent kernels, got float", lambda k: ah.similarity({"fc": 0.5})),
         (ValueError, "between 0 and 1, got 'small'", lambda k: ah.eigenpairs(k, 1, tolerance="small")),
+        (ValueError, "seed: expected a whole number of at least 0, got -1", lambda k: ah.eigenpairs(k, 1, seed=-1)),
+        (ValueError, "seed: expected a whole number of at least 0, got 'a'", lambda k: ah.eigenpairs(k, 1, seed="a")),
         (TypeError, "unsupported operand", lambda k: k + 1),
         (ValueError, "factors: expected layers of one n and o in a group", lambda k: k + random_kernel(31)),
         (ValueError, "factors: expected layers of one dtype in a group", lambda k: k + _float32(k)),

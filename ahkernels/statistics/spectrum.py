@@ -64,7 +64,7 @@ def eigenpairs(
         seed: Of the starting vector.
 
     Raises:
-        ValueError: where k or tolerance is out of range.
+        ValueError: where k, tolerance or seed is out of range.
         RuntimeError: where the iteration does not reach the tolerance.
     """
     require_kernel("kernel", kernel)
@@ -73,6 +73,8 @@ def eigenpairs(
         raise ValueError(f"k: expected a whole number from 1 to {rows}, the rows of the kernel, got {k!r}")
     if not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
         raise ValueError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed: expected a whole number of at least 0, got {seed!r}")
     operator = kernel.linear_operator(centered=centered, exact=tolerance < _FP32_TOLERANCE)
     products = 0
 

@@ -54,6 +54,7 @@ def test_a_quick_run_writes_its_file_and_resumes(tmp_path: Path) -> None:
         (["--threads", "0"], "argument --threads: expected a whole number above 0, got '0'"),
         (["--threads", "two"], "argument --threads: expected a whole number above 0, got 'two'"),
         (["--memory-limit", "-1"], "argument --memory-limit: expected a number above 0, got '-1'"),
+        (["--memory-limit", "inf"], "argument --memory-limit: expected a number above 0, got 'inf'"),
         (["--quick", "--resume"], "argument --resume: expected --output with --quick"),
         (["--output", "{folder}"], "argument --output: expected the path of a file, got the folder '{folder}'"),
         (["--output", "{broken}/a.json"], "expected the path of a folder, got '{broken}': {broken} is none"),
