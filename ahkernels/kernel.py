@@ -241,14 +241,14 @@ class TangentKernel:
                 f"to_dense: K [{self.shape[0]}, {self.shape[0]}] takes {size / 2**30:.1f} GiB, more than max_bytes = "
                 f"{max_bytes / 2**30:.1f} GiB; K @ v, frobenius_norm() and ahkernels.cka() need no K in memory"
             )
-        largest = float(self.diagonal().max())  # of all entries: K is positive semi-definite
-        if largest > torch.finfo(self.dtype).max:
-            raise OverflowError(
-                f"to_dense: the largest entry of K, {largest:.3g}, is beyond the range of {self.dtype}; use a "
-                "float64 model"
-            )
         factors, _ = _arguments([self])
-        return ops.tangent_gram(*factors[:3], self.precision, factors[3])
+        dense = ops.tangent_gram(*factors[:3], self.precision, factors[3])
+        if not bool(torch.isfinite(dense.diagonal()).all()):  # has the largest entry: K is positive semi-definite
+            raise OverflowError(
+                f"to_dense: the largest entry of K, {float(self.diagonal().max()):.3g}, is beyond the range of "
+                f"{self.dtype}; use a float64 model"
+            )
+        return dense
 
     @property
     def factored(self) -> bool:

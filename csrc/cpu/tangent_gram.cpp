@@ -15,7 +15,10 @@ namespace {
 // Tiles (i, j) of a pair of panels are gathered for this many j, so that rows of K are written in runs.
 constexpr int64_t kOutputs = 16;
 
-// Mirrors what is below the diagonal of a pair of panels' block of K, in squares that the first-level cache holds.
+// Whose rows on the diagonal are filled in together; a panel has a multiple of them.
+constexpr int64_t kSamples = 4;
+
+// Mirrors the block of K of two different panels, in squares that the first-level cache holds.
 template <class T>
 void mirror(const PanelPair& pair, int64_t block, int64_t size, T* out) {
   constexpr int64_t kStep = 32;
@@ -23,8 +26,23 @@ void mirror(const PanelPair& pair, int64_t block, int64_t size, T* out) {
   for (int64_t col = pair.col * block; col < col_end; col += kStep) {
     for (int64_t row = pair.row * block; row < row_end; row += kStep) {
       for (int64_t c = col; c < std::min(col + kStep, col_end); ++c) {
-        const int64_t end = std::min(row + kStep, row_end);
-        for (int64_t r = std::max(row, c + 1); r < end; ++r) out[c * size + r] = out[r * size + c];
+        for (int64_t r = row; r < std::min(row + kStep, row_end); ++r) out[c * size + r] = out[r * size + c];
+      }
+    }
+  }
+}
+
+// Fills in what no tile has of the block of K of a panel and itself: tiles (i, j) are made for j >= i alone, and on the
+// diagonal, i = j, what is below it counts. For the rows of a few samples, of which that is read in runs.
+template <class T>
+void mirror_diagonal(int64_t first, int64_t samples, int64_t n, int64_t o, T* out) {
+  const int64_t size = n * o, begin = first / kPanel * kPanel, end = std::min(begin + kPanel, n);
+  for (int64_t col = begin; col < end; ++col) {
+    for (int64_t row = first; row < first + samples; ++row) {
+      for (int64_t i = 0; i < o; ++i) {
+        T* to = out + (row * o + i) * size + col * o;
+        const T* from = out + col * o * size + row * o + i;
+        for (int64_t j = 0; j < (col > row ? i + 1 : i); ++j) to[j] = from[j * size];
       }
     }
   }
@@ -63,27 +81,22 @@ void gram(const TileKernels<T>& tiles, const std::vector<Term>& terms, T* out) {
       T* gathered = scratch.at<T>(thread * kOutputs * tile_bytes);
       maker.make(i, begin, begin + outputs, [&](size_t, int64_t j) { return gathered + (j - begin) * kTileSize; });
       for (int64_t r = 0; r < maker.row_count(); ++r) {
-        const int64_t row = (pair.row * kPanel + r) * o + i;
-        const int64_t col = pair.col * kPanel * o + begin;
-        T* to = out + row * size + col;
+        T* to = out + ((pair.row * kPanel + r) * o + i) * size + pair.col * kPanel * o + begin;
         for (int64_t j = 0; j < outputs; ++j) {
           const T* from = gathered + j * kTileSize + r * kPanel;
           for (int64_t c = 0; c < maker.col_count(); ++c) to[c * o + j] = from[c] * unscale * unscale_again;
         }
-        if (pair.row != pair.col) continue;
-        // On the diagonal nobody makes the tile that is this one's transpose.
-        for (int64_t c = 0; c < maker.col_count(); ++c) {
-          for (int64_t j = i < begin ? 0 : i - begin + 1; j < outputs; ++j) {
-            out[(col + c * o + j) * size + row] = to[c * o + j];
-          }
-        }
       }
     }
-    if (left[triangle_index(pair)].fetch_sub(1) == 1) mirror(pair, kPanel * o, size, out);
+    const bool last = left[triangle_index(pair)].fetch_sub(1) == 1;
+    if (last && pair.row != pair.col) mirror(pair, kPanel * o, size, out);
   };
   const auto nothing = [](const TileBlock&) {};
   const std::vector<Centering<T>> not_centered(terms.size());
   walk_tiles(tiles, terms, not_centered, nothing, visit, nothing);
+  for_each_item(ceil_div(n, kSamples), 1, [&](int64_t item, int64_t) {
+    mirror_diagonal(item * kSamples, std::min(kSamples, n - item * kSamples), n, o, out);
+  });
 }
 
 }  // namespace
