@@ -59,7 +59,7 @@ class Factors:
         """Raises ValueError naming the factor and the layer where there is nan or inf."""
         where = f" of layer {self.layer!r}" if self.layer else ""
         for name, factor in (("forward", self.forward), ("backward", self.backward)):
-            if factor.numel() and not _is_finite(factor.detach()):
+            if factor.numel() and not is_finite(factor.detach()):
                 raise ValueError(f"{name} factor{where}: expected finite numbers, got nan or inf")
 
     @property
@@ -78,6 +78,7 @@ class Factors:
         return self.backward.shape[2]
 
 
-def _is_finite(factor: Tensor) -> bool:
-    low, high = factor.aminmax()  # one pass, in which nan wins
+def is_finite(tensor: Tensor) -> bool:
+    """Whether there is neither nan nor inf in a tensor with at least one number."""
+    low, high = tensor.aminmax()  # one pass, in which nan wins
     return bool(torch.isfinite(high - low)) or bool(torch.isfinite(torch.stack((low, high))).all())

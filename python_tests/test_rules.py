@@ -401,20 +401,26 @@ def test_buffers_are_left_as_they_are():
 
 
 class Rescaled(nn.Module):
-    """A parameter changed in place by the call."""
+    """A parameter changed in place by the call: in one of three ways."""
 
-    def __init__(self) -> None:
+    def __init__(self, way: str) -> None:
         super().__init__()
-        self.linear = nn.Linear(6, 3)
+        self.linear, self.way = nn.Linear(6, 3), way
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.way == "data":
+            self.linear.weight.data.div_(2)
         with torch.no_grad():
-            self.linear.weight.div_(2)
+            if self.way == "view":
+                self.linear.weight[0].div_(2)
+            if self.way == "out":
+                torch.div(self.linear.weight, 2, out=self.linear.weight)
         return self.linear(x)
 
 
-def test_a_call_that_changes_a_parameter_is_refused_and_leaves_it():
-    model = Rescaled()
+@pytest.mark.parametrize("way", ["data", "view", "out"])
+def test_a_call_that_changes_a_parameter_is_refused_and_leaves_it(way):
+    model = Rescaled(way)
     before = model.linear.weight.clone()
     with pytest.raises(
         ValueError, match=r"expected calls that leave .* got one that changes 'linear\.weight' in place"

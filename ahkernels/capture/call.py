@@ -8,6 +8,7 @@ as an in-place activation, changes it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +41,14 @@ class Call:
     leaves: dict[str, Tensor]
 
 
-def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer], *, parameters: Mapping[str, Tensor]) -> Call:
+def call_model(
+    model: nn.Module,
+    x: Tensor,
+    layers: Sequence[Layer],
+    *,
+    parameters: Mapping[str, Tensor],
+    guard: AbstractContextManager[object] | None = None,
+) -> Call:
     """Runs the model on x and records the layers; the hooks it needs are gone when it returns or raises.
 
     Args:
@@ -48,6 +56,7 @@ def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer], *, paramete
         x: [n, ...].
         layers: What to record.
         parameters: All of the model's, by name.
+        guard: Entered for the call.
 
     Raises:
         ValueError: where the output is no tensor [n, o] with o > 0, or a layer is called without gradients.
@@ -72,13 +81,13 @@ def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer], *, paramete
                 )
             seen = uses.setdefault(layer.name, Uses())
             with torch.no_grad():
-                recorded = rule.record(module, args, kwargs)
+                recorded = _kept(rule.record(module, args, kwargs))
             if not isinstance(recorded, (Tensor, tuple, type(None))):
                 raise TypeError(
                     f"rule: expected record() for layer {layer.name!r} to return a tensor, a tuple of them or None, "
                     f"got {type(recorded).__name__}"
                 )
-            seen.recorded.append(_kept(recorded) if _samples_first(recorded, output, len(x)) else None)
+            seen.recorded.append(recorded if _samples_first(recorded, output, len(x)) else None)
             seen.edges.append(get_gradient_edge(output))
             seen.output_shapes.append(tuple(output.shape))
             seen.other_outputs += [o.grad_fn for o in others if isinstance(o, Tensor) and o.grad_fn is not None]
@@ -94,7 +103,9 @@ def call_model(model: nn.Module, x: Tensor, layers: Sequence[Layer], *, paramete
             else:
                 hook = recorder(layer, layer.rule)
                 handles.append(layer.module.register_forward_hook(hook, prepend=True, with_kwargs=True))
-        output = torch.func.functional_call(model, {**leaves, **copied_buffers(model)}, (x.detach(),))
+        arguments = {**leaves, **copied_buffers(model)}, (x.detach(),)
+        with guard or nullcontext():
+            output = torch.func.functional_call(model, *arguments)
     finally:
         for handle in handles:
             handle.remove()
@@ -111,14 +122,14 @@ def copied_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 def _samples_first(recorded: Recorded | None, output: Tensor, n: int) -> bool:
     first = recorded[0] if isinstance(recorded, tuple) else recorded
-    return first is not None and len(first) == len(output) == n
+    return first is not None and first.shape[0] == output.shape[0] == n
 
 
 def _kept(recorded: Any) -> Any:
     """Copies that later in-place operations do not reach."""
     if isinstance(recorded, tuple):
         return tuple(_kept(one) for one in recorded)
-    return recorded.detach().clone() if isinstance(recorded, Tensor) else recorded
+    return recorded.clone() if isinstance(recorded, Tensor) else recorded
 
 
 def nodes_reaching(output: Tensor) -> tuple[set[Node], dict[int, int]]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ahkernels.factors import is_finite
 
 
 def refuse_modules(model: nn.Module) -> None:
@@ -49,8 +54,7 @@ def check_input(model: nn.Module, x: Tensor) -> None:
     if x.is_floating_point():
         if x.dtype != parameter.dtype:
             raise ValueError(f"x: expected the dtype of the model, {parameter.dtype}, got {x.dtype}")
-        low, high = x.detach().aminmax()
-        if not bool(torch.isfinite(low)) or not bool(torch.isfinite(high)):
+        if not is_finite(x.detach()):
             raise ValueError("x: expected finite numbers, got nan or inf")
 
 
@@ -64,6 +68,43 @@ def unchanged(x: Tensor) -> Iterator[None]:
         torch.enable_grad(),
     ):
         yield
+
+
+class Unwritten(TorchDispatchMode):
+    """Refuses operations that would write to any of some tensors, before they do.
+
+    Args:
+        tensors: Name, for the message -> tensor; all that shares its memory is protected.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.names = {_address(tensor): name for name, tensor in tensors.items() if tensor.numel()}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Raises ValueError naming what would change."""
+        kwargs = kwargs or {}
+        if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
+            for index, argument in enumerate(func._schema.arguments):
+                if argument.alias_info is None or not argument.alias_info.is_write:
+                    continue
+                written = args[index] if index < len(args) else kwargs.get(argument.name)
+                for tensor in tree_leaves(written):
+                    name = self.names.get(_address(tensor)) if isinstance(tensor, Tensor) else None
+                    if name is not None:
+                        raise ValueError(
+                            "model: expected calls that leave parameters and x as they are, got one that changes "
+                            f"{name} in place"
+                        )
+        return func(*args, **kwargs)
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from ahkernels.capture.call import call_model, nodes_reaching
+from ahkernels.capture.guard import Unwritten
 from ahkernels.capture.selection import Layer
 
 
@@ -48,19 +49,14 @@ class Trace:
 
 
 def trace_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Trace:
-    """Calls the model on a copy of the first sample of x, with copies of its parameters.
+    """Calls the model on the first sample of x.
 
     Raises:
-        ValueError: where the call changes a parameter or its input, and see `call_model`.
+        ValueError: where the call would change a parameter or its input, and see `call_model`.
     """
-    parameters = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    first = x[:1].detach().clone()
-    call = call_model(model, first, layers, parameters=parameters)
-    for name, copy in [("x", first), *((repr(name), copy) for name, copy in parameters.items())]:
-        if copy._version > 0:
-            raise ValueError(
-                f"model: expected calls that leave parameters and x as they are, got one that changes {name} in place"
-            )
+    parameters, first = dict(model.named_parameters()), x[:1].detach()
+    guard = Unwritten({repr(name): parameter for name, parameter in parameters.items()} | {"x": first})
+    call = call_model(model, first, layers, parameters=parameters, guard=guard)
     nodes, into_leaf = nodes_reaching(call.output)
     traced: dict[str, TracedLayer] = {}
     for layer in layers:
