@@ -16,7 +16,7 @@
 namespace ahkernels::cpu {
 namespace {
 
-constexpr int64_t kSmallBytes = 8 << 20;
+constexpr int64_t kSmallBytes = 1 << 20;
 constexpr int64_t kSmallRows = 4096;
 constexpr int64_t kStatistics = 4;
 
