@@ -70,7 +70,7 @@ def unchanged(x: Tensor) -> Iterator[None]:
         yield
 
 
-class Unwritten(TorchDispatchMode):
+class Unwritten(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses operations that would write to any of some tensors, before they do.
 
     Args:
@@ -80,7 +80,7 @@ class Unwritten(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names = {_address(tensor): name for name, tensor in tensors.items() if tensor.numel()}
 
     def __torch_dispatch__(
