@@ -4,6 +4,7 @@
 // outputs the precision of the tiles is enough. Kernels over samples alone can be so close to constant that even that
 // error shows: for them, fp64.
 #include "../ops.h"
+#include "row_sums.h"
 #include "thin.h"
 
 namespace ahkernels::cpu {
@@ -18,15 +19,18 @@ void row_sums(const TileKernels<T>& tiles, const Term& term, double* out) {
 
 }  // namespace
 
+void row_sums(const Term& term, double* out) {
+  if (term.o == 1 || term.element == Element::kDouble) {
+    row_sums(double_kernels(), thin_term(term), out);
+  } else {
+    row_sums(float_kernels("highest"), thin_term(term), out);
+  }
+}
+
 Tensor tangent_row_sums(const Tensor& forward, const Tensor& backward, double bias) {
   const Term term = make_thin_term("tangent_row_sums", forward, backward, bias, /*scaled=*/true);
   Tensor out = torch::stable::new_empty(forward, {term.n, term.o}, torch::headeronly::ScalarType::Double);
-  double* sums = static_cast<double*>(out.mutable_data_ptr());
-  if (term.o == 1 || term.element == Element::kDouble) {
-    row_sums(double_kernels(), term, sums);
-  } else {
-    row_sums(float_kernels("highest"), term, sums);
-  }
+  row_sums(term, static_cast<double*>(out.mutable_data_ptr()));
   return out;
 }
 

@@ -11,6 +11,7 @@
 
 #include "../ops.h"
 #include "means.h"
+#include "row_sums.h"
 #include "tile_walk.h"
 
 namespace ahkernels::cpu {
@@ -174,24 +175,23 @@ void from_kept_tiles(const TileKernels<T>& tiles, const std::vector<Term>& terms
 }
 
 // Mean of each row of each kernel, [n, o].
-std::vector<std::vector<double>> row_means_of(const Factors& factors, const std::vector<Term>& terms) {
+std::vector<std::vector<double>> row_means_of(const std::vector<Term>& terms) {
   const int64_t size = terms[0].n * terms[0].o;
   std::vector<std::vector<double>> means(kernel_count(terms), std::vector<double>(size, 0.0));
-  for (size_t t = 0; t < terms.size(); ++t) {
-    const Tensor sums = tangent_row_sums(factors.forward[t], factors.backward[t], factors.bias[t]);
-    const double* numbers = static_cast<const double*>(sums.const_data_ptr());
-    for (int64_t r = 0; r < size; ++r) means[terms[t].kernel][r] += numbers[r] / static_cast<double>(size);
+  std::vector<double> sums(size);
+  for (const Term& term : terms) {
+    row_sums(term, sums.data());
+    for (int64_t r = 0; r < size; ++r) means[term.kernel][r] += sums[r] / static_cast<double>(size);
   }
   return means;
 }
 
 template <class T>
-void from_passing_tiles(const TileKernels<T>& tiles, const Factors& factors, const std::vector<Term>& terms,
-                        const double* v, double* out) {
+void from_passing_tiles(const TileKernels<T>& tiles, const std::vector<Term>& terms, const double* v, double* out) {
   const int64_t n = terms[0].n, o = terms[0].o, count = kernel_count(terms);
   const std::vector<Centering<T>> centering = centering_of<T>(terms);
   const std::vector<double> scales = kernel_scales(terms);
-  const std::vector<std::vector<double>> row_means = row_means_of(factors, terms);
+  const std::vector<std::vector<double>> row_means = row_means_of(terms);
   std::vector<Means<T>> means;
   for (int64_t k = 0; k < count; ++k) means.emplace_back(k, terms, centering, row_means[k].data());
   const ScaledVector<T> vector(v, n, o);
@@ -283,7 +283,7 @@ void statistics(const TileKernels<T>& tiles, const Factors& factors, const std::
     if (fit(tiles, scaled)) {
       from_kept_tiles(tiles, scaled, numbers, found.data());
     } else {
-      from_passing_tiles(tiles, group.factors, scaled, numbers, found.data());
+      from_passing_tiles(tiles, scaled, numbers, found.data());
     }
     for (size_t k = 0; k < group.kernels.size(); ++k) {
       std::copy_n(found.data() + k * kStatistics, kStatistics, out + group.kernels[k] * kStatistics);

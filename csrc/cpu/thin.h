@@ -142,7 +142,7 @@ class ThinProduct {
   void for_each_slice(const Term& others, int64_t passes, const Gram& gram, const Parameters& parameters) const {
     const int64_t columns = term_.n * term_.s, rows = others.n * others.s, d = term_.d, m = term_.m * columns_;
     const int64_t passed = columns + (passes - 1) * rows;  // samples
-    const bool by_gram = std::max(rows, columns) <= kMaxForwardGram && rows * columns * (d + m) < passed * m * d;
+    const bool by_gram = std::max(rows, columns) <= kMaxForwardGram && rows * columns * (d + m) <= passed * m * d;
     const int64_t across = by_gram ? std::max(rows, columns) : std::max<int64_t>(d, 1);
     const int64_t bytes = static_cast<int64_t>(sizeof(T)) * columns_ * across;
     const int64_t slice = std::clamp<int64_t>(kSliceBytes / bytes, 1, std::max<int64_t>(term_.m, 1));

@@ -116,20 +116,44 @@ struct Unit {
   }
 };
 
+// Numbers [begin, begin + kBytes) of 16 rows.
 template <class Source>
-float largest_magnitude(const Strided& source, const float* mean, int64_t rows, int64_t k, int64_t row) {
-  __m512 largest = _mm512_setzero_ps(), invalid = _mm512_setzero_ps();
-  for (int64_t begin = 0; begin < k; begin += kBytes) {
-    alignas(64) float values[kBytes];
-    read<kBytes, Source>(source, mean, rows, k, row, begin, values);
-#pragma GCC unroll 4
-    for (int64_t i = 0; i < kBytes; i += 16) {
-      const __m512 numbers = _mm512_load_ps(values + i);
-      largest = _mm512_max_ps(largest, _mm512_abs_ps(numbers));
-      invalid += numbers - numbers;
+void read_rows(const Strided& source, const float* mean, int64_t rows, int64_t k, int64_t first, int64_t begin,
+               float (&values)[kSide][kBytes]) {
+  if (source.row_stride != 1 || first + kSide > rows || begin + kBytes > k || mean != nullptr) {
+    for (int64_t r = 0; r < kSide; ++r) read<kBytes, Source>(source, mean, rows, k, first + r, begin, values[r]);
+    return;
+  }
+  // A transposed matrix, of which a row after the other would be read from as many cache lines as it has numbers.
+  const Source* from = static_cast<const Source*>(source.data) + first + begin * source.k_stride;
+  const float scale = static_cast<float>(source.scale);
+  for (int64_t i = 0; i < kBytes; ++i) {
+    for (int64_t r = 0; r < kSide; ++r) {
+      values[r][i] = static_cast<float>(to_float(from[i * source.k_stride + r])) * scale;
     }
   }
-  return _mm512_reduce_max_ps(largest) + _mm512_reduce_add_ps(invalid);
+}
+
+template <class Source>
+void largest_magnitudes(const Strided& source, const float* mean, int64_t rows, int64_t k, int64_t first,
+                        float (&magnitudes)[kSide]) {
+  __m512 largest[kSide], invalid[kSide];
+  for (int64_t r = 0; r < kSide; ++r) largest[r] = invalid[r] = _mm512_setzero_ps();
+  for (int64_t begin = 0; begin < k; begin += kBytes) {
+    alignas(64) float values[kSide][kBytes];
+    read_rows<Source>(source, mean, rows, k, first, begin, values);
+    for (int64_t r = 0; r < kSide; ++r) {
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kBytes; i += 16) {
+        const __m512 numbers = _mm512_load_ps(values[r] + i);
+        largest[r] = _mm512_max_ps(largest[r], _mm512_abs_ps(numbers));
+        invalid[r] += numbers - numbers;
+      }
+    }
+  }
+  for (int64_t r = 0; r < kSide; ++r) {
+    magnitudes[r] = _mm512_reduce_max_ps(largest[r]) + _mm512_reduce_add_ps(invalid[r]);
+  }
 }
 
 template <int Digits>
@@ -141,19 +165,20 @@ void pack_digits(const Strided& source, const float* mean, int64_t rows, int64_t
     const int64_t to_right = ceil_div(k, kBytes) * step_bytes(Digits);
     for (int64_t first = 0; first < rows; first += kSide) {
       float factors[kSide];
+      largest_magnitudes<Source>(source, mean, rows, k, first, factors);
       for (int64_t r = 0; r < kSide; ++r) {
-        const Unit unit(largest_magnitude<Source>(source, mean, rows, k, first + r), greatest(Digits));
+        const Unit unit(factors[r], greatest(Digits));
         factors[r] = unit.factor;
         units[first + r] = unit.unit;
       }
       std::byte* to = panel + first * kLine;
       for (int64_t begin = 0; begin < k; begin += kBytes, to += step_bytes(Digits)) {
+        alignas(64) float values[kSide][kBytes];
+        read_rows<Source>(source, mean, rows, k, first, begin, values);
         for (int64_t r = 0; r < kSide; ++r) {
-          alignas(64) float values[kBytes];
-          read<kBytes, Source>(source, mean, rows, k, first + r, begin, values);
 #pragma GCC unroll 4
           for (int64_t i = 0; i < kBytes; i += 16) {
-            __m512i integers = _mm512_cvtps_epi32(_mm512_load_ps(values + i) * factors[r]);
+            __m512i integers = _mm512_cvtps_epi32(_mm512_load_ps(values[r] + i) * factors[r]);
             // Signed digits from the last: what one takes beyond its range the next one carries.
 #pragma GCC unroll 3
             for (int digit = Digits - 1; digit >= 0; --digit) {
