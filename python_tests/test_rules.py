@@ -429,6 +429,26 @@ def test_a_call_that_changes_a_parameter_is_refused_and_leaves_it(way):
     assert torch.equal(model.linear.weight, before)
 
 
+class Inside(nn.Module):
+    """A call that changes tensors of its own in place, one of them without storage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.eye(6).to_sparse()
+        mask.mul_(2)
+        return self.linear((mask @ x.T).T.contiguous().mul_(0.5))
+
+
+def test_a_call_may_change_tensors_of_its_own():
+    model, x = Inside(), torch.randn(4, 6)
+    expected = ah.layerwise_alignment(model.linear, x, torch.tensor([0, 1, 2, 1]))
+    report = ah.layerwise_alignment(model, x, torch.tensor([0, 1, 2, 1]))
+    assert torch.allclose(report.cka, expected.cka)
+
+
 def test_a_call_that_changes_its_input_is_refused_and_leaves_it():
     x = torch.randn(4, 6)
     before = x.clone()

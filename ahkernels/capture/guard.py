@@ -81,7 +81,7 @@ class Unwritten(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.names = {_address(tensor): name for name, tensor in tensors.items() if tensor.numel()}
+        self.names = {address: name for name, tensor in tensors.items() if (address := _address(tensor))}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -104,7 +104,11 @@ class Unwritten(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    """Of its memory; 0 where it has no storage, such as a sparse tensor, or no element."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return 0
 
 
 @contextmanager
