@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,6 +16,8 @@ from tqdm import tqdm
 
 from common.store import Row, RunStore
 from common.training import Trainer
+
+STDERR = 2  # file descriptor
 
 
 def say(text: str) -> None:
@@ -40,7 +43,8 @@ class Stop:
     def _note(self, number: int, _: FrameType | None) -> None:
         self.signal = number
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        say("stopping after this iteration (once more: at once)")
+        with suppress(OSError):  # past sys.stderr, which cannot be written to while it is being written to
+            os.write(STDERR, b"\nstopping after this iteration (once more: at once)\n")
 
 
 @contextmanager
