@@ -13,11 +13,17 @@
 
 namespace {
 
+// With the option of it that the makers of some Pythons set for all extensions, which costs a few percent more code.
 std::string compiler() {
 #if defined(__clang__)
-  return std::string("clang ") + __clang_version__;
+  const std::string name = std::string("clang ") + __clang_version__;
 #else
-  return "gcc " __VERSION__;
+  const std::string name = "gcc " __VERSION__;
+#endif
+#if defined(__SSP__) || defined(__SSP_ALL__) || defined(__SSP_STRONG__)
+  return name + " with stack protector";
+#else
+  return name;
 #endif
 }
 
