@@ -18,8 +18,9 @@ from comparison import options
 CAPABILITIES = ("avx2", "portable")
 STORED = results.DIRECTORY / "instructions.json"
 # Counts of one build are the same to a few instructions, so that with the compiler they were stored with, this is
-# room for a change of the standard library's headers alone. Other compilers (or options) make other code of the same source: even
-# -O2 in place of -O3 makes up to 71% more of it, so that with them only a loss of vectorisation can be told.
+# room for a change of the standard library's headers alone. Other compilers, or options of it, make other code of the
+# same source: even -O2 in place of -O3 makes up to 71% more of it, so that with them only a loss of vectorisation can
+# be told.
 TOLERANCE, OTHER_COMPILER = 0.01, 1.0
 PROBLEMS = [  # small, since callgrind takes a second for ten million multiply-adds
     OpProblem(n=60, o=5, d=128, m=128),
