@@ -24,8 +24,8 @@ RouteName: TypeAlias = Literal["factors", "pairs", "jacobian", "jacobian slices"
 _BLOCK_ROWS = 5760
 
 # What it costs to write, scale, pack and read a number of a factor or of a Jacobian beside its products, in flops:
-# about 20 bytes at the 15 flops for each byte that processors are balanced for (benchmarks/routes.py).
-_FLOPS_PER_NUMBER = 300
+# about 20 bytes at the 20 flops for each byte that processors are balanced for (benchmarks/routes.py).
+_FLOPS_PER_NUMBER = 400
 
 
 @dataclass(frozen=True)
