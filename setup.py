@@ -3,9 +3,11 @@
 The build needs a C++20 compiler and the headers of one torch; what it makes runs under any torch from STABLE_ABI on.
 The CUDA kernels are a library of their own, built where the torch of the build has CUDA and there is an nvcc of the
 same major version, and loaded where torch has CUDA. AHKERNELS_CUDA=off leaves it out; with =required, a build that
-cannot have it fails.
+cannot have it fails; with the path of a library that was built before, that one is taken. It depends on no version of
+Python.
 """
 
+import copy
 import os
 import re
 import shutil
@@ -43,11 +45,22 @@ def cuda_version(root: Path) -> str:
     return found[1] if found else ""
 
 
-def choose_cuda() -> tuple[Path | None, str]:
-    """The toolkit to build with and its version, or None and why not, without blanks."""
+def prebuilt_cuda() -> Path | None:
+    """The library that AHKERNELS_CUDA names."""
     mode = os.environ.get("AHKERNELS_CUDA", "auto")
-    if mode not in ("auto", "off", "required"):
-        sys.exit(f"ahkernels: AHKERNELS_CUDA: expected auto, off or required, got {mode!r}")
+    if mode in ("auto", "off", "required"):
+        return None
+    library = Path(mode).resolve()
+    if not library.is_file():
+        sys.exit(f"ahkernels: AHKERNELS_CUDA: expected auto, off, required or the path of a library, got {mode!r}")
+    return library
+
+
+def choose_cuda() -> tuple[Path | None, str]:
+    """The toolkit to build with, or None, and without blanks where the library comes from, or why there is none."""
+    if prebuilt_cuda() is not None:
+        return None, "prebuilt"
+    mode = os.environ.get("AHKERNELS_CUDA", "auto")
     root = cuda_root()
     if mode == "off":
         return None, "left_out_by_AHKERNELS_CUDA"
@@ -58,13 +71,13 @@ def choose_cuda() -> tuple[Path | None, str]:
     elif cuda_version(root).partition(".")[0] != torch.version.cuda.partition(".")[0]:
         reason = f"nvcc_is_{cuda_version(root)}_and_torch_has_CUDA_{torch.version.cuda}"
     else:
-        return root, cuda_version(root)
+        return root, "built"
     if mode == "required":
         sys.exit(f"ahkernels: AHKERNELS_CUDA=required, but {reason.replace('_', ' ')}")
     return None, reason
 
 
-CUDA_ROOT, CUDA_VERSION = choose_cuda()
+CUDA_ROOT, CUDA = choose_cuda()
 if CUDA_ROOT is not None:
     os.environ["CUDA_HOME"] = str(CUDA_ROOT)  # read as torch's helpers are imported
 from torch.utils.cpp_extension import TORCH_LIB_PATH, BuildExtension, include_paths  # noqa: E402
@@ -72,7 +85,7 @@ from torch.utils.cpp_extension import TORCH_LIB_PATH, BuildExtension, include_pa
 MACROS = [
     ("TORCH_TARGET_VERSION", f"0x{STABLE_ABI[0]:02x}{STABLE_ABI[1]:02x}000000000000ULL"),
     ("AHK_TORCH_TARGET", f"{STABLE_ABI[0]}.{STABLE_ABI[1]}"),
-    ("AHK_CUDA", CUDA_VERSION),
+    ("AHK_CUDA", CUDA),
 ]
 
 
@@ -127,6 +140,27 @@ def cuda_extension(root: Path) -> Extension:
     )
 
 
+class Build(BuildExtension):
+    """Builds the two libraries side by side, and puts a prebuilt one beside the other."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or len(extensions)
+
+    def build_extension(self, ext: Extension) -> None:
+        apart = copy.copy(self)  # each has a folder for its objects and its list of commands
+        apart.build_temp = str(Path(self.build_temp) / ext.name)
+        BuildExtension.build_extension(apart, ext)
+
+    def run(self) -> None:
+        super().run()
+        library = prebuilt_cuda()
+        if library is not None:
+            target = Path(self.get_ext_fullpath("ahkernels._cuda"))
+            if library != target.resolve():
+                shutil.copyfile(library, target)
+
+
 require_compiler()
 extensions = [cpu_extension()] if CUDA_ROOT is None else [cpu_extension(), cuda_extension(CUDA_ROOT)]
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildExtension})
+setup(ext_modules=extensions, cmdclass={"build_ext": Build})

@@ -41,6 +41,16 @@ SHAPES = [
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
+def most_bytes(profiled: torch.profiler.profile) -> int:
+    """Most memory that tensors made in the profile held at once."""
+    held = most = 0
+    for event in sorted(profiled.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
+
+
 def tolerance(dtype: torch.dtype, numbers: int) -> float:
     """Relative to the norm of K: rounding of sums of this many products."""
     return 4e-15 if dtype == torch.float64 else 1.2e-7 * (4 + math.sqrt(numbers))
@@ -521,16 +531,53 @@ def test_factors_larger_than_the_workspace():
     assert (product - k.double() @ v.flatten()).norm() <= 1e-6 * k.norm() * v.norm()
 
 
-@pytest.mark.parametrize("through", ["forward Gram", "parameters"])
-def test_both_routes_of_thin_products(through):
-    n, d, m = (20, 200, 300) if through == "forward Gram" else (500, 20, 30)
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize("through", ["samples", "parameters"])
+def test_both_routes_of_thin_products(op, through):
+    n, d, m = (20, 200, 300) if through == "samples" else (500, 20, 30)
     forward, backward = factors(n, 2, 2, d, m, torch.float32)
     v = torch.randn(n, 2, 2, dtype=torch.float64)
     expected = reference.kernel(forward, backward, 1.0) @ v.view(2 * n, 2)
-    got = ops.tangent_product(forward, backward, 1.0, v).view(2 * n, 2)
+    got = op.tangent_product(forward, backward, 1.0, v).view(2 * n, 2)
     assert (got - expected).norm() <= 1e-14 * math.sqrt(n) * expected.norm()
-    forms = ops.tangent_quadratic(forward, backward, 1.0, v)
+    forms = op.tangent_quadratic(forward, backward, 1.0, v)
     torch.testing.assert_close(forms, (v.view(2 * n, 2) * expected).sum(0), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("numbers", [1, 50, 700])
+@pytest.mark.parametrize("sizes", [(20, 2, 3, 30, 40), (90, 1, 2, 8, 9), (7, 3, 1, 0, 5), (6, 1, 2, 9, 0)], ids=str)
+def test_thin_products_of_plain_torch_in_chunks(monkeypatch, sizes, numbers):
+    """Samples, other samples and pre-activations are cut at any place."""
+    monkeypatch.setattr(plain, "chunk_elements", lambda factor: numbers)
+    forward, backward = factors(*sizes, torch.float32)
+    n, o = sizes[0], sizes[2]
+    k = reference.kernel(forward, backward, 1.0)
+    v = torch.randn(n, o, 2, dtype=torch.float64)
+    expected = (k @ v.flatten(0, 1)).view_as(v)
+    bound = 1e-13 * k.norm()
+    assert (plain.tangent_product(forward, backward, 1.0, v) - expected).norm() <= bound * v.norm()
+    few = plain.tangent_cross_product(forward[1:4], backward[1:4], forward, backward, 1.0, v)
+    assert (few - expected[1:4]).norm() <= bound * v.norm()
+    assert (plain.tangent_quadratic(forward, backward, 1.0, v) - (v * expected).sum((0, 1))).norm() <= bound * 1e2
+    assert (plain.tangent_diagonal(forward, backward, 1.0).flatten() - k.diagonal()).norm() <= bound
+
+
+@pytest.mark.parametrize("shape", [(10, 500, 700), (300, 500, 700), (2000, 500, 700)], ids=str)
+def test_products_of_plain_torch_hold_a_few_chunks(monkeypatch, shape):
+    """Of wide layers and few samples, and of many samples: [columns, m, d] would be 2.8 MB."""
+    n, d, m = shape
+    numbers = 20_000
+    monkeypatch.setattr(plain, "chunk_elements", lambda factor: numbers)
+    forward, backward = factors(n, 1, 2, d, m, torch.float32)
+    v = torch.randn(n, 2, 1, dtype=torch.float64)
+    for job in (
+        lambda: plain.tangent_product(forward, backward, 1.0, v),
+        lambda: plain.tangent_quadratic(forward, backward, 1.0, v),
+        lambda: plain.tangent_diagonal(forward, backward, 1.0),
+    ):
+        with torch.profiler.profile(profile_memory=True) as profiled:
+            job()
+        assert most_bytes(profiled) <= 8 * (8 * numbers + 4 * n)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

@@ -18,17 +18,22 @@ except ImportError as error:
 
 
 _FACTS: dict[str, Any] = dict(_C.build_facts())
-_CUDA_BUILT = _FACTS["cuda"][0].isdigit()
+_CUDA_LIBRARY = Path(_C.__file__).with_name(Path(_C.__file__).name.replace("_C", "_cuda", 1))
 
 
 def load_cuda() -> bool:
-    """Loads the CUDA kernels where they were built and torch has CUDA of the same major version."""
-    cuda = torch.version.cuda
-    if not _CUDA_BUILT or cuda is None or cuda.partition(".")[0] != _FACTS["cuda"].partition(".")[0]:
+    """Loads the CUDA kernels where they are there and torch has CUDA of the same major version."""
+    if _FACTS["cuda"] not in ("built", "prebuilt") or torch.version.cuda is None:
         return False
-    (library,) = Path(__file__).parents[1].glob("_cuda*.so")
-    torch.ops.load_library(library)  # type: ignore[no-untyped-call]
-    return True
+    torch.ops.load_library(_CUDA_LIBRARY)  # type: ignore[no-untyped-call]
+    return cuda_library()["cuda"].partition(".")[0] == torch.version.cuda.partition(".")[0]
+
+
+def cuda_library() -> dict[str, str]:
+    """How the CUDA library in use was built: ``cuda`` (its version), ``architectures`` and ``watchdog``; or nothing."""
+    if not hasattr(torch.ops.ahkernels, "cuda_build"):
+        return {}
+    return dict(fact.split("=") for fact in torch.ops.ahkernels.cuda_build().split())
 
 
 def build_info() -> dict[str, Any]:
@@ -36,11 +41,18 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         ``compiler``, ``built_with_torch``, ``stable_abi_target`` (the oldest torch it runs under), ``torch`` (the one
-        in use), ``cuda`` (the version that the CUDA kernels were built with, or why they were not), ``cpu_capability``
-        (instruction sets in use, best first) and ``implementations`` (device type -> "kernels" or "plain torch").
+        in use), ``cuda`` (the version that the CUDA kernels were built with, or why they are not in use),
+        ``cuda_architectures`` (where they are: compute capabilities times ten), ``cpu_capability`` (instruction sets in
+        use, best first) and ``implementations`` (device type -> "kernels" or "plain torch").
     """
     facts = dict(_FACTS)
-    if not _CUDA_BUILT:
+    library = cuda_library()
+    if library:
+        facts["cuda"] = library["cuda"]
+        facts["cuda_architectures"] = [int(number) for number in library["architectures"].split(",")]
+    elif facts["cuda"] in ("built", "prebuilt"):
+        facts["cuda"] += ", but the torch in use has no CUDA"
+    else:
         facts["cuda"] = "not built: " + facts["cuda"].replace("_", " ")
     facts["torch"] = torch.__version__
     facts["implementations"] = {

@@ -129,12 +129,6 @@ def sum_panel(terms: Sequence[ScaledTerm], rows: slice) -> Tensor:
     return panel
 
 
-def sample_panels(n: int, o: int, elements: int) -> list[slice]:
-    """All samples, in steps whose rows of K have no more than so many entries where one sample's have not."""
-    step = max(1, elements // (n * o * o))
-    return [slice(begin, min(begin + step, n)) for begin in range(0, n, step)]
-
-
 def moments_of_panels(
     panels: Callable[[slice], list[Tensor]], rows: Sequence[slice], row_means: list[Tensor], scales: list[Tensor]
 ) -> Tensor:
@@ -198,7 +192,7 @@ def centered_moments(
     kernels = in_sums(scaled, terms)
     return moments_of_panels(
         lambda rows: [sum_panel(kernel, rows) for kernel in kernels],
-        sample_panels(n, o, chunk_elements(backward[0])),
+        _steps(n, chunk_elements(backward[0]), n * o * o),
         row_means,
         [smallest([term.scale for term in kernel]) for kernel in kernels],
     )
@@ -215,14 +209,15 @@ def tangent_gram(
     n, _, o, _ = backward[0].shape
     kernel = [ScaledTerm.of(*term, precision) for term in terms_of(forward, backward, bias, by_jacobian)]
     scale = smallest([term.scale for term in kernel])
-    rows = sample_panels(n, o, chunk_elements(backward[0]))
+    rows = _steps(n, chunk_elements(backward[0]), n * o * o)
     return gram_of_panels(lambda now: sum_panel(kernel, now), rows, n, o, scale)
 
 
 def tangent_diagonal(forward: Tensor, backward: Tensor, bias: float, by_jacobian: bool = False) -> Tensor:
     """See `ahkernels.ops.tangent_diagonal`."""
     diagonal = forward.new_empty(backward.shape[0], backward.shape[2], dtype=torch.float64)
-    for rows in _samples(backward, 1):
+    s, o, m = backward.shape[1:]
+    for rows in _steps(len(backward), chunk_elements(backward), s * max(o * m, forward.shape[2], s)):
         a, g = forward[rows].double(), backward[rows].double()
         if by_jacobian:
             diagonal[rows] = 0
@@ -244,18 +239,31 @@ def tangent_cross_product(
     forward: Tensor, backward: Tensor, other_forward: Tensor, other_backward: Tensor, bias: float, v: Tensor
 ) -> Tensor:
     """See `ahkernels.ops.tangent_cross_product`."""
-    weights, sums = _through_parameters(other_forward, other_backward, v)
-    out = v.new_empty(backward.shape[0], backward.shape[2], v.shape[2])
-    for rows in _samples(backward, v.shape[2]):
-        t = torch.einsum("vmd,xsd->xsvm", weights, forward[rows].double()) + bias * sums
-        out[rows] = torch.einsum("xsim,xsvm->xiv", backward[rows].double(), t)
+    numbers = chunk_elements(backward)
+    through_samples = _fewer_flops_through_samples(forward, other_forward, backward.shape[3], passes=2)
+    route = _entries_through_samples if through_samples else _entries_through_parameters
+    out = v.new_zeros(*backward.shape[::2], v.shape[2])
+    for rows, pre_activations, t in route(forward, other_forward, other_backward, bias, v, numbers):
+        g, sums = backward[rows][..., pre_activations], out[rows]
+        for now in _steps(len(g), numbers, g[0].numel()):
+            sums[now] += torch.einsum("xsim,xsvm->xiv", g[now].double(), t[now])
     return out
 
 
 def tangent_quadratic(forward: Tensor, backward: Tensor, bias: float, v: Tensor) -> Tensor:
     """See `ahkernels.ops.tangent_quadratic`."""
-    weights, sums = _through_parameters(forward, backward, v)
-    return weights.square().sum((1, 2)) + bias * sums.square().sum(1)
+    forms = v.new_zeros(v.shape[2])
+    numbers = chunk_elements(backward)
+    if _fewer_flops_through_samples(forward, forward, backward.shape[3], passes=1):
+        for rows, pre_activations, t in _entries_through_samples(forward, forward, backward, bias, v, numbers):
+            g, weights = backward[rows][..., pre_activations], v[rows]
+            for now in _steps(len(g), numbers, g[0].numel()):
+                h = torch.einsum("xsim,xiv->xsvm", g[now].double(), weights[now])
+                forms += (h * t[now]).sum((0, 1, 3))
+        return forms
+    for _, weights, sums in _weights(forward, backward, v, numbers):
+        forms += weights.square().sum((1, 2)) + bias * sums.square().sum(1)
+    return forms
 
 
 def tangent_row_sums(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
@@ -290,18 +298,70 @@ def tangent_statistics(
     return torch.stack((forms, moments.diagonal(), trace, torch.stack([s.sum() for s in sums])), 1)
 
 
-def _samples(backward: Tensor, columns: int) -> list[slice]:
-    n, s, o, m = backward.shape
-    step = max(1, chunk_elements(backward) // max(1, s * m * max(columns, o)))
-    return [slice(begin, min(begin + step, n)) for begin in range(0, n, step)]
+def _steps(count: int, numbers: int, numbers_of_one: int) -> list[slice]:
+    """All of `count` things, in steps of no more than so many numbers where one alone has not more."""
+    step = max(1, numbers // max(1, numbers_of_one))
+    return [slice(begin, min(begin + step, count)) for begin in range(0, count, step)]
 
 
-def _through_parameters(forward: Tensor, backward: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """M_v = sum over samples and uses of (sum_i v_i g^i) a^T, [columns, m, d], and the sums without a, [columns, m]."""
-    m, d, columns = backward.shape[3], forward.shape[2], v.shape[2]
-    weights, sums = v.new_zeros(columns, m, d), v.new_zeros(columns, m)
-    for rows in _samples(backward, columns):
-        h = torch.einsum("xsim,xiv->xsvm", backward[rows].double(), v[rows])
-        weights += torch.einsum("xsvm,xsd->vmd", h, forward[rows].double())
-        sums += h.sum((0, 1))
-    return weights, sums
+def _fewer_flops_through_samples(forward: Tensor, other_forward: Tensor, m: int, passes: int) -> bool:
+    """Whether g . (P . (g^T v)) takes fewer flops than g . ((g^T v) a^T . a), which passes over m d weights.
+
+    For equal sample sets and two passes it does where n s < 2 m d / (m + d).
+    """
+    d = forward.shape[2]
+    rows, columns = forward.shape[0] * forward.shape[1], other_forward.shape[0] * other_forward.shape[1]
+    return rows * columns * (d + m) <= (columns + (passes - 1) * rows) * m * d
+
+
+def _entries_through_samples(
+    forward: Tensor, other_forward: Tensor, other_backward: Tensor, bias: float, v: Tensor, numbers: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Sums t over other samples and uses of (<a, a'> + b) sum_i v_i g^i', by samples and by pre-activations.
+
+    Yields the samples of forward, the pre-activations and t [samples, s, columns, pre-activations]. P and t take no
+    more than `numbers` each where those of one sample do not.
+    """
+    (n, s, d), (others, other_s, o, m), columns = forward.shape, other_backward.shape, v.shape[2]
+    for rows in _steps(n, numbers, s * max(others * other_s, d)):
+        a = forward[rows].double().flatten(0, 1)  # [rows * s, d]
+        p = a.new_empty(len(a), others, other_s)
+        for now in _steps(others, numbers, other_s * d):
+            p[:, now] = (a @ other_forward[now].double().flatten(0, 1).T).view(len(a), -1, other_s) + bias
+        for pre_activations in _steps(m, numbers, max(len(a), s) * columns):
+            width = pre_activations.stop - pre_activations.start
+            t = a.new_zeros(len(a), columns * width)
+            for now in _steps(others, numbers, other_s * max(o, columns) * width):
+                g = other_backward[now, ..., pre_activations].double()
+                h = torch.einsum("xsim,xiv->xsvm", g, v[now])
+                t.addmm_(p[:, now].flatten(1), h.flatten(0, 1).flatten(1))
+            yield rows, pre_activations, t.view(-1, s, columns, width)
+
+
+def _entries_through_parameters(
+    forward: Tensor, other_forward: Tensor, other_backward: Tensor, bias: float, v: Tensor, numbers: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The same as `_entries_through_samples`, as M_v a + b sum h."""
+    n, s, d = forward.shape
+    for pre_activations, weights, sums in _weights(other_forward, other_backward, v, numbers):
+        columns, width, _ = weights.shape
+        for rows in _steps(n, numbers, s * max(d, columns * width)):
+            t = torch.einsum("vmd,xsd->xsvm", weights, forward[rows].double())
+            yield rows, pre_activations, t + bias * sums
+
+
+def _weights(forward: Tensor, backward: Tensor, v: Tensor, numbers: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Sums M_v over samples and uses of h a^T with h = sum_i v_i g^i, by pre-activations.
+
+    Yields the pre-activations, M_v [columns, pre-activations, d] and the sums of h, [columns, pre-activations]. M_v
+    takes no more than `numbers` where that of one pre-activation does not.
+    """
+    (n, s, o, m), d, columns = backward.shape, forward.shape[2], v.shape[2]
+    for pre_activations in _steps(m, numbers, columns * d):
+        width = pre_activations.stop - pre_activations.start
+        weights, sums = v.new_zeros(columns, width, d), v.new_zeros(columns, width)
+        for rows in _steps(n, numbers, s * max(d, max(o, columns) * width)):
+            h = torch.einsum("xsim,xiv->xsvm", backward[rows][..., pre_activations].double(), v[rows])
+            weights += torch.einsum("xsvm,xsd->vmd", h, forward[rows].double())
+            sums += h.sum((0, 1))
+        yield pre_activations, weights, sums

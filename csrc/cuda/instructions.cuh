@@ -86,14 +86,30 @@ __device__ inline void barrier_arrive_expecting(uint32_t barrier, uint32_t bytes
   asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
-// Waits for the end of the phase of this parity.
+// Waits for the end of the phase of this parity. A build for the first runs on a device (AHK_WATCHDOG) ends the kernel
+// with an error after 2^26 tries, as a hang would take minutes. One block of assembly for each keeps the counter out of
+// the registers of the sums, which it would spill.
 __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
+#if defined(AHK_WATCHDOG)
+      ".reg .pred late;\n"
+      ".reg .u32 tries;\n"
+      "mov.u32 tries, 0;\n"
+#endif
       "again:\n"
       "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%0], %1;\n"
+#if defined(AHK_WATCHDOG)
+      "@done bra over;\n"
+      "add.u32 tries, tries, 1;\n"
+      "setp.gt.u32 late, tries, 67108864;\n"
+      "@late trap;\n"
+      "bra again;\n"
+      "over:\n"
+#else
       "@!done bra again;\n"
+#endif
       "}" ::"r"(barrier),
       "r"(parity)
       : "memory");

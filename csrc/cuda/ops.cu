@@ -89,6 +89,20 @@ Tensor pack_parts(Tensor factor, Tensor scale, int64_t count) {
   return parts;
 }
 
+// How the library was built, as "name=value" with blanks between them: for ahkernels/ops/build.py.
+std::string cuda_build() {
+  std::string facts = "cuda=" + std::to_string(__CUDACC_VER_MAJOR__) + "." + std::to_string(__CUDACC_VER_MINOR__);
+  facts += " architectures=";
+  constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};
+  for (const int architecture : kArchitectures) facts += std::to_string(architecture / 10) + ",";
+  facts.back() = ' ';
+#if defined(AHK_WATCHDOG)
+  return facts + "watchdog=yes";
+#else
+  return facts + "watchdog=no";
+#endif
+}
+
 // ---- tiles
 
 template <class Kernel, class... Arguments>
@@ -215,10 +229,15 @@ Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64
 }  // namespace ahkernels::cuda
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ahkernels, m) {
+  m.def("cuda_build() -> str");
   m.def("pack_parts(Tensor factor, Tensor scale, int count) -> Tensor");
   m.def(
       "tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int n, int o, int sample, str result, "
       "Tensor(a!) entries) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ahkernels, CompositeExplicitAutograd, m) {
+  m.impl("cuda_build", TORCH_BOX(&ahkernels::cuda::cuda_build));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ahkernels, CUDA, m) {

@@ -16,6 +16,9 @@ constexpr int kBlockRows = 64;
 constexpr int kSlice = 64, kEights = 16;
 constexpr uint32_t kRowBytes = kSlice * 2;
 constexpr int kProducerRegisters = 24, kGroupRegisters = 240;
+// Warpgroups trade the registers that the block was launched with: one that asks for more of them waits forever.
+constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
+static_assert(kProducerRegisters + kGroups * kGroupRegisters <= (1 + kGroups) * kLaunchRegisters);
 
 template <int kParts>
 struct Shape {
