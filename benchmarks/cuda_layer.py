@@ -1,25 +1,26 @@
 """Claim tested: on a GPU, a layer's alignment from its factors runs at the rate of the tensor cores, without K.
 
-At n = 6000 and o = 10, widths 256 and 1024: the fused centered moments at each precision, as useful flops (half of
-the square, multiply and add) over the product rate measured in this run that bounds them: bf16 for "medium", a third
-of it for "high", fp32 without tensor cores for "highest". Beside it plain torch at the same precision (panels of rows
-right of the diagonal, best block size; all of K in memory), the materialised kernel of both, ten runs bit for bit, and
-one layer of n = 60,000, whose K would take 1.3 TiB.
+10 outputs, n = 1000, 6000 and 60,000 at width 256 (K of the last would take 1.3 TiB), and n = 6000 at width 1024: the
+fused centered moments and the whole alignment at each precision. Beside them stand plain torch at the same precision,
+by panels of rows right of the diagonal, eager and compiled, at several block sizes, and the machine's ceilings: a copy
+and products of 8192^3 numbers in bf16, TF32, fp32 and fp64. The floor is the useful flops (half of the square, multiply
+and add) times the bf16 products that a precision takes (1, 3 or 6), over the best bf16 rate. Last comes K in memory.
 """
 
-import json
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from common import device as on_device
+from common.row_file import RowFile
 
 import ahkernels as ah
 from ahkernels.factors import Factors
 
 OUTPUTS = 10
-# Precision -> the ceiling that bounds it, and how many of its products an fp32 product takes.
-CEILING = {"medium": ("bf16", 1), "high": ("bf16", 3), "highest": ("fp32", 1)}
+PRODUCTS = {"highest": 6, "high": 3, "medium": 1}  # of bf16 numbers
+BLOCKS = (32, 128, 512)
+Panel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def factors(n: int, width: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -33,7 +34,28 @@ def factors(n: int, width: int, device: str) -> tuple[torch.Tensor, torch.Tensor
     return a[:, None], (weight * mask[:, None])[:, None], y
 
 
-def bar(a: torch.Tensor, g: torch.Tensor, means: torch.Tensor, precision: str, block: int) -> torch.Tensor:
+def eager_panel(
+    q: torch.Tensor, p: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squares of a centered panel and of its first block; overwrites q [b, o, n', o]; p [b, n']."""
+    q.mul_(p[:, None, :, None]).sub_(rows[:, :, None, None]).sub_(columns)
+    squares = torch.linalg.vector_norm(q.flatten(2), dim=2).double().square().sum()
+    return squares, torch.linalg.vector_norm(q[:, :, : len(q)].flatten(2), dim=2).double().square().sum()
+
+
+def _fused_panel(
+    q: torch.Tensor, p: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    squares = (q * p[:, None, :, None] - rows[:, :, None, None] - columns).square().sum(3)  # [b, o, n']
+    return squares.sum(dtype=torch.float64), squares[:, :, : len(q)].sum(dtype=torch.float64)
+
+
+compiled_panel: Panel = torch.compile(_fused_panel, dynamic=True)
+
+
+def bar(
+    a: torch.Tensor, g: torch.Tensor, means: torch.Tensor, precision: str, panel: Panel, block: int
+) -> torch.Tensor:
     """||C K C||_F^2 in plain torch by panels of `block` samples right of the diagonal; nothing waits for the device."""
     if precision == "medium":
         a, g = a.bfloat16(), g.bfloat16()
@@ -46,9 +68,7 @@ def bar(a: torch.Tensor, g: torch.Tensor, means: torch.Tensor, precision: str, b
         end = min(begin + block, n)
         p = (a[begin:end] @ a[begin:].T).float()
         q = (g[begin * o : end * o] @ g[begin * o :].T).float().view(end - begin, o, n - begin, o)
-        q.mul_(p[:, None, :, None]).sub_(rows[begin:end, :, None, None]).sub_(columns[begin:])
-        squares = torch.linalg.vector_norm(q.flatten(2), dim=2).double().square().sum()
-        first = torch.linalg.vector_norm(q[:, :, : end - begin].flatten(2), dim=2).double().square().sum()
+        squares, first = panel(q, p, rows[begin:end], columns[begin:])
         total += 2 * squares - first
     return total
 
@@ -72,103 +92,115 @@ def with_matmul_precision(precision: str, job: Callable[[], object]) -> Callable
     return run
 
 
-def useful_flops(n: int, width: int) -> float:
-    return float(n * OUTPUTS) ** 2 * width
+class Layer:
+    """One problem, with everything that is measured of it."""
+
+    def __init__(self, n: int, width: int, device: str) -> None:
+        self.n, self.width, self.device = n, width, device
+        self.a, self.g, self.y = factors(n, width, device)
+        self.means = self.kernel("highest").row_means()
+
+    def kernel(self, precision: str) -> ah.TangentKernel:
+        return ah.TangentKernel(Factors(self.a, self.g, bias=False), precision=precision)
+
+    def fused(self, precision: str) -> torch.Tensor:
+        return ah.ops.centered_moments([self.a], [self.g], [0.0], [self.means], precision)
+
+    def exact(self) -> float:
+        """||C K C||_F^2 in float64."""
+        return float(ah.ops.centered_moments([self.a.double()], [self.g.double()], [0.0], [self.means], "highest"))
+
+    def plain(self, precision: str, panel: Panel, block: int) -> Callable[[], object]:
+        return with_matmul_precision(precision, partial(bar, self.a, self.g, self.means, precision, panel, block))
 
 
-def one_size(n: int, width: int, best: dict[str, float], device: str, repeats: int) -> dict[str, object]:
-    a, g, y = factors(n, width, device)
-    kernel = {p: ah.TangentKernel(Factors(a, g, bias=False), precision=p) for p in CEILING}
-    means = kernel["highest"].row_means()
-    exact = float(ah.ops.centered_moments([a.double()], [g.double()], [0.0], [means], "highest"))
-    blocks = [b for b in (32, 128, 512) if b <= n]
-    rows = []
-    for precision, (bound, products) in CEILING.items():
-        fused = partial(ah.ops.centered_moments, [a], [g], [0.0], [means], precision)
-        jobs = {"fused moments": fused, "whole alignment": partial(ah.cka, kernel[precision], y)}
-        for block in blocks:
-            jobs[f"plain torch, blocks of {block}"] = with_matmul_precision(
-                precision, partial(bar, a, g, means, precision, block)
-            )
-        timings = on_device.times(jobs, device, repeats)
-        values = {name: float(job()) for name, job in jobs.items() if name != "whole alignment"}
-        ours = timings["fused moments"]["median_s"]
-        plain = min(value["median_s"] for name, value in timings.items() if name.startswith("plain"))
-        rate = useful_flops(n, width) / ours
-        rows.append(
-            {
-                "precision": precision,
-                "timings": timings,
-                "relative_error": {name: abs(value / exact - 1) for name, value in values.items()},
-                "useful_flops_per_s": rate,
-                "ceiling": f"{bound} / {products}",
-                "fraction_of_ceiling": rate / (best[bound] / products),
-                "floor_s": useful_flops(n, width) / (best[bound] / products),
-                "plain_over_ours": plain / ours,
-                "same_bits_in_10_runs": len({float(fused()) for _ in range(10)}) == 1,
-            }
-        )
-        print(
-            f"n = {n}, N = {width}, {precision}: {1e3 * ours:.2f} ms, {rate / 1e12:.1f} Tflop/s,",
-            f"{100 * rows[-1]['fraction_of_ceiling']:.0f}% of {bound} / {products},",
-            f"plain torch {plain / ours:.1f} times, error {rows[-1]['relative_error']['fused moments']:.1e}",
-            flush=True,
-        )
-    gram = {
-        "ours": partial(ah.ops.tangent_gram, [a], [g], [0.0], "highest"),
-        "plain torch": with_matmul_precision("highest", partial(plain_gram, a, g)),
+def contenders(layer: Layer, precision: str, blocks: list[int]) -> dict[str, Callable[[], object]]:
+    """What gives ||C K C||_F^2, and our whole alignment; ours first."""
+    found: dict[str, Callable[[], object]] = {
+        "ours, moments": partial(layer.fused, precision),
+        "ours, whole alignment": lambda: ah.cka(layer.kernel(precision), layer.y),
     }
-    timings = on_device.times(gram, device, min(repeats, 3))
-    peaks = {name: on_device.peak_bytes(job, device) for name, job in gram.items()}
-    for name, timing in timings.items():
-        print(f"  K in memory, {name}: {1e3 * timing['median_s']:.2f} ms, peak {peaks[name]} bytes", flush=True)
-    return {"n": n, "width": width, "moments": rows, "gram": {"timings": timings, "peak_bytes": peaks}}
+    for name, panel in (("eager", eager_panel), ("compiled", compiled_panel)):
+        found |= {f"plain torch, {name}, blocks of {b}": layer.plain(precision, panel, b) for b in blocks}
+    return found
 
 
-def full_data(n: int, width: int, best: dict[str, float], device: str) -> dict[str, object]:
-    """One layer of all of Fashion-MNIST's size at each precision."""
-    a, g, y = factors(n, width, device)
-    rows, alignments = [], {}
-    for precision, (bound, products) in CEILING.items():
-        kernel = ah.TangentKernel(Factors(a, g, bias=False), precision=precision)
-        job = partial(ah.cka, kernel, y)
-        timing = on_device.times({"alignment": job}, device, repeats=3)["alignment"]
-        alignments[precision] = job()
-        rows.append(
-            {
-                "precision": precision,
-                "timing": timing,
-                "peak_bytes": on_device.peak_bytes(job, device),
-                "floor_s": useful_flops(n, width) / (best[bound] / products),
-                "alignment": alignments[precision],
-            }
+def measure(layer: Layer, best: dict[str, float], repeats: int, rows: RowFile, blocks: list[int]) -> None:
+    """A row for each contender and precision; errors are against float64, for large n against "highest"."""
+    exact = layer.exact() if layer.n <= 10_000 else float(layer.fused("highest"))
+    flops = float(layer.n * OUTPUTS) ** 2 * layer.width
+    jobs = {precision: contenders(layer, precision, blocks) for precision in PRODUCTS}
+    ours: dict[str, float] = {}
+    for contender in jobs["highest"]:
+        for precision, products in PRODUCTS.items():
+            value, timing, peak = on_device.measured(jobs[precision][contender], layer.device, repeats)
+            seconds = timing["median_s"]
+            ours.setdefault(precision, seconds)
+            error = None if "alignment" in contender else abs(float(value) / exact - 1)
+            floor = flops * products / best["bf16"]
+            rows.add(
+                f"n = {layer.n}, N = {layer.width}, {precision}, {contender}: {1e3 * seconds:.3f} ms, "
+                f"{seconds / ours[precision]:.2f} times ours, floor {1e3 * floor:.3f} ms, "
+                f"{flops / seconds / 1e12:.1f} useful Tflop/s, "
+                + (f"A = {value:.6f}" if error is None else f"error {error:.1e}"),
+                kind="layer",
+                n=layer.n,
+                width=layer.width,
+                precision=precision,
+                contender=contender,
+                timing=timing,
+                floor_s=floor,
+                useful_flops_per_s=flops / seconds,
+                alignment=float(value) if error is None else None,
+                relative_error=error,
+                peak_bytes=peak,
+            )
+        if contender == "ours, moments" and layer.n <= 10_000:
+            for precision in PRODUCTS:
+                same = len({float(layer.fused(precision)) for _ in range(10)}) == 1
+                rows.add(f"  same bits in 10 runs: {same}", kind="bits", n=layer.n, precision=precision, same=same)
+
+
+def measure_gram(layer: Layer, repeats: int, rows: RowFile) -> None:
+    """K in memory by both, a row for each."""
+    jobs = {
+        "ours": partial(ah.ops.tangent_gram, [layer.a], [layer.g], [0.0], "highest"),
+        "plain torch": with_matmul_precision("highest", partial(plain_gram, layer.a, layer.g)),
+    }
+    for contender, job in jobs.items():
+        _, timing, peak = on_device.measured(job, layer.device, repeats)
+        rows.add(
+            f"n = {layer.n}, N = {layer.width}, K in memory, {contender}: {1e3 * timing['median_s']:.2f} ms, "
+            f"peak {peak} bytes",
+            kind="gram",
+            n=layer.n,
+            width=layer.width,
+            contender=contender,
+            timing=timing,
+            peak_bytes=peak,
         )
-    for row in rows:
-        row["relative_difference"] = abs(row["alignment"] / alignments["highest"] - 1)
-        print(
-            f"n = {n}, N = {width}, {row['precision']}:",
-            f"{row['timing']['median_s']:.3f} s (floor {row['floor_s']:.3f}),",
-            f"peak {row['peak_bytes']} bytes, differs by {row['relative_difference']:.1e}",
-            flush=True,
-        )
-    return {"n": n, "width": width, "rows": rows}
 
 
 def main() -> None:
-    args = on_device.arguments(__doc__, "cuda_layer", 7)
-    n, large, widths, size = (64, 100, [16], 256) if args.quick else (6000, 60_000, [256, 1024], 8192)
-    best = on_device.ceilings(args.device, size)
-    print({name: f"{rate / 1e12:.2f}e12" for name, rate in best.items()}, flush=True)
-    record = {
-        "benchmark": "cuda_layer",
-        "quick": args.quick,
-        "machine": on_device.describe(args.device),
-        "ceilings": best,
-        "sizes": [one_size(n, width, best, args.device, args.repeats) for width in widths],
-        "full_data": full_data(large, widths[0], best, args.device),
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(record, indent=1) + "\n")
+    args = on_device.arguments(__doc__, "cuda_layer", 5)
+    rows = RowFile(
+        args.output,
+        benchmark="cuda_layer",
+        quick=args.quick,
+        machine=on_device.describe(args.device),
+        build=ah.build_info(),
+    )
+    best = {}
+    for name, rate in on_device.ceilings(args.device, 256 if args.quick else 8192):
+        best[name] = rate
+        rows.add(f"{name}: {rate / 1e12:.3f}e12 per second", kind="ceiling", name=name, per_second=rate)
+    sizes = [(30, 16), (64, 16), (100, 16)] if args.quick else [(1000, 256), (6000, 256), (60_000, 256), (6000, 1024)]
+    for n, width in sizes:
+        blocks = [b for b in BLOCKS if b <= n]
+        if args.quick or n > 10_000:
+            blocks = blocks[-1:] or [n]
+        measure(Layer(n, width, args.device), best, args.repeats, rows, blocks)
+    measure_gram(Layer(*sizes[1], args.device), 3, rows)
 
 
 if __name__ == "__main__":

@@ -1,126 +1,132 @@
-"""Everything a machine with a GPU is needed for, in one command and under ten minutes.
+"""Everything a machine with a GPU is needed for, in one command of under nine minutes.
 
-Builds the extension in place, runs the test suite (CPU and GPU), compute-sanitizer on small sizes, and the GPU
-benchmarks with the ceilings of the machine. Each stage has a time limit, its outcome goes to the JSON as soon as it is
-known, and a stage that fails does not stop the next. The exit status counts the stages that failed.
+What must be known first comes first: whether a tile comes out right at each precision, whether the CUDA tests pass,
+how fast one layer is beside the machine's ceilings, what the hardware counters say about its kernel, how long whole
+networks take, and whether memcheck finds fault. One deadline holds for all stages. A stage that exceeds its share is
+ended with all that it has started, and the next begins. The JSON files in the output folder are whole after every row,
+and gpu.log has all output. The exit status counts the stages that failed.
 
-Needs torch with CUDA, an nvcc of the same major version, and the test extra (pytest, scipy, matplotlib, scikit-learn,
-pandas); compute-sanitizer is left out, and said to be, where it is not on the PATH.
+Needs torch with CUDA, an nvcc of the same major version or a library that was built elsewhere (--cuda-library), and the
+test extra. ncu and compute-sanitizer are used where they are on the PATH.
 """
 
 import argparse
 import json
 import os
-import shutil
-import subprocess
 import sys
-import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
+
+from common import prebuilt, stages
+from common.stages import Stage
+from comparison import options
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
-SMALL_CASES = "test_precisions or test_streams"
-TAIL = 4000  # characters of a stage's output that the JSON keeps
+CUDA_TESTS = ("python_tests/test_cuda.py", "python_tests/test_ops.py", "-k", "cuda")
+SMALL_CASES = ("python_tests/test_cuda.py", "-k", "test_precisions and highest and (1-1-2-3-5 or 40-1-100-5-64)")
+# On a CPU: the kernels' source on the emulator of their instructions.
+EMULATED_TESTS = ("python_tests/test_cuda_kernels.py", "-k", "test_zero_factors or test_same_bits")
+EMULATED_CASES = ("python_tests/test_cuda_kernels.py", "-k", "test_zero_factors")
+# A stage that hangs with a child that hangs, deaf to requests to end, and one that crashes.
+HANG = (
+    "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)']); print('hangs'); time.sleep(3600)"
+)
+CRASH = "import os; print('crashes'); os.abort()"
 
 
-@dataclass
-class Stage:
-    """A command with a limit in seconds."""
-
-    name: str
-    command: list[str]
-    limit: int
-    environment: dict[str, str] = field(default_factory=dict)
+def pytest(*arguments: str) -> list[str]:
+    return [PYTHON, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", *arguments]
 
 
-def sanitizer(tool: str) -> list[str]:
-    pytest = [
-        PYTHON,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "python_tests/test_cuda.py",
-        "-k",
-        SMALL_CASES,
-    ]
-    return ["compute-sanitizer", "--tool", tool, "--error-exitcode", "3", "--target-processes", "all", *pytest]
+def build(library: Path | None) -> tuple[Stage, str]:
+    """The extension in place, with the library where it fits; and what is said of it."""
+    reason = None if library is None else prebuilt.reason_against(library)
+    if library is not None and reason is None:
+        return Stage("build", _build_command(), 90, {"AHKERNELS_CUDA": str(library.resolve())}), "prebuilt"
+    environment = {"AHKERNELS_CUDA": "required", "NVCC_APPEND_FLAGS": "-DAHK_WATCHDOG", "MAX_JOBS": str(os.cpu_count())}
+    return Stage("build", _build_command(), 150, environment), f"built here: {reason or 'no library was given'}"
 
 
-def stages(output: Path, quick: bool) -> list[Stage]:
-    benchmark = ["--device", "cpu", "--quick"] if quick else []
+def _build_command() -> list[str]:
+    return [PYTHON, "setup.py", "build_ext", "--inplace"]
+
+
+def all_stages(device: str, quick: bool, folder: Path) -> list[Stage]:
+    """Those after the build, in the order in which their answers are needed; weights are seconds where all is well."""
+    on_gpu = device == "cuda"
     # torch's own allocator hides writes past the end of a tensor from memcheck.
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    found = [
-        Stage("build", [PYTHON, "setup.py", "build_ext", "--inplace"], 180, {"AHKERNELS_CUDA": "required"}),
-        Stage("tests", [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider"], 240),
-        Stage("memcheck", sanitizer("memcheck"), 90, uncached),
-        Stage("racecheck", sanitizer("racecheck"), 90, uncached),
-        Stage(
-            "layer", [PYTHON, "benchmarks/cuda_layer.py", "--output", str(output / "cuda_layer.json"), *benchmark], 150
-        ),
-        Stage(
-            "networks",
-            [PYTHON, "benchmarks/cuda_networks.py", "--output", str(output / "cuda_networks.json"), *benchmark],
-            150,
-        ),
+    sanitizer = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "3", "--target-processes", "all"]
+
+    def benchmark(name: str) -> list[str]:
+        asked = ["--device", device, "--output", str(folder / f"{name}.json"), *(["--quick"] if quick else [])]
+        return [PYTHON, f"benchmarks/{name}.py", *asked]
+
+    return [
+        Stage("tile", benchmark("cuda_tile"), 30),
+        Stage("tests", pytest(*(CUDA_TESTS if on_gpu else EMULATED_TESTS)), 90),
+        Stage("layer", benchmark("cuda_layer"), 130),
+        Stage("counters", benchmark("cuda_counters"), 50),
+        Stage("networks", benchmark("cuda_networks"), 70),
+        Stage("memcheck", [*sanitizer, *pytest(*(SMALL_CASES if on_gpu else EMULATED_CASES))], 50, uncached),
     ]
-    return [stage for stage in found if not quick or stage.name in ("layer", "networks")]
 
 
-def run(stage: Stage) -> dict[str, object]:
-    print(f"\n=== {stage.name}: {' '.join(stage.command)}", flush=True)
-    record: dict[str, object] = {
-        "stage": stage.name,
-        "command": [part.replace(PYTHON, "python") for part in stage.command],
-    }
-    if shutil.which(stage.command[0]) is None:
-        return record | {"outcome": f"left out: {stage.command[0]} is not on the PATH"}
-    start = time.monotonic()
-    try:
-        done = subprocess.run(
-            stage.command,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | stage.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=stage.limit,
-        )
-        outcome, text = ("passed" if done.returncode == 0 else f"failed with status {done.returncode}"), done.stdout
-    except subprocess.TimeoutExpired as late:
-        outcome = f"stopped after {stage.limit} s"
-        text = late.stdout.decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""
-    seconds = time.monotonic() - start
-    print(text[-TAIL:], f"=== {stage.name}: {outcome}, {seconds:.0f} s", sep="\n", flush=True)
-    return record | {"outcome": outcome, "seconds": seconds, "output": text[-TAIL:].replace(str(ROOT), ".")}
-
-
-def machine() -> dict[str, object]:
-    """Of a process of its own, so that this one holds no memory of the device."""
-    code = "import json; from common.device import describe; import torch; " + (
-        "print(json.dumps(describe('cuda' if torch.cuda.is_available() else 'cpu')))"
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: a smoke run, whose figures mean nothing")
+    parser.add_argument("--seconds", type=options.positive(float), default=520, help="deadline for everything")
+    parser.add_argument("--output", type=options.folder, default=ROOT / "benchmarks" / "results", help="folder")
+    parser.add_argument("--cuda-library", type=Path, help="_cuda library built elsewhere; used where it fits")
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="these stages alone")
+    parser.add_argument(
+        "--plant", action="store_true", help="with a stage that hangs and one that crashes: a rehearsal"
     )
-    done = subprocess.run([PYTHON, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    args = parser.parse_args()
+    if args.cuda_library is not None and not args.cuda_library.is_file():
+        parser.error(f"argument --cuda-library: expected the path of a library, got '{args.cuda_library}'")
+    names = [stage.name for stage in all_stages(args.device, args.quick, args.output)]
+    if args.only and not set(args.only) <= set(names):
+        parser.error(f"argument --only: expected some of {', '.join(names)}, got '{' '.join(args.only)}'")
+    return args
+
+
+def planned(args: argparse.Namespace) -> tuple[list[Stage], str]:
+    """The stages of this run, and where the CUDA library comes from."""
+    every = all_stages(args.device, args.quick, args.output.resolve())
+    found = [stage for stage in every if not args.only or stage.name in args.only]
+    if args.plant:
+        planted = [Stage("hang", [PYTHON, "-c", HANG], 10), Stage("crash", [PYTHON, "-c", CRASH], 10)]
+        found[1:1] = planted
+    if args.device == "cpu":
+        return found, "none: the installed package, on a CPU"
+    stage, library = build(args.cuda_library)
+    in_place = {"PYTHONPATH": str(ROOT)}
+    return [stage, *(Stage(s.name, s.command, s.weight, {**in_place, **s.environment}) for s in found)], library
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the JSON files"
-    )
-    parser.add_argument("--quick", action="store_true", help="the benchmarks alone, tiny and on the CPU: a smoke run")
-    args = parser.parse_args()
+    args = arguments()
     args.output.mkdir(parents=True, exist_ok=True)
-    record: dict[str, object] = {"machine": machine(), "stages": []}
-    for stage in stages(args.output.resolve(), args.quick):
-        record["stages"].append(run(stage))
+    log = args.output / "gpu.log"
+    log.write_bytes(b"")
+    records: Sequence[dict[str, object]] = []
+    plan, library = planned(args)
+    record = {
+        "benchmark": "gpu",
+        "quick": args.quick,
+        "deadline_s": args.seconds,
+        "library": library,
+        "stages": records,
+    }
+    for done in stages.run(plan, args.seconds, ROOT, log):
+        records.append(done)
         (args.output / "gpu.json").write_text(json.dumps(record, indent=1) + "\n")
-    return sum(not str(done["outcome"]).startswith(("passed", "left out")) for done in record["stages"])
+        stages.tell(done, lambda text: print(text, flush=True))
+    return stages.failures(records)
 
 
 if __name__ == "__main__":

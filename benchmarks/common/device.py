@@ -3,14 +3,16 @@
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from comparison import options
 
 Job = Callable[[], object]
-TENSOR_CORE_MODES = {"fp32": "highest", "tf32": "high"}
+PRODUCTS = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32, "fp64": torch.float64}
 
 
 def arguments(description: str, name: str, repeats: int) -> argparse.Namespace:
@@ -52,41 +54,39 @@ def _once(job: Job, device: str, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def peak_bytes(job: Job, device: str) -> int | None:
-    """Most memory in use during the job above what was before it."""
-    if device != "cuda":
-        return None
-    job()
+def measured(job: Job, device: str, repeats: int = 7) -> tuple[Any, dict[str, Any], int | None]:
+    """What a job returns, its times (see `times`), and the most memory in use during it above what was before it.
+
+    One that takes over a second is called twice in all.
+    """
+    if device == "cuda":
+        synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    start = time.perf_counter()
+    value = job()
     synchronize(device)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    job()
-    synchronize(device)
-    return torch.cuda.max_memory_allocated() - before
+    slow = time.perf_counter() - start > 1
+    peak = torch.cuda.max_memory_allocated() - before if device == "cuda" else None
+    if slow:
+        seconds = _once(job, device, 1)
+        return value, {"median_s": seconds, "min_s": seconds, "rounds_s": [seconds]}, peak
+    return value, times({"job": job}, device, repeats)["job"], peak
 
 
-def ceilings(device: str, size: int) -> dict[str, float]:
-    """Best flop/s of torch's products of size^3 random numbers, and bytes per second of a copy, read and written."""
-    found = {}
-    for name, dtype in (
-        ("bf16", torch.bfloat16),
-        ("tf32", torch.float32),
-        ("fp32", torch.float32),
-        ("fp64", torch.float64),
-    ):
-        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        out = torch.empty_like(a)
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(TENSOR_CORE_MODES.get(name, "highest"))
-        found[name] = (
-            2 * size**3 / times({name: lambda a=a, b=b, out=out: torch.mm(a, b.T, out=out)}, device)[name]["min_s"]
-        )
-        torch.set_float32_matmul_precision(before)
+def ceilings(device: str, size: int) -> Iterator[tuple[str, float]]:
+    """Bytes per second of a copy, read and written, and best flop/s of torch's products of size^3 random numbers."""
     source = torch.ones(size * size * 8, device=device)
     target = torch.empty_like(source)
-    found["copy"] = 8 * source.numel() / times({"copy": lambda: target.copy_(source)}, device)["copy"]["min_s"]
-    return found
+    yield "copy", 8 * source.numel() / times({"copy": lambda: target.copy_(source)}, device)["copy"]["min_s"]
+    for name, dtype in PRODUCTS.items():
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+        timing = times({name: partial(torch.mm, a, b.T)}, device)[name]
+        torch.set_float32_matmul_precision(before)
+        yield name, 2 * size**3 / timing["min_s"]
 
 
 def describe(device: str) -> dict[str, object]:

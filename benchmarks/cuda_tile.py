@@ -1,0 +1,55 @@
+"""Claim tested: the CUDA kernels load, run, and give the numbers of float64, one tile of 128 x 128 at each precision.
+
+The first thing to know of a GPU that has not run them yet. A layer used once goes by the kernel of the architecture
+(Hopper: wgmma), a layer used twice by the other (mma.sync). Ends with status 1 where an error is above its bound.
+"""
+
+import sys
+
+import torch
+from common import device as on_device
+from common.row_file import RowFile
+
+import ahkernels as ah
+from ahkernels.ops.plain import tangent_gram
+
+N, OUTPUTS, NUMBERS = 16, 8, 200  # 128 rows of K; numbers along k that fill no slice
+BOUNDS = {"highest": 1e-6, "high": 3e-5, "medium": 1e-2}  # of the norm of K
+
+
+def main() -> int:
+    args = on_device.arguments(__doc__, "cuda_tile", 1)
+    rows = RowFile(args.output, benchmark="cuda_tile", machine=on_device.describe(args.device), build=ah.build_info())
+    print(rows.record["build"], flush=True)
+    wrong = args.device == "cuda" and ah.build_info()["implementations"]["cuda"] != "kernels"
+    if wrong:
+        rows.add("no CUDA kernels are in use", precision=None, reason=ah.build_info()["cuda"])
+    torch.manual_seed(0)
+    for uses in (1, 2):
+        a, g = torch.randn(N, uses, 30), torch.randn(N, uses, OUTPUTS, NUMBERS)
+        k = tangent_gram([a.double()], [g.double()], [1.0], "highest")
+        means = k.mean(1).view(N, OUTPUTS)
+        centered = k - means.flatten()[:, None] - means.flatten() + k.mean()
+        a, g, means = a.to(args.device), g.to(args.device), means.to(args.device)
+        for precision, bound in BOUNDS.items():
+            gram = ah.ops.tangent_gram([a], [g], [1.0], precision).cpu()
+            square = ah.ops.centered_moments([a], [g], [1.0], [means], precision).cpu()
+            gram_error = float((gram - k).norm() / k.norm())
+            square_error = float((square - centered.square().sum()).abs() / k.norm() ** 2)
+            right = gram_error <= bound and square_error <= bound  # False for nan
+            wrong |= not right
+            rows.add(
+                f"uses {uses}, {precision}: K {gram_error:.1e}, ||C K C||^2 {square_error:.1e} of ||K||^2 "
+                f"(bound {bound:.0e}): {'right' if right else 'WRONG'}",
+                uses=uses,
+                precision=precision,
+                gram_error=gram_error,
+                square_error=square_error,
+                bound=bound,
+                right=right,
+            )
+    return int(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
