@@ -14,8 +14,8 @@ import sys
 
 import torch
 from common import device as on_device
-from common.row_file import RowFile
 from cuda_layer import PRODUCTS, Layer
+from gpu_run.row_file import RowFile
 
 import ahkernels as ah
 

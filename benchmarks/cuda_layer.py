@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 from common import device as on_device
-from common.row_file import RowFile
+from gpu_run.row_file import RowFile
 
 import ahkernels as ah
 from ahkernels.factors import Factors

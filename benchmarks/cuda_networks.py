@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from common import device as on_device
 from common import jacobians, plain, plain_network, workload
-from common.row_file import RowFile
+from gpu_run.row_file import RowFile
 
 import ahkernels as ah
 

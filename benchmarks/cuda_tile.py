@@ -8,7 +8,7 @@ import sys
 
 import torch
 from common import device as on_device
-from common.row_file import RowFile
+from gpu_run.row_file import RowFile
 
 import ahkernels as ah
 from ahkernels.ops.plain import tangent_gram

@@ -17,9 +17,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import prebuilt, stages
-from common.stages import Stage
 from comparison import options
+from gpu_run import prebuilt, stages
+from gpu_run.stages import Stage
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
@@ -37,7 +37,10 @@ CRASH = "import os; print('crashes'); os.abort()"
 
 
 def pytest(*arguments: str) -> list[str]:
-    return [PYTHON, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", *arguments]
+    """The program and not the module, which would find the sources of the package before the one that is installed."""
+    program = Path(PYTHON).with_name("pytest")
+    command = [str(program)] if program.exists() else [PYTHON, "-m", "pytest"]
+    return [*command, "-q", "--maxfail=20", "-p", "no:cacheprovider", *arguments]
 
 
 def build(library: Path | None) -> tuple[Stage, str]:

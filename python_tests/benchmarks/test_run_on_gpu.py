@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from common import prebuilt, stages
-from common.row_file import RowFile
-from common.stages import Stage
+from gpu_run import prebuilt, stages
+from gpu_run.row_file import RowFile
+from gpu_run.stages import Stage
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "run_on_gpu.py"
 PYTHON = sys.executable
@@ -122,13 +122,13 @@ def test_a_library_of_another_cuda_or_for_other_devices_alone_does_not_fit(tmp_p
 
 NCU = """#!/bin/sh
 if [ "$1" = --query-metrics ]; then echo 'gpu__time_duration  ns  a duration'; exit; fi
-while [ "$1" != "$PYTHON" ]; do case "$1" in gpu__*) asked="$1";; esac; shift; done
+while [ $# -gt 0 ]; do case "$1" in gpu__*) asked="$1";; "$BIN"/*) break;; esac; shift; done
 "$@" || exit
 echo '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"'
 echo "\"0\",\"tiles\",\"${asked:-Duration}\",\"us\",\"7.5\""
 """
 SANITIZER = """#!/bin/sh
-while [ "$1" != "$PYTHON" ]; do shift; done
+while [ $# -gt 0 ]; do case "$1" in "$BIN"/*) break;; esac; shift; done
 "$@" && echo '0 errors'
 """
 
@@ -140,7 +140,7 @@ def test_rehearsal_on_a_cpu(tmp_path: Path) -> None:
     for name, text in (("ncu", NCU), ("compute-sanitizer", SANITIZER)):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
-    environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHON": PYTHON, "MARK": mark}
+    environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "BIN": str(Path(PYTHON).parent), "MARK": mark}
     command = [
         PYTHON,
         str(SCRIPT),
