@@ -42,8 +42,14 @@ Tensor tangent_cross_product(Tensor forward, Tensor backward, Tensor other_forwa
 }
 
 Tensor tangent_statistics(std::vector<Tensor> forward, std::vector<Tensor> backward, std::vector<double> bias, Tensor v,
+                          std::string precision, std::vector<bool> by_jacobian, std::vector<int64_t> terms,
+                          bool per_output) {
+  return ahkernels::cpu::tangent_statistics({forward, backward, bias, by_jacobian, terms}, v, precision, per_output);
+}
+
+Tensor per_output_moments(std::vector<Tensor> forward, std::vector<Tensor> backward, std::vector<double> bias,
                           std::string precision, std::vector<bool> by_jacobian, std::vector<int64_t> terms) {
-  return ahkernels::cpu::tangent_statistics({forward, backward, bias, by_jacobian, terms}, v, precision);
+  return ahkernels::cpu::per_output_moments({forward, backward, bias, by_jacobian, terms}, precision);
 }
 
 }  // namespace
@@ -64,7 +70,10 @@ STABLE_TORCH_LIBRARY(ahkernels, m) {
       "Tensor v) -> Tensor");
   m.def(
       "tangent_statistics(Tensor[] forward, Tensor[] backward, float[] bias, Tensor v, str precision, "
-      "bool[] by_jacobian=[], int[] terms=[]) -> Tensor");
+      "bool[] by_jacobian=[], int[] terms=[], bool per_output=False) -> Tensor");
+  m.def(
+      "per_output_moments(Tensor[] forward, Tensor[] backward, float[] bias, str precision, bool[] by_jacobian=[], "
+      "int[] terms=[]) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ahkernels, CPU, m) {
@@ -76,4 +85,5 @@ STABLE_TORCH_LIBRARY_IMPL(ahkernels, CPU, m) {
   m.impl("tangent_product", TORCH_BOX(&tangent_product));
   m.impl("tangent_cross_product", TORCH_BOX(&tangent_cross_product));
   m.impl("tangent_statistics", TORCH_BOX(&tangent_statistics));
+  m.impl("per_output_moments", TORCH_BOX(&per_output_moments));
 }

@@ -34,6 +34,8 @@ Tensor tangent_cross_product(const Tensor& forward, const Tensor& backward, cons
 
 Tensor tangent_quadratic(const Tensor& forward, const Tensor& backward, double bias, const Tensor& v);
 
-Tensor tangent_statistics(const Factors& factors, const Tensor& v, const std::string& precision);
+Tensor tangent_statistics(const Factors& factors, const Tensor& v, const std::string& precision, bool per_output);
+
+Tensor per_output_moments(const Factors& factors, const std::string& precision);
 
 }  // namespace ahkernels::cpu

@@ -24,6 +24,7 @@ from ahkernels.ops.build import build_info, load_cuda
 __all__ = [
     "build_info",
     "centered_moments",
+    "per_output_moments",
     "tangent_cross_product",
     "tangent_diagonal",
     "tangent_gram",
@@ -62,6 +63,31 @@ def centered_moments(
     """
     result: Tensor = torch.ops.ahkernels.centered_moments(
         list(forward), list(backward), list(bias), list(row_means), precision, list(by_jacobian), list(terms)
+    )
+    return result
+
+
+def per_output_moments(
+    forward: Sequence[Tensor],
+    backward: Sequence[Tensor],
+    bias: Sequence[float],
+    precision: str,
+    by_jacobian: Sequence[bool] = (),
+    terms: Sequence[int] = (),
+) -> Tensor:
+    """Inner products of q kernels centered per output and of the same centered as a whole, in one pass over tiles.
+
+    Means are taken out of the factors, so that blocks K_ij of two outputs may be close to constant. Arguments are those
+    of `centered_moments`.
+
+    Returns:
+        float64 [2, q, q]: [0] <C K_a C, C K_b C>_F with C = I - 11^T/(on), [1] with C = (I_n - 11^T/n) (x) I_o.
+
+    Raises:
+        RuntimeError: where shapes or dtypes do not fit; the message names the argument.
+    """
+    result: Tensor = torch.ops.ahkernels.per_output_moments(
+        list(forward), list(backward), list(bias), precision, list(by_jacobian), list(terms)
     )
     return result
 
@@ -166,17 +192,22 @@ def tangent_statistics(
     precision: str,
     by_jacobian: Sequence[bool] = (),
     terms: Sequence[int] = (),
+    per_output: bool = False,
 ) -> Tensor:
     """The numbers of an alignment: <v, K v>, ||C K C||_F^2, trace and sum of q kernels, float64 [q, 4].
 
     One op, since all of them come from tiles that are made once, and small kernels are taken side by side. Arguments as
     `centered_moments`, with centered targets v (of zero sum), float64 [n, o, 1].
 
+    With `per_output`, for kernels over several outputs, [q, 8]: the same four, and then <v_o, K v_o> for targets v_o
+    centered over the samples of each output, ||C_o K C_o||_F^2 with C_o = (I_n - 11^T/n) (x) I_o, the trace, and the sum
+    of the blocks of K on the diagonal.
+
     Raises:
         RuntimeError: where shapes or dtypes do not fit; the message names the argument.
     """
     result: Tensor = torch.ops.ahkernels.tangent_statistics(
-        list(forward), list(backward), list(bias), v, precision, list(by_jacobian), list(terms)
+        list(forward), list(backward), list(bias), v, precision, list(by_jacobian), list(terms), per_output
     )
     return result
 
@@ -192,6 +223,19 @@ def _(
     terms: Sequence[int] = (),
 ) -> Tensor:
     return row_means[0].new_empty(len(row_means), len(row_means))
+
+
+@torch.library.register_fake("ahkernels::per_output_moments")
+def _(
+    forward: list[Tensor],
+    backward: list[Tensor],
+    bias: list[float],
+    precision: str,
+    by_jacobian: Sequence[bool] = (),
+    terms: Sequence[int] = (),
+) -> Tensor:
+    kernels = len(terms) or len(forward)
+    return forward[0].new_empty(2, kernels, kernels, dtype=torch.float64)
 
 
 @torch.library.register_fake("ahkernels::tangent_gram")
@@ -242,8 +286,9 @@ def _(
     precision: str,
     by_jacobian: Sequence[bool] = (),
     terms: Sequence[int] = (),
+    per_output: bool = False,
 ) -> Tensor:
-    return v.new_empty(len(terms) or len(forward), 4)
+    return v.new_empty(len(terms) or len(forward), 8 if per_output else 4)
 
 
 # Any device without kernels of its own gets the plain-torch implementation.

@@ -198,11 +198,12 @@ def centered_moments(
         every_term = plain.terms_of(forward, backward, bias, by_jacobian)
         sums = [KernelSum(kernel, precision) for kernel in plain.in_sums(every_term, terms)]
         held = 4 * (len(sums) + 3) * o * n * o + max(kernel.bytes_per_sample for kernel in sums)
+        scales = [kernel.scale for kernel in sums]
         return plain.moments_of_panels(
             lambda rows: [kernel.panel(rows) for kernel in sums],
             list(_panels(n, held)),
-            row_means,
-            [kernel.scale for kernel in sums],
+            plain.subtract_row_means(row_means, scales),
+            scales,
         )
     kernels = [ScaledKernel.of(a, g, b, precision) for a, g, b in zip(forward, backward, bias, strict=True)]
     means = [kernel.means(row) for kernel, row in zip(kernels, row_means, strict=True)]

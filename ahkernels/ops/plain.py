@@ -130,17 +130,20 @@ def sum_panel(terms: Sequence[ScaledTerm], rows: slice) -> Tensor:
 
 
 def moments_of_panels(
-    panels: Callable[[slice], list[Tensor]], rows: Sequence[slice], row_means: list[Tensor], scales: list[Tensor]
+    panels: Callable[[slice], list[Tensor]],
+    rows: Sequence[slice],
+    subtract: Callable[[int, Tensor, slice], None],
+    scales: list[Tensor],
 ) -> Tensor:
-    """Inner products of centered kernels from `panels` of all of them (see `ScaledTerm.panel`), times their scales."""
-    means = [mean * scale for mean, scale in zip(row_means, scales, strict=True)]
-    total = row_means[0].new_zeros(len(scales), len(scales))
+    """Inner products of centered kernels from `panels` of all of them (see `ScaledTerm.panel`), times their scales.
+
+    `subtract` takes the means out of a panel of one of them.
+    """
+    total = torch.zeros(len(scales), len(scales), dtype=torch.float64, device=scales[0].device)
     for now in rows:
-        centered = []
-        for panel, mean in zip(panels(now), means, strict=True):
-            panel -= (mean[now] - mean.mean()).to(panel.dtype)[:, :, None, None]
-            panel -= mean[now.start :].to(panel.dtype)[None, None]
-            centered.append(panel)
+        centered = panels(now)
+        for index, panel in enumerate(centered):
+            subtract(index, panel, now)
         for i, first in enumerate(centered):
             for j, second in enumerate(centered[: i + 1]):
                 products = first * second  # past the samples in rows they stand for their mirror image too
@@ -151,6 +154,18 @@ def moments_of_panels(
             total[i, j] = total[i, j] / scale / other
             total[j, i] = total[i, j]
     return total
+
+
+def subtract_row_means(row_means: list[Tensor], scales: list[Tensor]) -> Callable[[int, Tensor, slice], None]:
+    """For `moments_of_panels`: means [n, o] of each kernel's rows, and the mean of all in those of the panel's."""
+    means = [mean * scale for mean, scale in zip(row_means, scales, strict=True)]
+
+    def subtract(index: int, panel: Tensor, now: slice) -> None:
+        mean = means[index]
+        panel -= (mean[now] - mean.mean()).to(panel.dtype)[:, :, None, None]
+        panel -= mean[now.start :].to(panel.dtype)[None, None]
+
+    return subtract
 
 
 def gram_of_panels(panel_of: Callable[[slice], Tensor], rows: Sequence[slice], n: int, o: int, scale: Tensor) -> Tensor:
@@ -190,12 +205,69 @@ def centered_moments(
         forward, backward = [a.double() for a in forward], [g.double() for g in backward]
     scaled = [ScaledTerm.of(*term, precision) for term in terms_of(forward, backward, bias, by_jacobian)]
     kernels = in_sums(scaled, terms)
+    scales = [smallest([term.scale for term in kernel]) for kernel in kernels]
     return moments_of_panels(
         lambda rows: [sum_panel(kernel, rows) for kernel in kernels],
         _steps(n, chunk_elements(backward[0]), n * o * o),
-        row_means,
-        [smallest([term.scale for term in kernel]) for kernel in kernels],
+        subtract_row_means(row_means, scales),
+        scales,
     )
+
+
+def per_output_moments(
+    forward: list[Tensor],
+    backward: list[Tensor],
+    bias: list[float],
+    precision: str,
+    by_jacobian: Sequence[bool] = (),
+    terms: Sequence[int] = (),
+) -> Tensor:
+    """See `ahkernels.ops.per_output_moments`; in float64 but at "medium", in two passes over panels."""
+    n, _, o, _ = backward[0].shape
+    if precision != "medium":
+        # Blocks come close to constant: in float64 no digits are lost to the constant part.
+        forward, backward = [a.double() for a in forward], [g.double() for g in backward]
+    scaled = [ScaledTerm.of(*term, precision) for term in terms_of(forward, backward, bias, by_jacobian)]
+    kernels = in_sums(scaled, terms)
+    scales = [smallest([term.scale for term in kernel]) for kernel in kernels]
+    steps = _steps(n, chunk_elements(backward[0]), n * o * o)
+    means = [v.new_zeros(n, o, o, dtype=torch.float64) for v in scales]  # of rows, by the output of the columns
+    for now in steps:
+        for kernel, of_kernel in zip(kernels, means, strict=True):
+            panel, count = sum_panel(kernel, now).double(), now.stop - now.start
+            of_kernel[now] += panel.sum(2) / n
+            of_kernel[now.stop :] += panel[:, :, count:].sum(0).permute(1, 2, 0) / n
+
+    def subtract(index: int, panel: Tensor, now: slice) -> None:
+        mean = means[index]
+        panel -= (mean[now] - mean.mean(0)).to(panel.dtype)[:, :, None]
+        panel -= mean[now.start :].to(panel.dtype).permute(2, 0, 1)
+
+    per_output = moments_of_panels(
+        lambda rows: [sum_panel(kernel, rows) for kernel in kernels], steps, subtract, scales
+    )
+    return torch.stack((per_output + _between_outputs(means, scales), per_output))
+
+
+def _between_outputs(means: list[Tensor], scales: list[Tensor]) -> Tensor:
+    """What the inner products of kernels centered as a whole have beyond those of kernels centered per output, [q, q].
+
+    2n <Z_a B, Z_b B> + n^2 <B m_a B, B m_b B> with the means [n, o, o] of rows by output M times scales, their mean m
+    over the samples, Z = M - m and B = I_o - 11^T/o.
+    """
+    found = means[0].new_empty(len(means), len(means))
+    deviations, blocks = [], []
+    for mean, scale in zip(means, scales, strict=True):
+        unscaled = mean / scale
+        block = unscaled.mean(0)
+        deviation = unscaled - block
+        deviations.append(deviation - deviation.mean(2, keepdim=True))
+        blocks.append(block - block.mean(0) - block.mean(1, keepdim=True) + block.mean())
+    n = len(means[0])
+    for i in range(len(means)):
+        for j in range(len(means)):
+            found[i, j] = 2 * n * (deviations[i] * deviations[j]).sum() + n**2 * (blocks[i] * blocks[j]).sum()
+    return found
 
 
 def tangent_gram(
@@ -281,8 +353,11 @@ def tangent_statistics(
     precision: str,
     by_jacobian: Sequence[bool] = (),
     terms: Sequence[int] = (),
+    per_output: bool = False,
 ) -> Tensor:
     """See `ahkernels.ops.tangent_statistics`."""
+    if per_output:
+        return _both_statistics(forward, backward, bias, v, precision, by_jacobian, terms)
     ops = torch.ops.ahkernels  # the device's own, where it has some
     columns = torch.cat((torch.ones_like(v), v), 2)
     products, traces = [], []  # K 1 and K v
@@ -296,6 +371,32 @@ def tangent_statistics(
     moments = ops.centered_moments(forward, backward, bias, means, precision, by_jacobian, terms)
     trace = torch.stack([torch.stack(traces).sum() for traces in in_sums(traces, terms)])
     return torch.stack((forms, moments.diagonal(), trace, torch.stack([s.sum() for s in sums])), 1)
+
+
+def _both_statistics(
+    forward: list[Tensor],
+    backward: list[Tensor],
+    bias: list[float],
+    v: Tensor,
+    precision: str,
+    by_jacobian: Sequence[bool],
+    terms: Sequence[int],
+) -> Tensor:
+    """`tangent_statistics` with both centerings: forms and sums from products, squares from panels."""
+    ops = torch.ops.ahkernels  # the device's own, where it has some
+    n, o = v.shape[:2]
+    blocks = torch.eye(o, dtype=v.dtype, device=v.device).expand(n, o, o)  # a column of ones at each output
+    columns = torch.cat((v, v - v.mean(0), torch.ones_like(v), blocks), 2)
+    forms, traces = [], []
+    for a, g, b, route in terms_of(forward, backward, bias, by_jacobian):
+        forms.append(ops.tangent_quadratic(a, g, b, columns))
+        traces.append(ops.tangent_diagonal(a, g, b, route).sum())
+    form = torch.stack([torch.stack(of_kernel).sum(0) for of_kernel in in_sums(forms, terms)])  # [q, 3 + o]
+    trace = torch.stack([torch.stack(of_kernel).sum() for of_kernel in in_sums(traces, terms)])
+    squares = ops.per_output_moments(forward, backward, bias, precision, by_jacobian, terms).diagonal(dim1=1, dim2=2)
+    return torch.stack(
+        (form[:, 0], squares[0], trace, form[:, 2], form[:, 1], squares[1], trace, form[:, 3:].sum(1)), 1
+    )
 
 
 def _steps(count: int, numbers: int, numbers_of_one: int) -> list[slice]:

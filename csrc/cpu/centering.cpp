@@ -9,38 +9,37 @@
 namespace ahkernels::cpu {
 namespace {
 
-// Mean over samples of each row of k numbers, [s][k], rounded to T; rows_of(x, use) is a factor's row.
-template <class T, class Rows>
-std::vector<T> mean(const TileKernels<double>& tiles, const Term& term, int64_t k, const Rows& rows_of) {
+// Mean over samples of each of `rows` rows of k numbers, [rows][k], rounded to T; row_of(x, row) is a factor's row.
+template <class T, class Row>
+std::vector<T> mean(const TileKernels<double>& tiles, int64_t n, int64_t rows, int64_t k, const Row& row_of) {
   constexpr int64_t kSlice = 256;
   const int64_t slices = ceil_div(k, kSlice);
-  std::vector<double> sums(term.s * k, 0.0);
-  for_each_item(term.s * slices, 1, [&](int64_t item, int64_t) {
-    const int64_t use = item / slices, begin = item % slices * kSlice;
-    for (int64_t x = 0; x < term.n; ++x) {
-      tiles.axpy(1.0, rows_of(x, use).from_k(begin), std::min(kSlice, k - begin), sums.data() + use * k + begin);
+  std::vector<double> sums(rows * k, 0.0);
+  for_each_item(rows * slices, 1, [&](int64_t item, int64_t) {
+    const int64_t row = item / slices, begin = item % slices * kSlice;
+    for (int64_t x = 0; x < n; ++x) {
+      tiles.axpy(1.0, row_of(x, row).from_k(begin), std::min(kSlice, k - begin), sums.data() + row * k + begin);
     }
   });
-  std::vector<T> means(term.s * k);
-  for (size_t i = 0; i < means.size(); ++i) means[i] = static_cast<T>(sums[i] / static_cast<double>(term.n));
+  std::vector<T> means(rows * k);
+  for (size_t i = 0; i < means.size(); ++i) means[i] = static_cast<T>(sums[i] / static_cast<double>(n));
   return means;
 }
 
-// Products of a factor with its means: constant [s][s'] = <mean_s, mean_s'> and, for each sample,
-// linear [s][s'][n] = <row_s(x) - mean_s, mean_s'>.
-template <class T, class Rows>
-void products(const TileKernels<double>& tiles, const Term& term, int64_t k, const std::vector<T>& mean,
-              const Rows& rows_of, std::vector<double>& constant, std::vector<double>& linear) {
-  const int64_t s = term.s, n = term.n;
+// Products of a factor's rows with their means: constant [rows][rows'] = <mean_row, mean_row'> and, for each sample,
+// linear [rows][rows'][n] = <row(x) - mean_row, mean_row'>.
+template <class T, class Row>
+void products(const TileKernels<double>& tiles, int64_t n, int64_t rows, int64_t k, const std::vector<T>& mean,
+              const Row& row_of, std::vector<double>& constant, std::vector<double>& linear) {
   const std::vector<double> means(mean.begin(), mean.end());
-  constant.assign(s * s, 0.0);
-  linear.assign(s * s * n, 0.0);
-  for (int64_t pair = 0; pair < s * s; ++pair) {
-    for (int64_t i = 0; i < k; ++i) constant[pair] += means[pair / s * k + i] * means[pair % s * k + i];
-  }
+  constant.assign(rows * rows, 0.0);
+  linear.assign(rows * rows * n, 0.0);
+  for_each_item(rows * rows, 16, [&](int64_t pair, int64_t) {
+    for (int64_t i = 0; i < k; ++i) constant[pair] += means[pair / rows * k + i] * means[pair % rows * k + i];
+  });
   for_each_item(n, 16, [&](int64_t x, int64_t) {
-    for (int64_t pair = 0; pair < s * s; ++pair) {
-      linear[pair * n + x] = tiles.dot(rows_of(x, pair / s), k, means.data() + pair % s * k) - constant[pair];
+    for (int64_t pair = 0; pair < rows * rows; ++pair) {
+      linear[pair * n + x] = tiles.dot(row_of(x, pair / rows), k, means.data() + pair % rows * k) - constant[pair];
     }
   });
 }
@@ -48,8 +47,8 @@ void products(const TileKernels<double>& tiles, const Term& term, int64_t k, con
 }  // namespace
 
 template <class T>
-Centering<T>::Centering(const TileKernels<double>& tiles, const Term& term) {
-  if (term.o != 1) return;
+Centering<T>::Centering(const TileKernels<double>& tiles, const Term& term) : o(term.o) {
+  if (!term.means_out) return;
   if (term.by_jacobian) {
     of_jacobian(tiles, term);
     return;
@@ -57,55 +56,76 @@ Centering<T>::Centering(const TileKernels<double>& tiles, const Term& term) {
   // Of the numbers as they are: scales come in below.
   Term unscaled = term;
   unscaled.forward_scale = unscaled.backward_scale = 1;
-  const auto forward_rows = [&](int64_t x, int64_t use) { return unscaled.forward_rows(x, use); };
-  const auto backward_rows = [&](int64_t x, int64_t use) { return unscaled.backward_rows(x, use, 0); };
-  forward_mean = mean<T>(tiles, unscaled, term.d, forward_rows);
-  backward_mean = mean<T>(tiles, unscaled, term.m, backward_rows);
+  const auto forward_row = [&](int64_t x, int64_t use) { return unscaled.forward_rows(x, use); };
+  const auto backward_row = [&](int64_t x, int64_t row) { return unscaled.backward_rows(x, row / o, row % o); };
+  const int64_t n = term.n, s = term.s;
+  forward_mean = mean<T>(tiles, n, s, term.d, forward_row);
+  backward_mean = mean<T>(tiles, n, s * o, term.m, backward_row);
   std::vector<double> forward_constant, forward_linear, backward_constant, backward_linear;
-  products(tiles, unscaled, term.d, forward_mean, forward_rows, forward_constant, forward_linear);
-  products(tiles, unscaled, term.m, backward_mean, backward_rows, backward_constant, backward_linear);
+  products(tiles, n, s, term.d, forward_mean, forward_row, forward_constant, forward_linear);
+  products(tiles, n, s * o, term.m, backward_mean, backward_row, backward_constant, backward_linear);
 
-  const int64_t n = term.n, pairs = term.s * term.s;
   const double forward_scale = term.forward_scale * term.forward_scale;
   const double backward_scale = term.backward_scale * term.backward_scale;
   stride = ceil_div(n, kPanel) * kPanel;
-  p.assign(pairs * stride, T{0});
-  q.assign(pairs * stride, T{0});
-  h.assign(n, 0.0);
-  for (int64_t pair = 0; pair < pairs; ++pair) {
-    const double p0_pair = (forward_constant[pair] + term.bias) * forward_scale;
-    const double q0_pair = backward_constant[pair] * backward_scale;
-    p0.push_back(static_cast<T>(p0_pair));
-    q0.push_back(static_cast<T>(q0_pair));
-    constant += p0_pair * q0_pair;
-    for (int64_t x = 0; x < n; ++x) {
-      const double p_x = forward_linear[pair * n + x] * forward_scale;
-      const double q_x = backward_linear[pair * n + x] * backward_scale;
-      p[pair * stride + x] = static_cast<T>(p_x);
-      q[pair * stride + x] = static_cast<T>(q_x);
-      h[x] += p0_pair * q_x + q0_pair * p_x + p_x * q_x;
-    }
+  p0.resize(s * s);
+  p.assign(s * s * stride, T{0});
+  q0.resize(s * s * o * o);
+  q.assign(s * s * o * o * stride, T{0});
+  h.assign(o * o * n, 0.0);
+  constant.assign(o * o, 0.0);
+  for (int64_t use = 0; use < s * s; ++use) {
+    p0[use] = static_cast<T>((forward_constant[use] + term.bias) * forward_scale);
+    for (int64_t x = 0; x < n; ++x) p[use * stride + x] = static_cast<T>(forward_linear[use * n + x] * forward_scale);
   }
+  for_each_item(o * o, 4, [&](int64_t ij, int64_t) {
+    const int64_t i = ij / o, j = ij % o;
+    for (int64_t use = 0; use < s * s; ++use) {
+      // Among the pairs of rows (use, output).
+      const int64_t pair = (use / s * o + i) * s * o + use % s * o + j, at = use * o * o + ij;
+      const double p0_use = (forward_constant[use] + term.bias) * forward_scale;
+      const double q0_pair = backward_constant[pair] * backward_scale;
+      q0[at] = static_cast<T>(q0_pair);
+      constant[ij] += p0_use * q0_pair;
+      for (int64_t x = 0; x < n; ++x) {
+        const double p_x = forward_linear[use * n + x] * forward_scale;
+        const double q_x = backward_linear[pair * n + x] * backward_scale;
+        q[at * stride + x] = static_cast<T>(q_x);
+        h[ij * n + x] += p0_use * q_x + q0_pair * p_x + p_x * q_x;
+      }
+    }
+  });
 }
 
 template <class T>
 void Centering<T>::of_jacobian(const TileKernels<double>& tiles, const Term& term) {
   const Term rows = thin_term(term);
-  const std::vector<double> weights(rows.n, 1.0 / static_cast<double>(rows.n));
-  const ThinProduct<double> thin(tiles, rows, weights.data(), 1);
-  std::vector<double> of_bias;
-  const int64_t slice =
-      std::clamp<int64_t>(kSliceBytes / (8 * std::max<int64_t>(rows.d, 1)), 1, std::max<int64_t>(rows.m, 1));
-  for (int64_t begin = 0; begin < rows.m; begin += slice) {
-    const auto [matrix, sums] = thin.sum_weights(begin, std::min(slice, rows.m - begin));
-    jacobian_mean.insert(jacobian_mean.end(), matrix.begin(), matrix.end());
-    of_bias.insert(of_bias.end(), sums.begin(), sums.end());
+  const int64_t n = rows.n, m = rows.m, d = rows.d;
+  std::vector<double> weights(n * o * o, 0.0);  // column j: the mean over the samples of output j
+  for (int64_t x = 0; x < n; ++x) {
+    for (int64_t j = 0; j < o; ++j) weights[(x * o + j) * o + j] = 1 / static_cast<double>(n);
   }
-  for (const double sum : of_bias) jacobian_mean.push_back(sum * std::sqrt(rows.scaled_bias()));
-  h.resize(rows.n);
-  thin.product(h.data());  // row means
-  for (const double row_mean : h) constant += row_mean / static_cast<double>(rows.n);
-  for (double& row_mean : h) row_mean -= constant;
+  const ThinProduct<double> thin(tiles, rows, weights.data(), o);
+  jacobian_mean.resize(o * m * (d + 1));
+  const int64_t slice =
+      std::clamp<int64_t>(kSliceBytes / (8 * o * std::max<int64_t>(d, 1)), 1, std::max<int64_t>(m, 1));
+  for (int64_t begin = 0; begin < m; begin += slice) {
+    const int64_t width = std::min(slice, m - begin);
+    const auto [matrix, sums] = thin.sum_weights(begin, width);  // [o, width, d] and [o, width]
+    for (int64_t j = 0; j < o; ++j) {
+      double* to = jacobian_mean.data() + j * m * (d + 1);
+      std::copy_n(matrix.data() + j * width * d, width * d, to + begin * d);
+      for (int64_t c = 0; c < width; ++c) to[m * d + begin + c] = sums[j * width + c] * std::sqrt(rows.scaled_bias());
+    }
+  }
+  std::vector<double> products(n * o * o);  // <J^i(x), J0^j>
+  thin.product(products.data());
+  h.resize(o * o * n);
+  constant.assign(o * o, 0.0);
+  for (int64_t ij = 0; ij < o * o; ++ij) {
+    for (int64_t x = 0; x < n; ++x) constant[ij] += products[x * o * o + ij] / static_cast<double>(n);
+    for (int64_t x = 0; x < n; ++x) h[ij * n + x] = products[x * o * o + ij] - constant[ij];
+  }
 }
 
 template struct Centering<float>;

@@ -1,18 +1,19 @@
-// Near-constant kernels: taking the mean out of the factors before they are multiplied.
+// Near-constant blocks: taking the mean out of the factors before they are multiplied.
 //
-// Kernels over samples alone (one output, or the trace over outputs) come close to constant in deep networks, and of
-// their entries fp32 keeps few digits beyond the constant part that centering removes. With any a0 and g0 (here the
-// factors' means), a = a0 + a', g = g0 + g', p = <a', a0>, q = <g', g0>, p0 = <a0, a0> + b and q0 = <g0, g0>,
+// In deep networks the block K_ij of two outputs comes close to constant, and of its entries fp32 keeps few digits
+// beyond the constant part that centering over the samples removes. With any a0 and g0^i (here the means of a, and of
+// the gradients of output i), a = a0 + a', g^i = g0^i + g'^i, p = <a', a0>, q_ij = <g'^i, g0^j>, p0 = <a0, a0> + b and
+// q0_ij = <g0^i, g0^j>,
 //
-//     K_rs = (p0 + p_r + p_s + P') (q0 + q_r + q_s + Q')        P' = <a'_r, a'_s>, Q' = <g'_r, g'_s>
-//          = T_rs + h_r + h_s + p0 q0
-//     T_rs = (p0 + p_r + p_s + P') Q' + P' (q0 + q_r + q_s) + p_r q_s + q_r p_s
-//     h_r  = p0 q_r + q0 p_r + p_r q_r.
+//     K_ri,sj = (p0 + p_r + p_s + P') (q0_ij + q_r,ij + q_s,ji + Q')      P' = <a'_r, a'_s>, Q' = <g'^i_r, g'^j_s>
+//             = T_ri,sj + h_r,ij + h_s,ji + p0 q0_ij
+//     T_ri,sj = (p0 + p_r + p_s + P') Q' + P' (q0_ij + q_r,ij + q_s,ji) + p_r q_s,ji + q_r,ij p_s
+//     h_r,ij  = p0 q_r,ij + q0_ij p_r + p_r q_r,ij.
 //
-// h and p0 q0 vanish under centering, and T, all that tiles compute, is as small as the centered kernel. With several
-// uses of a layer all this holds for each pair (s, s') of them, with p_r = <a'_s(x_r), a0_s'> and p_s = <a0_s,
-// a'_s'(x_s)>. Contracted through its Jacobian J = J0 + J', the layer has K_rs = T_rs + h_r + h_s + |J0|^2 with
-// T_rs = <J'_r, J'_s> and h_r = <J'_r, J0>, which is what row r's mean is above the mean of all.
+// h and p0 q0 vanish where each block is centered, and T, all that tiles compute, is as small as the centered block.
+// With several uses of a layer all this holds for each pair (s, s') of them, with p_r = <a'_s(x_r), a0_s'> and p_s =
+// <a0_s, a'_s'(x_s)>. Contracted through its Jacobian J^i = J0^i + J'^i, the layer has K_ri,sj = T_ri,sj + h_r,ij +
+// h_s,ji + <J0^i, J0^j> with T_ri,sj = <J'^i_r, J'^j_s> and h_r,ij = <J'^i_r, J0^j>.
 #pragma once
 
 #include <vector>
@@ -21,23 +22,38 @@
 
 namespace ahkernels::cpu {
 
-// The means of a term's factors and what goes with them, times the term's scales; empty for kernels over several
-// outputs, which global centering leaves far from constant, so that nothing is lost there.
+// The means of a term's factors and what goes with them, times the term's scales; empty for a term that keeps its
+// means: global centering leaves kernels over several outputs far from constant, so that nothing is lost there.
 template <class T>
 struct Centering {
+  int64_t o = 1;
   std::vector<T> forward_mean;        // [s][d], unscaled
-  std::vector<T> backward_mean;       // [s][m], unscaled
+  std::vector<T> backward_mean;       // [s][o][m], unscaled
   int64_t stride = 0;                 // of the rows of p and q: n rounded up to whole panels
-  std::vector<T> p0, q0;              // [s][s']
-  std::vector<T> p, q;                // [s][s'][stride]
-  std::vector<double> jacobian_mean;  // [m][d], then [m] for a bias; instead of all of the above
-  std::vector<double> h;              // [n]
-  double constant = 0;                // sum of p0 q0 over pairs of uses, or |J0|^2
+  std::vector<T> p0, p;               // [s][s'] and [s][s'][stride]
+  std::vector<T> q0, q;               // [s][s'][i][j] and [s][s'][i][j][stride]
+  std::vector<double> jacobian_mean;  // [o][m d + m], of the weight and then of a bias; instead of all of the above
+  std::vector<double> h;              // [i][j][n]
+  std::vector<double> constant;       // [i][j] sum of p0 q0_ij over pairs of uses, or <J0^i, J0^j>
 
   Centering() = default;
   Centering(const TileKernels<double>& tiles, const Term& term);
 
   bool active() const { return !h.empty(); }
+  // Of a layer used once, for rows packed as [o][m] from number `begin` on; null where there is none.
+  const T* backward_mean_at(int64_t output, int64_t m, int64_t begin) const {
+    return backward_mean.empty() ? nullptr : backward_mean.data() + output * m + begin;
+  }
+
+  // tile [rows, cols] (+)= T at outputs (i, j), from tiles of P' and Q' at a pair of uses whose transpose is `turned`,
+  // for the samples from `row` and from `col` on.
+  void add_tile(const TileKernels<T>& tiles, int64_t use, int64_t turned, int64_t i, int64_t j, int64_t row,
+                int64_t col, const T* p_tile, const T* q_tile, int64_t rows, int64_t cols, bool accumulate,
+                T* tile) const {
+    const int64_t ij = (use * o + i) * o + j, ji = (turned * o + j) * o + i;
+    tiles.centered_hadamard(p_tile, p0[use], &p[use * stride + row], &p[turned * stride + col], q_tile, q0[ij],
+                            &q[ij * stride + row], &q[ji * stride + col], rows, cols, accumulate, tile);
+  }
 
  private:
   void of_jacobian(const TileKernels<double>& tiles, const Term& term);

@@ -14,11 +14,11 @@
 
 namespace ahkernels::cpu {
 
-// Kernels over samples alone have their factors' means taken out for each pair of positions (centering.h), which only
-// the walk over packed panels does.
+// Factors whose means are taken out lose them for each pair of positions (centering.h), which only the walk over packed
+// panels does.
 inline bool folds(const Term& term) {
   constexpr int64_t kMostCached = kForwardTileBytes / (kTileSize * 4);
-  return term.s > 1 && !term.by_jacobian && term.o > 1 && (term.n < kPanel || term.s * term.s > kMostCached);
+  return term.s > 1 && !term.by_jacobian && !term.means_out && (term.n < kPanel || term.s * term.s > kMostCached);
 }
 
 // Which samples and positions the rows of the panels are.

@@ -19,7 +19,7 @@ namespace ahkernels::cpu {
 template <class T>
 class JacobianSlices {
  public:
-  // mean is taken out of every J, [m, d] and for a bias [m] more; null for none. most_tiles is of a slice.
+  // mean is taken out of every J^i: [o] times [m, d] and [m] for a bias; null for none. most_tiles is of a slice.
   JacobianSlices(const TileKernels<T>& tiles, const Term& term, const double* mean, int64_t most_tiles)
       : tiles_(tiles),
         term_(term),
@@ -75,7 +75,7 @@ class JacobianSlices {
                     /*accumulate=*/false, to);
         if (mean_ == nullptr) continue;
         for (int64_t r = 0; r < m_count; ++r) {
-          const double* from = mean_ + (m_begin + r) * term_.d + (first_tile + tile) * kPanel;
+          const double* from = mean_of(i) + (m_begin + r) * term_.d + (first_tile + tile) * kPanel;
           for (int64_t c = 0; c < columns(tile); ++c) {
             to[r * kPanel + c] -= static_cast<T>(from[c]);
           }
@@ -94,10 +94,12 @@ class JacobianSlices {
         tiles_.axpy(root, term_.backward_rows(x, use, i).from_k(begin), count, to);
       }
       if (mean_ == nullptr) continue;
-      const double* from = mean_ + term_.m * term_.d + begin;
+      const double* from = mean_of(i) + term_.m * term_.d + begin;
       for (int64_t c = 0; c < count; ++c) to[c] -= static_cast<T>(from[c]);
     }
   }
+
+  const double* mean_of(int64_t output) const { return mean_ + output * term_.m * (term_.d + 1); }
 
   // Rows along what was k, and positions along k.
   static Strided transposed(Strided row, int64_t use_stride) {

@@ -17,8 +17,9 @@
 
 namespace ahkernels::cpu {
 
-// Whether the rows of a Jacobian at all outputs are taken together: there are too few samples to fill a panel.
-inline bool gathers(const Term& term) { return term.n < kPanel && term.o > 1; }
+// Whether the rows of a Jacobian at all outputs are taken together: there are too few samples to fill a panel. Means
+// are taken out as Jacobians are formed, and elsewhere as rows of one output are packed.
+inline bool gathers(const Term& term) { return term.n < kPanel && term.o > 1 && (term.by_jacobian || !term.means_out); }
 
 // K is the backward Gram itself where there is no forward factor beside a bias of 1: any Jacobian.
 inline bool is_jacobian(const Term& term) { return term.s == 1 && term.d == 0 && term.bias == 1; }
@@ -152,7 +153,6 @@ class KeptTiles {
         return term.backward_rows(panel * kPanel, 0, output).from_k(begin);
       };
     };
-    const std::vector<T>& mean = centering_[owner].backward_mean;
     if (terms.size() == 1 && is_jacobian(term) && gathers(term) && evenly_spaced(term) && block_.outputs() == o_) {
       const int64_t width = width_of(GatheredRows<T>::panels(term.n, o_), term.m);
       GatheredRows<T> gathered(tiles_, term.n, o_, output_major(term), width);
@@ -167,7 +167,9 @@ class KeptTiles {
       const int64_t width = width_of(row_blocks() + (shared() ? 0 : col_blocks()), term.m);
       Packed packed(*this, block_.outputs(), o_, width);
       for (int64_t begin = 0; begin < term.m; begin += width) {
-        packed.pack(backward(begin), mean.empty() ? nullptr : mean.data() + begin, std::min(width, term.m - begin));
+        packed.pack(
+            backward(begin), [&](int64_t output) { return centering_[owner].backward_mean_at(output, term.m, begin); },
+            std::min(width, term.m - begin));
         add_products(packed, tile_at);
       }
     };
@@ -194,8 +196,8 @@ class KeptTiles {
     Packed packed(*this, 1, 1, width);
     for (int64_t begin = 0; begin < term.d; begin += width) {
       const auto forward = [&](int64_t panel, int64_t) { return term.forward_rows(panel * kPanel, 0).from_k(begin); };
-      packed.pack(forward, c.forward_mean.empty() ? nullptr : c.forward_mean.data() + begin,
-                  std::min(width, term.d - begin));
+      const T* mean = c.forward_mean.empty() ? nullptr : c.forward_mean.data() + begin;
+      packed.pack(forward, [&](int64_t) { return mean; }, std::min(width, term.d - begin));
       for_each_item(block_.pairs(), 1, [&](int64_t index, int64_t) {
         packed.multiply(block_.pair(index), 0, 0, p.at<T>(index * kTileBytes));
       });
@@ -207,8 +209,8 @@ class KeptTiles {
       for (int64_t j = first_column(item); j < o_; ++j) {
         T* to = tile(index, j, term.kernel);
         if (c.active()) {
-          tiles_.centered_hadamard(forward, c.p0[0], &c.p[row], &c.p[col], q_at(index, j), c.q0[0], &c.q[row],
-                                   &c.q[col], row_count(item.pair), col_count(item.pair), /*accumulate=*/true, to);
+          c.add_tile(tiles_, /*use=*/0, /*turned=*/0, item.output, j, row, col, forward, q_at(index, j),
+                     row_count(item.pair), col_count(item.pair), /*accumulate=*/true, to);
         } else {
           tiles_.hadamard(forward, static_cast<T>(term.scaled_bias()), q_at(index, j), row_count(item.pair),
                           col_count(item.pair), /*accumulate=*/true, to);
@@ -258,7 +260,7 @@ class KeptTiles {
             const int64_t sample = (panel - (in_rows ? block_.row_begin : block_.col_begin)) * kPanel;
             return Strided{from + (sample * o_ + output) * stride, element, o_ * stride, 1, 1.0};
           },
-          nullptr, jacobian.numbers(slice));
+          [](int64_t) { return nullptr; }, jacobian.numbers(slice));
       add_products(packed, [&](int64_t index, int64_t j) { return tile(index, j, term.kernel); });
     }
   }
@@ -291,15 +293,16 @@ class KeptTiles {
           col_blocks_(shared_ ? 0 : (kept.block_.col_end - kept.block_.col_begin) * col_outputs),
           memory_((row_blocks_ + col_blocks_) * bytes_) {}
 
-    template <class Rows>
-    void pack(const Rows& rows_of, const T* mean, int64_t k) {
+    // mean_of(output) is taken out of the rows of an output unless it is null.
+    template <class Rows, class Mean>
+    void pack(const Rows& rows_of, const Mean& mean_of, int64_t k) {
       k_ = kept_.tiles_.padded(k);
       for_each_item(row_blocks_ + col_blocks_, 1, [&](int64_t index, int64_t) {
         const bool row = index < row_blocks_;
         const int64_t local = row ? index : index - row_blocks_, outputs = row ? row_outputs_ : col_outputs_;
         const int64_t panel = (row ? kept_.block_.row_begin : kept_.block_.col_begin) + local / outputs;
         const int64_t output = local % outputs + (row ? kept_.block_.output_begin : 0);
-        kept_.tiles_.pack(rows_of(panel, output), mean, kept_.count(panel), k,
+        kept_.tiles_.pack(rows_of(panel, output), mean_of(output), kept_.count(panel), k,
                           memory_.template at<void>(index * bytes_));
       });
     }

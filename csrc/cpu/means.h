@@ -26,7 +26,7 @@ struct Means {
       if (terms[t].kernel != kernel) continue;
       scale = terms[t].scale();
       if (!centering[t].active()) continue;
-      constant += centering[t].constant;
+      constant += centering[t].constant[0];  // only kernels of one output are here with means taken out
       for (int64_t x = 0; x < n; ++x) h[x] += centering[t].h[x];
     }
     double mean = 0;

@@ -67,8 +67,9 @@ class PanelGroup {
                       term.d, forward(which, panel, block));
         } else {
           const int64_t use = (block - term.s) / term.o, output = (block - term.s) % term.o;
-          tiles_.pack(term.backward_rows(first, use, output), mean(centering_[which].backward_mean, use * term.m),
-                      count, term.m, backward(which, panel, use, output));
+          tiles_.pack(term.backward_rows(first, use, output),
+                      mean(centering_[which].backward_mean, (use * term.o + output) * term.m), count, term.m,
+                      backward(which, panel, use, output));
         }
       });
     }
@@ -170,7 +171,7 @@ class TileMaker {
                       cols_->backward(owner, col_panel_, use % term.s, j), row_count_, col_count_,
                       /*accumulate=*/false, q);
           for (size_t which = owner; which < terms_.size(); ++which) {
-            if (terms_[which].backward_of == owner) multiply(which, use, q, out(terms_[which].kernel, j));
+            if (terms_[which].backward_of == owner) multiply(which, use, i, j, q, out(terms_[which].kernel, j));
           }
         }
       }
@@ -188,8 +189,8 @@ class TileMaker {
   }
   T* cached_tile(int64_t slot) const { return memory_.at<T>((2 + slot) * kTileBytes); }
 
-  // tile (+)= the forward tile of a pair of uses o q
-  void multiply(size_t which, int64_t use, const T* q, T* tile) {
+  // tile (+)= the forward tile of a pair of uses o q, at the outputs (i, j)
+  void multiply(size_t which, int64_t use, int64_t i, int64_t j, const T* q, T* tile) {
     const Term& term = terms_[which];
     const Centering<T>& c = centering_[which];
     const bool accumulate = begun_[term.kernel];
@@ -198,9 +199,8 @@ class TileMaker {
     if (!cached(term)) forward_tile(which, use, memory_.at<T>(kTileBytes));
     if (c.active()) {
       const int64_t turned = use % term.s * term.s + use / term.s;
-      const int64_t row = use * c.stride + row_panel_ * kPanel, col = turned * c.stride + col_panel_ * kPanel;
-      tiles_.centered_hadamard(p, c.p0[use], &c.p[row], &c.p[col], q, c.q0[use], &c.q[row], &c.q[col], row_count_,
-                               col_count_, accumulate, tile);
+      c.add_tile(tiles_, use, turned, i, j, row_panel_ * kPanel, col_panel_ * kPanel, p, q, row_count_, col_count_,
+                 accumulate, tile);
     } else {
       tiles_.hadamard(p, static_cast<T>(term.scaled_bias()), q, row_count_, col_count_, accumulate, tile);
     }
@@ -256,16 +256,22 @@ struct TileBlock {
 // j).
 inline int64_t first_column(const TileBlock::Item& item) { return item.pair.row == item.pair.col ? item.output : 0; }
 
+// What a visitor holds for all items of a part at once, where it holds something.
+constexpr int64_t kVisitorBytes = 64 << 20;
+
 // visit(part, index, maker, thread) once for every item of the block, where index counts the items of part, a piece of
-// the block; begin(part) before and done(part) after each piece.
+// the block; begin(part) before and done(part) after each piece. The visitor holds so many bytes for each item.
 template <class T, class Begin, class Visit, class Done>
 void walk_packed(const TileKernels<T>& tiles, const std::vector<Term>& terms,
                  const std::vector<Centering<T>>& centering, const TileBlock& block, const Begin& begin,
-                 const Visit& visit, const Done& done) {
+                 const Visit& visit, const Done& done, int64_t held_bytes = 0) {
   const int64_t rows = block.row_end - block.row_begin, cols = block.col_end - block.col_begin;
   const int64_t per_panel = std::max<int64_t>(1, PanelGroup<T>::panel_bytes(tiles, terms));
-  const bool one_group = block.diagonal() && rows * per_panel <= kWorkspaceBytes;
-  const int64_t capacity = one_group ? rows : std::clamp<int64_t>(kWorkspaceBytes / 2 / per_panel, 1, rows);
+  const bool one_group =
+      block.diagonal() && rows * per_panel <= kWorkspaceBytes && block.items() * held_bytes <= kVisitorBytes;
+  int64_t capacity = one_group ? rows : std::clamp<int64_t>(kWorkspaceBytes / 2 / per_panel, 1, rows);
+  const int64_t of_pair = block.outputs() * held_bytes;
+  while (!one_group && capacity > 1 && capacity * capacity * of_pair > kVisitorBytes) --capacity;
 
   PanelGroup<T> first(tiles, terms, centering, capacity);
   PanelGroup<T> second(tiles, terms, centering, one_group ? 0 : std::min(capacity, cols));

@@ -1,4 +1,5 @@
-// The numbers of an alignment: <v, C K C v>, ||C K C||_F^2, the trace and the sum of K.
+// The numbers of an alignment: <v, C K C v>, ||C K C||_F^2, the trace and the sum of K; with centering per output, the
+// same four of that beside them, all from one pass over tiles of T (centering.h, block_sums.h).
 //
 // They come from the tiles of K. Where those fit in a few caches' worth of memory, they are made once and kept, for the
 // row sums to come from them, too: for small kernels a thin product would cost as much as the tiles, and for Jacobians,
@@ -10,8 +11,10 @@
 #include <optional>
 
 #include "../ops.h"
+#include "block_sums.h"
 #include "means.h"
 #include "row_sums.h"
+#include "scaled_vector.h"
 #include "tile_walk.h"
 
 namespace ahkernels::cpu {
@@ -19,7 +22,7 @@ namespace {
 
 constexpr int64_t kSmallBytes = 1 << 20;
 constexpr int64_t kSmallRows = 4096;
-constexpr int64_t kStatistics = 4;
+constexpr int64_t kStatistics = 4;  // for each centering
 
 // Kernels that share backward factors, and so the work on their tiles.
 struct Group {
@@ -65,25 +68,6 @@ bool small(const TileKernels<T>& tiles, const std::vector<Term>& terms) {
   return fit(tiles, terms) || (terms[0].n * terms[0].o <= kSmallRows && fits_packed(tiles, terms));
 }
 
-// v [n, o] as [o][n rounded up to whole panels], times the power of two that brings its largest magnitude to [1, 2).
-template <class T>
-struct ScaledVector {
-  std::vector<T> numbers;
-  int64_t stride;
-  double scale = 1;
-
-  ScaledVector(const double* v, int64_t n, int64_t o)
-      : numbers(ceil_div(n, kPanel) * kPanel * o, T{0}), stride(ceil_div(n, kPanel) * kPanel) {
-    double largest = 0;
-    for (int64_t r = 0; r < n * o; ++r) largest = std::max(largest, std::abs(v[r]));
-    if (largest > 0 && std::isfinite(largest)) scale = std::ldexp(1.0, -std::clamp(std::ilogb(largest), -1000, 1000));
-    for (int64_t x = 0; x < n; ++x) {
-      for (int64_t i = 0; i < o; ++i) numbers[i * stride + x] = static_cast<T>(v[x * o + i] * scale);
-    }
-  }
-  const T* at(int64_t output, int64_t panel) const { return numbers.data() + output * stride + panel * kPanel; }
-};
-
 // to[0] += <v, (K - means) v> and to[1] += the sum of squares of K - means over a tile (i, j) of K at a pair of panels,
 // and over its transpose, which is not visited.
 template <class T>
@@ -94,13 +78,6 @@ void add_centered(const TileKernels<T>& tiles, const T* tile, const Means<T>& me
                                                         v.at(i, pair.row), v.at(j, pair.col), rows, cols);
   to[0] += weight * form;
   to[1] += weight * square;
-}
-
-// Of a kernel times its scale and a vector times its own; one after the other, as the product of two extreme scales can
-// leave the range of fp64.
-void unscale(double form, double square, double scale, double vector_scale, double* out) {
-  out[0] = form / scale / vector_scale / vector_scale;
-  out[1] = square / scale / scale;
 }
 
 template <class T>
@@ -237,6 +214,61 @@ void from_passing_tiles(const TileKernels<T>& tiles, const std::vector<Term>& te
   }
 }
 
+// Both centerings, from tiles of T: numbers of the global one, then of the one per output.
+template <class T>
+void from_block_sums(const TileKernels<T>& tiles, const std::vector<Term>& terms, const double* v, double* out) {
+  const int64_t n = terms[0].n, o = terms[0].o, count = kernel_count(terms);
+  const std::vector<Centering<T>> centering = centering_of<T>(terms);
+  const std::vector<double> scales = kernel_scales(terms);
+  // v = v_o + w, where v_o is centered over the samples of each output.
+  std::vector<double> w(o, 0.0), v_o(v, v + n * o);
+  for (int64_t r = 0; r < n * o; ++r) w[r % o] += v[r] / static_cast<double>(n);
+  for (int64_t r = 0; r < n * o; ++r) v_o[r] -= w[r % o];
+  const ScaledVector<T> vector(v_o.data(), n, o);
+
+  BlockSums<T> sums(terms);
+  const TileScratch<T> scratch(count, o);
+  std::vector<double> totals(count * 3, 0.0), partials;  // form, square and trace of T of each kernel
+  const auto begin = [&](const TileBlock& part) {
+    sums.begin(part);
+    partials.assign(part.items() * count * 3, 0.0);
+  };
+  const auto visit = [&](const TileBlock& part, int64_t index, auto& maker, int64_t thread) {
+    const TileBlock::Item item = part.item(index);
+    scratch.for_each_tile(item, o, maker, thread, [&](int64_t j, const auto& tile) {
+      const auto [pair, i] = item;
+      const bool symmetric = pair.row == pair.col && i == j;
+      const double weight = symmetric ? 1 : 2;  // its transpose is not visited
+      for (int64_t k = 0; k < count; ++k) {
+        double* to = &partials[(index * count + k) * 3];
+        T* of_rows = sums.at(index, j, k);
+        const auto [form, square] = tiles.moments(tile(k), vector.at(i, pair.row), vector.at(j, pair.col),
+                                                  maker.row_count(), maker.col_count(), of_rows, of_rows + kPanel);
+        to[0] += weight * form;
+        to[1] += weight * square;
+        for (int64_t r = 0; r < maker.row_count() && symmetric; ++r) to[2] += tile(k)[r * kPanel + r];
+      }
+    });
+  };
+  const auto done = [&](const TileBlock& part) {
+    sums.done(part);
+    for (int64_t p = 0; p < part.items() * count * 3; ++p) totals[p % (count * 3)] += partials[p];
+  };
+  walk_tiles(tiles, terms, centering, begin, visit, done, BlockSums<T>::item_bytes(terms));
+
+  for (int64_t k = 0; k < count; ++k) {
+    const BlockMeans means(sums, k, terms, centering);
+    const CenteredProducts squares = centered_products(totals[k * 3 + 1], means, means);
+    double *global = out + k * 2 * kStatistics, *per_output = global + kStatistics;
+    unscale(totals[k * 3], squares.per_output, scales[k], vector.scale, per_output);
+    global[1] = squares.global / scales[k] / scales[k];
+    global[0] = per_output[0] + means.form(v_o.data(), w) / scales[k];
+    global[2] = per_output[2] = (totals[k * 3 + 2] + means.trace) / scales[k];
+    global[3] = means.sum / scales[k];
+    per_output[3] = means.diagonal_sum / scales[k];
+  }
+}
+
 void from_other_ops(const Factors& factors, const std::vector<Term>& terms, const Tensor& v,
                     const std::string& precision, double* out) {
   const auto numbers_of = [](const Tensor& tensor) { return static_cast<double*>(tensor.mutable_data_ptr()); };
@@ -268,25 +300,28 @@ void from_other_ops(const Factors& factors, const std::vector<Term>& terms, cons
 
 template <class T>
 void statistics(const TileKernels<T>& tiles, const Factors& factors, const std::vector<Term>& terms, const Tensor& v,
-                const std::string& precision, double* out) {
+                const std::string& precision, bool per_output, double* out) {
   if (terms[0].o == 1) {
     from_other_ops(factors, terms, v, precision, out);
     return;
   }
-  const auto terms_of = [](const Group& group, bool scaled) {
-    return make_terms("tangent_statistics", group.factors, scaled);
+  const auto terms_of = [per_output](const Group& group, bool scaled) {
+    return make_terms("tangent_statistics", group.factors, scaled, per_output);
   };
+  const int64_t numbers_of_each = per_output ? 2 * kStatistics : kStatistics;
   const auto measure = [&](const Group& group) {
     const std::vector<Term> scaled = terms_of(group, /*scaled=*/true);
     const double* numbers = static_cast<const double*>(v.const_data_ptr());
-    std::vector<double> found(group.kernels.size() * kStatistics);
-    if (fit(tiles, scaled)) {
+    std::vector<double> found(group.kernels.size() * numbers_of_each);
+    if (per_output) {
+      from_block_sums(tiles, scaled, numbers, found.data());
+    } else if (fit(tiles, scaled)) {
       from_kept_tiles(tiles, scaled, numbers, found.data());
     } else {
       from_passing_tiles(tiles, scaled, numbers, found.data());
     }
     for (size_t k = 0; k < group.kernels.size(); ++k) {
-      std::copy_n(found.data() + k * kStatistics, kStatistics, out + group.kernels[k] * kStatistics);
+      std::copy_n(found.data() + k * numbers_of_each, numbers_of_each, out + group.kernels[k] * numbers_of_each);
     }
   };
   std::vector<Group> groups = groups_of(factors, terms);
@@ -300,17 +335,20 @@ void statistics(const TileKernels<T>& tiles, const Factors& factors, const std::
 
 }  // namespace
 
-Tensor tangent_statistics(const Factors& factors, const Tensor& v, const std::string& precision) {
+Tensor tangent_statistics(const Factors& factors, const Tensor& v, const std::string& precision, bool per_output) {
   const std::vector<Term> terms = make_terms("tangent_statistics", factors, /*scaled=*/false);
   check_precision("tangent_statistics", precision);
   check_columns("tangent_statistics", terms[0], v);
   STD_TORCH_CHECK(v.size(2) == 1, "tangent_statistics: v: expected one column, got ", v.size(2));
-  Tensor out = torch::stable::new_empty(v, {kernel_count(terms), kStatistics});
+  STD_TORCH_CHECK(
+      !per_output || terms[0].o > 1,
+      "tangent_statistics: per_output: expected kernels over several outputs; with one it is the global one");
+  Tensor out = torch::stable::new_empty(v, {kernel_count(terms), per_output ? 2 * kStatistics : kStatistics});
   double* result = static_cast<double*>(out.mutable_data_ptr());
   if (terms[0].element == Element::kDouble) {
-    statistics(double_kernels(), factors, terms, v, precision, result);
+    statistics(double_kernels(), factors, terms, v, precision, per_output, result);
   } else {
-    statistics(float_kernels(precision), factors, terms, v, precision, result);
+    statistics(float_kernels(precision), factors, terms, v, precision, per_output, result);
   }
   return out;
 }

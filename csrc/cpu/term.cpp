@@ -126,7 +126,7 @@ void share_scales(std::vector<Term>& terms) {
 
 }  // namespace
 
-std::vector<Term> make_terms(const std::string& op, const Factors& factors, bool scaled) {
+std::vector<Term> make_terms(const std::string& op, const Factors& factors, bool scaled, bool per_output) {
   const std::vector<Tensor>&forward = factors.forward, &backward = factors.backward;
   STD_TORCH_CHECK(!forward.empty(), op, ": forward: expected at least one factor, got none");
   STD_TORCH_CHECK(backward.size() == forward.size(), op, ": backward: expected as many factors as forward (",
@@ -155,9 +155,18 @@ std::vector<Term> make_terms(const std::string& op, const Factors& factors, bool
                     ": expected n and o of the first kernel (", forward[0].size(0), ", ", backward[0].size(2),
                     "), got (", a.size(0), ", ", g.size(2), ")");
     STD_TORCH_CHECK(a.scalar_type() == forward[0].scalar_type(), which, ": expected the dtype of the first kernel");
-    Term term{
-        a,          g,    element_of(which, a), factors.bias[i], a.size(0), a.size(1), a.size(2), g.size(2), g.size(3),
-        kernels[i], false};
+    Term term{a,
+              g,
+              element_of(which, a),
+              factors.bias[i],
+              a.size(0),
+              a.size(1),
+              a.size(2),
+              g.size(2),
+              g.size(3),
+              kernels[i],
+              false,
+              per_output || g.size(2) == 1};
     term.by_jacobian = !factors.by_jacobian.empty() && factors.by_jacobian[i] && term.s > 1;
     if (scaled) find_scales(term);
     terms.push_back(term);

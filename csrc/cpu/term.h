@@ -23,6 +23,7 @@ struct Term {
   int64_t n, s, d, o, m;
   size_t kernel;     // which one it is a term of
   bool by_jacobian;  // contracted through sum_s g_s a_s^T instead of by pairs of uses
+  bool means_out;    // whether its factors lose their means before they are multiplied: see centering.h
   // Powers of two that bring the largest magnitude of each factor to [1, 2), so that fp32 tiles neither overflow nor
   // vanish; the term is computed times scale(). All terms of a kernel have the same scale(): that of the largest, so
   // that the backward factors of the others are smaller still.
@@ -41,8 +42,8 @@ struct Term {
 };
 
 // Checked arguments of an op (`op` names it in errors), in the order of their kernels; `scaled` looks for the largest
-// magnitudes.
-std::vector<Term> make_terms(const std::string& op, const Factors& factors, bool scaled);
+// magnitudes, and factors lose their means for centering per output. Those of one output always do.
+std::vector<Term> make_terms(const std::string& op, const Factors& factors, bool scaled, bool per_output = false);
 
 inline int64_t kernel_count(const std::vector<Term>& terms) { return static_cast<int64_t>(terms.back().kernel) + 1; }
 

@@ -81,6 +81,10 @@ struct TileKernels : Packing {
   // sum over [rows, cols] of (a - row_a - col_a) o (b - row_b - col_b)
   double (*centered_product)(const T* a, const T* row_a, const T* col_a, const T* b, const T* row_b, const T* col_b,
                              int64_t rows, int64_t cols);
+  // sums over [rows, cols] of v_row tile v_col and of tile^2, and those of each row and of each column; what `tile` and
+  // `v_col` point to goes on to the next 16 columns
+  FormAndSquare (*moments)(const T* tile, const T* v_row, const T* v_col, int64_t rows, int64_t cols, T* row_sums,
+                           T* col_sums);
   // sums of each row and of each column of tile [rows, cols]
   void (*sums)(const T* tile, int64_t rows, int64_t cols, T* row_sums, T* col_sums);
   // sums over [rows, cols] of v_row (tile - row - col) v_col and of (tile - row - col)^2; what `tile`, `col` and

@@ -263,6 +263,51 @@ double centered_product(const T* a, const T* row_a, const T* col_a, const T* b, 
   return total;
 }
 
+// to[r] = the sum of the lanes of across[r], for 16 rows at a time: lanes of all of them together.
+template <class T, int Bytes>
+void sum_lanes(const typename Vector<T, Bytes>::type* across, int64_t rows, T* to) {
+  constexpr int64_t kLanes = Bytes / sizeof(T);
+  const T* numbers = reinterpret_cast<const T*>(across);
+  for (int64_t r = 0; r < rows; ++r) {
+    T half[kLanes];
+    for (int64_t lane = 0; lane < kLanes; ++lane) half[lane] = numbers[r * kLanes + lane];
+    for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+      for (int64_t lane = 0; lane < width; ++lane) half[lane] += half[lane + width];
+    }
+    to[r] = half[0];
+  }
+}
+
+template <class T, int Bytes>
+FormAndSquare moments(const T* tile, const T* v_row, const T* v_col, int64_t rows, int64_t cols, T* row_sums,
+                      T* col_sums) {
+  using V = typename Vector<T, Bytes>::type;
+  constexpr int64_t kLanes = Bytes / sizeof(T);
+  constexpr int64_t kVectors = kPanel / kLanes;
+  const int64_t vectors = ceil_div(cols, kLanes);
+  V forms[kVectors] = {}, squares[kVectors] = {}, columns[kVectors] = {};  // of each column
+  V across[kPanel];
+  for (int64_t r = 0; r < rows; ++r) {
+    V sum = {};
+    for (int64_t v = 0; v < vectors; ++v) {
+      const V numbers = *reinterpret_cast<const V*>(tile + r * kPanel + v * kLanes);
+      forms[v] += numbers * v_row[r];
+      squares[v] += numbers * numbers;
+      columns[v] += numbers;
+      sum += numbers;
+    }
+    across[r] = sum;
+  }
+  sum_lanes<T, Bytes>(across, rows, row_sums);
+  FormAndSquare total{0, 0};
+  for (int64_t c = 0; c < cols; ++c) {
+    total.form += static_cast<double>(forms[c / kLanes][c % kLanes]) * static_cast<double>(v_col[c]);
+    total.square += static_cast<double>(squares[c / kLanes][c % kLanes]);
+    col_sums[c] = columns[c / kLanes][c % kLanes];
+  }
+  return total;
+}
+
 // Of whole vectors: past `cols` a tile holds zeros up to the next 16, since its factors do.
 template <class T, int Bytes>
 void sums(const T* tile, int64_t rows, int64_t cols, T* row_sums, T* col_sums) {
@@ -404,6 +449,7 @@ constexpr TileKernels<T> tile_kernels(const Packing& packing, decltype(TileKerne
   kernels.hadamard_sums = &hadamard_sums<T, Bytes>;
   kernels.centered_hadamard = &centered_hadamard<T, Bytes>;
   kernels.centered_product = &centered_product<T, Bytes>;
+  kernels.moments = &moments<T, Bytes>;
   kernels.sums = &sums<T, Bytes>;
   kernels.centered_statistics = &centered_statistics<T, Bytes>;
   kernels.product_statistics = &product_statistics<T, Bytes, Gemm>;
@@ -418,6 +464,6 @@ constexpr TileKernels<typename Step::Sum> tile_kernels() {
   using T = typename Step::Sum;
   constexpr int64_t kLanes = Step::kBytes / sizeof(T);
   static_assert(kPanel % Rows == 0 && kPanel % (Vectors * kLanes) == 0 && Rows <= 16);
-  return tile_kernels<T, Step::kBytes, &gemm<Step, Rows, Vectors>>(
-      {Step::kPerPacked, sizeof(typename Step::Packed), 0}, &pack<Step>);
+  return tile_kernels<T, Step::kBytes, &gemm<Step, Rows, Vectors>>({Step::kPerPacked, sizeof(typename Step::Packed), 0},
+                                                                   &pack<Step>);
 }

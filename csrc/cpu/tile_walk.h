@@ -79,10 +79,10 @@ class KeptItem {
 // As walk_packed() over all of K. A visitor asks for tiles (i, j) with j >= first_column(item) alone.
 template <class T, class Begin, class Visit, class Done>
 void walk_tiles(const TileKernels<T>& tiles, const std::vector<Term>& terms, const std::vector<Centering<T>>& centering,
-                const Begin& begin, const Visit& visit, const Done& done) {
+                const Begin& begin, const Visit& visit, const Done& done, int64_t held_bytes = 0) {
   const int64_t panels = ceil_div(terms[0].n, kPanel), o = terms[0].o, kernels = kernel_count(terms);
   if (fits_packed(tiles, terms)) {
-    walk_packed(tiles, terms, centering, TileBlock{0, panels, 0, panels, 0, o}, begin, visit, done);
+    walk_packed(tiles, terms, centering, TileBlock{0, panels, 0, panels, 0, o}, begin, visit, done, held_bytes);
     return;
   }
   // Squares of panels with all outputs, or a single pair with as many as fit.

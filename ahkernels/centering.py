@@ -1,0 +1,48 @@
+"""The `centering` argument: which mean a kernel loses before it is compared.
+
+"global": C = I - 11^T/(on), one mean over all samples and outputs (equation 6 of the paper). "per_output":
+C = (I_n - 11^T/n) (x) I_o, each output over the samples, as in Baratin et al. (2021) and in the figures of the paper.
+For kernels over samples alone both are the same. None takes the kernel as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+Centering: TypeAlias = Literal["global", "per_output"]
+CENTERINGS = ("global", "per_output")
+_EXPECTED = 'centering: expected "global" or "per_output"'
+
+
+def require_centering(value: object, *, none: bool = False) -> None:
+    """Raises ValueError naming `centering` for anything but one of them, or None where `none` is allowed."""
+    if value is None and none:
+        return
+    if not isinstance(value, str) or value not in CENTERINGS:
+        raise ValueError(f"{_EXPECTED}{' or None' if none else ''}, got {value!r}")
+
+
+def require_centerings(value: Centering | Sequence[Centering]) -> tuple[Centering, ...]:
+    """One or several, each once; raises ValueError naming `centering` for anything else."""
+    found: Sequence[Centering] = (value,) if isinstance(value, str) else value
+    if not isinstance(found, Sequence) or not found:
+        raise ValueError(f"{_EXPECTED}, or a sequence of them, got {value!r}")
+    for one in found:
+        if not isinstance(one, str) or one not in CENTERINGS:
+            raise ValueError(f"{_EXPECTED}, or a sequence of them, got {value!r}")
+    if len(set(found)) != len(found):
+        raise ValueError(f"centering: expected each once, got {value!r}")
+    return tuple(found)
+
+
+def center(v: Tensor, o: int, centering: Centering | None) -> Tensor:
+    """C v of columns v [n*o, columns], row x*o + i."""
+    if centering is None:
+        return v
+    if centering == "global":
+        return v - v.mean(0)
+    by_output = v.view(-1, o, v.shape[1])
+    return (by_output - by_output.mean(0)).view_as(v)

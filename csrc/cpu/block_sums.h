@@ -1,0 +1,165 @@
+// Row sums of the tiles of T by output (centering.h), and what centering each block, and the whole kernel, makes of
+// them.
+//
+// With S_i,j(x) = sum_s T_xi,sj from the tiles and h, c from the factors, the row means of K by output are
+//
+//     M_xi,j = (S_i,j(x) + sum_s h_s,ji) / n + h_x,ij + c_ij          m_ij = mean_x M_xi,j
+//
+// and with C_o = (I_n - 11^T/n) (x) I_o, C = I - 11^T/(no), B = I_o - 11^T/o and Z = M less its mean over x
+//
+//     <C_o K C_o, C_o K' C_o> = <T, T'> - 2/n <S, S'> + 1/n^2 sum_ij (sum_x S_ij) (sum_x S'_ij)
+//     <C K C, C K' C> = <C_o K C_o, C_o K' C_o> + 2n <Z B, Z' B> + n^2 <B m B, B m' B>.
+//
+// No term of the latter cancels, and the former loses little, as T has no constant part.
+#pragma once
+
+#include <numeric>
+#include <vector>
+
+#include "centering.h"
+#include "tile_walk.h"
+
+namespace ahkernels::cpu {
+
+// The sums S of some kernels while their tiles go by: see walk_tiles().
+template <class T>
+class BlockSums {
+ public:
+  explicit BlockSums(const std::vector<Term>& terms)
+      : kernels_(kernel_count(terms)),
+        n_(terms[0].n),
+        o_(terms[0].o),
+        stride_(ceil_div(n_, kPanel) * kPanel),
+        sums_(kernels_ * o_ * o_ * stride_, 0.0) {}
+
+  // Bytes for each item of the walk.
+  static int64_t item_bytes(const std::vector<Term>& terms) {
+    return terms[0].o * kernel_count(terms) * 2 * kPanel * static_cast<int64_t>(sizeof(T));
+  }
+
+  void begin(const TileBlock& part) { of_tiles_.assign(part.items() * o_ * kernels_ * 2 * kPanel, T{0}); }
+
+  // For the row sums of tile (item, j) of a kernel; those of its columns follow kPanel numbers later.
+  T* at(int64_t index, int64_t j, int64_t kernel) {
+    return of_tiles_.data() + ((index * o_ + j) * kernels_ + kernel) * 2 * kPanel;
+  }
+
+  void done(const TileBlock& part) {
+    for_each_item(kernels_ * o_ * o_, 1, [&](int64_t item, int64_t) {
+      const int64_t kernel = item / (o_ * o_), i = item / o_ % o_, j = item % o_;
+      double* to = sums_.data() + item * stride_;
+      for (int64_t index = 0; index < part.pairs(); ++index) {
+        const PanelPair pair = part.pair(index);
+        // Tile (j, i) is the transpose of (i, j): not visited on the diagonal, and elsewhere about the column panel.
+        if (pair.row != pair.col || j >= i) add(part, pair, i, j, kernel, 0, to + pair.row * kPanel);
+        if (pair.row != pair.col || j < i) add(part, pair, j, i, kernel, kPanel, to + pair.col * kPanel);
+      }
+    });
+  }
+
+  // S [n] of a kernel at outputs i and j.
+  const double* of(int64_t kernel, int64_t i, int64_t j) const {
+    return sums_.data() + ((kernel * o_ + i) * o_ + j) * stride_;
+  }
+
+ private:
+  void add(const TileBlock& part, const PanelPair& pair, int64_t i, int64_t j, int64_t kernel, int64_t offset,
+           double* to) {
+    if (i < part.output_begin || i >= part.output_end) return;
+    const T* from = at(part.index({pair, i}), j, kernel) + offset;
+    for (int64_t x = 0; x < kPanel; ++x) to[x] += static_cast<double>(from[x]);
+  }
+
+  const int64_t kernels_, n_, o_, stride_;
+  std::vector<double> sums_;  // [kernel][i][j][stride]
+  std::vector<T> of_tiles_;
+};
+
+// What goes into the formulas above for one kernel times its scale.
+struct BlockMeans {
+  int64_t n, o;
+  std::vector<double> s, zb;  // [i][j][n] S and Z B
+  std::vector<double> total;  // [i][j] the sum of S over x
+  std::vector<double> bmb;    // [i][j]
+  double trace;               // of K, less that of T
+  double sum, diagonal_sum;   // of all entries of K, and of those of its blocks on the diagonal
+
+  template <class T>
+  BlockMeans(const BlockSums<T>& sums, int64_t kernel, const std::vector<Term>& terms,
+             const std::vector<Centering<T>>& centering)
+      : n(terms[0].n), o(terms[0].o), s(o * o * n), zb(o * o * n, 0.0), total(o * o, 0.0), bmb(o * o) {
+    const double count = static_cast<double>(n), outputs = static_cast<double>(o);
+    std::vector<double> h_mean(o * o), constant(o * o, 0.0), diagonal(o, 0.0);
+    for (int64_t ij = 0; ij < o * o; ++ij) {
+      double* h = zb.data() + ij * n;  // at first h, then M, then Z and Z B
+      for (size_t t = 0; t < terms.size(); ++t) {
+        if (static_cast<int64_t>(terms[t].kernel) != kernel) continue;
+        constant[ij] += centering[t].constant[ij];
+        const double* of_term = centering[t].h.data() + ij * n;
+        for (int64_t x = 0; x < n; ++x) h[x] += of_term[x];
+      }
+      std::copy_n(sums.of(kernel, ij / o, ij % o), n, s.data() + ij * n);
+      const double h_sum = std::accumulate(h, h + n, 0.0);
+      total[ij] = std::accumulate(s.data() + ij * n, s.data() + (ij + 1) * n, 0.0);
+      h_mean[ij] = h_sum / count;
+      const double mean = total[ij] / (count * count) + h_mean[ij];
+      for (int64_t x = 0; x < n; ++x) h[x] += s[ij * n + x] / count - mean;
+    }
+    for (int64_t i = 0; i < o; ++i) {
+      std::vector<double> mean(n, 0.0);
+      for (int64_t j = 0; j < o; ++j) {
+        for (int64_t x = 0; x < n; ++x) mean[x] += zb[(i * o + j) * n + x] / outputs;
+      }
+      for (int64_t j = 0; j < o; ++j) {
+        for (int64_t x = 0; x < n; ++x) zb[(i * o + j) * n + x] -= mean[x];
+      }
+    }
+    trace = sum = diagonal_sum = 0;
+    std::vector<double> row(o, 0.0), col(o, 0.0);
+    double all = 0;
+    for (int64_t ij = 0; ij < o * o; ++ij) {
+      const int64_t i = ij / o, j = ij % o;
+      const double m = total[ij] / (count * count) + h_mean[ij] + h_mean[j * o + i] + constant[ij];
+      bmb[ij] = m;
+      row[i] += m / outputs;
+      col[j] += m / outputs;
+      all += m / (outputs * outputs);
+      sum += m * count * count;
+      if (i == j) diagonal_sum += m * count * count;
+      if (i == j) trace += count * (constant[ij] + 2 * h_mean[ij]);
+    }
+    for (int64_t ij = 0; ij < o * o; ++ij) bmb[ij] += all - row[ij / o] - col[ij % o];
+  }
+
+  // v^T K v - v_o^T K v_o for v = v_o + w, where v_o [n, o] is centered over the samples of each output, and w [o] of
+  // zero sum is the same for each sample: 2n <v_o, Z w> + n^2 <w, m w>, which B leaves as they are.
+  double form(const double* v_o, const std::vector<double>& w) const {
+    double linear = 0, square = 0;
+    for (int64_t ij = 0; ij < o * o; ++ij) {
+      const int64_t i = ij / o, j = ij % o;
+      square += w[i] * bmb[ij] * w[j];
+      double sum = 0;
+      for (int64_t x = 0; x < n; ++x) sum += v_o[x * o + i] * zb[ij * n + x];
+      linear += sum * w[j];
+    }
+    return 2 * static_cast<double>(n) * linear + static_cast<double>(n * n) * square;
+  }
+};
+
+struct CenteredProducts {
+  double per_output, global;
+};
+
+// Inner products of two kernels with each block centered, and with the whole of them centered, from that of their T.
+inline CenteredProducts centered_products(double of_tiles, const BlockMeans& a, const BlockMeans& b) {
+  const auto dot = [](const std::vector<double>& x, const std::vector<double>& y) {
+    double sum = 0;
+    for (size_t i = 0; i < x.size(); ++i) sum += x[i] * y[i];
+    return sum;
+  };
+  const double n = static_cast<double>(a.n);
+  const double per_output = of_tiles - 2 / n * dot(a.s, b.s) + dot(a.total, b.total) / (n * n);
+  return {per_output, per_output + 2 * n * dot(a.zb, b.zb) + n * n * dot(a.bmb, b.bmb)};
+}
+
+}  // namespace ahkernels::cpu
