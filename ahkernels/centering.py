@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 Centering: TypeAlias = Literal["global", "per_output"]
+Centerings: TypeAlias = list[Centering] | tuple[Centering, ...]  # no str, which is a sequence, too
 CENTERINGS = ("global", "per_output")
 _EXPECTED = 'centering: expected "global" or "per_output"'
 
@@ -25,7 +26,7 @@ def require_centering(value: object, *, none: bool = False) -> None:
         raise ValueError(f"{_EXPECTED}{' or None' if none else ''}, got {value!r}")
 
 
-def require_centerings(value: Centering | Sequence[Centering]) -> tuple[Centering, ...]:
+def require_centerings(value: Centering | Centerings) -> tuple[Centering, ...]:
     """One or several, each once; raises ValueError naming `centering` for anything else."""
     found: Sequence[Centering] = (value,) if isinstance(value, str) else value
     if not isinstance(found, Sequence) or not found:

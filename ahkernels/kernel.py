@@ -13,6 +13,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from ahkernels import ops
+from ahkernels.centering import Centering, center, require_centering
 from ahkernels.factors import Factors
 from ahkernels.outputs import OutputSelection
 from ahkernels.precision import resolve_precision
@@ -103,30 +104,45 @@ class TangentKernel:
         require_columns(v, self.shape[0])
         return self.product(v.reshape(self.shape[0], -1)).reshape(v.shape)
 
-    def product(self, v: Tensor, *, centered: bool = False, exact: bool = True) -> Tensor:
-        """K v, or C K C v with C = I - 11^T/(on): float64 [n*o, columns], as v, on the kernel's device.
+    def near_constant(self, centering: Centering | None) -> bool:
+        """Whether what centering leaves can be so much smaller than K that fp32 has no digits of it.
+
+        It can in every block of two outputs that is centered by itself: of kernels over samples alone, and per output.
+        """
+        return centering is not None and (self.o == 1 or centering == "per_output")
+
+    def product(self, v: Tensor, *, centering: Centering | None = None, exact: bool = True) -> Tensor:
+        """K v, or C K C v: float64 [n*o, columns], as v, on the kernel's device.
 
         Computed in float64; where that need not be `exact`, with the rounding of the kernel's dtype, in half the time.
+
+        Args:
+            v: [n*o, columns].
+            centering: None for K; "global" or "per_output" for C K C (see `ahkernels.cka`).
+            exact: Whether in float64.
+
+        Raises:
+            ValueError: for another centering.
         """
-        fp32 = not exact and self.o > 1  # kernels over samples alone can be so close to constant that it would show
-        v = v.detach().to(self.device, torch.float64)
-        if centered:
-            v = v - v.mean(0)
+        require_centering(centering, none=True)
+        fp32 = not exact and self.o > 1 and not self.near_constant(centering)
+        v = center(v.detach().to(self.device, torch.float64), self.o, centering)
         v = v.reshape(self.n, self.o, -1).contiguous()
         found = _sum(ops.tangent_product(*_plain(term), v, fp32) for term in self.terms).flatten(0, 1)
-        return found - found.mean(0) if centered else found
+        return center(found, self.o, centering)
 
     def quadratic(self, v: Tensor) -> Tensor:
         """v^T K v of each column of v [n*o, columns]: float64 [columns] on the kernel's device."""
         v = v.detach().to(self.device, torch.float64).reshape(self.n, self.o, -1).contiguous()
         return _sum(ops.tangent_quadratic(*_plain(term), v) for term in self.terms)
 
-    def linear_operator(self, *, centered: bool = False, exact: bool = True) -> LinearOperator:
-        """K, or C K C with C = I - 11^T/(on), as a float64 operator on numpy vectors; products are as `product`."""
+    def linear_operator(self, *, centering: Centering | None = None, exact: bool = True) -> LinearOperator:
+        """K, or C K C, as a float64 operator on numpy vectors; arguments and products are those of `product`."""
+        require_centering(centering, none=True)
 
         def product(v: NDArray[np.float64]) -> NDArray[np.float64]:
             columns = torch.from_numpy(np.ascontiguousarray(v, dtype=np.float64)).reshape(self.shape[0], -1)
-            result: NDArray[np.float64] = self.product(columns, centered=centered, exact=exact).cpu().numpy()
+            result: NDArray[np.float64] = self.product(columns, centering=centering, exact=exact).cpu().numpy()
             return result.reshape(v.shape)
 
         return LinearOperator(
@@ -212,13 +228,25 @@ class TangentKernel:
         return self._row_means
 
     def sum(self) -> float:
-        """Of all entries, from the row means."""
+        """Sum of all entries, from the row means."""
         return float(self.row_means().sum()) * self.shape[0]
 
-    def frobenius_norm(self, *, centered: bool = True) -> float:
-        """||C K C||_F with C = I - 11^T/(on), or ||K||_F; in one pass over tiles, with no K in memory."""
-        means = self.row_means() if centered else torch.zeros(self.n, self.o, dtype=torch.float64)
-        return math.sqrt(float(centered_moments([self], [means.to(self.device)])))
+    def sum_of_diagonal_blocks(self) -> float:
+        """Sum of the entries between rows of the same output."""
+        ones = torch.eye(self.o, dtype=torch.float64).expand(self.n, self.o, self.o)
+        return float(self.quadratic(ones.reshape(self.shape[0], self.o)).sum())
+
+    def frobenius_norm(self, *, centering: Centering | None = "global") -> float:
+        """||C K C||_F, or ||K||_F for None; in one pass over tiles, with no K in memory.
+
+        Args:
+            centering: "global", "per_output" (see `ahkernels.cka`) or None.
+
+        Raises:
+            ValueError: for another centering.
+        """
+        require_centering(centering, none=True)
+        return math.sqrt(float(moments([self], centering)))
 
     def diagonal(self) -> Tensor:
         """float64 [n*o] on the kernel's device."""
@@ -361,17 +389,24 @@ def _arguments(
     return (list(forward), list(backward), list(bias), routes), [len(kernel.terms) for kernel in kernels]
 
 
-def statistics(kernels: Sequence[TangentKernel], v: Tensor) -> Tensor:
+def statistics(kernels: Sequence[TangentKernel], v: Tensor, per_output: bool) -> Tensor:
     """<v, K v>, ||C K C||_F^2, trace and sum of kernels over the same rows for a centered v [n, o], float64 [q, 4].
 
-    On their device, in one pass over their tiles.
+    On their device, in one pass over their tiles. With `per_output`, [q, 8]: see `ahkernels.ops.tangent_statistics`.
     """
     factors, terms = _arguments(kernels)
     v = v.detach().to(kernels[0].device, torch.float64).contiguous().unsqueeze(2)
-    return ops.tangent_statistics(*factors[:3], v, kernels[0].precision, factors[3], terms)
+    return ops.tangent_statistics(*factors[:3], v, kernels[0].precision, factors[3], terms, per_output)
 
 
-def centered_moments(kernels: Sequence[TangentKernel], row_means: list[Tensor]) -> Tensor:
+def moments(kernels: Sequence[TangentKernel], centering: Centering | None) -> Tensor:
     """<C K_a C, C K_b C>_F of kernels over the same rows, float64 [q, q] on their device."""
     factors, terms = _arguments(kernels)
-    return ops.centered_moments(*factors[:3], row_means, kernels[0].precision, factors[3], terms)
+    precision = kernels[0].precision
+    if centering == "per_output" and kernels[0].o > 1:
+        return ops.per_output_moments(*factors[:3], precision, factors[3], terms)[1]
+    if centering is None:
+        means = [torch.zeros(one.n, one.o, dtype=torch.float64, device=one.device) for one in kernels]
+    else:
+        means = [one.row_means() for one in kernels]
+    return ops.centered_moments(*factors[:3], means, precision, factors[3], terms)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ahkernels.centering import Centering, require_centering
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
@@ -58,6 +60,7 @@ class AlignmentReport(Mapping[str, float]):
         n: number of samples.
         outputs: which outputs of the network were measured: "all", "trace", "sum", one index or several.
         precision: precision of the measurement: "highest", "high" or "medium".
+        centering: which mean kernel and labels lost: "global" (equation 6) or "per_output" (the paper's figures).
         cka_error: [L], standard error of the alignment where its norm was estimated; None where it is exact.
         forward_cka: [L], alignment of the forward Gram alone; None, as all that follow, if it was not asked for.
         backward_cka: [L], alignment of the backward Gram alone.
@@ -67,7 +70,7 @@ class AlignmentReport(Mapping[str, float]):
         fisher_label_correlation: [L], label correlation of the layer's Fisher information.
 
     Raises:
-        ValueError: if a name comes twice, or a tensor does not hold one value per layer.
+        ValueError: if a name comes twice, a tensor does not hold one value per layer, or for another centering.
     """
 
     layers: list[str]
@@ -77,6 +80,7 @@ class AlignmentReport(Mapping[str, float]):
     n: int
     outputs: str | int | list[int]
     precision: str
+    centering: Centering = "global"
     cka_error: Tensor | None = None
     forward_cka: Tensor | None = None
     backward_cka: Tensor | None = None
@@ -86,6 +90,7 @@ class AlignmentReport(Mapping[str, float]):
     fisher_label_correlation: Tensor | None = None
 
     def __post_init__(self) -> None:
+        require_centering(self.centering)
         object.__setattr__(self, "layers", list(self.layers))
         if len(set(self.layers)) != len(self.layers):
             raise ValueError(f"layers: expected distinct names, got {self.layers}")
@@ -153,7 +158,10 @@ class AlignmentReport(Mapping[str, float]):
         return f"<table><caption>{html.escape(self._title())}</caption>{''.join(rows)}</table>"
 
     def _title(self) -> str:
-        return f"Tangent-kernel alignment, n = {self.n}, outputs = {self.outputs}, precision = {self.precision}"
+        return (
+            f"Tangent-kernel alignment, n = {self.n}, outputs = {self.outputs}, centering = {self.centering}, "
+            f"precision = {self.precision}"
+        )
 
     def _cells(self) -> dict[str, list[str]]:
         """Heading -> formatted cells, one per layer."""
@@ -220,10 +228,15 @@ class AlignmentReport(Mapping[str, float]):
             ax.set_xlabel("layer")
         else:
             ax.set_xlabel("layer index (input to output)")
-        ax.set_ylabel("alignment with the labels (CKA)")
+        ax.set_ylabel(axis_label(self.centering))
         ax.update_datalim([(1, 0)])  # the axis starts at zero, and still grows with what is drawn later
         ax.autoscale_view()
         return ax
+
+
+def axis_label(centering: Centering) -> str:
+    """What an axis of alignments shows."""
+    return "alignment with the labels (CKA)" + (", per output" if centering == "per_output" else "")
 
 
 def optional_import(module: str, what: str, install: str) -> ModuleType:

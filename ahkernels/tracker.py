@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ahkernels.capture import DEFAULT_MEMORY_BUDGET, Layers
 from ahkernels.capture.guard import evaluating
+from ahkernels.centering import Centering, Centerings, require_centerings
 from ahkernels.outputs import Outputs
-from ahkernels.report import AlignmentReport, import_pyplot, optional_import
+from ahkernels.report import AlignmentReport, axis_label, import_pyplot, optional_import
 from ahkernels.statistics.alignment import layerwise_alignment
 
 if TYPE_CHECKING:
@@ -38,11 +39,22 @@ class ScalarWriter(Protocol):
 
 @dataclass(frozen=True)
 class Measurement:
-    """One row of a tracker's history."""
+    """One row of a tracker's history.
+
+    Attributes:
+        step: Training step.
+        metrics: What was kept beside the alignments.
+        reports: {centering: report}, in the order in which they were asked for.
+    """
 
     step: int
     metrics: dict[str, float]
-    report: AlignmentReport
+    reports: dict[Centering, AlignmentReport]
+
+    @property
+    def report(self) -> AlignmentReport:
+        """The only report, or the first of several."""
+        return next(iter(self.reports.values()))
 
 
 class AlignmentTracker:
@@ -56,21 +68,24 @@ class AlignmentTracker:
         model: the network in training; kept by reference.
         x: [n, ...], probe inputs; kept by reference.
         y: [n] class indices, or [n, o] targets; kept by reference.
-        layers: as in :func:`ahkernels.layerwise_alignment`, and so are the next five.
+        layers: as in :func:`ahkernels.layerwise_alignment`, and so are the next six.
         outputs: which outputs of the network count.
+        centering: "global", "per_output", or a sequence of them to keep both.
         precision: "highest", "high", "medium", or None for torch's float32 matmul precision.
         memory_budget: bytes of factors held at once; a smaller one costs time.
         statistics: what to measure beside the alignment.
         products: None for exact norms, or the number of products to estimate them from.
         writer: any object with ``add_scalar(tag, value, step)``, such as TensorBoard's SummaryWriter. Every
-            update logs ``{tag}/{layer}`` and the metrics under their own names.
+            update logs ``{tag}/{layer}`` and the metrics under their own names; with several centerings
+            ``{tag}/{centering}/{layer}``.
         tag: prefix of the layers' tags in the writer, and of their columns in tables.
 
     Attributes:
-        history: one Measurement (step, metrics, report) per update, in order.
+        history: one Measurement (step, metrics, reports) per update, in order.
 
     Raises:
         TypeError: if ``writer`` has no ``add_scalar``.
+        ValueError: for another ``centering``.
     """
 
     def __init__(
@@ -81,6 +96,7 @@ class AlignmentTracker:
         *,
         layers: Layers = None,
         outputs: Outputs = "all",
+        centering: Centering | Centerings = "global",
         precision: str | None = None,
         memory_budget: int = DEFAULT_MEMORY_BUDGET,
         statistics: Sequence[str] = ("cka",),
@@ -93,9 +109,11 @@ class AlignmentTracker:
                 f"writer: expected an object with add_scalar(tag, value, step), got {type(writer).__name__}"
             )
         self.model, self.x, self.y = model, x, y
+        self.centering = centering
         self.options: dict[str, Any] = {
             "layers": layers,
             "outputs": outputs,
+            "centering": require_centerings(centering),
             "precision": precision,
             "memory_budget": memory_budget,
             "statistics": statistics,
@@ -104,7 +122,7 @@ class AlignmentTracker:
         self.writer, self.tag = writer, tag
         self.history: list[Measurement] = []
 
-    def update(self, step: int, **metrics: float) -> AlignmentReport:
+    def update(self, step: int, **metrics: float) -> AlignmentReport | dict[Centering, AlignmentReport]:
         """Measure the model now and add the result to the history.
 
         Args:
@@ -112,7 +130,7 @@ class AlignmentTracker:
             metrics: real numbers (or 0-d tensors) to keep beside the alignments, such as ``loss=``.
 
         Returns:
-            The report of this step.
+            The report of this step; for a sequence of centerings, one for each.
 
         Raises:
             TypeError: if ``step`` is not an integer or a metric is not a real number.
@@ -121,16 +139,26 @@ class AlignmentTracker:
         step = self._next_step(step)
         values = {name: _real(name, value) for name, value in metrics.items()}
         with evaluating(self.model):
-            report = layerwise_alignment(self.model, self.x, self.y, **self.options)
-        if self.history and report.layers != self.layers:
-            raise ValueError(f"model: expected the layers of the history {self.layers}, got {report.layers}")
-        self.history.append(Measurement(step, values, report))
+            reports = layerwise_alignment(self.model, self.x, self.y, **self.options)
+        row = Measurement(step, values, reports)
+        if self.history and row.report.layers != self.layers:
+            raise ValueError(f"model: expected the layers of the history {self.layers}, got {row.report.layers}")
+        if self.history and list(reports) != list(self.history[0].reports):
+            raise ValueError(
+                f"centering: expected that of the history {list(self.history[0].reports)}, got {list(reports)}"
+            )
+        self.history.append(row)
         if self.writer is not None:
-            for layer, value in report.items():
-                self.writer.add_scalar(f"{self.tag}/{layer}", value, step)
+            for centering, report in reports.items():
+                for layer, value in report.items():
+                    self.writer.add_scalar(f"{self._prefix(self.tag, centering)}/{layer}", value, step)
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
-        return report
+        return row.report if isinstance(self.centering, str) else reports
+
+    def _prefix(self, name: str, centering: Centering) -> str:
+        """Of a layer's tag or column: the centering is in it where there are several."""
+        return name if len(self.options["centering"]) == 1 else f"{name}/{centering}"
 
     def _next_step(self, step: int) -> int:
         try:
@@ -155,7 +183,7 @@ class AlignmentTracker:
 
     @property
     def cka(self) -> Tensor:
-        """[steps, L] fp64: alignment of every layer at every step."""
+        """[steps, L] fp64: alignment of every layer at every step; of several centerings that of the first."""
         if not self.history:
             return torch.empty(0, 0, dtype=torch.float64)
         return torch.stack([row.report.cka for row in self.history])
@@ -171,8 +199,9 @@ class AlignmentTracker:
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one line per step: step, metrics, ``{tag}/{layer}``, and what else the reports have of each layer.
 
-        The latter is in ``{field}/{layer}``, such as ``trace/fc1``. Numbers read back exactly; a metric that
-        a step did not have is empty. The file is replaced whole or not at all.
+        The latter is in ``{field}/{layer}``, such as ``trace/fc1``; with several centerings all columns of layers are
+        ``{field}/{centering}/{layer}``. Numbers read back exactly; a metric that a step did not have is empty. The
+        file is replaced whole or not at all.
         """
         text = io.StringIO(newline="")
         table = csv.DictWriter(text, self._columns(), lineterminator="\n")
@@ -181,7 +210,7 @@ class AlignmentTracker:
         _replace(path, text.getvalue())
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write a list of {"step", "metrics", "report"}, each report in full (see AlignmentReport.to_dict).
+        """Write a list of {"step", "metrics", "reports"}, each report in full (see AlignmentReport.to_dict).
 
         Values that are not finite become null. The file is replaced whole or not at all.
         """
@@ -189,7 +218,7 @@ class AlignmentTracker:
             {
                 "step": row.step,
                 "metrics": {name: v if math.isfinite(v) else None for name, v in row.metrics.items()},
-                "report": row.report.to_dict(),
+                "reports": {centering: report.to_dict() for centering, report in row.reports.items()},
             }
             for row in self.history
         ]
@@ -199,10 +228,10 @@ class AlignmentTracker:
         """One {column: value} per step."""
         for row in self.history:
             cells: dict[str, Any] = {"step": row.step, **row.metrics}
-            report = row.report
-            for field, values in report.columns().items():
-                name = self.tag if field == "cka" else field
-                cells.update(zip((f"{name}/{layer}" for layer in report.layers), values.tolist(), strict=True))
+            for centering, report in row.reports.items():
+                for field, values in report.columns().items():
+                    name = self._prefix(self.tag if field == "cka" else field, centering)
+                    cells.update(zip((f"{name}/{layer}" for layer in report.layers), values.tolist(), strict=True))
             yield cells
 
     def _columns(self) -> list[str]:
@@ -219,7 +248,10 @@ class AlignmentTracker:
             {
                 "step": row.step,
                 "metrics": dict(row.metrics),
-                "report": {field.name: getattr(row.report, field.name) for field in fields(row.report)},
+                "reports": {
+                    centering: {field.name: getattr(report, field.name) for field in fields(report)}
+                    for centering, report in row.reports.items()
+                },
             }
             for row in self.history
         ]
@@ -233,7 +265,11 @@ class AlignmentTracker:
         """
         try:
             history = [
-                Measurement(int(row["step"]), dict(row["metrics"]), AlignmentReport(**row["report"]))
+                Measurement(
+                    int(row["step"]),
+                    dict(row["metrics"]),
+                    {centering: AlignmentReport(**report) for centering, report in row["reports"].items()},
+                )
                 for row in state["history"]
             ]
         except (KeyError, TypeError, ValueError) as error:
@@ -243,6 +279,9 @@ class AlignmentTracker:
             raise ValueError(f"state: expected strictly increasing steps, got {steps}")
         if any(row.report.layers != history[0].report.layers for row in history):
             raise ValueError("state: expected the same layers at every step")
+        wanted = list(self.options["centering"])
+        if any(list(row.reports) != wanted for row in history):
+            raise ValueError(f"state: expected the centering of this tracker, {wanted}, got {list(history[0].reports)}")
         self.history = history
 
     # ---- picture
@@ -251,7 +290,8 @@ class AlignmentTracker:
         """Draw the run as in figures 2 and 7 of the paper.
 
         Left: alignment of each layer against step, coloured by depth, and the metrics with "loss" in their
-        name on an axis of their own. Right: alignment by layer at the last step.
+        name on an axis of their own. Right: alignment by layer at the last step. Of several centerings the first is
+        drawn.
 
         Args:
             axes: two matplotlib axes to draw on; those of a new figure by default.
@@ -281,7 +321,7 @@ class AlignmentTracker:
         for name, shade, line in zip(self.layers, shades, values.T.tolist(), strict=True):
             left.plot(steps, line, color=shade, label=name, marker=marker)
         left.set_xlabel("training step")
-        left.set_ylabel("alignment with the labels (CKA)")
+        left.set_ylabel(axis_label(report.centering))
         self._plot_losses(left)
         positive = [step for step in steps if step > 0]
         if positive:

@@ -35,24 +35,35 @@ def kernel(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
     return k.reshape(n * o, n * o)
 
 
-def centered(k: Tensor) -> Tensor:
-    """C K C with C = I - 11^T/size."""
-    k = k - k.mean(0)
-    return k - k.mean(1, keepdim=True)
+def centered(k: Tensor, centering: str | None = "global", o: int = 1) -> Tensor:
+    """C K C with C = I - 11^T/size, or per output with C = (I_n - 11^T/n) (x) I_o; K for None."""
+    if centering is None:
+        return k
+    if centering == "global":
+        k = k - k.mean(0)
+        return k - k.mean(1, keepdim=True)
+    blocks = k.reshape(len(k) // o, o, -1, o)
+    blocks = blocks - blocks.mean(0)
+    return (blocks - blocks.mean(2, keepdim=True)).reshape(k.shape)
 
 
-def cka(k: Tensor, other: Tensor) -> float:
-    """Equation 6."""
-    kc, oc = centered(k), centered(other)
+def cka(k: Tensor, other: Tensor, centering: str = "global", o: int = 1) -> float:
+    """Equation 6, and the same per output."""
+    kc, oc = centered(k, centering, o), centered(other, centering, o)
     return float((kc * oc).sum() / kc.norm() / oc.norm())
 
 
-def cka_of_features(features: Tensor, vector: Tensor) -> float:
-    """Equation 7 from tangent features [rows, P], centered before anything is multiplied."""
-    centered_features = features - features.mean(0)
-    labels = vector - vector.mean()
-    inner = (centered_features.T @ labels).square().sum()
-    return float(inner / (centered_features @ centered_features.T).norm() / labels.square().sum())
+def centered_features(features: Tensor, centering: str = "global") -> Tensor:
+    """Tangent features [n, o, P], or targets [n, o], less their mean over samples and outputs or over samples."""
+    return features - (features.mean((0, 1)) if centering == "global" else features.mean(0))
+
+
+def cka_of_features(features: Tensor, targets: Tensor, centering: str = "global") -> float:
+    """Equation 7 from tangent features [n, o, P] and targets [n, o], centered before anything is multiplied."""
+    psi = centered_features(features, centering).flatten(0, 1)
+    labels = centered_features(targets, centering).flatten()
+    inner = (psi.T @ labels).square().sum()
+    return float(inner / (psi @ psi.T).norm() / labels.square().sum())
 
 
 def layers_of(model: nn.Module) -> dict[str, list[str]]:

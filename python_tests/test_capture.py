@@ -43,7 +43,7 @@ def test_against_jacobians(name, outputs):
             dense = kernel.to_dense()
             assert (dense - expected).norm() <= 1e-10 * expected.norm()
             assert kernel.trace() == pytest.approx(float(expected.trace()), rel=1e-10)
-            assert kernel.frobenius_norm(centered=False) == pytest.approx(float(expected.norm()), rel=1e-10)
+            assert kernel.frobenius_norm(centering=None) == pytest.approx(float(expected.norm()), rel=1e-10)
             centered = reference.centered(expected).norm()
             if centered <= 1e-12 * expected.norm() or reference.centered(labels).norm() < 1e-12:
                 assert torch.isnan(torch.tensor(report[layer]))
@@ -86,10 +86,11 @@ def test_depths_and_outputs(depth, o, bias):
     x = torch.randn(9, 6, dtype=torch.float64)
     y = torch.randn(9, o, dtype=torch.float64)
     jacobians = reference.jacobians(model, x)
-    report = ah.layerwise_alignment(model, x, y)
+    reports = ah.layerwise_alignment(model, x, y, centering=("global", "per_output"))
     for layer, jacobian in jacobians.items():
-        expected = reference.cka_of_features(jacobian.flatten(0, 1), y.flatten())
-        assert report[layer] == pytest.approx(expected, rel=1e-10, abs=1e-10)
+        for centering, report in reports.items():
+            expected = reference.cka_of_features(jacobian, y, centering)
+            assert report[layer] == pytest.approx(expected, rel=1e-10, abs=1e-10)
 
 
 def test_fp32_kernels_of_a_deep_network_against_fp64_at_the_same_factors():

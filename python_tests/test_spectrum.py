@@ -39,46 +39,51 @@ def spectra() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("k", [12, 60])
-@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize("centering", ["global", "per_output", None])
 @pytest.mark.parametrize("name", list(spectra()))
-def test_eigenpairs_against_a_dense_decomposition(name, centered, k):
+def test_eigenpairs_against_a_dense_decomposition(name, centering, k):
     kernel, dense = of_spectrum(spectra()[name])
-    dense = reference.centered(dense) if centered else dense
+    dense = reference.centered(dense, centering, o=2)
     expected = torch.linalg.eigvalsh(dense).flip(0)
-    found = ah.eigenpairs(kernel, k, centered=centered)
+    found = ah.eigenpairs(kernel, k, centering=centering)
     assert (found.values - expected[:k]).abs().max() <= 1e-8 * expected[0]
     assert (dense @ found.vectors - found.vectors * found.values).norm(dim=0).max() <= 1e-9 * expected[0]
     assert (found.residuals - (dense @ found.vectors - found.vectors * found.values).norm(dim=0)).abs().max() < 1e-12
     assert (found.vectors.T @ found.vectors - torch.eye(k)).abs().max() < 1e-10
-    assert torch.allclose(ah.eigenvalues(kernel, k, centered=centered), found.values, rtol=1e-10)
+    assert torch.allclose(ah.eigenvalues(kernel, k, centering=centering), found.values, rtol=1e-10)
 
 
 @pytest.mark.parametrize("size", [30, 600])
 def test_all_eigenvalues(size):
     kernel, dense = of_spectrum(spectra()["condition 1e12"][:size])
     expected = torch.linalg.eigvalsh(dense).flip(0)
-    assert (ah.eigenvalues(kernel, size, centered=False) - expected).abs().max() <= 1e-12
+    assert (ah.eigenvalues(kernel, size, centering=None) - expected).abs().max() <= 1e-12
 
 
+@pytest.mark.parametrize("centering", ["global", "per_output"])
 @pytest.mark.parametrize("outputs", ["all", "trace", "sum", 1])
 @pytest.mark.parametrize("n", [20, 200])
-def test_alignment_is_correlation_over_the_root_of_the_stable_rank(n, outputs):
+def test_alignment_is_correlation_over_the_root_of_the_stable_rank(n, outputs, centering):
     model, x = networks.mlp(4, 11, 6, 3, bias=True).double(), torch.randn(n, 6, dtype=torch.float64)
     y = torch.randint(0, 3, (n,))
-    labels = reference.centered(reference.label_kernel(y, 3, outputs))
+    o = 3 if outputs == "all" else 1
+    labels = reference.centered(reference.label_kernel(y, 3, outputs), centering, o)
     for kernel in list(ah.tangent_kernels(model, x, outputs=outputs).values())[:-1]:
-        dense = reference.centered(kernel.to_dense())
+        dense = reference.centered(kernel.to_dense(), centering, o)
         values = torch.linalg.eigvalsh(dense)
-        rank, correlation = ah.stable_rank(kernel), ah.label_correlation(kernel, y)
+        rank = ah.stable_rank(kernel, centering=centering)
+        correlation = ah.label_correlation(kernel, y, centering=centering)
         assert rank == pytest.approx(float(values.square().sum() / values[-1] ** 2), rel=1e-8)
         assert correlation == pytest.approx(float((dense * labels).sum() / values[-1] / labels.norm()), rel=1e-8)
-        assert ah.cka(kernel, y) == pytest.approx(correlation / math.sqrt(rank), rel=1e-8)
+        alignment = ah.cka(kernel, y, centering=centering)
+        assert alignment == pytest.approx(correlation / math.sqrt(rank), rel=1e-8)
         if outputs == "all":
             pairs, vector = (
-                ah.eigenpairs(kernel, min(len(dense), 60)),
-                torch.nn.functional.one_hot(y, 3).double().flatten(),
+                ah.eigenpairs(kernel, min(len(dense), 60), centering=centering),
+                torch.nn.functional.one_hot(y, 3).double(),
             )
-            vector = (vector - vector.mean()) / (vector - vector.mean()).norm()
+            vector = (vector - (vector.mean(0) if centering == "per_output" else vector.mean())).flatten()
+            vector = vector / vector.norm()
             part = (pairs.values / pairs.values[0] * (pairs.vectors.T @ vector).square()).sum()
             assert float(part) <= correlation + 1e-8
             assert n > 20 or float(part) == pytest.approx(correlation, rel=1e-8)
@@ -94,7 +99,7 @@ def test_zero_and_constant_kernels(n):
         assert math.isnan(ah.stable_rank(kernel))
         with pytest.warns(ah.DegenerateKernelWarning):
             assert math.isnan(ah.label_correlation(kernel, y))
-    assert float(ah.eigenvalues(constant, 1, centered=False)) == pytest.approx(2 * 2 * 3 * n)
+    assert float(ah.eigenvalues(constant, 1, centering=None)) == pytest.approx(2 * 2 * 3 * n)
 
 
 def random_kernel(n: int = 30, o: int = 3, *, seed: int = 0, bias: bool = True) -> ah.TangentKernel:
@@ -110,9 +115,10 @@ def test_operators_compose():
     assert "fc0 + fc1" in repr(both)
     assert ah.cka(first + second, first) == pytest.approx(reference.cka(a + b, a))
     v = np.random.default_rng(0).standard_normal((90, 4))
-    c = np.eye(90) - 1 / 90
     assert np.allclose(both.linear_operator() @ v, (a + b).numpy() / 2 @ v)
-    assert np.allclose(both.linear_operator(centered=True) @ v[:, 0], c @ (a + b).numpy() / 2 @ c @ v[:, 0])
+    for centering in ("global", "per_output"):
+        centered = reference.centered((a + b) / 2, centering, o=3).numpy()
+        assert np.allclose(both.linear_operator(centering=centering) @ v[:, 0], centered @ v[:, 0])
     index = torch.tensor([3, 29, 0])
     rows = (3 * index[:, None] + torch.arange(3)).flatten()
     assert torch.allclose(first.subset(index).to_dense(), a[rows][:, rows])
@@ -134,7 +140,7 @@ def test_fisher_kernel(scale):
         psi = jacobians[layer].flatten(0, 1)
         expected = torch.linalg.eigvalsh(psi.T @ h @ psi).flip(0)  # the Fisher information of the parameters
         count = min(len(expected), 60)
-        found = ah.eigenvalues(fisher, 60, centered=False)
+        found = ah.eigenvalues(fisher, 60, centering=None)
         assert (found[:count] - expected[:count]).abs().max() <= 1e-8 * expected[0]
         assert found[count:].abs().sum() <= 1e-8 * expected[0]
 
@@ -197,22 +203,25 @@ def _float32(kernel: ah.TangentKernel) -> ah.TangentKernel:
     return ah.TangentKernel(ah.Factors(term.forward.float(), term.backward.float(), term.bias))
 
 
-def test_similarity_of_layers():
+@pytest.mark.parametrize("centering", ["global", "per_output"])
+def test_similarity_of_layers(centering):
     model, x = networks.mlp(5, 11, 6, 3, bias=True).double(), torch.randn(40, 6, dtype=torch.float64)
     kernels = ah.tangent_kernels(model, x)
-    found = ah.similarity(kernels)
+    found = ah.similarity(kernels, centering=centering)
     for i, first in enumerate(kernels.values()):
         for j, second in enumerate(kernels.values()):
-            assert float(found[i, j]) == pytest.approx(reference.cka(first.to_dense(), second.to_dense()), rel=1e-10)
+            expected = reference.cka(first.to_dense(), second.to_dense(), centering, o=3)
+            assert float(found[i, j]) == pytest.approx(expected, rel=1e-10)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     later = ah.tangent_kernels(model, x)
-    moved = ah.similarity(kernels, later)
+    moved = ah.similarity(kernels, later, centering=centering)
     assert moved.shape == (5, 5)
-    assert float(moved[1, 2]) == pytest.approx(ah.cka(kernels["2"], later["4"]), rel=1e-10)
-    backward = [kernel.backward_gram() for kernel in kernels.values()]
-    assert torch.allclose(ah.similarity(backward).diagonal()[:-1], torch.ones(4, dtype=torch.float64))
+    assert float(moved[1, 2]) == pytest.approx(ah.cka(kernels["2"], later["4"], centering=centering), rel=1e-10)
+    backward = [kernel.backward_gram() for kernel in kernels.values()][:-1]
+    found = ah.similarity(backward, centering=centering)
+    assert torch.allclose(found.diagonal(), torch.ones(4, dtype=torch.float64))
 
 
 def test_similarity_refuses():
@@ -239,29 +248,34 @@ STATISTICS = (
 )
 
 
-def test_statistics_in_a_report_against_dense_decompositions():
+@pytest.mark.parametrize("centering", ["global", "per_output"])
+def test_statistics_in_a_report_against_dense_decompositions(centering):
     model = networks.mlp(4, 11, 6, 3, bias=True).double()
     x, y = torch.randn(25, 6, dtype=torch.float64), torch.randint(0, 3, (25,))
-    report = ah.layerwise_alignment(model, x, y, statistics=STATISTICS)
+    report = ah.layerwise_alignment(model, x, y, statistics=STATISTICS, centering=centering)
     assert list(report.columns()) == [*STATISTICS, "centered_norm", "trace"]
     p = model(x).detach().softmax(1)
     h = torch.block_diag(*(torch.diag_embed(p) - p[:, :, None] * p[:, None]))
     root = torch.linalg.eigh(h)
     root = root.eigenvectors * root.eigenvalues.clamp(min=0).sqrt() @ root.eigenvectors.T
-    label = torch.nn.functional.one_hot(y, 3).double().flatten()
-    label = (label - label.mean()) / (label - label.mean()).norm()
+    one_hot = torch.nn.functional.one_hot(y, 3).double()
+    means = {"global": one_hot.mean(), "per_output": one_hot.mean(0)}
+    targets = {one: (one_hot - mean).flatten() / (one_hot - mean).norm() for one, mean in means.items()}
     for i, kernel in enumerate(ah.tangent_kernels(model, x).values()):
         dense = kernel.to_dense()
-        for prefix, matrix in (("", reference.centered(dense)), ("fisher_", root @ dense @ root)):
+        for prefix, matrix, label in (
+            ("", reference.centered(dense, centering, o=3), targets[centering]),
+            ("fisher_", root @ dense @ root, targets["global"]),
+        ):
             values, vectors = torch.linalg.eigh(matrix)
             rank = float(values.square().sum() / values[-1] ** 2)
             correlation = float((values / values[-1] * (vectors.T @ label).square()).sum())
             assert float(report.columns()[f"{prefix}stable_rank"][i]) == pytest.approx(rank, rel=1e-8)
             assert float(report.columns()[f"{prefix}label_correlation"][i]) == pytest.approx(correlation, rel=1e-8)
         fisher = ah.fisher_kernel(kernel, model(x).detach())
-        assert ah.stable_rank(fisher, centered=False) == pytest.approx(rank, rel=1e-8)
-        assert ah.label_correlation(fisher, y, centered=False) == pytest.approx(correlation, rel=1e-8)
-    alone = ah.layerwise_alignment(model, x, y)
+        assert ah.stable_rank(fisher, centering=None) == pytest.approx(rank, rel=1e-8)
+        assert ah.label_correlation(fisher, y, centering=None) == pytest.approx(correlation, rel=1e-8)
+    alone = ah.layerwise_alignment(model, x, y, centering=centering)
     assert torch.equal(report.cka, alone.cka) and alone.stable_rank is None
 
 
@@ -323,7 +337,7 @@ def test_copies_of_eigenvalues_are_all_found(copies, k):
     values = torch.cat([torch.full((copies,), 3.0), torch.full((copies,), 2.0), few]).double()
     for seed in range(3):
         kernel, dense = of_spectrum(values, seed=seed)
-        found = ah.eigenpairs(kernel, k, centered=False, seed=seed)
+        found = ah.eigenpairs(kernel, k, centering=None, seed=seed)
         assert (found.values - values[:k]).abs().max() <= 1e-9
         assert (dense @ found.vectors - found.vectors * found.values).norm(dim=0).max() <= 1e-9
         assert (found.vectors.T @ found.vectors - torch.eye(k)).abs().max() < 1e-9

@@ -31,14 +31,17 @@ class FakeMeasurement:
         self.layers = ["fc1", "dead", "fc2"]
         self.on_call: Callable[[nn.Module], None] = lambda model: None
 
-    def __call__(self, model: nn.Module, x: Any, y: Any, **options: Any) -> AlignmentReport:
+    def __call__(self, model: nn.Module, x: Any, y: Any, **options: Any) -> dict[str, AlignmentReport]:
         self.calls.append(((model, x, y), options))
         self.on_call(model)
         cka = torch.rand(len(self.layers), generator=torch.Generator().manual_seed(len(self.calls)))
         cka = torch.where(torch.tensor([name == "dead" for name in self.layers]), NAN, cka.double())
         parts = {"forward_cka": cka / 3, "backward_cka": cka / 7}
         asked = {name: parts[name] for name in options["statistics"] if name in parts}
-        return AlignmentReport(self.layers, cka, 10 * cka, 100 * cka, len(x), "all", "highest", **asked)
+        return {
+            one: AlignmentReport(self.layers, cka, 10 * cka, 100 * cka, len(x), "all", "highest", one, **asked)
+            for one in options["centering"]
+        }
 
 
 @pytest.fixture
@@ -97,6 +100,7 @@ def test_update_measures_with_the_given_options(fake: FakeMeasurement) -> None:
     assert options == {
         "layers": ["fc*"],
         "outputs": "trace",
+        "centering": ("global",),
         "precision": "high",
         "memory_budget": 1 << 20,
         "statistics": GRAMS,

@@ -200,8 +200,8 @@ def tangent_statistics(
     `centered_moments`, with centered targets v (of zero sum), float64 [n, o, 1].
 
     With `per_output`, for kernels over several outputs, [q, 8]: the same four, and then <v_o, K v_o> for targets v_o
-    centered over the samples of each output, ||C_o K C_o||_F^2 with C_o = (I_n - 11^T/n) (x) I_o, the trace, and the sum
-    of the blocks of K on the diagonal.
+    centered over the samples of each output, ||C_o K C_o||_F^2 with C_o = (I_n - 11^T/n) (x) I_o, the trace, and the
+    sum of the blocks of K on the diagonal.
 
     Raises:
         RuntimeError: where shapes or dtypes do not fit; the message names the argument.

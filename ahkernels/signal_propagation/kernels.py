@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ahkernels.centering import Centering, require_centering
 from ahkernels.outputs import OutputSelection
 from ahkernels.report import AlignmentReport
 from ahkernels.signal_propagation.inputs import InputPairs
@@ -52,32 +53,38 @@ class LayerKernels:
         scale = np.exp(self.log_scale)[:, None, None]
         return scale * self.norms[:, :, None] * self.norms[:, None, :] * (1 - self.lost)
 
-    def alignment(self, y: Tensor, outputs: Literal["all", "trace"] = "all") -> AlignmentReport:
+    def alignment(
+        self, y: Tensor, outputs: Literal["all", "trace"] = "all", *, centering: Centering = "global"
+    ) -> AlignmentReport:
         """Centered kernel alignment of every K_l with the labels (equation 7).
 
         Args:
             y: class indices [n] of as many classes as there are outputs, or a target matrix [n, o].
             outputs: "all": K_l over (sample, output) pairs; "trace": its sum over outputs, n x n, whose finite-width
                 counterpart is much closer: kernels between different outputs, which are 0 here, do not enter.
+            centering: "global" or "per_output": see `ahkernels.cka`.
 
         Returns:
             A report with a layer's name "layer1", ...; norms and traces are those of K_l above. Layers whose centered
             kernel is zero have nan, with a `DegenerateKernelWarning`.
 
         Raises:
-            ValueError: for labels of a wrong shape or out of range; TypeError for another type.
+            ValueError: for labels of a wrong shape or out of range, or another centering; TypeError for another type.
         """
+        require_centering(centering)
         n = self.norms.shape[1]
         if not isinstance(y, Tensor):
             y = torch.as_tensor(np.asarray(y))
         classes = y.shape[1] if y.dim() == 2 else int(y.max()) + 1 if y.numel() else 1
         if outputs not in ("all", "trace"):
             raise ValueError(f'outputs: expected "all" or "trace", got {outputs!r}')
-        labels = Labels(OutputSelection(outputs, classes), y, n)
-        centered = (labels.rows - labels.rows.mean(0)).reshape(n, classes).numpy()
+        labels = Labels(OutputSelection(outputs, classes), y, n, centering)
+        centered = labels.centered.reshape(n, classes).numpy()
         names = [f"layer{layer}" for layer in self.layers.tolist()]
         found = [
-            finish(Measured(f"kernel of {name}", rounding=0.0), _measure(norms, lost, centered, outputs), labels)
+            finish(
+                Measured(f"kernel of {name}", rounding=0.0), _measure(norms, lost, centered, outputs, centering), labels
+            )
             for name, norms, lost in zip(names, self.norms, self.lost, strict=True)
         ]
         scale = torch.from_numpy(np.exp(self.log_scale))
@@ -88,6 +95,7 @@ class LayerKernels:
             trace=torch.tensor([alignment.trace for alignment in found], dtype=torch.float64) * scale,
             n=n,
             outputs=outputs,
+            centering=centering,
             precision="highest",
         )
 
@@ -138,7 +146,7 @@ def layer_kernels(
 
 
 def _measure(
-    norms: Array, lost: Array, centered: Array, outputs: Literal["all", "trace"]
+    norms: Array, lost: Array, centered: Array, outputs: Literal["all", "trace"], centering: Centering
 ) -> tuple[float, float, float, float]:
     """<K, Y~ Y~^T>, ||C K C||_F^2, trace and sum, for k = norms norms' (1 - lost) and targets Y~ [n, o].
 
@@ -155,6 +163,8 @@ def _measure(
     means = gap.mean(axis=0)
     around = np.outer(deviation, deviation) - (gap - means[:, None] - means[None, :] + means.mean())
     square, trace, total = float((around**2).sum()), float(o * (norms**2).sum()), float(o * (outer - gap).sum())
+    if outputs == "all" and centering == "per_output":
+        return inner, o * square, trace, total
     if outputs == "all":
         return inner, square + float((o - 1) * ((outer - gap) ** 2).sum()), trace, total
     return o * inner, o**2 * square, trace, total

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
 from ahkernels.capture import DEFAULT_MEMORY_BUDGET, Layers, plan_capture
+from ahkernels.centering import Centering, Centerings, require_centerings
 from ahkernels.kernel import TangentKernel
 from ahkernels.outputs import Outputs, OutputSelection
 from ahkernels.report import AlignmentReport
@@ -31,6 +34,7 @@ _STATISTICS = {
 _BATCH_BYTES = 32 << 20  # of the factors of layers that are measured by one op
 
 
+@overload
 def layerwise_alignment(
     model: nn.Module,
     x: Tensor,
@@ -38,12 +42,46 @@ def layerwise_alignment(
     *,
     layers: Layers = None,
     outputs: Outputs = "all",
+    centering: Centering = "global",
     precision: str | None = None,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
     statistics: Sequence[str] = ("cka",),
     products: int | None = None,
     progress: bool = False,
-) -> AlignmentReport:
+) -> AlignmentReport: ...
+
+
+@overload
+def layerwise_alignment(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    layers: Layers = None,
+    outputs: Outputs = "all",
+    centering: Centerings,
+    precision: str | None = None,
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    statistics: Sequence[str] = ("cka",),
+    products: int | None = None,
+    progress: bool = False,
+) -> dict[Centering, AlignmentReport]: ...
+
+
+def layerwise_alignment(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    layers: Layers = None,
+    outputs: Outputs = "all",
+    centering: Centering | Centerings = "global",
+    precision: str | None = None,
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    statistics: Sequence[str] = ("cka",),
+    products: int | None = None,
+    progress: bool = False,
+) -> AlignmentReport | dict[Centering, AlignmentReport]:
     """Alignment A_l of each layer's tangent kernel with the labels (equation 7 of the paper), and what is asked beside.
 
     No Jacobian is formed and no kernel is held in memory; the network is captured once for all statistics. The model is
@@ -57,6 +95,9 @@ def layerwise_alignment(
             the alignment of the kernels of groups of layers, which are sums: {"all": "*"} for that of the network.
         outputs: "all" (rows (x, i), as in the paper), "trace" (the n x n kernel summed over outputs), "sum" (of the
             sum of the outputs), an index or a sequence of indices.
+        centering: Which mean kernels and labels lose. "global": one mean over all samples and outputs (equation 6).
+            "per_output": each output over the samples, as in the figures of the paper. A sequence of them: a report for
+            each, from one capture and one pass. For "trace", "sum" and one output both are the same.
         precision: "highest", "high", "medium"; None for torch.get_float32_matmul_precision().
         memory_budget: Bytes of factors held at once; a smaller one costs time.
         statistics: What to measure of each kernel; the alignment with ||C K C||_F and trace is always there.
@@ -70,11 +111,13 @@ def layerwise_alignment(
         progress: Show a progress bar on stderr.
 
     Returns:
-        The report; an alignment that is not defined is nan, with a `DegenerateKernelWarning`.
+        The report, or for a sequence of centerings {centering: report}. An alignment that is not defined is nan, with a
+        `DegenerateKernelWarning`.
 
     Raises:
         ValueError: TypeError or NotImplementedError for arguments that do not fit; the message names the argument.
     """
+    centerings = require_centerings(centering)
     wanted = _require_statistics(statistics)
     kinds = {_STATISTICS[name][0] for name in wanted}
     if products is not None:
@@ -89,12 +132,14 @@ def layerwise_alignment(
         keep_factors=bool(kinds & {"forward", "backward"}),
         progress=progress,
     )
-    labels = Labels(plan.outputs, y, x.shape[0])  # raises before any work is done
-    of_samples = Labels(OutputSelection("trace", plan.outputs.total), y, x.shape[0]) if "forward" in kinds else labels
+    n = x.shape[0]
+    labels = [Labels(plan.outputs, y, n, one) for one in centerings]  # raises before any work is done
+    samples = OutputSelection("trace", plan.outputs.total)
+    of_samples = [Labels(samples, y, n, one) for one in centerings] if "forward" in kinds else labels
     if "fisher" in kinds and plan.outputs.spec != "all":
         raise ValueError(f'statistics: expected those of Fisher with outputs = "all", got {plan.outputs.spec!r}')
     logits = plan.logits() if "fisher" in kinds else None
-    pending: dict[str, dict[str, _Pending]] = {}
+    pending: dict[str, _OfLayer] = {}
     for batch in _batches(plan.kernels()):
         over_pairs = []
         for _, kernel in batch:
@@ -105,29 +150,14 @@ def layerwise_alignment(
                 (of_forward,) = _pending([{"forward": kernel.forward_gram()}], of_samples, products)
                 of_layer |= of_forward
             if logits is not None:
-                of_layer["fisher"] = _pending_fisher(fisher_kernel(kernel, logits), labels, products)
+                fisher = _pending_fisher(fisher_kernel(kernel, logits), Labels(plan.outputs, y, n, None), products)
+                of_layer["fisher"] = dict.fromkeys(centerings, fisher)
             if wanted & {"stable_rank", "label_correlation"}:
-                of_layer["kernel"].largest = largest_eigenvalue(kernel)
+                for one in centerings:
+                    of_layer["kernel"][one].largest = largest_eigenvalue(kernel, centering=one)
             pending[name] = of_layer
-    found = [{kind: one.finish() for kind, one in of_layer.items()} for of_layer in pending.values()]
-
-    def column(kind: str, number: str) -> Tensor:
-        numbers = [getattr(of_layer.get(kind, UNDEFINED), number) for of_layer in found]
-        return torch.tensor(numbers, dtype=torch.float64)
-
-    cka, spec = column("kernel", "cka"), plan.outputs.spec
-    errors = [of_layer["kernel"].relative_error for of_layer in pending.values()]
-    return AlignmentReport(
-        layers=list(pending),
-        cka=cka,
-        centered_norm=column("kernel", "centered_norm"),
-        trace=column("kernel", "trace"),
-        n=x.shape[0],
-        outputs=spec if isinstance(spec, (str, int)) else list(spec),
-        precision=plan.precision,
-        cka_error=None if products is None else cka * torch.tensor(errors, dtype=torch.float64),
-        **{name: column(*_STATISTICS[name]) for name in _STATISTICS if name in wanted},
-    )
+    reports = {one: _report(pending, one, wanted, plan.outputs, plan.precision, n, products) for one in centerings}
+    return reports[centerings[0]] if isinstance(centering, str) else reports
 
 
 @dataclass
@@ -142,6 +172,40 @@ class _Pending:
 
     def finish(self) -> Alignment:
         return finish(self.measured, self.numbers.tolist(), self.labels, self.largest)
+
+
+_OfLayer: TypeAlias = dict[str, dict[Centering, _Pending]]  # by the kind of kernel
+
+
+def _report(
+    pending: Mapping[str, _OfLayer],
+    centering: Centering,
+    wanted: set[str],
+    outputs: OutputSelection,
+    precision: str,
+    n: int,
+    products: int | None,
+) -> AlignmentReport:
+    found = [{kind: of_kind[centering].finish() for kind, of_kind in layer.items()} for layer in pending.values()]
+
+    def column(kind: str, number: str) -> Tensor:
+        numbers = [getattr(of_layer.get(kind, UNDEFINED), number) for of_layer in found]
+        return torch.tensor(numbers, dtype=torch.float64)
+
+    cka, spec = column("kernel", "cka"), outputs.spec
+    errors = [of_layer["kernel"][centering].relative_error for of_layer in pending.values()]
+    return AlignmentReport(
+        layers=list(pending),
+        cka=cka,
+        centered_norm=column("kernel", "centered_norm"),
+        trace=column("kernel", "trace"),
+        n=n,
+        outputs=spec if isinstance(spec, (str, int)) else list(spec),
+        centering=centering,
+        precision=precision,
+        cka_error=None if products is None else cka * torch.tensor(errors, dtype=torch.float64),
+        **{name: column(*_STATISTICS[name]) for name in _STATISTICS if name in wanted},
+    )
 
 
 def _batches(kernels: Iterable[tuple[str, TangentKernel]]) -> Iterator[list[tuple[str, TangentKernel]]]:
@@ -159,36 +223,48 @@ def _batches(kernels: Iterable[tuple[str, TangentKernel]]) -> Iterator[list[tupl
 
 
 def _pending(
-    layers: Sequence[Mapping[str, TangentKernel]], labels: Labels, products: int | None
-) -> list[dict[str, _Pending]]:
-    """Of each layer's kernels; all are over the same rows."""
-    if products is None:
-        numbers = iter(measure([kernel for of_layer in layers for kernel in of_layer.values()], labels))
+    layers: Sequence[Mapping[str, TangentKernel]], labels: Sequence[Labels], products: int | None
+) -> list[_OfLayer]:
+    """Of each layer's kernels, for each centering; all are over the same rows."""
+    if products is not None:
         return [
-            {kind: _Pending(Measured.of(kernel), labels, next(numbers)) for kind, kernel in of_layer.items()}
+            {kind: _pending_estimates(kernel, labels, products) for kind, kernel in of_layer.items()}
             for of_layer in layers
         ]
-    return [
-        {kind: _pending_estimate(kernel, labels, products) for kind, kernel in of_layer.items()} for of_layer in layers
-    ]
+    numbers = measure([kernel for of_layer in layers for kernel in of_layer.values()], labels)
+    index = itertools.count()
+    found: list[_OfLayer] = []
+    for of_layer in layers:
+        found.append({})
+        for kind, kernel in of_layer.items():
+            row = next(index)
+            found[-1][kind] = {
+                one.centering: _Pending(Measured.of(kernel, one.centering), one, numbers[one.centering][row])
+                for one in labels
+            }
+    return found
 
 
-def _pending_estimate(kernel: TangentKernel, labels: Labels, products: int) -> _Pending:
-    norm = estimate_frobenius_norm(kernel, products=products)
-    numbers = estimated_numbers(kernel, labels, norm)
-    return _Pending(Measured.of(kernel), labels, numbers, relative_error=norm.relative_error)
+def _pending_estimates(kernel: TangentKernel, labels: Sequence[Labels], products: int) -> dict[Centering, _Pending]:
+    found = {}
+    for one in labels:
+        norm = estimate_frobenius_norm(kernel, centering=one.centering, products=products)
+        numbers = estimated_numbers(kernel, one, norm)
+        measured = Measured.of(kernel, one.centering)
+        found[one.centering] = _Pending(measured, one, numbers, relative_error=norm.relative_error)
+    return found
 
 
 def _pending_fisher(fisher: TangentKernel, labels: Labels, products: int | None) -> _Pending:
     """Of the kernel of a layer's Fisher information, which is not centered."""
     if products is None:
-        norm = fisher.frobenius_norm(centered=False)
+        norm = fisher.frobenius_norm(centering=None)
     else:
-        norm = estimate_frobenius_norm(fisher, centered=False, products=products).value
+        norm = estimate_frobenius_norm(fisher, centering=None, products=products).value
     # No sum of entries: that is for telling a constant kernel's centered norm from rounding.
     numbers = torch.tensor([float(inner_product(fisher, labels)), norm**2, fisher.trace(), 0.0], dtype=torch.float64)
-    largest = largest_eigenvalue(fisher, centered=False)
-    return _Pending(Measured.of(fisher, "Fisher information"), labels, numbers, largest)
+    largest = largest_eigenvalue(fisher, centering=None)
+    return _Pending(Measured.of(fisher, None, "Fisher information"), labels, numbers, largest)
 
 
 def _require_statistics(statistics: Sequence[str]) -> set[str]:

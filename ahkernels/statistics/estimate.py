@@ -19,8 +19,9 @@ import torch
 from scipy.stats import t
 from torch import Tensor
 
+from ahkernels.centering import Centering, require_centering
 from ahkernels.kernel import TangentKernel, require_kernel
-from ahkernels.statistics.cka import Labels, Measured, finish, inner_product
+from ahkernels.statistics.cka import Labels, Measured, constant_part, finish, inner_product
 
 DEFAULT_PRODUCTS = 90
 
@@ -63,30 +64,35 @@ class Estimate:
 
 
 def estimate_frobenius_norm(
-    kernel: TangentKernel, *, centered: bool = True, products: int = DEFAULT_PRODUCTS, seed: int = 0
+    kernel: TangentKernel,
+    *,
+    centering: Centering | None = "global",
+    products: int = DEFAULT_PRODUCTS,
+    seed: int = 0,
 ) -> Estimate:
-    """||C K C||_F (or ||K||_F) from products with the kernel.
+    """||C K C||_F, or ||K||_F for None, from products with the kernel.
 
     The error falls as 1/products and faster, the quicker the spectrum decays; `TangentKernel.frobenius_norm` is exact.
 
     Args:
         kernel: A tangent kernel.
-        centered: Whether of C K C or of K itself.
+        centering: "global", "per_output" (see `cka`) or None for K itself.
         products: Vectors to multiply the kernel with, at least 6: a third of them for the basis, a third for its
             image, a third for the error bar.
         seed: Of the random vectors; the same seed gives the same estimate.
 
     Raises:
         TypeError: for products or a seed that is no whole number.
-        ValueError: for less than 6 products.
+        ValueError: for less than 6 products, or another centering.
     """
     require_kernel("kernel", kernel)
+    require_centering(centering, none=True)
     generator = torch.Generator().manual_seed(_whole("seed", seed))
     rows = kernel.shape[0]
     size = min(require_products(products) // 3, max(rows, 2))  # more would see nothing else
 
     def product(v: Tensor) -> Tensor:
-        return kernel.product(v, centered=centered, exact=False)
+        return kernel.product(v, centering=centering, exact=False)
 
     random = torch.randn(rows, 2 * size, generator=generator, dtype=torch.float64).to(kernel.device)
     image, tested = torch.split(product(random), size, 1)
@@ -105,12 +111,20 @@ def estimate_frobenius_norm(
     return Estimate(norm, float(values.std()) / math.sqrt(size) / (2 * norm), 2 * size + basis.shape[1], size)
 
 
-def estimate_cka(kernel: TangentKernel, y: Tensor, *, products: int = DEFAULT_PRODUCTS, seed: int = 0) -> Estimate:
+def estimate_cka(
+    kernel: TangentKernel,
+    y: Tensor,
+    *,
+    centering: Centering = "global",
+    products: int = DEFAULT_PRODUCTS,
+    seed: int = 0,
+) -> Estimate:
     """Alignment of a kernel with labels, its norm estimated; `cka` is exact.
 
     Args:
         kernel: A tangent kernel.
         y: Class indices [n] or a target matrix [n, o].
+        centering: "global" or "per_output": see `cka`.
         products: See `estimate_frobenius_norm`.
         seed: See `estimate_frobenius_norm`.
 
@@ -118,20 +132,23 @@ def estimate_cka(kernel: TangentKernel, y: Tensor, *, products: int = DEFAULT_PR
         The estimate; nan, with a `DegenerateKernelWarning`, where the alignment is not defined.
 
     Raises:
-        ValueError: for labels that do not fit or less than 6 products; the message names the argument.
+        ValueError: for labels that do not fit, another centering or less than 6 products; the message names the
+            argument.
         TypeError: for another type.
     """
     require_kernel("kernel", kernel)
-    labels = Labels(kernel.outputs, y, kernel.n)
-    norm = estimate_frobenius_norm(kernel, products=products, seed=seed)
-    found = finish(Measured.of(kernel), estimated_numbers(kernel, labels, norm).tolist(), labels)
+    require_centering(centering)
+    labels = Labels(kernel.outputs, y, kernel.n, centering)
+    norm = estimate_frobenius_norm(kernel, centering=centering, products=products, seed=seed)
+    found = finish(Measured.of(kernel, centering), estimated_numbers(kernel, labels, norm).tolist(), labels)
     return Estimate(found.cka, norm.relative_error * found.cka, norm.products, norm.samples)
 
 
 def estimated_numbers(kernel: TangentKernel, labels: Labels, norm: Estimate) -> Tensor:
     """What `measure` gives of one kernel, with an estimated norm: float64 [4] on the CPU."""
     inner = float(inner_product(kernel, labels))
-    return torch.tensor([inner, norm.value**2, kernel.trace(), kernel.sum()], dtype=torch.float64)
+    constant = constant_part(kernel, labels.centering)
+    return torch.tensor([inner, norm.value**2, kernel.trace(), constant], dtype=torch.float64)
 
 
 def require_products(products: object) -> int:

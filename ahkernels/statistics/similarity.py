@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from ahkernels.centering import Centering, require_centering
 from ahkernels.kernel import TangentKernel
 from ahkernels.statistics.cka import alignment_matrix
 
 Kernels = Mapping[str, TangentKernel] | Sequence[TangentKernel]
 
 
-def similarity(kernels: Kernels, others: Kernels | None = None) -> Tensor:
+def similarity(kernels: Kernels, others: Kernels | None = None, *, centering: Centering = "global") -> Tensor:
     """Alignment A(K, K') (equation 6) of every kernel with every other, in one pass over tiles of all of them.
 
     No kernel is held in memory. With the kernels of one network at two times, the diagonal says how far each has moved
@@ -21,17 +22,19 @@ def similarity(kernels: Kernels, others: Kernels | None = None) -> Tensor:
     Args:
         kernels: L kernels over the same rows, such as those of `tangent_kernels`.
         others: L' kernels to compare them with; None for the same ones.
+        centering: "global" or "per_output": see `cka`.
 
     Returns:
         float64 [L, L'] on the CPU; nan, with a `DegenerateKernelWarning`, where a centered kernel is zero.
 
     Raises:
         TypeError: for anything but kernels.
-        ValueError: for no kernels, or where rows, dtypes or devices do not fit.
+        ValueError: for no kernels, another centering, or where rows, dtypes or devices do not fit.
     """
+    require_centering(centering)
     rows, columns = _listed("kernels", kernels), [] if others is None else _listed("others", others)
     together = rows + columns
-    found = alignment_matrix(together, ["kernel"] * len(together))
+    found = alignment_matrix(together, ["kernel"] * len(together), centering)
     return found[: len(rows), len(rows) :] if columns else found
 
 

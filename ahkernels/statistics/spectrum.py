@@ -17,8 +17,9 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from ahkernels.centering import Centering, require_centering
 from ahkernels.kernel import TangentKernel, require_kernel
-from ahkernels.statistics.cka import Labels, Measured, defined, inner_product, labels_defined
+from ahkernels.statistics.cka import Labels, Measured, constant_part, defined, inner_product, labels_defined
 
 Array = NDArray[np.float64]
 Product = Callable[[Array], Array]
@@ -49,9 +50,14 @@ class Eigenpairs:
 
 
 def eigenpairs(
-    kernel: TangentKernel, k: int, *, centered: bool = True, tolerance: float = 1e-10, seed: int = 0
+    kernel: TangentKernel,
+    k: int,
+    *,
+    centering: Centering | None = "global",
+    tolerance: float = 1e-10,
+    seed: int = 0,
 ) -> Eigenpairs:
-    """The k largest eigenvalues of C K C (or K) with their eigenvectors, without K in memory.
+    """The k largest eigenvalues of C K C, or of K for None, with their eigenvectors, without K in memory.
 
     By the implicitly restarted Lanczos method of ARPACK, with products in float64, or from a tolerance of 1e-5 on with
     the rounding of the kernel's dtype.
@@ -59,12 +65,12 @@ def eigenpairs(
     Args:
         kernel: A tangent kernel.
         k: How many, 1 to the number of rows.
-        centered: Whether of C K C, as in the paper, or of K itself.
+        centering: "global", "per_output" (see `cka`) or None for K itself.
         tolerance: Bound on each residual ||K u - lambda u||, relative to the largest eigenvalue.
         seed: Of the starting vector.
 
     Raises:
-        ValueError: where k, tolerance or seed is out of range.
+        ValueError: where k, tolerance or seed is out of range, or for another centering.
         RuntimeError: where the iteration does not reach the tolerance.
     """
     require_kernel("kernel", kernel)
@@ -75,7 +81,7 @@ def eigenpairs(
         raise ValueError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed: expected a whole number of at least 0, got {seed!r}")
-    operator = kernel.linear_operator(centered=centered, exact=tolerance < _FP32_TOLERANCE)
+    operator = kernel.linear_operator(centering=centering, exact=tolerance < _FP32_TOLERANCE)
     products = 0
 
     def product(v: Array) -> Array:
@@ -151,21 +157,33 @@ def _with_missing(
     return values, vectors
 
 
-def eigenvalues(kernel: TangentKernel, k: int, *, centered: bool = True, tolerance: float = 1e-10) -> Tensor:
-    """The k largest eigenvalues of C K C (or K), float64 [k] from the largest down; see `eigenpairs`."""
-    return eigenpairs(kernel, k, centered=centered, tolerance=tolerance).values
+def eigenvalues(
+    kernel: TangentKernel, k: int, *, centering: Centering | None = "global", tolerance: float = 1e-10
+) -> Tensor:
+    """The k largest eigenvalues of C K C, or of K for None: float64 [k] from the largest down; see `eigenpairs`."""
+    return eigenpairs(kernel, k, centering=centering, tolerance=tolerance).values
 
 
-def stable_rank(kernel: TangentKernel, *, centered: bool = True) -> float:
-    """||C K C||_F^2 / lambda_1^2 (appendix G.1), from 1 to the rank of C K C, or of K; nan where that is zero."""
+def stable_rank(kernel: TangentKernel, *, centering: Centering | None = "global") -> float:
+    """||C K C||_F^2 / lambda_1^2 (appendix G.1), from 1 to the rank of C K C; nan where that is zero.
+
+    Args:
+        kernel: A tangent kernel.
+        centering: "global", "per_output" (see `cka`) or None for K itself.
+
+    Raises:
+        ValueError: for another centering.
+    """
     require_kernel("kernel", kernel)
-    norm, largest = kernel.frobenius_norm(centered=centered), largest_eigenvalue(kernel, centered=centered)
-    if largest == 0 or (centered and not Measured.of(kernel).exceeds_rounding(norm, kernel.sum())):
+    require_centering(centering, none=True)
+    norm, largest = kernel.frobenius_norm(centering=centering), largest_eigenvalue(kernel, centering=centering)
+    measured = Measured.of(kernel, centering)
+    if largest == 0 or (centering and not measured.exceeds_rounding(norm, constant_part(kernel, centering))):
         return math.nan
     return (norm / largest) ** 2
 
 
-def label_correlation(kernel: TangentKernel, y: Tensor, *, centered: bool = True) -> float:
+def label_correlation(kernel: TangentKernel, y: Tensor, *, centering: Centering | None = "global") -> float:
     """sum_i lambda_i / lambda_1 <u_i, y~>^2 for normalised centered labels y~ (appendix G.1), in [0, 1].
 
     For n x n kernels ("trace", "sum") y~ y~^T is C Y Y^T C over its Frobenius norm. The alignment is this over the
@@ -174,23 +192,25 @@ def label_correlation(kernel: TangentKernel, y: Tensor, *, centered: bool = True
     Args:
         kernel: A tangent kernel.
         y: Class indices [n] or a target matrix [n, o].
-        centered: Whether with the eigenpairs of C K C or of K itself (as for `fisher_kernel`, appendix G.5).
+        centering: "global" or "per_output" (see `cka`), of kernel and labels, or None for the eigenpairs of K itself
+            with labels centered globally (as for `fisher_kernel`, appendix G.5).
 
     Returns:
         The correlation; nan, with a `DegenerateKernelWarning`, where labels or kernel are the same in every row.
 
     Raises:
-        ValueError: for labels that do not fit; the message names `y`.
+        ValueError: for labels that do not fit, or another centering; the message names the argument.
     """
     require_kernel("kernel", kernel)
-    labels = Labels(kernel.outputs, y, kernel.n)
-    largest = largest_eigenvalue(kernel, centered=centered)
-    total = kernel.sum() if centered else 0.0
-    if not defined(Measured.of(kernel), largest, total) or not labels_defined(labels):
+    require_centering(centering, none=True)
+    labels = Labels(kernel.outputs, y, kernel.n, centering)
+    largest = largest_eigenvalue(kernel, centering=centering)
+    constant = constant_part(kernel, centering)
+    if not defined(Measured.of(kernel, centering), largest, constant) or not labels_defined(labels):
         return math.nan
     return float(inner_product(kernel, labels)) / largest / labels.norm
 
 
-def largest_eigenvalue(kernel: TangentKernel, *, centered: bool = True) -> float:
-    """lambda_1 of C K C, or of K."""
-    return float(eigenvalues(kernel, 1, centered=centered)[0])
+def largest_eigenvalue(kernel: TangentKernel, *, centering: Centering | None = "global") -> float:
+    """lambda_1 of C K C, or of K for None."""
+    return float(eigenvalues(kernel, 1, centering=centering)[0])

@@ -38,7 +38,7 @@ def dense_kernels(model: torch.nn.Module, x: torch.Tensor, layers: object = None
 def largest_eigenvalue(model: torch.nn.Module, x: torch.Tensor, layer: str, tolerance: float) -> torch.Tensor:
     """Of one layer's K, not centered, fp64 [1]."""
     kernel = ah.tangent_kernels(model, x, layers=[layer], precision="highest")[layer]
-    return ah.eigenvalues(kernel, 1, centered=False, tolerance=tolerance)
+    return ah.eigenvalues(kernel, 1, centering=None, tolerance=tolerance)
 
 
 def eigenpairs(a: torch.Tensor, g: torch.Tensor, k: int) -> "ah.Eigenpairs":

@@ -13,10 +13,10 @@
 // No term of the latter cancels, and the former loses little, as T has no constant part.
 #pragma once
 
-#include <numeric>
 #include <vector>
 
 #include "centering.h"
+#include "chained_sums.h"
 #include "tile_walk.h"
 
 namespace ahkernels::cpu {
@@ -89,31 +89,30 @@ struct BlockMeans {
              const std::vector<Centering<T>>& centering)
       : n(terms[0].n), o(terms[0].o), s(o * o * n), zb(o * o * n, 0.0), total(o * o, 0.0), bmb(o * o) {
     const double count = static_cast<double>(n), outputs = static_cast<double>(o);
-    std::vector<double> h_mean(o * o), constant(o * o, 0.0), diagonal(o, 0.0);
-    for (int64_t ij = 0; ij < o * o; ++ij) {
-      double* h = zb.data() + ij * n;  // at first h, then M, then Z and Z B
-      for (size_t t = 0; t < terms.size(); ++t) {
-        if (static_cast<int64_t>(terms[t].kernel) != kernel) continue;
-        constant[ij] += centering[t].constant[ij];
-        const double* of_term = centering[t].h.data() + ij * n;
-        for (int64_t x = 0; x < n; ++x) h[x] += of_term[x];
+    std::vector<double> h_mean(o * o), constant(o * o, 0.0);
+    for_each_item(o, 1, [&](int64_t i, int64_t) {
+      std::vector<double> row_mean(n, 0.0);
+      for (int64_t ij = i * o; ij < (i + 1) * o; ++ij) {
+        double *of_s = s.data() + ij * n, *z = zb.data() + ij * n;  // z is at first h, then M, then Z and Z B
+        for (size_t t = 0; t < terms.size(); ++t) {
+          if (static_cast<int64_t>(terms[t].kernel) != kernel) continue;
+          constant[ij] += centering[t].constant[ij];
+          const double* h = centering[t].h.data() + ij * n;
+          for (int64_t x = 0; x < n; ++x) z[x] += h[x];
+        }
+        std::copy_n(sums.of(kernel, i, ij % o), n, of_s);
+        total[ij] = sum_of(of_s, n);
+        h_mean[ij] = sum_of(z, n) / count;
+        const double mean = total[ij] / (count * count) + h_mean[ij];
+        for (int64_t x = 0; x < n; ++x) {
+          z[x] += of_s[x] / count - mean;
+          row_mean[x] += z[x] / outputs;
+        }
       }
-      std::copy_n(sums.of(kernel, ij / o, ij % o), n, s.data() + ij * n);
-      const double h_sum = std::accumulate(h, h + n, 0.0);
-      total[ij] = std::accumulate(s.data() + ij * n, s.data() + (ij + 1) * n, 0.0);
-      h_mean[ij] = h_sum / count;
-      const double mean = total[ij] / (count * count) + h_mean[ij];
-      for (int64_t x = 0; x < n; ++x) h[x] += s[ij * n + x] / count - mean;
-    }
-    for (int64_t i = 0; i < o; ++i) {
-      std::vector<double> mean(n, 0.0);
-      for (int64_t j = 0; j < o; ++j) {
-        for (int64_t x = 0; x < n; ++x) mean[x] += zb[(i * o + j) * n + x] / outputs;
+      for (int64_t ij = i * o; ij < (i + 1) * o; ++ij) {
+        for (int64_t x = 0; x < n; ++x) zb[ij * n + x] -= row_mean[x];
       }
-      for (int64_t j = 0; j < o; ++j) {
-        for (int64_t x = 0; x < n; ++x) zb[(i * o + j) * n + x] -= mean[x];
-      }
-    }
+    });
     trace = sum = diagonal_sum = 0;
     std::vector<double> row(o, 0.0), col(o, 0.0);
     double all = 0;
@@ -153,9 +152,7 @@ struct CenteredProducts {
 // Inner products of two kernels with each block centered, and with the whole of them centered, from that of their T.
 inline CenteredProducts centered_products(double of_tiles, const BlockMeans& a, const BlockMeans& b) {
   const auto dot = [](const std::vector<double>& x, const std::vector<double>& y) {
-    double sum = 0;
-    for (size_t i = 0; i < x.size(); ++i) sum += x[i] * y[i];
-    return sum;
+    return cpu::dot(x.data(), y.data(), static_cast<int64_t>(x.size()));
   };
   const double n = static_cast<double>(a.n);
   const double per_output = of_tiles - 2 / n * dot(a.s, b.s) + dot(a.total, b.total) / (n * n);

@@ -2,46 +2,63 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
+#include "chained_sums.h"
 #include "parallel.h"
 #include "thin.h"
 
 namespace ahkernels::cpu {
 namespace {
 
-// Mean over samples of each of `rows` rows of k numbers, [rows][k], rounded to T; row_of(x, row) is a factor's row.
-template <class T, class Row>
-std::vector<T> mean(const TileKernels<double>& tiles, int64_t n, int64_t rows, int64_t k, const Row& row_of) {
+// Mean over n samples of each of some rows of k numbers, [rows][k], rounded to T; `samples` is a factor at each row,
+// with a sample in each of its rows.
+template <class T>
+std::vector<T> mean(const TileKernels<double>& tiles, int64_t n, int64_t k, const std::vector<Strided>& samples) {
   constexpr int64_t kSlice = 256;
-  const int64_t slices = ceil_div(k, kSlice);
-  std::vector<double> sums(rows * k, 0.0);
+  const int64_t slices = ceil_div(k, kSlice), rows = static_cast<int64_t>(samples.size());
+  std::vector<double> sums(rows * k);
   for_each_item(rows * slices, 1, [&](int64_t item, int64_t) {
     const int64_t row = item / slices, begin = item % slices * kSlice;
-    for (int64_t x = 0; x < n; ++x) {
-      tiles.axpy(1.0, row_of(x, row).from_k(begin), std::min(kSlice, k - begin), sums.data() + row * k + begin);
-    }
+    tiles.column_sums(samples[row].from_k(begin), n, std::min(kSlice, k - begin), sums.data() + row * k + begin);
   });
   std::vector<T> means(rows * k);
   for (size_t i = 0; i < means.size(); ++i) means[i] = static_cast<T>(sums[i] / static_cast<double>(n));
   return means;
 }
 
-// Products of a factor's rows with their means: constant [rows][rows'] = <mean_row, mean_row'> and, for each sample,
-// linear [rows][rows'][n] = <row(x) - mean_row, mean_row'>.
-template <class T, class Row>
-void products(const TileKernels<double>& tiles, int64_t n, int64_t rows, int64_t k, const std::vector<T>& mean,
-              const Row& row_of, std::vector<double>& constant, std::vector<double>& linear) {
-  const std::vector<double> means(mean.begin(), mean.end());
+// Products of a factor's rows with their means, in numbers of type C: constant [rows][rows'] = <mean_row, mean_row'> in
+// fp64 and, for each sample, linear [rows][rows'][n] = <row(x) - mean_row, mean_row'>.
+template <class C, class T>
+void products(const TileKernels<C>& tiles, int64_t n, int64_t k, const std::vector<T>& mean,
+              const std::vector<Strided>& samples, std::vector<double>& constant, std::vector<C>& linear) {
+  const int64_t rows = static_cast<int64_t>(samples.size());
+  const std::vector<C> means(mean.begin(), mean.end());
   constant.assign(rows * rows, 0.0);
-  linear.assign(rows * rows * n, 0.0);
+  linear.resize(rows * rows * n);
   for_each_item(rows * rows, 16, [&](int64_t pair, int64_t) {
-    for (int64_t i = 0; i < k; ++i) constant[pair] += means[pair / rows * k + i] * means[pair % rows * k + i];
+    const T *row = mean.data() + pair / rows * k, *other = mean.data() + pair % rows * k;
+    const auto product = [&](int64_t i) { return static_cast<double>(row[i]) * static_cast<double>(other[i]); };
+    constant[pair] = sum_in_chains(k, product);
   });
   for_each_item(n, 16, [&](int64_t x, int64_t) {
-    for (int64_t pair = 0; pair < rows * rows; ++pair) {
-      linear[pair * n + x] = tiles.dot(row_of(x, pair / rows), k, means.data() + pair % rows * k) - constant[pair];
+    std::vector<C> of_row(rows);
+    for (int64_t row = 0; row < rows; ++row) {
+      tiles.dots(samples[row].from_row(x), means.data() + row * k, k, means.data(), rows, of_row.data());
+      for (int64_t other = 0; other < rows; ++other) linear[(row * rows + other) * n + x] = of_row[other];
     }
   });
+}
+
+// q = its products times their scale, and h += p0 q + q0 p + p q.
+template <class T, class C>
+void add_offsets(const C* __restrict p, double p_scale, const C* __restrict q_products, double q_scale, double p0,
+                 double q0, int64_t n, T* __restrict q, double* __restrict h) {
+  for (int64_t x = 0; x < n; ++x) {
+    const double p_x = static_cast<double>(p[x]) * p_scale, q_x = static_cast<double>(q_products[x]) * q_scale;
+    q[x] = static_cast<T>(q_x);
+    h[x] += p0 * q_x + q0 * p_x + p_x * q_x;
+  }
 }
 
 }  // namespace
@@ -51,19 +68,31 @@ Centering<T>::Centering(const TileKernels<double>& tiles, const Term& term) : o(
   if (!term.means_out) return;
   if (term.by_jacobian) {
     of_jacobian(tiles, term);
-    return;
+  } else if (term.o == 1) {
+    of_factors<double>(tiles, double_kernels(), term);
+  } else if constexpr (std::is_same_v<T, double>) {
+    of_factors<double>(tiles, double_kernels(), term);
+  } else {
+    of_factors<float>(tiles, float_kernels("highest"), term);
   }
+}
+
+template <class T>
+template <class C>
+void Centering<T>::of_factors(const TileKernels<double>& tiles, const TileKernels<C>& dots, const Term& term) {
   // Of the numbers as they are: scales come in below.
   Term unscaled = term;
   unscaled.forward_scale = unscaled.backward_scale = 1;
-  const auto forward_row = [&](int64_t x, int64_t use) { return unscaled.forward_rows(x, use); };
-  const auto backward_row = [&](int64_t x, int64_t row) { return unscaled.backward_rows(x, row / o, row % o); };
   const int64_t n = term.n, s = term.s;
-  forward_mean = mean<T>(tiles, n, s, term.d, forward_row);
-  backward_mean = mean<T>(tiles, n, s * o, term.m, backward_row);
-  std::vector<double> forward_constant, forward_linear, backward_constant, backward_linear;
-  products(tiles, n, s, term.d, forward_mean, forward_row, forward_constant, forward_linear);
-  products(tiles, n, s * o, term.m, backward_mean, backward_row, backward_constant, backward_linear);
+  std::vector<Strided> forward, backward;
+  for (int64_t use = 0; use < s; ++use) forward.push_back(unscaled.forward_rows(0, use));
+  for (int64_t row = 0; row < s * o; ++row) backward.push_back(unscaled.backward_rows(0, row / o, row % o));
+  forward_mean = mean<T>(tiles, n, term.d, forward);
+  backward_mean = mean<T>(tiles, n, term.m, backward);
+  std::vector<double> forward_constant, backward_constant;
+  std::vector<C> forward_linear, backward_linear;
+  products(dots, n, term.d, forward_mean, forward, forward_constant, forward_linear);
+  products(dots, n, term.m, backward_mean, backward, backward_constant, backward_linear);
 
   const double forward_scale = term.forward_scale * term.forward_scale;
   const double backward_scale = term.backward_scale * term.backward_scale;
@@ -87,12 +116,8 @@ Centering<T>::Centering(const TileKernels<double>& tiles, const Term& term) : o(
       const double q0_pair = backward_constant[pair] * backward_scale;
       q0[at] = static_cast<T>(q0_pair);
       constant[ij] += p0_use * q0_pair;
-      for (int64_t x = 0; x < n; ++x) {
-        const double p_x = forward_linear[use * n + x] * forward_scale;
-        const double q_x = backward_linear[pair * n + x] * backward_scale;
-        q[at * stride + x] = static_cast<T>(q_x);
-        h[ij * n + x] += p0_use * q_x + q0_pair * p_x + p_x * q_x;
-      }
+      add_offsets(forward_linear.data() + use * n, forward_scale, backward_linear.data() + pair * n, backward_scale,
+                  p0_use, q0_pair, n, q.data() + at * stride, h.data() + ij * n);
     }
   });
 }

@@ -56,6 +56,9 @@ struct Centering {
   }
 
  private:
+  // Products with means in numbers of type C: fp64 for one output, where row means come from them.
+  template <class C>
+  void of_factors(const TileKernels<double>& tiles, const TileKernels<C>& dots, const Term& term);
   void of_jacobian(const TileKernels<double>& tiles, const Term& term);
 };
 

@@ -154,6 +154,33 @@ class TileMaker {
     return tiles;
   }
 
+  // The same of tiles of T, where means are taken out.
+  std::optional<CenteredTiles<T>> centered_products(int64_t i, int64_t begin, int64_t end) const {
+    const Term& term = terms_[0];
+    const Centering<T>& c = centering_[0];
+    if (terms_.size() > 1 || term.s > 1 || !c.active()) return std::nullopt;
+    const int64_t o = term.o, ij = i * o + begin, ji = begin * o + i;
+    CenteredTiles<T> tiles{};
+    tiles.k = tiles_.padded(term.m);
+    tiles.rows = row_count_;
+    tiles.cols = col_count_;
+    tiles.count = end - begin;
+    tiles.a = rows_->backward(0, row_panel_, 0, i);
+    tiles.b = cols_->backward(0, col_panel_, 0, begin);
+    tiles.b_bytes = tiles_.panel_bytes(term.m);
+    tiles.p = cached_tile(0);
+    tiles.p0 = c.p0[0];
+    tiles.p_row = &c.p[row_panel_ * kPanel];
+    tiles.p_col = &c.p[col_panel_ * kPanel];
+    tiles.q0 = &c.q0[ij];
+    tiles.q_row = &c.q[ij * c.stride + row_panel_ * kPanel];
+    tiles.q_col = &c.q[ji * c.stride + col_panel_ * kPanel];
+    tiles.q0_step = 1;
+    tiles.q_row_step = c.stride;
+    tiles.q_col_step = o * c.stride;
+    return tiles;
+  }
+
   // out(kernel, j) [row_count, kPanel] (+)= the tile [(X, i), (X', j)] of each kernel, for begin <= j < end. One factor
   // after the other: the panels of one fit the second-level cache, those of many layers do not.
   template <class Out>

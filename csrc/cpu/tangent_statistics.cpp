@@ -235,9 +235,13 @@ void from_block_sums(const TileKernels<T>& tiles, const std::vector<Term>& terms
   };
   const auto visit = [&](const TileBlock& part, int64_t index, auto& maker, int64_t thread) {
     const TileBlock::Item item = part.item(index);
-    scratch.for_each_tile(item, o, maker, thread, [&](int64_t j, const auto& tile) {
+    const bool diagonal = item.pair.row == item.pair.col;
+    // Tiles that are products need not be written, but for the trace.
+    std::optional<CenteredTiles<T>> products = maker.centered_products(item.output, diagonal ? item.output + 1 : 0, o);
+    const int64_t written = products ? o - products->count : o;
+    scratch.for_each_tile(item, written, maker, thread, [&](int64_t j, const auto& tile) {
       const auto [pair, i] = item;
-      const bool symmetric = pair.row == pair.col && i == j;
+      const bool symmetric = diagonal && i == j;
       const double weight = symmetric ? 1 : 2;  // its transpose is not visited
       for (int64_t k = 0; k < count; ++k) {
         double* to = &partials[(index * count + k) * 3];
@@ -249,6 +253,15 @@ void from_block_sums(const TileKernels<T>& tiles, const std::vector<Term>& terms
         for (int64_t r = 0; r < maker.row_count() && symmetric; ++r) to[2] += tile(k)[r * kPanel + r];
       }
     });
+    if (!products || products->count == 0) return;
+    products->v_row = vector.at(item.output, item.pair.row);
+    products->v_col = vector.at(written, item.pair.col);
+    products->v_col_step = vector.stride;
+    products->sums = sums.at(index, written, 0);
+    products->sums_step = 2 * kPanel;
+    const auto [form, square] = tiles.centered_product_moments(*products, scratch.of_thread(thread));
+    partials[index * 3] += 2 * form;  // their transposes are not visited
+    partials[index * 3 + 1] += 2 * square;
   };
   const auto done = [&](const TileBlock& part) {
     sums.done(part);

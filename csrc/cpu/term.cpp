@@ -101,6 +101,14 @@ std::vector<size_t> kernels_of_terms(const std::string& op, const Factors& facto
   return kernels;
 }
 
+// Where means are taken out for each pair of positions, each pair of outputs has its own offsets at each sample
+// (centering.h). Beyond so many bytes of them a layer goes by its Jacobian, which has one mean for each output. Kernels
+// over samples alone have few.
+constexpr int64_t kOffsetBytes = 64 << 20;
+int64_t offset_bytes(const Term& term) {
+  return term.o == 1 ? 0 : term.s * term.o * term.s * term.o * term.n * static_cast<int64_t>(sizeof(float));
+}
+
 // A scale must itself be a number of the tiles' type: 2^126 is the largest power that fp32 and its inverse have.
 double scale_of(double magnitude) { return std::ldexp(1.0, -std::clamp(exponent_of(magnitude), -126, 126)); }
 
@@ -167,7 +175,8 @@ std::vector<Term> make_terms(const std::string& op, const Factors& factors, bool
               kernels[i],
               false,
               per_output || g.size(2) == 1};
-    term.by_jacobian = !factors.by_jacobian.empty() && factors.by_jacobian[i] && term.s > 1;
+    const bool asked = !factors.by_jacobian.empty() && factors.by_jacobian[i];
+    term.by_jacobian = term.s > 1 && (asked || (term.means_out && offset_bytes(term) > kOffsetBytes));
     if (scaled) find_scales(term);
     terms.push_back(term);
   }

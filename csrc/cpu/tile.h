@@ -60,6 +60,19 @@ struct ProductTiles {
   int64_t b_bytes, col_step;  // from one tile to the next
 };
 
+// The tiles of T (centering.h) of one panel a of an output and panels b of `count` outputs, with what moments takes
+// beside them; whatever depends on the output of b lies `*_step` further for the next.
+template <class T>
+struct CenteredTiles {
+  int64_t k, rows, cols, count;  // k padded
+  const void *a, *b;
+  const T* p;
+  T p0;
+  const T *p_row, *p_col, *q0, *q_row, *q_col, *v_row, *v_col;
+  T* sums;  // of rows, and kPanel further of columns
+  int64_t b_bytes, q0_step, q_row_step, q_col_step, v_col_step, sums_step;
+};
+
 // T is the type of tiles and of sums within one.
 template <class T>
 struct TileKernels : Packing {
@@ -93,6 +106,12 @@ struct TileKernels : Packing {
                                        int64_t rows, int64_t cols);
   // The same of all these tiles together, of which none is kept; `tile` is for one of them.
   FormAndSquare (*product_statistics)(const ProductTiles<T>& of, T* tile);
+  // moments of all these tiles together, of which none is kept; `tile` is for one of them.
+  FormAndSquare (*centered_product_moments)(const CenteredTiles<T>& of, T* tile);
+  // to [k] = the sums over x [rows, k] of each column
+  void (*column_sums)(const Strided& x, int64_t rows, int64_t k, T* to);
+  // to [count] = the sums of (x - mean) o y over y [count][k], where x is the first row of a view
+  void (*dots)(const Strided& x, const T* mean, int64_t k, const T* y, int64_t count, T* to);
   // y [k] += alpha * x [k], and the sum of x o y, where x is the first row of a view
   void (*axpy)(T alpha, const Strided& x, int64_t k, T* y);
   T (*dot)(const Strided& x, int64_t k, const T* y);

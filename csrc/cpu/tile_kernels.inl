@@ -263,34 +263,49 @@ double centered_product(const T* a, const T* row_a, const T* col_a, const T* b, 
   return total;
 }
 
-// to[r] = the sum of the lanes of across[r], for 16 rows at a time: lanes of all of them together.
+// to [rows] = the sum of the lanes of each of `rows` vectors, four at a time; `across` goes on to the next four.
 template <class T, int Bytes>
-void sum_lanes(const typename Vector<T, Bytes>::type* across, int64_t rows, T* to) {
-  constexpr int64_t kLanes = Bytes / sizeof(T);
-  const T* numbers = reinterpret_cast<const T*>(across);
-  for (int64_t r = 0; r < rows; ++r) {
-    T half[kLanes];
-    for (int64_t lane = 0; lane < kLanes; ++lane) half[lane] = numbers[r * kLanes + lane];
-    for (int64_t width = kLanes / 2; width > 0; width /= 2) {
-      for (int64_t lane = 0; lane < width; ++lane) half[lane] += half[lane + width];
+void sums_of_lanes(const typename Vector<T, Bytes>::type* across, int64_t rows, T* to) {
+  using Quarter = typename Vector<T, 4 * sizeof(T)>::type;
+  constexpr int64_t kQuarters = Bytes / (4 * sizeof(T));
+  const Quarter* from = reinterpret_cast<const Quarter*>(across);
+  for (int64_t r = 0; r < rows; r += 4, from += 4 * kQuarters) {
+    Quarter sums[4];
+#pragma GCC unroll 4
+    for (int64_t row = 0; row < 4; ++row) {
+      sums[row] = from[row * kQuarters];
+#pragma GCC unroll 4
+      for (int64_t i = 1; i < kQuarters; ++i) sums[row] += from[row * kQuarters + i];
     }
-    to[r] = half[0];
+    const Quarter first =
+        __builtin_shufflevector(sums[0], sums[1], 0, 4, 1, 5) + __builtin_shufflevector(sums[0], sums[1], 2, 6, 3, 7);
+    const Quarter second =
+        __builtin_shufflevector(sums[2], sums[3], 0, 4, 1, 5) + __builtin_shufflevector(sums[2], sums[3], 2, 6, 3, 7);
+    const Quarter total =
+        __builtin_shufflevector(first, second, 0, 1, 4, 5) + __builtin_shufflevector(first, second, 2, 3, 6, 7);
+    for (int64_t row = 0; row < 4 && r + row < rows; ++row) to[r + row] = total[row];
   }
 }
 
-template <class T, int Bytes>
-FormAndSquare moments(const T* tile, const T* v_row, const T* v_col, int64_t rows, int64_t cols, T* row_sums,
-                      T* col_sums) {
+// Form, square and sums of rows and columns of the numbers that entry(r, c) gives for a row and the vector of columns
+// from c on. The sums of so many vectors of columns stay in registers.
+template <class T, int Bytes, int Vectors, class Entry>
+FormAndSquare moments_of(const Entry& entry, const T* v_row, const T* v_col, int64_t rows, int64_t cols, T* row_sums,
+                         T* col_sums) {
   using V = typename Vector<T, Bytes>::type;
   constexpr int64_t kLanes = Bytes / sizeof(T);
-  constexpr int64_t kVectors = kPanel / kLanes;
-  const int64_t vectors = ceil_div(cols, kLanes);
-  V forms[kVectors] = {}, squares[kVectors] = {}, columns[kVectors] = {};  // of each column
+  if constexpr (Vectors > 1) {
+    if (cols <= (Vectors - 1) * kLanes) {
+      return moments_of<T, Bytes, Vectors - 1>(entry, v_row, v_col, rows, cols, row_sums, col_sums);
+    }
+  }
   V across[kPanel];
+  V forms[Vectors] = {}, squares[Vectors] = {}, columns[Vectors] = {};
   for (int64_t r = 0; r < rows; ++r) {
     V sum = {};
-    for (int64_t v = 0; v < vectors; ++v) {
-      const V numbers = *reinterpret_cast<const V*>(tile + r * kPanel + v * kLanes);
+#pragma GCC unroll 12
+    for (int v = 0; v < Vectors; ++v) {
+      const V numbers = entry(r, v * kLanes);
       forms[v] += numbers * v_row[r];
       squares[v] += numbers * numbers;
       columns[v] += numbers;
@@ -298,12 +313,48 @@ FormAndSquare moments(const T* tile, const T* v_row, const T* v_col, int64_t row
     }
     across[r] = sum;
   }
-  sum_lanes<T, Bytes>(across, rows, row_sums);
+  for (int64_t r = rows; r % 4 != 0; ++r) across[r] = V{};
+  sums_of_lanes<T, Bytes>(across, rows, row_sums);
   FormAndSquare total{0, 0};
   for (int64_t c = 0; c < cols; ++c) {
     total.form += static_cast<double>(forms[c / kLanes][c % kLanes]) * static_cast<double>(v_col[c]);
     total.square += static_cast<double>(squares[c / kLanes][c % kLanes]);
     col_sums[c] = columns[c / kLanes][c % kLanes];
+  }
+  return total;
+}
+
+template <class T, int Bytes>
+FormAndSquare moments(const T* tile, const T* v_row, const T* v_col, int64_t rows, int64_t cols, T* row_sums,
+                      T* col_sums) {
+  using V = typename Vector<T, Bytes>::type;
+  const auto entry = [tile](int64_t r, int64_t c) { return *reinterpret_cast<const V*>(tile + r * kPanel + c); };
+  return moments_of<T, Bytes, kPanel * sizeof(T) / Bytes>(entry, v_row, v_col, rows, cols, row_sums, col_sums);
+}
+
+template <class T, int Bytes, auto Gemm>
+FormAndSquare centered_product_moments(const CenteredTiles<T>& of, T* tile) {
+  using V = typename Vector<T, Bytes>::type;
+  using U = typename Vector<T, Bytes>::unaligned;
+  FormAndSquare total{0, 0};
+  for (int64_t j = 0; j < of.count; ++j) {
+    Gemm(of.k, of.a, static_cast<const std::byte*>(of.b) + j * of.b_bytes, of.rows, of.cols, false, tile);
+    const T p0 = of.p0, q0 = of.q0[j * of.q0_step];
+    const T *p_tile = of.p, *p_row = of.p_row, *p_col = of.p_col;
+    const T *q_row = of.q_row + j * of.q_row_step, *q_col = of.q_col + j * of.q_col_step;
+    const auto entry = [=](int64_t r, int64_t c) {
+      const V p = *reinterpret_cast<const V*>(p_tile + r * kPanel + c);
+      const V p_column = *reinterpret_cast<const U*>(p_col + c);
+      const V q_column = *reinterpret_cast<const U*>(q_col + c);
+      V sum = (p + p_column + (p0 + p_row[r])) * *reinterpret_cast<const V*>(tile + r * kPanel + c);
+      sum += p * (q_column + (q0 + q_row[r])) + p_row[r] * q_column + q_row[r] * p_column;
+      return sum;
+    };
+    T* sums = of.sums + j * of.sums_step;
+    const auto [form, square] = moments_of<T, Bytes, kPanel * sizeof(T) / Bytes>(
+        entry, of.v_row, of.v_col + j * of.v_col_step, of.rows, of.cols, sums, sums + kPanel);
+    total.form += form;
+    total.square += square;
   }
   return total;
 }
@@ -437,6 +488,93 @@ T dot(const Strided& x, int64_t k, const T* y) {
   return total * static_cast<T>(x.scale);
 }
 
+// The numbers that fill a vector, from `from` on.
+template <class T, int Bytes, class Source>
+typename Vector<T, Bytes>::type load_numbers(const Source* from) {
+  if constexpr (std::is_same_v<Source, T>) {
+    return *reinterpret_cast<const typename Vector<T, Bytes>::unaligned*>(from);
+  } else if constexpr (std::is_same_v<Source, float>) {
+    using Floats = typename Vector<float, Bytes / 2>::unaligned;
+    return __builtin_convertvector(*reinterpret_cast<const Floats*>(from), typename Vector<T, Bytes>::type);
+  } else {
+    alignas(Bytes) T numbers[Bytes / sizeof(T)];
+    for (size_t lane = 0; lane < Bytes / sizeof(T); ++lane) numbers[lane] = static_cast<T>(to_float(from[lane]));
+    return *reinterpret_cast<const typename Vector<T, Bytes>::type*>(numbers);
+  }
+}
+
+template <class T, int Bytes>
+void column_sums(const Strided& x, int64_t rows, int64_t k, T* to) {
+  using V = typename Vector<T, Bytes>::type;
+  using U = typename Vector<T, Bytes>::unaligned;
+  constexpr int64_t kLanes = Bytes / sizeof(T), kVectors = 4;
+  const T scale = static_cast<T>(x.scale);
+  with_row(x, [&](const auto* from) {
+    const int64_t whole = x.k_stride == 1 ? k / (kVectors * kLanes) * kVectors * kLanes : 0;
+    for (int64_t begin = 0; begin < whole; begin += kVectors * kLanes) {
+      V sums[kVectors] = {};
+      for (int64_t row = 0; row < rows; ++row) {
+#pragma GCC unroll 4
+        for (int64_t v = 0; v < kVectors; ++v) {
+          sums[v] += load_numbers<T, Bytes>(from + row * x.row_stride + begin + v * kLanes);
+        }
+      }
+      for (int64_t v = 0; v < kVectors; ++v) *reinterpret_cast<U*>(to + begin + v * kLanes) = sums[v] * scale;
+    }
+    for (int64_t i = whole; i < k; ++i) {
+      T sum = 0;
+      for (int64_t row = 0; row < rows; ++row)
+        sum += static_cast<T>(to_float(from[row * x.row_stride + i * x.k_stride]));
+      to[i] = sum * scale;
+    }
+  });
+}
+
+// Rows of y in blocks, whose sums stay in registers.
+template <class T, int Bytes, int Block, class Source>
+void dots_of(const Source* x, int64_t stride, T scale, const T* mean, int64_t k, const T* y, T* to) {
+  using V = typename Vector<T, Bytes>::type;
+  using U = typename Vector<T, Bytes>::unaligned;
+  constexpr int64_t kLanes = Bytes / sizeof(T);
+  const int64_t whole = stride == 1 ? k / kLanes * kLanes : 0;
+  V sums[Block] = {};
+  for (int64_t begin = 0; begin < whole; begin += kLanes) {
+    const V numbers = load_numbers<T, Bytes>(x + begin) * scale - *reinterpret_cast<const U*>(mean + begin);
+#pragma GCC unroll 10
+    for (int row = 0; row < Block; ++row) sums[row] += numbers * *reinterpret_cast<const U*>(y + row * k + begin);
+  }
+  V stored[(Block + 3) / 4 * 4] = {};
+  for (int row = 0; row < Block; ++row) stored[row] = sums[row];
+  sums_of_lanes<T, Bytes>(stored, Block, to);
+  for (int64_t i = whole; i < k; ++i) {
+    const T number = static_cast<T>(to_float(x[i * stride])) * scale - mean[i];
+    for (int row = 0; row < Block; ++row) to[row] += number * y[row * k + i];
+  }
+}
+
+// All rows of y at once where there are no more than Block, which choose their own number of sums.
+template <class T, int Bytes, int Block, class Source>
+void dots_within(const Source* x, int64_t stride, T scale, const T* mean, int64_t k, const T* y, int64_t count, T* to) {
+  if constexpr (Block > 1) {
+    if (count < Block) {
+      dots_within<T, Bytes, Block - 1>(x, stride, scale, mean, k, y, count, to);
+      return;
+    }
+  }
+  dots_of<T, Bytes, Block>(x, stride, scale, mean, k, y, to);
+}
+
+template <class T, int Bytes>
+void dots(const Strided& x, const T* mean, int64_t k, const T* y, int64_t count, T* to) {
+  constexpr int64_t kBlock = 10;
+  const T scale = static_cast<T>(x.scale);
+  with_row(x, [&](const auto* from) {
+    for (int64_t row = 0; row < count; row += kBlock) {
+      dots_within<T, Bytes, kBlock>(from, x.k_stride, scale, mean, k, y + row * k, count - row, to + row);
+    }
+  });
+}
+
 // The members that are the same for every way to pack and multiply.
 template <class T, int Bytes, auto Gemm>
 constexpr TileKernels<T> tile_kernels(const Packing& packing, decltype(TileKernels<T>::pack) pack) {
@@ -450,6 +588,9 @@ constexpr TileKernels<T> tile_kernels(const Packing& packing, decltype(TileKerne
   kernels.centered_hadamard = &centered_hadamard<T, Bytes>;
   kernels.centered_product = &centered_product<T, Bytes>;
   kernels.moments = &moments<T, Bytes>;
+  kernels.centered_product_moments = &centered_product_moments<T, Bytes, Gemm>;
+  kernels.column_sums = &column_sums<T, Bytes>;
+  kernels.dots = &dots<T, Bytes>;
   kernels.sums = &sums<T, Bytes>;
   kernels.centered_statistics = &centered_statistics<T, Bytes>;
   kernels.product_statistics = &product_statistics<T, Bytes, Gemm>;

@@ -60,6 +60,7 @@ class KeptItem {
 
   // The tiles are made.
   std::optional<ProductTiles<T>> products(int64_t, int64_t, int64_t) const { return std::nullopt; }
+  std::optional<CenteredTiles<T>> centered_products(int64_t, int64_t, int64_t) const { return std::nullopt; }
 
   template <class Out>
   void make(int64_t, int64_t begin, int64_t end, const Out& out) const {
