@@ -12,15 +12,17 @@ import pytest
 import ahkernels as ah
 
 SELECTION = "not plain and (gram or constant or scales or medium or workspace or (moments and float32))"
+OF_CENTERING = "not plain and (blocks_close or moments or (test_ops and (float32 or float64)))"
 NARROWER = ah.build_info()["cpu_capability"][1:]
 
 
+@pytest.mark.parametrize(("name", "selection"), [("test_ops.py", SELECTION), ("test_centering.py", OF_CENTERING)])
 @pytest.mark.parametrize("capability", NARROWER or ["portable"])
-def test_ops_with(capability):
+def test_ops_with(capability, name, selection):
     environment = {**os.environ, "AHKERNELS_CPU_CAPABILITY": capability}
-    tests = Path(__file__).parent / "test_ops.py"
+    tests = Path(__file__).parent / name
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", SELECTION, tests],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", selection, tests],
         cwd=tests.parent,
         env=environment,
         capture_output=True,

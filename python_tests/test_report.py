@@ -114,7 +114,7 @@ def test_peak_of_nothing() -> None:
 
 def test_text_table() -> None:
     assert str(make()).splitlines() == [
-        "Tangent-kernel alignment, n = 64, outputs = all, precision = highest",
+        "Tangent-kernel alignment, n = 64, outputs = all, centering = global, precision = highest",
         "   layer     cka  centered norm      trace",
         "------------------------------------------",
         "   fc1    0.1250      1.000e+00  2.000e+00",
@@ -167,6 +167,7 @@ def test_to_dict_is_strict_json_with_none_for_nan() -> None:
         "n": 64,
         "outputs": [0, 2],
         "precision": "highest",
+        "centering": "global",
         **dict.fromkeys(
             (
                 "cka_error",

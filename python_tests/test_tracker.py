@@ -265,6 +265,38 @@ def test_writer_gets_layers_and_metrics(fake: FakeMeasurement) -> None:
     assert all(type(value) is float for value in values)
 
 
+def test_several_centerings_are_kept_side_by_side(fake: FakeMeasurement, tmp_path: Path) -> None:
+    writer, both = Writer(), ("per_output", "global")
+    tracker = make(writer=writer, centering=both)
+    reports = tracker.update(0)
+    assert list(reports) == list(both) and tracker.history[0].reports is reports
+    assert tracker.history[0].report is reports["per_output"]
+    assert [tag for tag, _, _ in writer.scalars] == [
+        f"alignment/{one}/{layer}" for one in both for layer in ("fc1", "dead", "fc2")
+    ]
+    tracker.to_csv(tmp_path / "run.csv")
+    header = (tmp_path / "run.csv").read_text().splitlines()[0].split(",")
+    fields = ("alignment", "centered_norm", "trace")
+    assert header == ["step", *[f"{f}/{c}/{layer}" for c in both for f in fields for layer in tracker.layers]]
+    tracker.to_json(tmp_path / "run.json")
+    (row,) = json.loads((tmp_path / "run.json").read_text())
+    assert [report["centering"] for report in row["reports"].values()] == list(both)
+    torch.save(tracker.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    other = make(centering=both)
+    other.load_state_dict(state)
+    assert same(other.state_dict(), tracker.state_dict())
+    other.update(1)
+    with pytest.raises(ValueError, match=r"^state: expected the centering of this tracker, \['global'\], got"):
+        make().load_state_dict(state)
+
+
+def test_one_centering_in_a_sequence_gives_a_dictionary_and_plain_names(fake: FakeMeasurement) -> None:
+    tracker = make(centering=["per_output"])
+    assert list(tracker.update(0)) == ["per_output"]
+    assert "alignment/fc1" in tracker._columns()
+
+
 def test_writer_is_checked_at_construction() -> None:
     with pytest.raises(TypeError, match=r"^writer: expected an object with add_scalar\(.*\), got str$"):
         make(writer="runs/")
@@ -297,8 +329,8 @@ def test_json_round_trip(fake: FakeMeasurement, tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "run.json").read_text(), parse_constant=refuse)
     assert [row["step"] for row in rows] == tracker.steps
     assert [row["metrics"] for row in rows] == [{"loss": 1 / 3}, {"loss": None, "accuracy": 0.5}, {}]
-    assert [row["report"] for row in rows] == [row.report.to_dict() for row in tracker.history]
-    assert rows[0]["report"]["cka"][1] is None
+    assert [row["reports"] for row in rows] == [{"global": row.report.to_dict()} for row in tracker.history]
+    assert rows[0]["reports"]["global"]["cka"][1] is None
 
 
 def test_files_of_an_empty_history(tmp_path: Path) -> None:
@@ -371,7 +403,7 @@ def test_state_does_not_follow_later_updates(fake: FakeMeasurement) -> None:
 
 
 def drop_report(state: dict[str, Any]) -> None:
-    del state["history"][1]["report"]
+    del state["history"][1]["reports"]
 
 
 def swap_steps(state: dict[str, Any]) -> None:
@@ -379,7 +411,7 @@ def swap_steps(state: dict[str, Any]) -> None:
 
 
 def rename_layers(state: dict[str, Any]) -> None:
-    state["history"][2]["report"]["layers"] = ["a", "b", "c"]
+    state["history"][2]["reports"]["global"]["layers"] = ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(

@@ -263,12 +263,13 @@ double centered_product(const T* a, const T* row_a, const T* col_a, const T* b, 
   return total;
 }
 
-// to [rows] = the sum of the lanes of each of `rows` vectors, four at a time; `across` goes on to the next four.
+// to [rows] = the sum of the lanes of each of `rows` vectors of four lanes at least, four at a time; `across` goes on
+// to the next four.
 template <class T, int Bytes>
-void sums_of_lanes(const typename Vector<T, Bytes>::type* across, int64_t rows, T* to) {
+void sums_of_quarters(const typename Vector<T, Bytes>::type* across, int64_t rows, T* to) {
   using Quarter = typename Vector<T, 4 * sizeof(T)>::type;
   constexpr int64_t kQuarters = Bytes / (4 * sizeof(T));
-  const Quarter* from = reinterpret_cast<const Quarter*>(across);
+  const auto* from = reinterpret_cast<const typename Vector<T, 4 * sizeof(T)>::unaligned*>(across);
   for (int64_t r = 0; r < rows; r += 4, from += 4 * kQuarters) {
     Quarter sums[4];
 #pragma GCC unroll 4
@@ -284,6 +285,17 @@ void sums_of_lanes(const typename Vector<T, Bytes>::type* across, int64_t rows, 
     const Quarter total =
         __builtin_shufflevector(first, second, 0, 1, 4, 5) + __builtin_shufflevector(first, second, 2, 3, 6, 7);
     for (int64_t row = 0; row < 4 && r + row < rows; ++row) to[r + row] = total[row];
+  }
+}
+
+// The same of vectors of any length.
+template <class T, int Bytes>
+void sums_of_lanes(const typename Vector<T, Bytes>::type* across, int64_t rows, T* to) {
+  if constexpr (Bytes < 4 * sizeof(T)) {
+    static_assert(Bytes == 2 * sizeof(T));
+    for (int64_t r = 0; r < rows; ++r) to[r] = across[r][0] + across[r][1];
+  } else {
+    sums_of_quarters<T, Bytes>(across, rows, to);
   }
 }
 
