@@ -1,6 +1,7 @@
 """Alignment hierarchy: which layers' tangent kernels align with the labels (figures 2, 7, 9 and 10).
 
-Trains the paper's bias-free ReLU network and measures every layer's alignment at log-spaced iterations.
+Trains the paper's bias-free ReLU network and measures every layer's alignment at log-spaced iterations: with each
+output centered over the samples, as in the paper's figures, and beside it with one mean of all (equation 6).
 Without arguments it trains on scikit-learn's digits. A run that was interrupted, by whatever, goes on when
 the same command is given again, and ends with the same numbers.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,49 +76,70 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def measure(trainer: Trainer, dataset: data.Dataset, probe_x: Tensor, probe_y: Tensor, precision: str) -> Row:
     """Losses, test accuracy and every layer's alignment; changes nothing, draws no random number."""
     losses = progress(trainer, dataset)
-    grams = ("forward_cka", "backward_cka")
-    report = ah.layerwise_alignment(trainer.model, probe_x, probe_y, statistics=grams, precision=precision)
-    return {name: losses[name] for name in LOSSES} | alignments(report)
+    with warnings.catch_warnings():
+        # Per output, nothing is left of the last layer's backward Gram: its alignment is nan.
+        warnings.filterwarnings("ignore", r".*\(backward Gram\)", ah.DegenerateKernelWarning)
+        reports = ah.layerwise_alignment(
+            trainer.model,
+            probe_x,
+            probe_y,
+            centering=("per_output", "global"),
+            statistics=("forward_cka", "backward_cka"),
+            precision=precision,
+        )
+    row = {name: losses[name] for name in LOSSES}
+    for centering, report in reports.items():
+        row |= {f"cka/{centering}/{layer}": value for layer, value in report.items()}
+    grams = alignments(reports["per_output"])
+    return row | {name: value for name, value in grams.items() if not name.startswith("cka/")}
 
 
 # ---- the study
 
 
 def print_table(runs: list[list[Row]]) -> None:
-    """Final alignment by layer, mean over seeds."""
-    layers = figures.layer_names(runs[0])
+    """Alignment by layer with both centerings at the moments that the figure shows; means over seeds."""
+    layers = figures.layer_names(runs[0], figures.PER_OUTPUT)
+
+    def values(prefix: str, measurement: int) -> figures.Array:
+        return figures.table(runs, prefix, figures.PER_OUTPUT)[:, measurement]
+
     columns = {
-        "alignment": "cka",
-        "forward only": "forward_cka",
-        "backward only": "backward_cka",
+        "per output": values(figures.PER_OUTPUT, -1),
+        "global": values(figures.GLOBAL, -1),
+        "forward only": values("forward_cka", -1),
+        "backward only": values("backward_cka", -1),
     }
-    values = {title: figures.table(runs, prefix)[:, -1] for title, prefix in columns.items()}
-    best = figures.best_measurement(runs)
-    earlier = f"iteration {int(runs[0][best]['iteration'])}"
-    columns[earlier] = "cka"
-    values[earlier] = figures.table(runs, "cka")[:, best]
-    means = {title: figures.mean_over_runs(value) for title, value in values.items()}
-    main = means["alignment"]
-    peak = None if np.isnan(main).all() else int(np.nanargmax(main))
+    moments = figures.moments(runs)
+    for measurement in list(moments.values())[1:]:
+        iteration = int(runs[0][measurement]["iteration"])
+        columns |= {
+            f"per output @{iteration}": values(figures.PER_OUTPUT, measurement),
+            f"global @{iteration}": values(figures.GLOBAL, measurement),
+        }
+    means = {title: figures.mean_over_runs(value) for title, value in columns.items()}
     width = max(map(len, ["layer", *layers]))
-    header = f"  {'layer':<{width}}" + "".join(f"  {title:>15}" for title in columns)
     spread = len(runs) > 1
     print(f"alignment with the labels after {int(runs[0][-1]['iteration'])} iterations", end="")
-    print(f", mean of {len(runs)} seeds:" if spread else ":")
-    print(header + ("  least ... greatest" if spread else ""))
+    print(f", mean of {len(runs)} seeds (* greatest of its column):" if spread else " (* greatest of its column):")
+    header = f"{'layer':<{width}}" + "".join(f"  {title:>14}" for title in columns)
+    print(header + ("  per output: least ... greatest" if spread else ""))
+    peaks = {title: None if np.isnan(mean).all() else int(np.nanargmax(mean)) for title, mean in means.items()}
     for index, layer in enumerate(layers):
-        line = f"{'*' if index == peak else ' '} {layer:<{width}}"
-        line += "".join(f"  {mean[index]:>15.4f}" for mean in means.values())
+        line = f"{layer:<{width}}"
+        for title, mean in means.items():
+            line += f"  {'*' if index == peaks[title] else ''}{mean[index]:.4f}".rjust(max(14, len(title)) + 2)
         if spread:
-            column = values["alignment"][:, index]
+            column = columns["per output"][:, index]
             line += f"  {np.fmin.reduce(column):.4f} ... {np.fmax.reduce(column):.4f}"
         print(line)
-    last = [rows[-1] for rows in runs]
-    print(f"{earlier} had the lowest test loss")
+    named = (f"{name}: iteration {int(runs[0][measurement]['iteration'])}" for name, measurement in moments.items())
+    print("; ".join(named))
+    final = [rows[-1] for rows in runs]
     print(
-        f"test accuracy {np.mean([row['test_accuracy'] for row in last]):.1%}, "
-        f"test loss {np.mean([row['test_loss'] for row in last]):.3f}, "
-        f"train loss {np.mean([row['train_loss'] for row in last]):.3f}"
+        f"test accuracy {np.mean([row['test_accuracy'] for row in final]):.1%}, "
+        f"test loss {np.mean([row['test_loss'] for row in final]):.3f}, "
+        f"train loss {np.mean([row['train_loss'] for row in final]):.3f}"
     )
 
 
@@ -125,7 +148,7 @@ def title(args: argparse.Namespace, runs: list[list[Row]]) -> str:
     accuracy, loss = (np.mean([rows[-1][name] for rows in runs]) for name in ("test_accuracy", "test_loss"))
     seeds = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {args.seeds[0]}"
     return (
-        f"{args.dataset}: test accuracy {accuracy:.1%}, test loss {loss:.2f}\n"
+        f"{args.dataset}, each output centered over the samples: test accuracy {accuracy:.1%}, test loss {loss:.2f}\n"
         f"depth {args.depth}, width {args.width}, learning rate {args.lr:g}, "
         f"batch size {args.batch_size}, {seeds}"
     )

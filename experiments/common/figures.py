@@ -22,18 +22,25 @@ from common.store import Row, write_atomically
 Array = NDArray[np.float64]
 
 GREY = "0.35"
-ORANGE = "#D55E00"  # of the Okabe-Ito palette
+ORANGE, GREEN = "#D55E00", "#009E73"  # of the Okabe-Ito palette
+SMALL_LOSS = 0.1  # training loss at which the paper's depth sweeps measure
 MOST_BOUNDED = 12  # more layers than this: a colour bar with fewer labels
 
 
-def layer_names(rows: Sequence[Row]) -> list[str]:
-    """The layers that the rows hold alignments of, in forward order."""
-    return [key.removeprefix("cka/") for key in rows[0] if key.startswith("cka/")]
+PER_OUTPUT, GLOBAL = "cka/per_output", "cka/global"  # columns of alignments where both centerings are kept
 
 
-def table(runs: Sequence[Sequence[Row]], prefix: str) -> Array:
-    """Columns ``prefix/layer`` of every run and row, [runs, rows, L]; nan where there is no value."""
-    layers = layer_names(runs[0])
+def layer_names(rows: Sequence[Row], of: str = "cka") -> list[str]:
+    """The layers that the rows hold alignments of in columns ``of/layer``, in forward order."""
+    return [key.removeprefix(f"{of}/") for key in rows[0] if key.startswith(f"{of}/")]
+
+
+def table(runs: Sequence[Sequence[Row]], prefix: str, of: str = "cka") -> Array:
+    """Columns ``prefix/layer`` of every run and row, [runs, rows, L]; nan where there is no value.
+
+    The layers are those of columns ``of/layer``.
+    """
+    layers = layer_names(runs[0], of)
     return np.array([[[row.get(f"{prefix}/{layer}", np.nan) for layer in layers] for row in rows] for rows in runs])
 
 
@@ -134,36 +141,67 @@ def iteration_axis(ax: Axes, last: int) -> None:
 def alignment_hierarchy(runs: Sequence[Sequence[Row]], title: str, paths: Sequence[Path]) -> None:
     """Draw the alignment hierarchy of one or several runs of the same configuration.
 
-    Left: loss above alignment against iteration, one line per layer (mean over runs). Right: alignment by
-    layer at the last iteration, with the forward Gram alone above; several runs give their mean and a band from
-    the least to the greatest. A nan leaves a gap.
+    Left: loss above alignment per output against iteration, one line per layer (mean over runs). Middle: alignment per
+    output by layer at the last iteration, with the forward Gram alone above. Right and smaller: the same with global
+    centering. Several runs give their mean and a band from the least to the greatest. A nan leaves a gap.
 
     Args:
         runs: for each run, its measurements in order, with columns iteration, train_loss, test_loss,
-            cka/<layer> and perhaps forward_cka/<layer> and backward_cka/<layer>; the same iterations and
-            layers in every run.
+            cka/per_output/<layer>, cka/global/<layer> and perhaps forward_cka/<layer> and backward_cka/<layer>; the
+            same iterations and layers in every run.
         title: above the figure.
         paths: files to write; the suffixes decide the formats.
     """
-    with saved(paths, (12, 5.2), {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:
-        grid = figure.add_gridspec(2, 2, height_ratios=(1, 2.6), width_ratios=(1.25, 1))
+    with saved(paths, (15.5, 5.4), {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:
+        grid = figure.add_gridspec(2, 3, height_ratios=(1, 2.6), width_ratios=(1.25, 1, 0.62))
         loss = figure.add_subplot(grid[0, 0])
         progress = figure.add_subplot(grid[1, 0], sharex=loss)
-        forward = table(runs, "forward_cka")[:, -1]
+        forward = table(runs, "forward_cka", PER_OUTPUT)[:, -1]
         if np.isnan(forward).all():
             by_layer = figure.add_subplot(grid[:, 1])
         else:
             by_layer = figure.add_subplot(grid[1, 1])
             _draw_forward(figure.add_subplot(grid[0, 1], sharex=by_layer), forward)
         _draw_loss(loss, runs)
-        _draw_progress(figure, progress, runs)
-        _draw_by_layer(by_layer, runs)
+        _draw_progress(progress, runs, PER_OUTPUT)
+        progress.set_ylabel("alignment per output (CKA)")
+        layers = len(layer_names(runs[0], PER_OUTPUT))
+        layer_bar(figure, progress, layers, "layer" + (f" (mean of {len(runs)} seeds)" if len(runs) > 1 else ""))
+        _draw_by_layer(by_layer, runs, PER_OUTPUT)
+        by_layer.set_ylabel("alignment per output (CKA)")
+        beside = grid[:, 2].subgridspec(2, 1)
+        with matplotlib.rc_context({"font.size": 8.5}):
+            small = figure.add_subplot(beside[0])
+            _draw_progress(small, runs, GLOBAL)
+            small.set_title("global centering (equation 6)", fontsize=10)
+            small.set_ylabel("CKA, global")
+            small_by_layer = figure.add_subplot(beside[1])
+            _draw_by_layer(small_by_layer, runs, GLOBAL)
+            small_by_layer.set_ylabel("CKA, global")
         figure.suptitle(title, fontsize=12)
 
 
 def best_measurement(runs: Sequence[Sequence[Row]]) -> int:
     """Index of the measurement with the lowest test loss, in the mean over runs."""
     return int(np.argmin(_column(runs, "test_loss").mean(axis=0)))
+
+
+def moments(runs: Sequence[Sequence[Row]]) -> dict[str, int]:
+    """What to call measurements that a reader compares -> index of each, none of them twice, the last one first.
+
+    The last, that with the lowest test loss, and the first whose training loss, in the mean over runs, is below
+    SMALL_LOSS.
+    """
+    last = len(runs[0]) - 1
+    found = {"at the end": last}
+    small = np.flatnonzero(_column(runs, "train_loss").mean(axis=0) < SMALL_LOSS)
+    named = {"at lowest test loss": best_measurement(runs)}
+    if len(small):
+        named[f"at training loss {SMALL_LOSS:g}"] = int(small[0])
+    for name, index in named.items():
+        if index not in found.values():
+            found[name] = index
+    return found
 
 
 def _column(runs: Sequence[Sequence[Row]], name: str) -> Array:
@@ -183,16 +221,13 @@ def _draw_loss(ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
     ax.legend(frameon=False, ncols=2, loc="lower left", borderaxespad=0.1)
 
 
-def _draw_progress(figure: Figure, ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
+def _draw_progress(ax: Axes, runs: Sequence[Sequence[Row]], of: str) -> None:
     iterations = _column(runs, "iteration")[0]
-    alignment = mean_over_runs(table(runs, "cka"))
-    colours = layer_colours(alignment.shape[1])
-    for layer, colour in enumerate(colours):
+    alignment = mean_over_runs(table(runs, of, of))
+    for layer, colour in enumerate(layer_colours(alignment.shape[1])):
         ax.plot(iterations, alignment[:, layer], color=colour, lw=1.6, marker="o", ms=2.5)
     iteration_axis(ax, int(iterations[-1]))
     ax.set_ylim(bottom=0)
-    ax.set_ylabel("alignment with labels (CKA)")
-    layer_bar(figure, ax, len(colours), "layer" + (f" (mean of {len(runs)} seeds)" if len(runs) > 1 else ""))
 
 
 def _draw_forward(ax: Axes, values: Array) -> None:
@@ -207,31 +242,34 @@ def _draw_forward(ax: Axes, values: Array) -> None:
     ax.legend(frameon=False, loc="lower right", borderaxespad=0.1)
 
 
-def _draw_by_layer(ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
-    index = np.arange(1, len(layer_names(runs[0])) + 1)
-    backward = mean_over_runs(table(runs, "backward_cka")[:, -1])
-    if not np.isnan(backward).all():
+def _draw_by_layer(ax: Axes, runs: Sequence[Sequence[Row]], of: str) -> None:
+    """Alignment by layer at each of `moments`; per output beside that of the backward Gram alone."""
+    index = np.arange(1, len(layer_names(runs[0], of)) + 1)
+    backward = mean_over_runs(table(runs, "backward_cka", of)[:, -1])
+    if of == PER_OUTPUT and not np.isnan(backward).all():
         ax.plot(index, backward, "^:", color=GREY, lw=1, ms=4, mfc="white", label="backward only, at the end")
-    final = table(runs, "cka")[:, -1]
-    mean = mean_over_runs(final)
+    values = table(runs, of, of)
     if len(runs) > 1:
-        low, high = np.fmin.reduce(final), np.fmax.reduce(final)
-        ax.fill_between(index, low, high, color="C0", alpha=0.25, lw=0, label=f"range of {len(runs)} seeds")
-    best = best_measurement(runs)
-    if best < len(runs[0]) - 1:
-        earlier = mean_over_runs(table(runs, "cka")[:, best])
-        iteration = int(runs[0][best]["iteration"])
-        label = f"at lowest test loss (iteration {iteration:,})"
-        ax.plot(index, earlier, "D--", color=ORANGE, lw=1.6, ms=4, label=label, zorder=3)
-        _ring_peak(ax, index, earlier, ORANGE)
-    label = "at the end" + (" (mean)" if len(runs) > 1 else "")
-    ax.plot(index, mean, color="C0", lw=2.2, label=label, zorder=3)
-    ax.scatter(index, mean, c=layer_colours(len(index)), s=52, edgecolors="C0", linewidths=1.2, zorder=4)
-    _ring_peak(ax, index, mean, "C0")
+        low, high = np.fmin.reduce(values[:, -1]), np.fmax.reduce(values[:, -1])
+        ax.fill_between(index, low, high, color="C0", alpha=0.25, lw=0, label=f"range of {len(runs)} seeds at the end")
+    styles = [("C0", "-", 2.2), (ORANGE, "--", 1.6), (GREEN, "-.", 1.6)]
+    for (name, measurement), (colour, style, width) in zip(moments(runs).items(), styles, strict=False):
+        mean = mean_over_runs(values[:, measurement])
+        iteration = int(runs[0][measurement]["iteration"])
+        ax.plot(index, mean, style, color=colour, lw=width, label=f"{name} (iteration {iteration:,})", zorder=3)
+        face = layer_colours(len(index)) if colour == "C0" else colour
+        size = 52 if colour == "C0" else 16
+        ax.scatter(index, mean, c=face, s=size, edgecolors=colour, linewidths=1.2, zorder=4)
+        _ring_peak(ax, index, mean, colour)
     layer_axis(ax, len(index))
-    ax.set_ylim(0, 1.7 * ax.get_ylim()[1])  # room for the legend, which then hides nothing
-    ax.set_ylabel("alignment with labels (CKA)")
-    ax.legend(frameon=False, ncols=1, loc="upper right", markerscale=0.8, borderaxespad=0)
+    ax.set_ylim(
+        0, (1.9 if of == PER_OUTPUT else 1.5) * ax.get_ylim()[1]
+    )  # room for the legend, which then hides nothing
+    handles, labels = ax.get_legend_handles_labels()
+    if of == GLOBAL:  # the smaller panel names the peaks alone
+        kept = [i for i, label in enumerate(labels) if label.startswith("peak")]
+        handles, labels = [handles[i] for i in kept], [labels[i] for i in kept]
+    ax.legend(handles, labels, frameon=False, ncols=1, loc="upper right", markerscale=0.8, borderaxespad=0)
 
 
 def _ring_peak(ax: Axes, index: Array, values: Array, colour: str) -> None:

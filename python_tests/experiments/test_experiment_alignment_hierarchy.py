@@ -34,7 +34,8 @@ def test_a_run_leaves_metrics_figures_and_a_table(tmp_path: Path, capsys: pytest
     assert main([*TINY, "--seeds", "0", "4", "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "mean of 2 seeds" in printed
-    assert re.search(r"[* ] layer3 +0\.\d{4}", printed)
+    assert re.search(r"layer3 +\*?0\.\d{4} +\*?0\.\d{4}", printed)
+    assert "per output" in printed and "global" in printed
     assert f"figure: {tmp_path / 'alignment_hierarchy.png'}" in printed
     assert (tmp_path / "alignment_hierarchy.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "alignment_hierarchy.svg").read_bytes()
@@ -43,10 +44,14 @@ def test_a_run_leaves_metrics_figures_and_a_table(tmp_path: Path, capsys: pytest
     assert [row["iteration"] for row in rows[0]] == ["0", "1", "4", "15"]
     assert [float(row["epoch"]) for row in rows[0]] == [0, 0.2, 0.8, 3]
     assert float(rows[0][-1]["train_loss"]) < float(rows[0][0]["train_loss"])
-    columns = [f"{kind}/layer{i}" for kind in ("cka", "forward_cka", "backward_cka") for i in (1, 2, 3)]
+    kinds = ("cka/per_output", "cka/global", "forward_cka", "backward_cka")
+    columns = [f"{kind}/layer{i}" for kind in kinds for i in (1, 2, 3)]
     assert list(rows[0][0])[5:] == columns
-    assert all(-1e-6 < float(row[column]) < 1 + 1e-6 for row in rows[0] for column in columns)
-    assert rows[0][0]["cka/layer1"] != rows[4][0]["cka/layer1"]
+    *known, last_backward = columns  # per output nothing is left of the last layer's backward Gram
+    assert all(-1e-6 < float(row[column]) < 1 + 1e-6 for row in rows[0] for column in known)
+    assert all(row[last_backward] == "nan" for row in rows[0])
+    assert rows[0][0]["cka/global/layer1"] != rows[4][0]["cka/global/layer1"]
+    assert rows[0][0]["cka/global/layer1"] != rows[0][0]["cka/per_output/layer1"]
 
     config = json.loads((tmp_path / "seed-4" / "config.json").read_text())
     assert (config["seed"], config["depth"], config["momentum"], config["weight_decay"]) == (4, 3, 0.9, 5e-4)
@@ -64,15 +69,16 @@ def test_the_last_row_is_the_final_network(tmp_path: Path) -> None:
     model.load_state_dict(torch.load(tmp_path / "seed-0" / "checkpoint.pt", weights_only=True)["state"]["model"])
     digits = data.load("digits")
     probe = data.stratified_subset(digits.train_y, 20, seed=0)
-    report = ahkernels.layerwise_alignment(
+    reports = ahkernels.layerwise_alignment(
         model,
         digits.train_x[probe],
         digits.train_y[probe],
-        statistics=("forward_cka", "backward_cka"),
+        centering=("per_output", "global"),
         precision="highest",
     )
     last = scripts.texts(tmp_path / "seed-0" / "metrics.csv")[-1]
-    assert [float(last[f"cka/{layer}"]) for layer in report.layers] == report.cka.tolist()
+    for centering, report in reports.items():
+        assert [float(last[f"cka/{centering}/{layer}"]) for layer in report.layers] == report.cka.tolist()
 
 
 def test_measuring_more_often_does_not_change_training(tmp_path: Path) -> None:
@@ -106,13 +112,14 @@ def test_an_undefined_alignment_is_a_gap(
     true = ahkernels.layerwise_alignment
 
     def with_gap(*args: Any, **options: Any) -> Any:
-        report = true(*args, **options)
-        return replace(report, cka=report.cka.clone().index_fill_(0, torch.tensor([1]), math.nan))
+        gap = torch.tensor([1])
+        reports = true(*args, **options).items()
+        return {one: replace(report, cka=report.cka.clone().index_fill_(0, gap, math.nan)) for one, report in reports}
 
     monkeypatch.setattr(ahkernels, "layerwise_alignment", with_gap)
     assert main([*TINY, "--seeds", "0", "1", "--output", str(tmp_path)]) == 0
-    assert re.search(r"  layer2 +nan", capsys.readouterr().out)
-    assert scripts.texts(tmp_path / "seed-0" / "metrics.csv")[0]["cka/layer2"] == "nan"
+    assert re.search(r"layer2 +nan", capsys.readouterr().out)
+    assert scripts.texts(tmp_path / "seed-0" / "metrics.csv")[0]["cka/per_output/layer2"] == "nan"
 
 
 # ---- stopping and going on
