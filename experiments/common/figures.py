@@ -252,8 +252,9 @@ def _draw_by_layer(ax: Axes, runs: Sequence[Sequence[Row]], of: str) -> None:
     if len(runs) > 1:
         low, high = np.fmin.reduce(values[:, -1]), np.fmax.reduce(values[:, -1])
         ax.fill_between(index, low, high, color="C0", alpha=0.25, lw=0, label=f"range of {len(runs)} seeds at the end")
-    styles = [("C0", "-", 2.2), (ORANGE, "--", 1.6), (GREEN, "-.", 1.6)]
-    for (name, measurement), (colour, style, width) in zip(moments(runs).items(), styles, strict=False):
+    styles = {"at the end": ("C0", "-", 2.2), "at lowest test loss": (ORANGE, "--", 1.6)}
+    for name, measurement in moments(runs).items():
+        colour, style, width = styles.get(name, (GREEN, "-.", 1.6))
         mean = mean_over_runs(values[:, measurement])
         iteration = int(runs[0][measurement]["iteration"])
         ax.plot(index, mean, style, color=colour, lw=width, label=f"{name} (iteration {iteration:,})", zorder=3)
