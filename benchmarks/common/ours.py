@@ -29,6 +29,12 @@ def layerwise(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, products
     return ah.layerwise_alignment(model, x, y, precision="highest", products=products).cka
 
 
+def layerwise_by_centering(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Alignment of every layer by its name, for both centerings."""
+    reports = ah.layerwise_alignment(model, x, y, precision="highest", centering=("per_output", "global"))
+    return {centering: dict(report) for centering, report in reports.items()}
+
+
 def dense_kernels(model: torch.nn.Module, x: torch.Tensor, layers: object = None) -> Iterator[torch.Tensor]:
     """K [n*o, n*o] of each of these layers, or groups of layers; default: all."""
     for _, kernel in ah.iter_tangent_kernels(model, x, layers=layers, precision="highest"):
