@@ -6,7 +6,7 @@ numpy alone is imported here; torch only by what is asked for torch's objects.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,8 @@ class Problem:
     """A task with its network and samples.
 
     `x` is float32 [n, 784], or [n, 3, 32, 32] for images; `y` int64 [n]; `weights` float32 [out, in] of each layer of
-    the MLP; `state` the arrays of the other networks by their name in torch's state_dict.
+    the MLP; `state` the arrays of the other networks by their name in torch's state_dict. What `in_float64` returns has
+    float64 instead.
     """
 
     task: Task
@@ -42,17 +43,26 @@ class Problem:
 
     @property
     def targets(self) -> np.ndarray:
-        """What alignment is with: one-hot labels, float32 [n, o]; for one output the label, 0 or 1, itself."""
+        """What alignment is with: one-hot labels [n, o] of x's dtype; for one output the label, 0 or 1, itself."""
         if self.task.outputs == 1:
-            return self.y[:, None].astype(np.float32)
-        return np.eye(self.task.outputs, dtype=np.float32)[self.y]
+            return self.y[:, None].astype(self.x.dtype)
+        return np.eye(self.task.outputs, dtype=self.x.dtype)[self.y]
+
+    def in_float64(self) -> Problem:
+        """The same numbers in float64, which is then the dtype of all that is made of them, too."""
+
+        def double(array: np.ndarray) -> np.ndarray:
+            return array.astype(np.float64) if array.dtype == np.float32 else array
+
+        state = {name: double(array) for name, array in self.state.items()}
+        return replace(self, x=double(self.x), weights=[double(one) for one in self.weights], state=state)
 
     def torch_model(self) -> torch.nn.Module:
         """The network in eval mode, on the task's device; an nn.Sequential for the MLP."""
         import torch
 
         if self.task.network == "resnet18":
-            model = _resnet18(self.task.outputs)
+            model = _resnet18(self.task.outputs).to(torch.tensor(self.x[:0]).dtype)
             model.load_state_dict({name: torch.tensor(array) for name, array in self.state.items()})
             return model.eval().to(self.task.device)
         layers: list[torch.nn.Module] = []

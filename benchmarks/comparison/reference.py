@@ -22,8 +22,8 @@ def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
     import torch
     from common import lanczos, plain, plain_network
 
-    model, (x, _), task = problem.torch_model().double(), problem.tensors(), problem.task
-    x, target = x.double(), problem.target_tensor().double()
+    problem = problem.in_float64()
+    model, (x, _), task, target = problem.torch_model(), problem.tensors(), problem.task, problem.target_tensor()
     if task.network != "mlp":
         from common import ours
 

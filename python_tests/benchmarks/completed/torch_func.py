@@ -10,7 +10,15 @@ from comparison.tasks import Task
 
 TITLE = "torch.func, completed"
 REQUIREMENTS = ()
-VARIANTS = ("factors", "Jacobians", "Jacobians of two samples", "copies of samples", "frozen norms")
+IN_FLOAT64 = " in float64"  # the same job as without it, where only the precision differs
+VARIANTS = (
+    "factors",
+    "Jacobians",
+    "Jacobians of two samples",
+    "copies of samples",
+    "Jacobians in float64",
+    "frozen norms in float64",
+)
 
 
 def unable(task: Task, variant: str) -> str | None:
@@ -22,6 +30,8 @@ def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
     from common import jacobians, plain_network
     from comparison import completion
 
+    if variant.endswith(IN_FLOAT64):
+        problem, variant = problem.in_float64(), variant.removesuffix(IN_FLOAT64)
     model, o = problem.torch_model(), problem.task.outputs
     if variant == "factors":
 
