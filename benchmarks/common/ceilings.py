@@ -85,8 +85,15 @@ def _gemms(dtype: torch.dtype, shape: Shape) -> dict[str, Callable[[], torch.Ten
     m, k, n = shape
     a, w, out = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype), torch.empty(m, n, dtype=dtype)
     jobs = {"torch.mm": lambda: torch.mm(a, w.T, out=out)}
-    if dtype != torch.float64 and torch.backends.mkldnn.is_available():
+    if _in_onednn(dtype):
         packed = torch.ops.mkldnn._reorder_linear_weight(w, m)
         jobs["oneDNN"] = lambda: linear_onednn(a, w)
         jobs["oneDNN prepacked"] = lambda: linear_onednn(a, packed)
     return jobs
+
+
+def _in_onednn(dtype: torch.dtype) -> bool:
+    """Whether torch lets oneDNN multiply numbers of this type: bf16 not on a processor without AVX-512."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
