@@ -102,7 +102,7 @@ def planned(args: argparse.Namespace) -> tuple[list[Stage], str]:
     every = all_stages(args.device, args.quick, args.output.resolve())
     found = [stage for stage in every if not args.only or stage.name in args.only]
     if args.plant:
-        planted = [Stage("hang", [PYTHON, "-c", HANG], 10), Stage("crash", [PYTHON, "-c", CRASH], 10)]
+        planted = [Stage("hang", [PYTHON, "-c", HANG], 1), Stage("crash", [PYTHON, "-c", CRASH], 1)]
         found[1:1] = planted
     if args.device == "cpu":
         return found, "none: the installed package, on a CPU"

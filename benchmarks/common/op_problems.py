@@ -50,6 +50,7 @@ class OpProblem:
         jobs: dict[str, tuple[Callable[[], Tensor], float]] = {
             "centered_moments": (lambda: ops.centered_moments(*many, [means], "highest", route), square),
             "tangent_statistics": (lambda: ops.tangent_statistics(*many, v, "highest", route), square),
+            **self.per_output_jobs(v, square),
             "tangent_gram": (lambda: ops.tangent_gram(*many, "highest", route), square),
             "tangent_product": (lambda: ops.tangent_product(a, g, 1.0, v), product),
             "tangent_cross_product": (lambda: ops.tangent_cross_product(a, g, a, g, 1.0, v), product),
@@ -58,6 +59,20 @@ class OpProblem:
             "tangent_diagonal": (lambda: ops.tangent_diagonal(a, g, 1.0, self.by_jacobian), self.diagonal_flops()),
         }
         return jobs
+
+    def per_output_jobs(self, v: Tensor, flops: float) -> dict[str, tuple[Callable[[], Tensor], float]]:
+        """Those of kernels whose blocks are centered by themselves; with one output there is one block."""
+        if self.o == 1:
+            return {}
+        a, g = self.factors
+        many, route = ([a], [g], [1.0]), [self.by_jacobian]
+        return {
+            "per_output_moments": (lambda: ops.per_output_moments(*many, "highest", route), flops),
+            "tangent_statistics, per output": (
+                lambda: ops.tangent_statistics(*many, v, "highest", route, [], True),
+                flops,
+            ),
+        }
 
     def square_flops(self) -> float:
         """Of all entries of K on and below its diagonal."""

@@ -149,7 +149,7 @@ def test_rehearsal_on_a_cpu(tmp_path: Path) -> None:
         "--quick",
         "--plant",
         "--seconds",
-        "400",
+        "1500",
         "--output",
         str(output),
     ]
