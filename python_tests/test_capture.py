@@ -14,6 +14,7 @@ from torch import nn
 import ahkernels as ah
 
 OUTPUTS = ["all", "trace", "sum", 0, "first and last", "last and first"]
+BOTH = ("global", "per_output")
 
 
 def meaning(outputs, o):
@@ -484,13 +485,17 @@ def test_every_route_of_layers_with_positions(name, route, outputs, monkeypatch)
 
     monkeypatch.setattr(run, "choose_route", only)
     assert route in {one.route for one in ah.explain(model, x)}
-    report = ah.layerwise_alignment(model, x, y, outputs=outputs)
-    labels = reference.label_kernel(y, model(x).shape[1], outputs)
+    reports = ah.layerwise_alignment(model, x, y, outputs=outputs, centering=BOTH)
+    total = model(x).shape[1]
+    labels, o = reference.label_kernel(y, total, outputs), total if outputs == "all" else 1
     for layer, kernel in ah.tangent_kernels(model, x, outputs=outputs).items():
         expected = reference.kernels_of_outputs(jacobians[layer], outputs)
         assert (kernel.to_dense() - expected).norm() <= 1e-10 * expected.norm()
         assert kernel.trace() == pytest.approx(float(expected.trace()), rel=1e-10)
-        assert report[layer] == pytest.approx(reference.cka(expected, labels), rel=1e-10, abs=1e-10)
+        for centering, report in reports.items():
+            alignment = reference.cka(expected, labels, centering, o)
+            assert report[layer] == pytest.approx(alignment, rel=1e-10, abs=1e-10)
+            assert ah.cka(kernel, y, centering=centering) == pytest.approx(alignment, rel=1e-10, abs=1e-10)
 
 
 def test_the_route_is_the_cheapest_that_fits():
@@ -519,9 +524,11 @@ def test_groups_of_layers():
     for budget in (1, 1 << 30):
         for outputs in ("all", "trace", 1):
             kernels = dict(ah.iter_tangent_kernels(model, x, layers=groups, outputs=outputs, memory_budget=budget))
-            report = ah.layerwise_alignment(model, x, y, layers=groups, outputs=outputs, memory_budget=budget)
-            assert list(kernels) == order == report.layers
-            labels = reference.label_kernel(y, 3, outputs)
+            reports = ah.layerwise_alignment(
+                model, x, y, layers=groups, outputs=outputs, memory_budget=budget, centering=BOTH
+            )
+            assert list(kernels) == order == reports["global"].layers
+            labels, o = reference.label_kernel(y, 3, outputs), 3 if outputs == "all" else 1
             for name, kernel in kernels.items():
                 whole = torch.cat([jacobians[layer] for layer in members[name]], 2)
                 expected = reference.kernels_of_outputs(whole, outputs)
@@ -529,8 +536,9 @@ def test_groups_of_layers():
                 assert kernel.trace() == pytest.approx(float(expected.trace()), rel=1e-10)
                 v = torch.randn(len(expected), 2, dtype=torch.float64)
                 assert (kernel @ v - expected @ v).norm() <= 1e-10 * expected.norm() * v.norm()
-                assert report[name] == pytest.approx(reference.cka(expected, labels), rel=1e-10)
-                assert report[name] == pytest.approx(ah.cka(kernel, y), rel=1e-12)
+                for centering, report in reports.items():
+                    assert report[name] == pytest.approx(reference.cka(expected, labels, centering, o), rel=1e-10)
+                    assert report[name] == pytest.approx(ah.cka(kernel, y, centering=centering), rel=1e-12)
     two = ah.cka(kernels["first"], kernels["last"])
     dense = [kernels[name].to_dense() for name in ("first", "last")]
     assert two == pytest.approx(reference.cka(*dense), rel=1e-10)

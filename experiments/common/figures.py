@@ -256,19 +256,20 @@ def _draw_by_layer(ax: Axes, runs: Sequence[Sequence[Row]], of: str) -> None:
     for name, measurement in moments(runs).items():
         colour, style, width = styles.get(name, (GREEN, "-.", 1.6))
         mean = mean_over_runs(values[:, measurement])
-        iteration = int(runs[0][measurement]["iteration"])
-        ax.plot(index, mean, style, color=colour, lw=width, label=f"{name} (iteration {iteration:,})", zorder=3)
+        peak = "none" if np.isnan(mean).all() else f"layer {np.nanargmax(mean) + 1}"
+        label = f"{name} (iteration {int(runs[0][measurement]['iteration']):,}): peak at {peak}"
+        if of == GLOBAL:  # the smaller panel
+            label = f"{name.removeprefix('at ')}: peak {peak}"
+        ax.plot(index, mean, style, color=colour, lw=width, label=label, zorder=3)
         face = layer_colours(len(index)) if colour == "C0" else colour
         size = 52 if colour == "C0" else 16
         ax.scatter(index, mean, c=face, s=size, edgecolors=colour, linewidths=1.2, zorder=4)
         _ring_peak(ax, index, mean, colour)
     layer_axis(ax, len(index))
-    ax.set_ylim(
-        0, (1.9 if of == PER_OUTPUT else 1.5) * ax.get_ylim()[1]
-    )  # room for the legend, which then hides nothing
+    ax.set_ylim(0, 1.6 * ax.get_ylim()[1])  # room for the legend, which then hides nothing
     handles, labels = ax.get_legend_handles_labels()
-    if of == GLOBAL:  # the smaller panel names the peaks alone
-        kept = [i for i, label in enumerate(labels) if label.startswith("peak")]
+    if of == GLOBAL:
+        kept = [i for i, label in enumerate(labels) if "peak" in label]
         handles, labels = [handles[i] for i in kept], [labels[i] for i in kept]
     ax.legend(handles, labels, frameon=False, ncols=1, loc="upper right", markerscale=0.8, borderaxespad=0)
 
@@ -277,6 +278,5 @@ def _ring_peak(ax: Axes, index: Array, values: Array, colour: str) -> None:
     if np.isnan(values).all():
         return
     peak = int(np.nanargmax(values))
-    label = f"peak: layer {peak + 1}, {values[peak]:.3f}"
-    ring = ax.scatter(index[peak], values[peak], s=190, facecolors="none", edgecolors=colour, label=label)
+    ring = ax.scatter(index[peak], values[peak], s=190, facecolors="none", edgecolors=colour)
     ring.set(linewidth=1.6, zorder=5)
