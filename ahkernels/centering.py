@@ -14,7 +14,7 @@ from torch import Tensor
 
 Centering: TypeAlias = Literal["global", "per_output"]
 Centerings: TypeAlias = list[Centering] | tuple[Centering, ...]  # no str, which is a sequence, too
-CENTERINGS = ("global", "per_output")
+CENTERINGS: tuple[Centering, ...] = ("global", "per_output")
 _EXPECTED = 'centering: expected "global" or "per_output"'
 
 
@@ -36,7 +36,7 @@ def require_centerings(value: Centering | Centerings) -> tuple[Centering, ...]:
             raise ValueError(f"{_EXPECTED}, or a sequence of them, got {value!r}")
     if len(set(found)) != len(found):
         raise ValueError(f"centering: expected each once, got {value!r}")
-    return tuple(found)
+    return tuple(CENTERINGS[CENTERINGS.index(one)] for one in found)  # plain strings, whatever kind of string came
 
 
 def center(v: Tensor, o: int, centering: Centering | None) -> Tensor:

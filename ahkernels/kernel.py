@@ -117,14 +117,17 @@ class TangentKernel:
         Computed in float64; where that need not be `exact`, with the rounding of the kernel's dtype, in half the time.
 
         Args:
-            v: [n*o, columns].
+            v: [n*o] or [n*o, columns].
             centering: None for K; "global" or "per_output" for C K C (see `ahkernels.cka`).
             exact: Whether in float64.
 
         Raises:
-            ValueError: for another centering.
+            TypeError: for no tensor.
+            ValueError: for another centering or shape.
         """
         require_centering(centering, none=True)
+        require_columns(v, self.shape[0])
+        v = v.reshape(self.shape[0], -1) if v.dim() == 1 else v
         fp32 = not exact and self.o > 1 and not self.near_constant(centering)
         v = center(v.detach().to(self.device, torch.float64), self.o, centering)
         v = v.reshape(self.n, self.o, -1).contiguous()
@@ -364,7 +367,7 @@ def require_columns(v: object, rows: int) -> None:
     shape = f"[{rows}] or [{rows}, columns]"
     require_tensor("v", v, shape)
     assert isinstance(v, Tensor)
-    if v.dim() not in (1, 2) or v.shape[0] != rows:
+    if v.dim() not in (1, 2) or v.shape[0] != rows or v.shape[-1] == 0:
         raise ValueError(f"v: expected shape {shape}, got {list(v.shape)}")
 
 

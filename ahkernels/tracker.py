@@ -277,11 +277,13 @@ class AlignmentTracker:
         steps = [row.step for row in history]
         if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
             raise ValueError(f"state: expected strictly increasing steps, got {steps}")
+        wanted = list(self.options["centering"])
+        found = [[(key, report.centering) for key, report in row.reports.items()] for row in history]
+        wrong = [[key for key, _ in row] for row in found if row != [(one, one) for one in wanted]]
+        if wrong:
+            raise ValueError(f"state: expected the centering of this tracker, {wanted}, got {wrong[0]}")
         if any(row.report.layers != history[0].report.layers for row in history):
             raise ValueError("state: expected the same layers at every step")
-        wanted = list(self.options["centering"])
-        if any(list(row.reports) != wanted for row in history):
-            raise ValueError(f"state: expected the centering of this tracker, {wanted}, got {list(history[0].reports)}")
         self.history = history
 
     # ---- picture

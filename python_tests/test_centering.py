@@ -189,15 +189,81 @@ def test_many_positions_and_outputs_go_by_their_jacobian():
         assert float(square) == pytest.approx(float(reference.centered(k, centering, 20).square().sum()), rel=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1e-18, 1e18])
-def test_extreme_scales(scale):
-    forward, backward = reference.factors(50, 1, 3, 6, 7)
-    forward, backward = forward * scale, backward * scale
+@pytest.mark.parametrize("by_jacobian", [False, True])
+@pytest.mark.parametrize("scales", [(1e-18, 1e-18), (1e18, 1e18), (1.0, 1e-30), (1e-30, 1.0), (1e30, 1.0), (1.0, 1e30)])
+def test_extreme_scales(scales, by_jacobian):
+    """Products of fp32 factors that leave its range."""
+    forward, backward = reference.factors(50, 3 if by_jacobian else 1, 3, 6, 7)
+    forward, backward = forward * scales[0], backward * scales[1]
     k = reference.kernel(forward, backward, 0.0)
     v = torch.randn(50, 3, 1, dtype=torch.float64)
-    found = ops.tangent_statistics([forward], [backward], [0.0], v - v.mean(), "highest", [], [], True)[0]
-    for centering, square in zip(BOTH, (found[1], found[5]), strict=True):
-        assert float(square) == pytest.approx(float(reference.centered(k, centering, 3).square().sum()), rel=1e-5)
+    v -= v.mean()
+    found = ops.tangent_statistics([forward], [backward], [0.0], v, "highest", [by_jacobian], [1], True)[0]
+    moments = ops.per_output_moments([forward], [backward], [0.0], "highest", [by_jacobian])[:, 0, 0]
+    for centering, (form, square), moment in zip(BOTH, (found[:2], found[4:6]), moments, strict=True):
+        labels = reference.centered_features(v[..., 0], centering).flatten()
+        exact = float(reference.centered(k, centering, 3).square().sum())
+        assert float(square) == pytest.approx(exact, rel=1e-5)
+        assert float(moment) == pytest.approx(exact, rel=1e-5)
+        assert float(form) == pytest.approx(float(labels @ k @ labels), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-10, 1e-20])
+def test_inputs_that_are_nothing_beside_the_bias(scale):
+    """The bias goes out with the means, and what is left is beyond fp32 at the scale of the bias."""
+    forward, backward = reference.factors(40, 1, 3, 6, 7)
+    forward, backward = scale * forward, 1 + scale * backward
+    j = torch.einsum("xsim,xsd->ximd", backward.double(), forward.double()).flatten(2)
+    j = torch.cat([j, backward[:, 0].double()], 2)
+    psi = reference.centered_features(j, "per_output").flatten(0, 1)
+    exact = float((psi @ psi.T).square().sum())
+    v = torch.randn(40, 3, 1, dtype=torch.float64)
+    found = ops.tangent_statistics([forward], [backward], [1.0], v - v.mean(), "highest", [], [], True)[0]
+    assert float(found[5]) == pytest.approx(exact, rel=1e-5)
+    assert float(ops.per_output_moments([forward], [backward], [1.0], "highest")[1]) == pytest.approx(exact, rel=1e-5)
+
+
+def test_a_deep_network_whose_gradients_vanish():
+    """Gradients of 1e-25, as of a hundred layers of tanh at PyTorch's initialisation."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(10, 32), torch.nn.Tanh()]
+    for _ in range(120):
+        layers += [torch.nn.Linear(32, 32), torch.nn.Tanh()]
+    model, x = torch.nn.Sequential(*layers, torch.nn.Linear(32, 3)), torch.randn(20, 10)
+    y = torch.randint(0, 3, (20,))
+    one_hot = torch.nn.functional.one_hot(y, 3).double()
+    for kernel in ah.tangent_kernels(model, x, layers=["0", "2", "40"]).values():
+        (term,) = kernel.terms
+        g = term.backward.double()
+        j = torch.cat([torch.einsum("xsim,xsd->ximd", g, term.forward.double()).flatten(2), g[:, 0]], 2)
+        for centering in BOTH:
+            # Scaled, since the reference squares sums of squares.
+            expected = reference.cka_of_features(j / j.abs().max(), one_hot, centering)
+            assert ah.cka(kernel, y, centering=centering) == pytest.approx(expected, rel=1e-5)
+
+
+def test_spectra_of_kernels_close_to_constant():
+    """More rows than are made dense, and eigenvalues that are small beside the trace, but not rounding."""
+    torch.manual_seed(2)
+    model = networks.mlp(7, 32, 6, 11, bias=True).double()
+    x = torch.randn(1, 6, dtype=torch.float64) + 1e-4 * torch.randn(49, 6, dtype=torch.float64)
+    kernel = list(ah.tangent_kernels(model, x).values())[-1]
+    dense = reference.centered(kernel.to_dense(), "per_output", o=11)
+    values = torch.linalg.eigvalsh(dense)
+    expected = float(values.square().sum() / values[-1] ** 2)
+    assert ah.stable_rank(kernel, centering="per_output") == pytest.approx(expected, rel=1e-3)
+
+
+def test_vectors_of_a_wrong_shape_are_refused_by_name():
+    kernel = ah.TangentKernel(ah.Factors(*reference.factors(9, 1, 3, 4, 5), bias=True))
+    v = torch.randn(27, dtype=torch.float64)
+    for centering in (*BOTH, None):
+        assert torch.equal(kernel.product(v, centering=centering), kernel.product(v[:, None], centering=centering))
+        for wrong in (torch.randn(20, 1), torch.randn(27, 0), torch.randn(27, 1, 1)):
+            with pytest.raises(ValueError, match=r"v: expected shape \[27\] or \[27, columns\]"):
+                kernel.product(wrong, centering=centering)
+        with pytest.raises(TypeError, match="v: expected a tensor"):
+            kernel.product([1.0] * 27, centering=centering)
 
 
 def test_strided_and_expanded_factors():

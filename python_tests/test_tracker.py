@@ -291,6 +291,32 @@ def test_several_centerings_are_kept_side_by_side(fake: FakeMeasurement, tmp_pat
         make().load_state_dict(state)
 
 
+@pytest.mark.parametrize("change", ["empty", "missing", "swapped"])
+def test_a_state_of_other_centerings_is_refused(fake: FakeMeasurement, change: str) -> None:
+    tracker = make(centering=("global", "per_output"))
+    tracker.update(0)
+    tracker.update(1)
+    state = tracker.state_dict()
+    reports = state["history"][1]["reports"]
+    if change == "empty":
+        reports.clear()
+    elif change == "missing":
+        del reports["per_output"]
+    else:
+        reports["global"], reports["per_output"] = reports["per_output"], reports["global"]
+    other = make(centering=("global", "per_output"))
+    with pytest.raises(ValueError, match=r"^state: expected the centering of this tracker"):
+        other.load_state_dict(state)
+    assert other.history == []
+
+
+def test_strings_of_numpy_become_plain_ones(fake: FakeMeasurement) -> None:
+    tracker = make(centering=np.str_("per_output"))  # type: ignore[arg-type]
+    report = tracker.update(0)
+    assert isinstance(report, AlignmentReport)
+    assert [type(key) for key in tracker.state_dict()["history"][0]["reports"]] == [str]
+
+
 def test_one_centering_in_a_sequence_gives_a_dictionary_and_plain_names(fake: FakeMeasurement) -> None:
     tracker = make(centering=["per_output"])
     assert list(tracker.update(0)) == ["per_output"]

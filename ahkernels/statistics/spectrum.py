@@ -96,8 +96,9 @@ def eigenpairs(
     if rows <= _DENSE_ROWS or 3 * k > rows:
         dense = product(np.eye(rows))
         values, vectors = np.linalg.eigh((dense + dense.T) / 2)
-    elif np.linalg.norm(product(start)) <= rounding * np.linalg.norm(start):  # a zero kernel, or a constant one
-        values, vectors = np.zeros(k), np.eye(rows, k)
+    elif _vanishes(product, start, rounding):  # a zero kernel, or a constant one
+        none = [torch.zeros(k, dtype=torch.float64), torch.eye(rows, k, dtype=torch.float64)]
+        return Eigenpairs(none[0], none[1], torch.zeros(k, dtype=torch.float64), products)
     else:
         # SciPy's BLAS threads and those of the products, which spin for a while, wait for each other: 3 times slower.
         with threadpool_limits(1, user_api="blas"):
@@ -115,6 +116,17 @@ def eigenpairs(
         )
     found = [torch.from_numpy(np.ascontiguousarray(one)) for one in (values, vectors, residuals)]
     return Eigenpairs(found[0], found[1], found[2], products)
+
+
+def _vanishes(product: Product, start: Array, rounding: float) -> bool:
+    """Whether the operator makes no more than rounding of a random vector, nor of what it makes of it.
+
+    The former is as small as the mean of the squares of all eigenvalues, and the latter near the largest one.
+    """
+    image = product(start)
+    if np.linalg.norm(image) > rounding * np.linalg.norm(start):
+        return False
+    return bool(np.linalg.norm(product(image)) <= rounding * np.linalg.norm(image))
 
 
 def _lanczos(product: Product, k: int, start: Array, tolerance: float) -> tuple[Array, Array]:

@@ -145,6 +145,10 @@ struct BlockMeans {
   }
 };
 
+// Whether squares of fp32 numbers whose sum over `count` of them is this may have left its range, as where a bias is so
+// much larger than the inputs that what is left of a kernel without its means is beyond the digits of the scale.
+inline bool below_float(double sum, int64_t count) { return sum < 1e-26 * static_cast<double>(count); }
+
 struct CenteredProducts {
   double per_output, global;
 };

@@ -27,19 +27,22 @@ std::vector<T> mean(const TileKernels<double>& tiles, int64_t n, int64_t k, cons
   return means;
 }
 
-// Products of a factor's rows with their means, in numbers of type C: constant [rows][rows'] = <mean_row, mean_row'> in
-// fp64 and, for each sample, linear [rows][rows'][n] = <row(x) - mean_row, mean_row'>.
+// Products of a factor's rows with their means, in numbers of type C, times the square of the rows' scale: constant
+// [rows][rows'] = <mean_row, mean_row'> in fp64 and, for each sample, linear [rows][rows'][n] = <row(x) - mean_row,
+// mean_row'>. The means come without the scale, without which products of extreme factors leave the range of fp32.
 template <class C, class T>
 void products(const TileKernels<C>& tiles, int64_t n, int64_t k, const std::vector<T>& mean,
               const std::vector<Strided>& samples, std::vector<double>& constant, std::vector<C>& linear) {
   const int64_t rows = static_cast<int64_t>(samples.size());
-  const std::vector<C> means(mean.begin(), mean.end());
+  const double scale = samples[0].scale;
+  std::vector<C> means(mean.size());
+  for (size_t i = 0; i < mean.size(); ++i) means[i] = static_cast<C>(static_cast<double>(mean[i]) * scale);
   constant.assign(rows * rows, 0.0);
   linear.resize(rows * rows * n);
   for_each_item(rows * rows, 16, [&](int64_t pair, int64_t) {
     const T *row = mean.data() + pair / rows * k, *other = mean.data() + pair % rows * k;
     const auto product = [&](int64_t i) { return static_cast<double>(row[i]) * static_cast<double>(other[i]); };
-    constant[pair] = sum_in_chains(k, product);
+    constant[pair] = sum_in_chains(k, product) * scale * scale;
   });
   for_each_item(n, 16, [&](int64_t x, int64_t) {
     std::vector<C> of_row(rows);
@@ -50,12 +53,12 @@ void products(const TileKernels<C>& tiles, int64_t n, int64_t k, const std::vect
   });
 }
 
-// q = its products times their scale, and h += p0 q + q0 p + p q.
+// q = its products in numbers of the tiles, and h += p0 q + q0 p + p q.
 template <class T, class C>
-void add_offsets(const C* __restrict p, double p_scale, const C* __restrict q_products, double q_scale, double p0,
-                 double q0, int64_t n, T* __restrict q, double* __restrict h) {
+void add_offsets(const C* __restrict p, const C* __restrict q_products, double p0, double q0, int64_t n,
+                 T* __restrict q, double* __restrict h) {
   for (int64_t x = 0; x < n; ++x) {
-    const double p_x = static_cast<double>(p[x]) * p_scale, q_x = static_cast<double>(q_products[x]) * q_scale;
+    const double p_x = static_cast<double>(p[x]), q_x = static_cast<double>(q_products[x]);
     q[x] = static_cast<T>(q_x);
     h[x] += p0 * q_x + q0 * p_x + p_x * q_x;
   }
@@ -80,22 +83,21 @@ Centering<T>::Centering(const TileKernels<double>& tiles, const Term& term) : o(
 template <class T>
 template <class C>
 void Centering<T>::of_factors(const TileKernels<double>& tiles, const TileKernels<C>& dots, const Term& term) {
-  // Of the numbers as they are: scales come in below.
-  Term unscaled = term;
-  unscaled.forward_scale = unscaled.backward_scale = 1;
   const int64_t n = term.n, s = term.s;
   std::vector<Strided> forward, backward;
-  for (int64_t use = 0; use < s; ++use) forward.push_back(unscaled.forward_rows(0, use));
-  for (int64_t row = 0; row < s * o; ++row) backward.push_back(unscaled.backward_rows(0, row / o, row % o));
-  forward_mean = mean<T>(tiles, n, term.d, forward);
-  backward_mean = mean<T>(tiles, n, term.m, backward);
+  for (int64_t use = 0; use < s; ++use) forward.push_back(term.forward_rows(0, use));
+  for (int64_t row = 0; row < s * o; ++row) backward.push_back(term.backward_rows(0, row / o, row % o));
+  const auto unscaled = [](std::vector<Strided> samples) {
+    for (Strided& of_row : samples) of_row.scale = 1;
+    return samples;
+  };
+  forward_mean = mean<T>(tiles, n, term.d, unscaled(forward));
+  backward_mean = mean<T>(tiles, n, term.m, unscaled(backward));
   std::vector<double> forward_constant, backward_constant;
   std::vector<C> forward_linear, backward_linear;
   products(dots, n, term.d, forward_mean, forward, forward_constant, forward_linear);
   products(dots, n, term.m, backward_mean, backward, backward_constant, backward_linear);
 
-  const double forward_scale = term.forward_scale * term.forward_scale;
-  const double backward_scale = term.backward_scale * term.backward_scale;
   stride = ceil_div(n, kPanel) * kPanel;
   p0.resize(s * s);
   p.assign(s * s * stride, T{0});
@@ -104,20 +106,19 @@ void Centering<T>::of_factors(const TileKernels<double>& tiles, const TileKernel
   h.assign(o * o * n, 0.0);
   constant.assign(o * o, 0.0);
   for (int64_t use = 0; use < s * s; ++use) {
-    p0[use] = static_cast<T>((forward_constant[use] + term.bias) * forward_scale);
-    for (int64_t x = 0; x < n; ++x) p[use * stride + x] = static_cast<T>(forward_linear[use * n + x] * forward_scale);
+    p0[use] = static_cast<T>(forward_constant[use] + term.scaled_bias());
+    for (int64_t x = 0; x < n; ++x) p[use * stride + x] = static_cast<T>(forward_linear[use * n + x]);
   }
   for_each_item(o * o, 4, [&](int64_t ij, int64_t) {
     const int64_t i = ij / o, j = ij % o;
     for (int64_t use = 0; use < s * s; ++use) {
       // Among the pairs of rows (use, output).
       const int64_t pair = (use / s * o + i) * s * o + use % s * o + j, at = use * o * o + ij;
-      const double p0_use = (forward_constant[use] + term.bias) * forward_scale;
-      const double q0_pair = backward_constant[pair] * backward_scale;
+      const double p0_use = forward_constant[use] + term.scaled_bias(), q0_pair = backward_constant[pair];
       q0[at] = static_cast<T>(q0_pair);
       constant[ij] += p0_use * q0_pair;
-      add_offsets(forward_linear.data() + use * n, forward_scale, backward_linear.data() + pair * n, backward_scale,
-                  p0_use, q0_pair, n, q.data() + at * stride, h.data() + ij * n);
+      add_offsets(forward_linear.data() + use * n, backward_linear.data() + pair * n, p0_use, q0_pair, n,
+                  q.data() + at * stride, h.data() + ij * n);
     }
   });
 }

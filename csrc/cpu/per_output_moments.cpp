@@ -1,5 +1,7 @@
 // Inner products of kernels with each block of two outputs centered, and of the same kernels centered as a whole, in
 // one pass over tiles of T (centering.h, block_sums.h).
+#include <type_traits>
+
 #include "../ops.h"
 #include "block_sums.h"
 
@@ -40,6 +42,13 @@ void moments(const TileKernels<T>& tiles, const std::vector<Term>& terms, double
     for (int64_t p = 0; p < part.items() * products; ++p) totals[p % products] += partials[p];
   };
   walk_tiles(tiles, terms, centering, begin, visit, done, BlockSums<T>::item_bytes(terms));
+
+  if constexpr (std::is_same_v<T, float>) {
+    const int64_t size = terms[0].n * o;
+    for (int64_t a = 0; a < count; ++a) {
+      if (below_float(totals[a * (a + 1) / 2 + a], size * size)) return moments(double_kernels(), terms, out);
+    }
+  }
 
   const std::vector<double> scales = kernel_scales(terms);
   std::vector<BlockMeans> means;

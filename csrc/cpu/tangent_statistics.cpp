@@ -9,6 +9,7 @@
 #include <cmath>
 #include <numeric>
 #include <optional>
+#include <type_traits>
 
 #include "../ops.h"
 #include "block_sums.h"
@@ -268,6 +269,11 @@ void from_block_sums(const TileKernels<T>& tiles, const std::vector<Term>& terms
     for (int64_t p = 0; p < part.items() * count * 3; ++p) totals[p % (count * 3)] += partials[p];
   };
   walk_tiles(tiles, terms, centering, begin, visit, done, BlockSums<T>::item_bytes(terms));
+  if constexpr (std::is_same_v<T, float>) {
+    for (int64_t k = 0; k < count; ++k) {
+      if (below_float(totals[k * 3 + 1], n * o * n * o)) return from_block_sums(double_kernels(), terms, v, out);
+    }
+  }
 
   for (int64_t k = 0; k < count; ++k) {
     const BlockMeans means(sums, k, terms, centering);
