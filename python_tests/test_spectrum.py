@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ahkernels as ah
 from ahkernels.outputs import OutputSelection
@@ -87,6 +87,18 @@ def test_alignment_is_correlation_over_the_root_of_the_stable_rank(n, outputs, c
             part = (pairs.values / pairs.values[0] * (pairs.vectors.T @ vector).square()).sum()
             assert float(part) <= correlation + 1e-8
             assert n > 20 or float(part) == pytest.approx(correlation, rel=1e-8)
+
+
+@pytest.mark.parametrize(("seed", "spread", "centering"), [(119, 0.1, "global"), (256, 1.0, "per_output")])
+def test_largest_eigenvalue_beside_its_copies(seed, spread, centering):
+    """A last layer's, one for each output, where ARPACK's own estimate of the residual is too small."""
+    torch.manual_seed(seed)
+    layers = [nn.Linear(6 if i == 0 else 32, 32) if j == 0 else nn.ReLU() for i in range(6) for j in range(2)]
+    model = nn.Sequential(*layers, nn.Linear(32, 11))
+    x = torch.randn(1, 6) + spread * torch.randn(49, 6)
+    kernel = ah.tangent_kernels(model, x)["12"]
+    expected = torch.linalg.eigvalsh(reference.centered(kernel.to_dense().double(), centering, o=11))[-1]
+    assert float(ah.eigenvalues(kernel, 1, centering=centering)) == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("n", [9, 400])
