@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,9 @@ from ahkernels.precision import resolve_precision
 
 # Largest kernel that to_dense() makes unasked: 46,341 rows in fp32.
 MAX_DENSE_BYTES = 8 << 30
+# What centering per output may hold for each sample and pair of outputs; beyond, outputs are taken in groups.
+OFFSET_BYTES = 512 << 20
+_LEAST_GROUP = 4
 
 
 class TangentKernel:
@@ -224,6 +228,12 @@ class TangentKernel:
         ]
         return TangentKernel(terms, self.outputs, self.precision, self.name)
 
+    def with_outputs(self, outputs: Sequence[int]) -> TangentKernel:
+        """The kernel of some of the rows of each sample, by their positions; its backward factors are copies."""
+        index = torch.tensor(list(outputs), device=self.device)
+        terms = [replace(term, backward=term.backward[:, :, index], unchecked=True) for term in self.terms]
+        return TangentKernel(terms, OutputSelection("all", len(index)), self.precision, self.name)
+
     def row_means(self) -> Tensor:
         """Mean of each row of K, float64 [n, o] on the kernel's device; computed once."""
         if self._row_means is None:
@@ -397,13 +407,22 @@ def statistics(kernels: Sequence[TangentKernel], v: Tensor, per_output: bool) ->
 
     On their device, in one pass over their tiles. With `per_output`, [q, 8]: see `ahkernels.ops.tangent_statistics`.
     """
+    v = v.detach().to(kernels[0].device, torch.float64)
+    if per_output and _offset_bytes(kernels) > OFFSET_BYTES:
+
+        def of_outputs(some: Sequence[TangentKernel], outputs: Tensor) -> Tensor:
+            return statistics(some, v[:, outputs], per_output=True)[:, 4:]
+
+        return torch.cat((statistics(kernels, v, per_output=False), _over_output_pairs(kernels, of_outputs)), 1)
     factors, terms = _arguments(kernels)
-    v = v.detach().to(kernels[0].device, torch.float64).contiguous().unsqueeze(2)
+    v = v.contiguous().unsqueeze(2)
     return ops.tangent_statistics(*factors[:3], v, kernels[0].precision, factors[3], terms, per_output)
 
 
 def moments(kernels: Sequence[TangentKernel], centering: Centering | None) -> Tensor:
     """<C K_a C, C K_b C>_F of kernels over the same rows, float64 [q, q] on their device."""
+    if centering == "per_output" and _offset_bytes(kernels) > OFFSET_BYTES:
+        return _over_output_pairs(kernels, lambda some, _: moments(some, "per_output"))
     factors, terms = _arguments(kernels)
     precision = kernels[0].precision
     if centering == "per_output" and kernels[0].o > 1:
@@ -413,3 +432,31 @@ def moments(kernels: Sequence[TangentKernel], centering: Centering | None) -> Te
     else:
         means = [one.row_means() for one in kernels]
     return ops.centered_moments(*factors[:3], means, precision, factors[3], terms)
+
+
+def _offset_bytes(kernels: Sequence[TangentKernel]) -> int:
+    """What centering per output holds beside tiles: offsets and sums for each sample and pair of outputs."""
+    return 36 * len(kernels) * kernels[0].n * kernels[0].o ** 2 if kernels[0].o > 1 else 0
+
+
+def _over_output_pairs(
+    kernels: Sequence[TangentKernel], numbers: Callable[[Sequence[TangentKernel], Tensor], Tensor]
+) -> Tensor:
+    """Numbers that are sums over pairs of outputs, from kernels over so many outputs at a time as OFFSET_BYTES allow.
+
+    With the outputs in groups, the sum over all pairs is that over the unions of two groups, in which each group is
+    with every other, less the sums over single groups that this counts too often.
+    """
+    fitting = math.isqrt(OFFSET_BYTES // _offset_bytes([one.with_outputs([0, 1]) for one in kernels]) * 4) // 2
+    count = -(-kernels[0].o // max(fitting, _LEAST_GROUP))
+    groups = torch.arange(kernels[0].o).tensor_split(count)
+
+    def of_union(*parts: Tensor) -> Tensor:
+        outputs = torch.cat(parts)
+        return numbers([one.with_outputs(outputs.tolist()) for one in kernels], outputs.to(kernels[0].device))
+
+    if len(groups) == 2:
+        return of_union(*groups)
+    unions = sum(of_union(*pair) for pair in itertools.combinations(groups, 2))
+    alone = sum(of_union(group) for group in groups)
+    return torch.as_tensor(unions - (len(groups) - 2) * alone)

@@ -382,6 +382,33 @@ def test_estimates_of_both_centerings():
         assert ((found[centering].cka - exact[centering].cka).abs() <= 5 * found[centering].cka_error + 1e-5).all()
 
 
+@pytest.mark.parametrize("o", [11, 12, 30])
+def test_outputs_in_groups_where_offsets_would_take_too_much(monkeypatch, o):
+    from ahkernels import kernel as kernels
+
+    model, x = networks.mlp(3, 20, 6, o, bias=True).double(), torch.randn(25, 6, dtype=torch.float64)
+    y = torch.randint(0, o, (25,))
+    found = ah.tangent_kernels(model, x)
+    whole = ah.layerwise_alignment(model, x, y, centering=BOTH)
+    similar = ah.similarity(found, centering="per_output")
+    monkeypatch.setattr(kernels, "OFFSET_BYTES", 36 * 3 * 25 * 10**2)  # of the three layers with ten outputs
+    largest = []
+    true = ops.tangent_statistics
+
+    def watched(forward, backward, *rest):
+        if rest[-1]:
+            largest.append(backward[0].shape[2])
+        return true(forward, backward, *rest)
+
+    monkeypatch.setattr(ops, "tangent_statistics", watched)
+    parts = ah.layerwise_alignment(model, x, y, centering=BOTH)
+    assert max(largest) <= 10
+    for centering in BOTH:
+        torch.testing.assert_close(parts[centering].cka, whole[centering].cka, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(parts[centering].centered_norm, whole[centering].centered_norm, rtol=1e-10, atol=0)
+    torch.testing.assert_close(ah.similarity(found, centering="per_output"), similar, rtol=1e-10, atol=1e-12)
+
+
 def test_infinite_width_per_output():
     """K = k (x) I: each block of k is centered over the samples."""
     theory = ah.signal_propagation
