@@ -13,6 +13,7 @@
 // No term of the latter cancels, and the former loses little, as T has no constant part.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "centering.h"
@@ -55,6 +56,15 @@ class BlockSums {
         if (pair.row != pair.col || j < i) add(part, pair, j, i, kernel, kPanel, to + pair.col * kPanel);
       }
     });
+  }
+
+  // Whether the squares of a kernel's T, whose sum is this, may have left the range of fp32: as where a bias is so much
+  // larger than the inputs that what is left without the means is tiny at the scale of the bias. A T of zeros has not.
+  bool below_float(double squares, int64_t kernel) const {
+    const int64_t size = o_ * o_ * stride_, count = n_ * o_ * n_ * o_;
+    const double* of_kernel = sums_.data() + kernel * size;
+    const bool zero = squares == 0 && std::all_of(of_kernel, of_kernel + size, [](double sum) { return sum == 0; });
+    return !zero && squares < 1e-26 * static_cast<double>(count);
   }
 
   // S [n] of a kernel at outputs i and j.
@@ -144,10 +154,6 @@ struct BlockMeans {
     return 2 * static_cast<double>(n) * linear + static_cast<double>(n * n) * square;
   }
 };
-
-// Whether squares of fp32 numbers whose sum over `count` of them is this may have left its range, as where a bias is so
-// much larger than the inputs that what is left of a kernel without its means is beyond the digits of the scale.
-inline bool below_float(double sum, int64_t count) { return sum < 1e-26 * static_cast<double>(count); }
 
 struct CenteredProducts {
   double per_output, global;

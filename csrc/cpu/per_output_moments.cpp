@@ -44,9 +44,8 @@ void moments(const TileKernels<T>& tiles, const std::vector<Term>& terms, double
   walk_tiles(tiles, terms, centering, begin, visit, done, BlockSums<T>::item_bytes(terms));
 
   if constexpr (std::is_same_v<T, float>) {
-    const int64_t size = terms[0].n * o;
     for (int64_t a = 0; a < count; ++a) {
-      if (below_float(totals[a * (a + 1) / 2 + a], size * size)) return moments(double_kernels(), terms, out);
+      if (sums.below_float(totals[a * (a + 1) / 2 + a], a)) return moments(double_kernels(), terms, out);
     }
   }
 

@@ -271,7 +271,7 @@ void from_block_sums(const TileKernels<T>& tiles, const std::vector<Term>& terms
   walk_tiles(tiles, terms, centering, begin, visit, done, BlockSums<T>::item_bytes(terms));
   if constexpr (std::is_same_v<T, float>) {
     for (int64_t k = 0; k < count; ++k) {
-      if (below_float(totals[k * 3 + 1], n * o * n * o)) return from_block_sums(double_kernels(), terms, v, out);
+      if (sums.below_float(totals[k * 3 + 1], k)) return from_block_sums(double_kernels(), terms, v, out);
     }
   }
 
