@@ -436,7 +436,11 @@ def moments(kernels: Sequence[TangentKernel], centering: Centering | None) -> Te
 
 def _offset_bytes(kernels: Sequence[TangentKernel]) -> int:
     """What centering per output holds beside tiles: offsets and sums for each sample and pair of outputs."""
-    return 36 * len(kernels) * kernels[0].n * kernels[0].o ** 2 if kernels[0].o > 1 else 0
+    return _bytes_of_output_pair(kernels) * kernels[0].o ** 2 if kernels[0].o > 1 else 0
+
+
+def _bytes_of_output_pair(kernels: Sequence[TangentKernel]) -> int:
+    return 36 * len(kernels) * kernels[0].n
 
 
 def _over_output_pairs(
@@ -447,7 +451,7 @@ def _over_output_pairs(
     With the outputs in groups, the sum over all pairs is that over the unions of two groups, in which each group is
     with every other, less the sums over single groups that this counts too often.
     """
-    fitting = math.isqrt(OFFSET_BYTES // _offset_bytes([one.with_outputs([0, 1]) for one in kernels]) * 4) // 2
+    fitting = math.isqrt(OFFSET_BYTES // _bytes_of_output_pair(kernels)) // 2  # outputs in one of the two groups
     count = -(-kernels[0].o // max(fitting, _LEAST_GROUP))
     groups = torch.arange(kernels[0].o).tensor_split(count)
 

@@ -138,6 +138,7 @@ def layerwise_alignment(
     of_samples = [Labels(samples, y, n, one) for one in centerings] if "forward" in kinds else labels
     if "fisher" in kinds and plan.outputs.spec != "all":
         raise ValueError(f'statistics: expected those of Fisher with outputs = "all", got {plan.outputs.spec!r}')
+    of_fisher = Labels(plan.outputs, y, n, None)
     logits = plan.logits() if "fisher" in kinds else None
     pending: dict[str, _OfLayer] = {}
     for batch in _batches(plan.kernels()):
@@ -150,7 +151,7 @@ def layerwise_alignment(
                 (of_forward,) = _pending([{"forward": kernel.forward_gram()}], of_samples, products)
                 of_layer |= of_forward
             if logits is not None:
-                fisher = _pending_fisher(fisher_kernel(kernel, logits), Labels(plan.outputs, y, n, None), products)
+                fisher = _pending_fisher(fisher_kernel(kernel, logits), of_fisher, products)
                 of_layer["fisher"] = dict.fromkeys(centerings, fisher)
             if wanted & {"stable_rank", "label_correlation"}:
                 for one in centerings:
