@@ -281,6 +281,17 @@ def test_nearly_constant_jacobians(op, spread):
     assert float((got - expected).abs() / expected) < 1e-5
 
 
+@pytest.mark.parametrize("m", [1, 3, 15, 16, 17, 31, 32, 47, 49])
+def test_gram_by_jacobian_whatever_its_memory_held_before(m):
+    n, s, o, d = 20, 5, 3, 27
+    a, g = factors(n, s, o, d, m, torch.float32)
+    expected = reference.kernel(a, g, 1.0)
+    for _ in range(3):  # buffers are made of memory that was freed with nan in it
+        [torch.full((size,), math.nan) for size in (500, 1_000, 5_000, 20_000, 100_000)].clear()
+        found = ops.tangent_gram([a], [g], [1.0], "highest", [True])
+        assert (found - expected).norm() <= tolerance(torch.float32, s * m * d) * expected.norm()
+
+
 @pytest.mark.parametrize("shape", [(1, 49, 2), (3, 100, 2), (7, 70, 3), (50, 12, 2), (97, 17, 2), (30, 3, 4)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_pairs_of_many_positions_or_few_samples(shape, dtype):

@@ -70,9 +70,11 @@ class JacobianSlices {
       tiles_.pack(g.from_row(m_begin), nullptr, m_count, term_.s, packed);
       for (int64_t tile = 0; tile < count; ++tile) {
         T* to = rows + i * row_numbers() + tile * kTileSize;
-        if (m_count < kPanel || columns(tile) < kPanel) std::fill(to, to + kTileSize, T{0});
+        if (columns(tile) < kPanel) std::fill(to, to + kTileSize, T{0});
         tiles_.gemm(tiles_.padded(term_.s), packed, packed + (1 + tile) * packed_bytes(), m_count, columns(tile),
                     /*accumulate=*/false, to);
+        // A product may write rows beyond its own, from a part of the panel that nothing was packed into.
+        std::fill(to + m_count * kPanel, to + kTileSize, T{0});
         if (mean_ == nullptr) continue;
         for (int64_t r = 0; r < m_count; ++r) {
           const double* from = mean_of(i) + (m_begin + r) * term_.d + (first_tile + tile) * kPanel;
