@@ -10,7 +10,7 @@ from ahkernels.capture import (
     tangent_kernels,
 )
 from ahkernels.cross_kernel import CrossKernel
-from ahkernels.factors import Factors
+from ahkernels.factors import LayerFactors
 from ahkernels.kernel import TangentKernel
 from ahkernels.ops import build_info
 from ahkernels.report import AlignmentReport
@@ -43,9 +43,9 @@ __all__ = [
     "Eigenpairs",
     "Estimate",
     "Explanation",
-    "Factors",
     "KernelRegression",
     "LayerExplanation",
+    "LayerFactors",
     "TangentKernel",
     "build_info",
     "cka",

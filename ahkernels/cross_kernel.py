@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ahkernels import ops
-from ahkernels.factors import Factors
+from ahkernels.factors import LayerFactors
 from ahkernels.kernel import MAX_DENSE_BYTES, TangentKernel, require_columns, require_kernel
 from ahkernels.ops import plain
 
@@ -31,9 +31,9 @@ class CrossKernel:
         require_kernel("columns", columns)
         if rows.outputs != columns.outputs:
             raise ValueError(f"columns: expected outputs = {rows.outputs.spec!r}, got {columns.outputs.spec!r}")
-        if len(rows.terms) != len(columns.terms):
-            raise ValueError(f"columns: expected {len(rows.terms)} layers, as in rows, got {len(columns.terms)}")
-        for row, column in zip(rows.terms, columns.terms, strict=True):
+        if len(rows.factors) != len(columns.factors):
+            raise ValueError(f"columns: expected {len(rows.factors)} layers, as in rows, got {len(columns.factors)}")
+        for row, column in zip(rows.factors, columns.factors, strict=True):
             for what, wanted, got in (
                 ("layer", row.layer, column.layer),
                 ("bias", row.bias, column.bias),
@@ -77,7 +77,7 @@ class CrossKernel:
         columns = v.detach().to(self.columns.device, torch.float64)
         columns = columns.reshape(self.columns.n, self.columns.o, -1).contiguous()
         out = columns.new_zeros(self.rows.n, self.rows.o, columns.shape[2])
-        for row, column in zip(self.rows.terms, self.columns.terms, strict=True):
+        for row, column in zip(self.rows.factors, self.columns.factors, strict=True):
             out += ops.tangent_cross_product(
                 row.forward.detach(),
                 row.backward.detach(),
@@ -104,7 +104,7 @@ class CrossKernel:
             )
         n, o = self.rows.n, self.rows.o
         scaled = [
-            [plain.ScaledTerm.of(*_plain(term), self.rows.precision) for term in kernel.terms]
+            [plain.ScaledTerm.of(*_plain(term), self.rows.precision) for term in kernel.factors]
             for kernel in (self.rows, self.columns)
         ]
         out = torch.empty(n, o, self.columns.n, self.columns.o, dtype=dtype, device=self.rows.device)
@@ -121,9 +121,9 @@ class CrossKernel:
         return out.view(self.shape)
 
 
-def _sizes(term: Factors) -> tuple[int, int]:
+def _sizes(term: LayerFactors) -> tuple[int, int]:
     return term.forward.shape[2], term.backward.shape[3]
 
 
-def _plain(term: Factors) -> tuple[Tensor, Tensor, float, bool]:
+def _plain(term: LayerFactors) -> tuple[Tensor, Tensor, float, bool]:
     return term.forward.detach(), term.backward.detach(), float(term.bias), term.by_jacobian

@@ -11,7 +11,7 @@ _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, eq=False)
-class Factors:
+class LayerFactors:
     """Forward and backward factors of one layer, of any strides.
 
     Attributes:

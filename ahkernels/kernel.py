@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ahkernels import ops
 from ahkernels.centering import Centering, center, require_centering
-from ahkernels.factors import Factors
+from ahkernels.factors import LayerFactors
 from ahkernels.outputs import OutputSelection
 from ahkernels.precision import resolve_precision
 
@@ -49,14 +49,14 @@ class TangentKernel:
 
     def __init__(
         self,
-        factors: Factors | Sequence[Factors],
+        factors: LayerFactors | Sequence[LayerFactors],
         outputs: OutputSelection | None = None,
         precision: str | None = None,
         name: str | None = None,
     ) -> None:
-        self.terms = (factors,) if isinstance(factors, Factors) else tuple(factors)
-        _require_one_shape(self.terms)
-        first = self.terms[0]
+        self.factors = (factors,) if isinstance(factors, LayerFactors) else tuple(factors)
+        _require_one_shape(self.factors)
+        first = self.factors[0]
         self.name = first.layer if name is None else name
         self.outputs = OutputSelection("all", first.o) if outputs is None else outputs
         rows = 1 if self.outputs.per_sample else len(self.outputs.indices)
@@ -68,12 +68,12 @@ class TangentKernel:
     @property
     def n(self) -> int:
         """Number of samples."""
-        return self.terms[0].n
+        return self.factors[0].n
 
     @property
     def o(self) -> int:
         """Rows for each sample."""
-        return self.terms[0].o
+        return self.factors[0].o
 
     @property
     def shape(self) -> torch.Size:
@@ -83,12 +83,12 @@ class TangentKernel:
     @property
     def device(self) -> torch.device:
         """Where the factors are."""
-        return self.terms[0].forward.device
+        return self.factors[0].forward.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of `to_dense()`: float64 for float64 factors, else float32."""
-        return torch.float64 if self.terms[0].forward.dtype == torch.float64 else torch.float32
+        return torch.float64 if self.factors[0].forward.dtype == torch.float64 else torch.float32
 
     def __repr__(self) -> str:
         """Shape, outputs and layer in one line."""
@@ -135,13 +135,13 @@ class TangentKernel:
         fp32 = not exact and self.o > 1 and not self.near_constant(centering)
         v = center(v.detach().to(self.device, torch.float64), self.o, centering)
         v = v.reshape(self.n, self.o, -1).contiguous()
-        found = _sum(ops.tangent_product(*_plain(term), v, fp32) for term in self.terms).flatten(0, 1)
+        found = _sum(ops.tangent_product(*_plain(term), v, fp32) for term in self.factors).flatten(0, 1)
         return center(found, self.o, centering)
 
     def quadratic(self, v: Tensor) -> Tensor:
         """v^T K v of each column of v [n*o, columns]: float64 [columns] on the kernel's device."""
         v = v.detach().to(self.device, torch.float64).reshape(self.n, self.o, -1).contiguous()
-        return _sum(ops.tangent_quadratic(*_plain(term), v) for term in self.terms)
+        return _sum(ops.tangent_quadratic(*_plain(term), v) for term in self.factors)
 
     def linear_operator(self, *, centering: Centering | None = None, exact: bool = True) -> LinearOperator:
         """K, or C K C, as a float64 operator on numpy vectors; arguments and products are those of `product`."""
@@ -167,7 +167,7 @@ class TangentKernel:
         if self.outputs != other.outputs:
             raise ValueError(f"other: expected outputs = {self.outputs.spec!r}, got {other.outputs.spec!r}")
         names = " + ".join(name for name in (self.name, other.name) if name)
-        return TangentKernel([*self.terms, *other.terms], self.outputs, self.precision, names)
+        return TangentKernel([*self.factors, *other.factors], self.outputs, self.precision, names)
 
     def __mul__(self, scale: float) -> TangentKernel:
         """The kernel times a number; of its factors only the backward ones are copied.
@@ -179,7 +179,7 @@ class TangentKernel:
             return NotImplemented
         if not 0 <= scale < math.inf:
             raise ValueError(f"scale: expected a finite number of at least 0, got {scale!r}")
-        terms = [replace(term, backward=term.backward * math.sqrt(scale), unchecked=True) for term in self.terms]
+        terms = [replace(term, backward=term.backward * math.sqrt(scale), unchecked=True) for term in self.factors]
         return TangentKernel(terms, self.outputs, self.precision, self.name)
 
     __rmul__ = __mul__
@@ -199,7 +199,7 @@ class TangentKernel:
             raise ValueError(f"blocks: expected shape [n, p, o] = [{self.n}, p, {self.o}], got {list(blocks.shape)}")
         blocks = blocks.detach().to(self.device)
         terms = []
-        for term in self.terms:
+        for term in self.factors:
             g = torch.einsum("xpi,xsim->xspm", blocks.to(term.backward.dtype), term.backward)
             terms.append(replace(term, backward=g, unchecked=True))
         outputs = self.outputs if blocks.shape[1] == self.o else OutputSelection("all", blocks.shape[1])
@@ -224,20 +224,20 @@ class TangentKernel:
         index = samples.to(self.device).long()
         terms = [
             replace(term, forward=term.forward[index], backward=term.backward[index], unchecked=True)
-            for term in self.terms
+            for term in self.factors
         ]
         return TangentKernel(terms, self.outputs, self.precision, self.name)
 
     def with_outputs(self, outputs: Sequence[int]) -> TangentKernel:
         """The kernel of some of the rows of each sample, by their positions; its backward factors are copies."""
         index = torch.tensor(list(outputs), device=self.device)
-        terms = [replace(term, backward=term.backward[:, :, index], unchecked=True) for term in self.terms]
+        terms = [replace(term, backward=term.backward[:, :, index], unchecked=True) for term in self.factors]
         return TangentKernel(terms, OutputSelection("all", len(index)), self.precision, self.name)
 
     def row_means(self) -> Tensor:
         """Mean of each row of K, float64 [n, o] on the kernel's device; computed once."""
         if self._row_means is None:
-            self._row_means = _sum(ops.tangent_row_sums(*_plain(term)) for term in self.terms) / self.shape[0]
+            self._row_means = _sum(ops.tangent_row_sums(*_plain(term)) for term in self.factors) / self.shape[0]
         return self._row_means
 
     def sum(self) -> float:
@@ -263,7 +263,7 @@ class TangentKernel:
 
     def diagonal(self) -> Tensor:
         """float64 [n*o] on the kernel's device."""
-        return _sum(ops.tangent_diagonal(*_plain(term), term.by_jacobian) for term in self.terms).flatten()
+        return _sum(ops.tangent_diagonal(*_plain(term), term.by_jacobian) for term in self.factors).flatten()
 
     def trace(self) -> float:
         """Sum of the diagonal, that is of all eigenvalues."""
@@ -294,7 +294,7 @@ class TangentKernel:
     @property
     def factored(self) -> bool:
         """Whether there are a forward and a backward Gram: not of norms, say, nor of what was captured as Jacobians."""
-        return all(term.factored for term in self.terms)
+        return all(term.factored for term in self.factors)
 
     def forward_gram(self) -> TangentKernel:
         """P [n, n] = sum over pairs of uses of <a_s(x), a_s'(x')> + b: the kernel under unit output gradients.
@@ -304,10 +304,10 @@ class TangentKernel:
         """
         self._require_factors("forward_gram")
         terms = []
-        for term in self.terms:
+        for term in self.factors:
             a = term.forward
             ones = a.new_ones(1).expand(a.shape[0], a.shape[1], 1, 1)
-            terms.append(Factors(a, ones, term.bias, term.layer, unchecked=True))
+            terms.append(LayerFactors(a, ones, term.bias, term.layer, unchecked=True))
         selection = OutputSelection("trace", self.outputs.total)
         return TangentKernel(terms, selection, self.precision, f"{self.name} (forward Gram)")
 
@@ -319,13 +319,13 @@ class TangentKernel:
         """
         self._require_factors("backward_gram")
         terms = []
-        for term in self.terms:
+        for term in self.factors:
             g = term.backward
-            terms.append(Factors(g.new_empty(*g.shape[:2], 0), g, True, term.layer, unchecked=True))
+            terms.append(LayerFactors(g.new_empty(*g.shape[:2], 0), g, True, term.layer, unchecked=True))
         return TangentKernel(terms, self.outputs, self.precision, f"{self.name} (backward Gram)")
 
     def _require_factors(self, method: str) -> None:
-        for term in self.terms:
+        for term in self.factors:
             if not term.factored:
                 raise ValueError(
                     f"{method}: expected a kernel with a forward and a backward factor, got layer {term.layer!r} as "
@@ -333,7 +333,9 @@ class TangentKernel:
                 )
 
 
-def kernel_of_outputs(factors: Sequence[Factors], outputs: OutputSelection, precision: str, name: str) -> TangentKernel:
+def kernel_of_outputs(
+    factors: Sequence[LayerFactors], outputs: OutputSelection, precision: str, name: str
+) -> TangentKernel:
     """The kernel of captured factors [n, s, r, m]; for "trace", the outputs' gradients become one of o*m numbers."""
     if outputs.spec == "trace":
         factors = [
@@ -349,7 +351,7 @@ def require_kernel(argument: str, value: object) -> None:
         raise TypeError(f"{argument}: expected a tangent kernel, got {type(value).__name__}")
 
 
-def _require_one_shape(terms: Sequence[Factors]) -> None:
+def _require_one_shape(terms: Sequence[LayerFactors]) -> None:
     if not terms:
         raise ValueError("factors: expected those of at least one layer, got none")
     first = terms[0]
@@ -381,7 +383,7 @@ def require_columns(v: object, rows: int) -> None:
         raise ValueError(f"v: expected shape {shape}, got {list(v.shape)}")
 
 
-def _plain(term: Factors) -> tuple[Tensor, Tensor, float]:
+def _plain(term: LayerFactors) -> tuple[Tensor, Tensor, float]:
     return term.forward.detach(), term.backward.detach(), float(term.bias)
 
 
@@ -396,10 +398,10 @@ def _arguments(
     kernels: Sequence[TangentKernel],
 ) -> tuple[tuple[list[Tensor], list[Tensor], list[float], list[bool]], list[int]]:
     """Forward and backward factors, bias and route of all terms of all kernels, and how many terms each has."""
-    terms = [term for kernel in kernels for term in kernel.terms]
+    terms = [term for kernel in kernels for term in kernel.factors]
     forward, backward, bias = zip(*(_plain(term) for term in terms), strict=True)
     routes = [term.by_jacobian for term in terms]
-    return (list(forward), list(backward), list(bias), routes), [len(kernel.terms) for kernel in kernels]
+    return (list(forward), list(backward), list(bias), routes), [len(kernel.factors) for kernel in kernels]
 
 
 def statistics(kernels: Sequence[TangentKernel], v: Tensor, per_output: bool) -> Tensor:

@@ -113,7 +113,7 @@ def split_of_ops(kernels: Sequence[ah.TangentKernel], y: torch.Tensor, repeats: 
     v = (v - v.mean()).unsqueeze(2)
     forms = {"all": [], "norm": [], "norm without forward factors": []}
     for kernel in kernels:
-        (term,) = kernel.terms
+        (term,) = kernel.factors
         a, g, bias, route = term.forward.detach(), term.backward.detach(), float(term.bias), [term.by_jacobian]
         means = [kernel.row_means()]
         forms["all"].append(partial(ops.tangent_statistics, [a], [g], [bias], v, "highest", route))
@@ -140,7 +140,7 @@ def work(case: Case, kernels: Sequence[ah.TangentKernel]) -> dict[str, Work]:
     held = {True: 0.0, False: 0.0}  # bytes of backward and of forward factors
     held_by_sums, flops = 0.0, Counter[str]()
     for layer, kernel in zip(ah.explain(model, x), kernels, strict=True):
-        (term,) = kernel.terms
+        (term,) = kernel.factors
         d, (_, s, o, m) = term.forward.shape[2], term.backward.shape
         held[True] += 4 * term.backward.numel()
         held[False] += 4 * n * s * d

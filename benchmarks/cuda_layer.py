@@ -15,7 +15,7 @@ from common import device as on_device
 from gpu_run.row_file import RowFile
 
 import ahkernels as ah
-from ahkernels.factors import Factors
+from ahkernels.factors import LayerFactors
 
 OUTPUTS = 10
 PRODUCTS = {"highest": 6, "high": 3, "medium": 1}  # of bf16 numbers
@@ -101,7 +101,7 @@ class Layer:
         self.means = self.kernel("highest").row_means()
 
     def kernel(self, precision: str) -> ah.TangentKernel:
-        return ah.TangentKernel(Factors(self.a, self.g, bias=False), precision=precision)
+        return ah.TangentKernel(LayerFactors(self.a, self.g, bias=False), precision=precision)
 
     def fused(self, precision: str) -> torch.Tensor:
         return ah.ops.centered_moments([self.a], [self.g], [0.0], [self.means], precision)

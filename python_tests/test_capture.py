@@ -101,7 +101,7 @@ def test_fp32_kernels_of_a_deep_network_against_fp64_at_the_same_factors():
     y = torch.randint(0, 2, (300, 1)).double()
     spreads = []
     for kernel in ah.tangent_kernels(model, x, layers=[f"{i}" for i in range(0, 199, 22)]).values():
-        expected = reference.kernel(kernel.terms[0].forward, kernel.terms[0].backward, 0.0)
+        expected = reference.kernel(kernel.factors[0].forward, kernel.factors[0].backward, 0.0)
         spreads.append(float((expected / expected.mean() - 1).abs().max()))
         alignment = reference.cka(expected, torch.outer(y.flatten(), y.flatten()))
         assert ah.cka(kernel, y) == pytest.approx(alignment, rel=1e-5)
@@ -115,7 +115,7 @@ def test_forward_and_backward_alignment():
     report = ah.layerwise_alignment(model, x, y, statistics=("forward_cka", "backward_cka"))
     targets = nn.functional.one_hot(y, 3).double()
     for i, kernel in enumerate(ah.tangent_kernels(model, x).values()):
-        a, g = kernel.terms[0].forward[:, 0], kernel.terms[0].backward[:, 0].flatten(0, 1)
+        a, g = kernel.factors[0].forward[:, 0], kernel.factors[0].backward[:, 0].flatten(0, 1)
         forward, backward = a @ a.T + 1.0, g @ g.T
         assert torch.allclose(kernel.forward_gram().to_dense(), forward)
         assert torch.allclose(kernel.backward_gram().to_dense(), backward)
@@ -558,7 +558,7 @@ def test_forward_and_backward_gram_of_layers_with_positions():
             assert torch.isnan(report.forward_cka[i]) and torch.isnan(report.backward_cka[i])
             continue
         assert float(report.forward_cka[i]) == pytest.approx(ah.cka(kernel.forward_gram(), y), rel=1e-10)
-        g = kernel.terms[0].backward.sum(1).flatten(0, 1)
+        g = kernel.factors[0].backward.sum(1).flatten(0, 1)
         expected = reference.cka(g @ g.T, torch.outer(targets.flatten(), targets.flatten()))
         assert float(report.backward_cka[i]) == pytest.approx(expected, rel=1e-10)
     with pytest.raises(ValueError, match=r"backward_gram: expected .* capture with keep_factors=True"):

@@ -101,7 +101,7 @@ def test_fp32_kernels_of_a_deep_network():
     x, y = torch.randn(30) + 0.02 * torch.randn(120, 30), torch.randint(0, 10, (120,))
     one_hot = torch.nn.functional.one_hot(y, 10).double()
     for kernel in ah.tangent_kernels(model, x, layers=[f"{i}" for i in range(0, 199, 22)]).values():
-        (term,) = kernel.terms
+        (term,) = kernel.factors
         j = torch.einsum("xsim,xsd->ximd", term.backward.double(), term.forward.double()).flatten(2)
         for centering in BOTH:
             expected = reference.cka_of_features(j, one_hot, centering)
@@ -233,7 +233,7 @@ def test_a_deep_network_whose_gradients_vanish():
     y = torch.randint(0, 3, (20,))
     one_hot = torch.nn.functional.one_hot(y, 3).double()
     for kernel in ah.tangent_kernels(model, x, layers=["0", "2", "40"]).values():
-        (term,) = kernel.terms
+        (term,) = kernel.factors
         g = term.backward.double()
         j = torch.cat([torch.einsum("xsim,xsd->ximd", g, term.forward.double()).flatten(2), g[:, 0]], 2)
         for centering in BOTH:
@@ -255,7 +255,7 @@ def test_spectra_of_kernels_close_to_constant():
 
 
 def test_vectors_of_a_wrong_shape_are_refused_by_name():
-    kernel = ah.TangentKernel(ah.Factors(*reference.factors(9, 1, 3, 4, 5), bias=True))
+    kernel = ah.TangentKernel(ah.LayerFactors(*reference.factors(9, 1, 3, 4, 5), bias=True))
     v = torch.randn(27, dtype=torch.float64)
     for centering in (*BOTH, None):
         assert torch.equal(kernel.product(v, centering=centering), kernel.product(v[:, None], centering=centering))
@@ -321,7 +321,7 @@ def test_kernels_whose_blocks_are_constant(dtype):
     """Each pair of outputs has a constant of its own: nothing per output, and much globally."""
     forward = torch.full((12, 1, 2), 1 / 3, dtype=dtype)
     backward = torch.randn(1, 1, 3, 7, dtype=dtype).expand(12, 1, 3, 7)
-    kernel = ah.TangentKernel(ah.Factors(forward, backward, bias=True, layer="fc"))
+    kernel = ah.TangentKernel(ah.LayerFactors(forward, backward, bias=True, layer="fc"))
     y = torch.randn(12, 3)
     assert ah.cka(kernel, y) >= 0
     for job in (ah.cka, ah.label_correlation, lambda k, y, centering: ah.estimate_cka(k, y, centering=centering).value):
@@ -331,12 +331,14 @@ def test_kernels_whose_blocks_are_constant(dtype):
     with pytest.warns(ah.DegenerateKernelWarning, match="y is the same in every row"):
         of_outputs = torch.tensor([[1.0, 2.0, 3.0]]).expand(12, 3)
         factors = reference.factors(12, 1, 3, 4, 5)
-        assert math.isnan(ah.cka(ah.TangentKernel(ah.Factors(*factors, bias=True)), of_outputs, centering="per_output"))
+        assert math.isnan(
+            ah.cka(ah.TangentKernel(ah.LayerFactors(*factors, bias=True)), of_outputs, centering="per_output")
+        )
 
 
 @pytest.mark.parametrize("wrong", ["both", "per output", True, 1, ["global"]])
 def test_a_wrong_centering_is_refused_by_name(wrong):
-    kernel = ah.TangentKernel(ah.Factors(*reference.factors(9, 1, 3, 4, 5), bias=True))
+    kernel = ah.TangentKernel(ah.LayerFactors(*reference.factors(9, 1, 3, 4, 5), bias=True))
     y, v = torch.randint(0, 3, (9,)), torch.randn(27, 1)
     for job in (
         lambda: ah.cka(kernel, y, centering=wrong),

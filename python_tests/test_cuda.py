@@ -67,8 +67,8 @@ def test_alignment_is_that_of_the_cpu(name, outputs):
     torch.testing.assert_close(got.trace, expected.trace, rtol=1e-9, atol=1e-12)
     # In fp32 the masks of a rectifier may flip: compare at the same factors.
     for kernel in ah.tangent_kernels(model.float(), x.cuda(), outputs=outputs).values():
-        on_cpu = ah.Factors(
-            kernel.terms[0].forward.cpu().double(), kernel.terms[0].backward.cpu().double(), kernel.terms[0].bias
+        on_cpu = ah.LayerFactors(
+            kernel.factors[0].forward.cpu().double(), kernel.factors[0].backward.cpu().double(), kernel.factors[0].bias
         )
         same = ah.TangentKernel(on_cpu, kernel.outputs)
         assert ah.cka(kernel, y) == pytest.approx(ah.cka(same, y), rel=1e-5, abs=1e-9, nan_ok=True)

@@ -62,7 +62,7 @@ def test_alignment(outputs, centering):
 @pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
 def test_float32_factors_of_any_scale(scale):
     a, g = reference.factors(80, 1, 3, 20, 30, torch.float32)
-    kernel = ah.TangentKernel(ah.Factors(scale * a, scale * g, bias=False))
+    kernel = ah.TangentKernel(ah.LayerFactors(scale * a, scale * g, bias=False))
     exact = float(reference.centered(reference.kernel(scale * a, scale * g, 0.0)).norm())
     found = ah.estimate_frobenius_norm(kernel)
     assert abs(found.value - exact) <= 5 * found.standard_error
@@ -78,8 +78,8 @@ def test_fewer_rows_than_products_are_exact():
 
 def test_degenerate_kernels():
     y = torch.randint(0, 3, (30,))
-    zero = ah.TangentKernel(ah.Factors(torch.ones(30, 1, 2), torch.zeros(30, 1, 3, 2), bias=False))
-    constant = ah.TangentKernel(ah.Factors(torch.ones(30, 1, 2), torch.ones(30, 1, 3, 2), bias=False))
+    zero = ah.TangentKernel(ah.LayerFactors(torch.ones(30, 1, 2), torch.zeros(30, 1, 3, 2), bias=False))
+    constant = ah.TangentKernel(ah.LayerFactors(torch.ones(30, 1, 2), torch.ones(30, 1, 3, 2), bias=False))
     assert ah.estimate_frobenius_norm(zero).value == 0
     assert ah.estimate_frobenius_norm(constant).value < 1e-6 * constant.frobenius_norm(centering=None)
     for kernel, found in ((zero, "zero"), (constant, "constant")):

@@ -20,7 +20,7 @@ def kernel(
     generator = torch.Generator().manual_seed(seed)
     forward = torch.randn(n, s, d, generator=generator, dtype=torch.float64)
     backward = torch.randn(n, s, o, m, generator=generator, dtype=torch.float64)
-    return ah.TangentKernel(ah.Factors(forward, backward, bias)), reference.kernel(forward, backward, float(bias))
+    return ah.TangentKernel(ah.LayerFactors(forward, backward, bias)), reference.kernel(forward, backward, float(bias))
 
 
 @pytest.mark.parametrize("s", [1, 3])
@@ -63,18 +63,20 @@ def test_alignment_is_that_of_the_outer_product_of_targets():
 def test_perfect_alignment_is_one():
     y = torch.randn(20, 1, dtype=torch.float64)
     ones = torch.ones(20, 1, 1, 1, dtype=torch.float64)
-    assert ah.cka(ah.TangentKernel(ah.Factors(y.unsqueeze(1), ones, bias=False)), y) == pytest.approx(1.0)
+    assert ah.cka(ah.TangentKernel(ah.LayerFactors(y.unsqueeze(1), ones, bias=False)), y) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("n", "o"), [(1, 1), (9, 1), (9, 3)])
 def test_zero_and_constant_kernels_have_no_alignment(n, o, dtype):
     y = torch.randn(n, o)
-    zero = ah.Factors(torch.ones(n, 1, 2, dtype=dtype), torch.zeros(n, 1, o, 2, dtype=dtype), bias=False, layer="fc")
+    zero = ah.LayerFactors(
+        torch.ones(n, 1, 2, dtype=dtype), torch.zeros(n, 1, o, 2, dtype=dtype), bias=False, layer="fc"
+    )
     with pytest.warns(ah.DegenerateKernelWarning, match="kernel of layer 'fc' is zero"):
         assert math.isnan(ah.cka(ah.TangentKernel(zero), y))
     forward = torch.full((n, 1, 2), 1 / 3, dtype=dtype)
-    constant = ah.Factors(forward, torch.full((n, 1, o, 7), 0.1, dtype=dtype), bias=True, layer="fc")
+    constant = ah.LayerFactors(forward, torch.full((n, 1, o, 7), 0.1, dtype=dtype), bias=True, layer="fc")
     with pytest.warns(ah.DegenerateKernelWarning, match="kernel of layer 'fc' is constant"):
         assert math.isnan(ah.cka(ah.TangentKernel(constant), y))
 
@@ -95,13 +97,13 @@ def test_alignment_does_not_depend_on_scale(forward_scale, backward_scale, o):
     generator = torch.Generator().manual_seed(0)
     forward, backward = torch.randn(50, 1, 20, generator=generator), torch.randn(50, 1, o, 30, generator=generator)
     y = torch.randn(50, o, generator=generator)
-    expected = ah.cka(ah.TangentKernel(ah.Factors(forward.double(), backward.double(), bias=False)), y)
-    scaled = ah.Factors(forward * forward_scale, backward * backward_scale, bias=False)
+    expected = ah.cka(ah.TangentKernel(ah.LayerFactors(forward.double(), backward.double(), bias=False)), y)
+    scaled = ah.LayerFactors(forward * forward_scale, backward * backward_scale, bias=False)
     assert ah.cka(ah.TangentKernel(scaled), y) == pytest.approx(expected, rel=1e-5)
 
 
 def test_to_dense_refuses_kernels_that_are_too_large():
-    factors = ah.Factors(torch.ones(1).expand(60_000, 1, 4), torch.ones(1).expand(60_000, 1, 10, 3), bias=False)
+    factors = ah.LayerFactors(torch.ones(1).expand(60_000, 1, 4), torch.ones(1).expand(60_000, 1, 10, 3), bias=False)
     k = ah.TangentKernel(factors)
     with pytest.raises(MemoryError, match=r"K \[600000, 600000\] takes 1341\.1 GiB, more than max_bytes = 8\.0 GiB"):
         k.to_dense()
@@ -112,7 +114,7 @@ def test_to_dense_refuses_kernels_that_are_too_large():
 
 
 def test_to_dense_refuses_entries_beyond_fp32():
-    k = ah.TangentKernel(ah.Factors(torch.full((3, 1, 2), 1e18), torch.full((3, 1, 1, 2), 1e18), bias=False))
+    k = ah.TangentKernel(ah.LayerFactors(torch.full((3, 1, 2), 1e18), torch.full((3, 1, 1, 2), 1e18), bias=False))
     with pytest.raises(OverflowError, match=r"largest entry of K, 4e\+72, is beyond the range of torch.float32"):
         k.to_dense()
     assert k.trace() == pytest.approx(12e72)
@@ -137,11 +139,11 @@ A, G = torch.ones(4, 1, 3), torch.ones(4, 1, 2, 5)
 )
 def test_bad_factors(forward, backward, message):
     with pytest.raises(ValueError, match=message):
-        ah.Factors(forward, backward, bias=False, layer="fc")
+        ah.LayerFactors(forward, backward, bias=False, layer="fc")
 
 
 def test_finite_factors_near_the_range_of_the_dtype():
-    ah.Factors(torch.tensor([3e38, -3e38, 0.0]).view(1, 1, 3), torch.ones(1, 1, 1, 1), bias=False)
+    ah.LayerFactors(torch.tensor([3e38, -3e38, 0.0]).view(1, 1, 3), torch.ones(1, 1, 1, 1), bias=False)
 
 
 def test_bad_operands():
@@ -150,10 +152,10 @@ def test_bad_operands():
         k @ torch.ones(35)
     with pytest.raises(ValueError, match="other: expected a kernel of 12 samples and 3 rows for each, got 11 and 3"):
         ah.cka(k, kernel(n=11)[0])
-    single = ah.TangentKernel(ah.Factors(torch.ones(12, 1, 3), torch.ones(12, 1, 3, 5), bias=False))
+    single = ah.TangentKernel(ah.LayerFactors(torch.ones(12, 1, 3), torch.ones(12, 1, 3, 5), bias=False))
     with pytest.raises(ValueError, match=r"other: expected the dtype of kernel, torch\.float64, got torch\.float32"):
         ah.cka(k, single)
     with pytest.raises(TypeError, match="y: expected a tensor of class indices"):
         ah.cka(k, [0] * 12)
     with pytest.raises(ValueError, match="outputs: expected 3 rows for each sample, as in factors, got 1"):
-        ah.TangentKernel(k.terms[0], OutputSelection("trace", 3))
+        ah.TangentKernel(k.factors[0], OutputSelection("trace", 3))

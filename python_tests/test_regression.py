@@ -47,7 +47,7 @@ def test_dense_cross_kernels_of_float32_factors(scale, by_jacobian):
     a = scale * a
     expected = reference.kernel(a, g, 1.0)[: 2 * 25, 2 * 25 :]
     parts = (slice(None, 25), slice(25, None))
-    first, second = (ah.TangentKernel(ah.Factors(a[p], g[p], True, by_jacobian=by_jacobian)) for p in parts)
+    first, second = (ah.TangentKernel(ah.LayerFactors(a[p], g[p], True, by_jacobian=by_jacobian)) for p in parts)
     found = ah.CrossKernel(first, second).to_dense()
     assert found.dtype == torch.float32
     assert (found - expected).norm() <= 1e-6 * expected.norm()
@@ -85,9 +85,9 @@ def test_cross_kernels_refuse():
         ah.CrossKernel(kernel, random_kernel(bias=False))
     with pytest.raises(ValueError, match=r"columns: expected outputs = 'all', got 'trace'"):
         ah.CrossKernel(kernel, kernel.forward_gram())
-    term = kernel.terms[0]
+    term = kernel.factors[0]
     as_jacobian = torch.einsum("xsom,xsd->xomd", term.backward, term.forward).flatten(2).unsqueeze(1)
-    jacobian = ah.TangentKernel(ah.Factors(as_jacobian.new_empty(30, 1, 0), as_jacobian, True, layer="fc0"))
+    jacobian = ah.TangentKernel(ah.LayerFactors(as_jacobian.new_empty(30, 1, 0), as_jacobian, True, layer="fc0"))
     with pytest.raises(
         ValueError, match=r"expected the numbers d and m .*\(5, 4\), got \(0, 20\); capture both kernels"
     ):
@@ -97,7 +97,7 @@ def test_cross_kernels_refuse():
         cross @ torch.ones(90)
     with pytest.raises(MemoryError, match=r"to_dense: K \[90, 12\] takes"):
         cross.to_dense(max_bytes=100)
-    huge = ah.TangentKernel(ah.Factors(torch.full((2, 1, 3), 1e15), torch.full((2, 1, 1, 3), 1e15), False))
+    huge = ah.TangentKernel(ah.LayerFactors(torch.full((2, 1, 3), 1e15), torch.full((2, 1, 1, 3), 1e15), False))
     with pytest.raises(OverflowError, match=r"to_dense: an entry of K is beyond the range of torch.float32"):
         ah.CrossKernel(huge, huge).to_dense()
 
@@ -141,10 +141,10 @@ def test_the_preconditioner_saves_products():
 
 def test_zero_and_constant_kernels():
     y = torch.randint(0, 3, (30,))
-    zero = ah.TangentKernel(ah.Factors(torch.ones(30, 1, 2), torch.zeros(30, 1, 3, 2), bias=False))
+    zero = ah.TangentKernel(ah.LayerFactors(torch.ones(30, 1, 2), torch.zeros(30, 1, 3, 2), bias=False))
     fit = ah.kernel_regression(zero, y, ridge=2.0)
     assert torch.allclose(fit.coefficients, torch.nn.functional.one_hot(y, 3).double() / 2)
-    constant = ah.TangentKernel(ah.Factors(torch.ones(30, 1, 2), torch.ones(30, 1, 3, 2), bias=False))
+    constant = ah.TangentKernel(ah.LayerFactors(torch.ones(30, 1, 2), torch.ones(30, 1, 3, 2), bias=False))
     fit = ah.kernel_regression(constant, y, ridge=1e-8)
     assert torch.allclose(fit.predict(constant), torch.full((30, 3), 1 / 3, dtype=torch.float64))
     assert ah.kernel_regression(random_kernel(), torch.zeros(30, 3), ridge=1.0).residual == 0

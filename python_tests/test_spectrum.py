@@ -23,7 +23,7 @@ def of_spectrum(values: Tensor, *, o: int = 2, seed: int = 0) -> tuple[ah.Tangen
     rotation, _ = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
     features = rotation * values.sqrt()
     none = torch.empty(size // o, 1, 0, dtype=torch.float64)
-    kernel = ah.TangentKernel(ah.Factors(none, features.view(size // o, 1, o, size), bias=True))
+    kernel = ah.TangentKernel(ah.LayerFactors(none, features.view(size // o, 1, o, size), bias=True))
     return kernel, features @ features.T
 
 
@@ -104,9 +104,9 @@ def test_largest_eigenvalue_beside_its_copies(seed, spread, centering):
 @pytest.mark.parametrize("n", [9, 400])
 def test_zero_and_constant_kernels(n):
     y = torch.randn(n, 3)
-    zero = ah.TangentKernel(ah.Factors(torch.ones(n, 1, 2), torch.zeros(n, 1, 3, 2), bias=False))
+    zero = ah.TangentKernel(ah.LayerFactors(torch.ones(n, 1, 2), torch.zeros(n, 1, 3, 2), bias=False))
     assert torch.equal(ah.eigenvalues(zero, 4), torch.zeros(4, dtype=torch.float64))
-    constant = ah.TangentKernel(ah.Factors(torch.ones(n, 1, 2), torch.ones(n, 1, 3, 2), bias=False))
+    constant = ah.TangentKernel(ah.LayerFactors(torch.ones(n, 1, 2), torch.ones(n, 1, 3, 2), bias=False))
     for kernel in (zero, constant):
         assert math.isnan(ah.stable_rank(kernel))
         with pytest.warns(ah.DegenerateKernelWarning):
@@ -116,7 +116,7 @@ def test_zero_and_constant_kernels(n):
 
 def random_kernel(n: int = 30, o: int = 3, *, seed: int = 0, bias: bool = True) -> ah.TangentKernel:
     a, g = reference.factors(n, 2, o, 5, 4, torch.float64, seed=seed)
-    return ah.TangentKernel(ah.Factors(a, g, bias, layer=f"fc{seed}"))
+    return ah.TangentKernel(ah.LayerFactors(a, g, bias, layer=f"fc{seed}"))
 
 
 def test_operators_compose():
@@ -181,7 +181,7 @@ def test_fisher_kernel(scale):
             ValueError,
             "kernel: expected one over all outputs .* got outputs = 1",
             lambda k: ah.fisher_kernel(
-                ah.TangentKernel(k.congruence(torch.ones(30, 1, 3)).terms, OutputSelection(1, 3)), torch.ones(30, 3)
+                ah.TangentKernel(k.congruence(torch.ones(30, 1, 3)).factors, OutputSelection(1, 3)), torch.ones(30, 3)
             ),
         ),
         (
@@ -211,8 +211,8 @@ def test_bad_input(error, message, call):
 
 
 def _float32(kernel: ah.TangentKernel) -> ah.TangentKernel:
-    (term,) = kernel.terms
-    return ah.TangentKernel(ah.Factors(term.forward.float(), term.backward.float(), term.bias))
+    (term,) = kernel.factors
+    return ah.TangentKernel(ah.LayerFactors(term.forward.float(), term.backward.float(), term.bias))
 
 
 @pytest.mark.parametrize("centering", ["global", "per_output"])
@@ -237,7 +237,9 @@ def test_similarity_of_layers(centering):
 
 
 def test_similarity_refuses():
-    zero = ah.TangentKernel(ah.Factors(torch.ones(30, 1, 2).double(), torch.zeros(30, 1, 3, 2).double(), bias=False))
+    zero = ah.TangentKernel(
+        ah.LayerFactors(torch.ones(30, 1, 2).double(), torch.zeros(30, 1, 3, 2).double(), bias=False)
+    )
     with pytest.warns(ah.DegenerateKernelWarning, match="kernel is zero"):
         found = ah.similarity([random_kernel(), zero])
     assert float(found[0, 0]) == pytest.approx(1.0) and found.isnan().sum() == 3

@@ -96,7 +96,7 @@ def iter_tangent_kernels(
         progress=progress,
     )
     for name, kernel in plan.kernels():
-        for term in kernel.terms:
+        for term in kernel.factors:
             term.require_finite()
         yield name, kernel
 
@@ -115,7 +115,7 @@ class CapturePlan:
     progress: bool
 
     def kernels(self) -> Iterator[tuple[str, TangentKernel]]:
-        """Yields (name, kernel) in forward order; whether the factors are finite is not looked at, see `Factors`."""
+        """Yields (name, kernel) in forward order; the factors are not searched for nan and inf."""
         factors = iter_factors(self.model, self.x, self.layers, self.groups, self.outputs, self.memory_budget)
         with tqdm(total=len(self.groups), desc="layers", unit="layer", disable=not self.progress) as bar:
             for name, terms in factors:

@@ -17,7 +17,7 @@ from ahkernels.capture.fallback import jacobians
 from ahkernels.capture.guard import quietly_batched, unchanged
 from ahkernels.capture.route import Route, Shape, choose_route, jacobian
 from ahkernels.capture.trace import TracedLayer
-from ahkernels.factors import Factors
+from ahkernels.factors import LayerFactors
 from ahkernels.outputs import OutputSelection
 
 DEFAULT_MEMORY_BUDGET = 2 << 30
@@ -35,7 +35,7 @@ def iter_factors(
     groups: Mapping[str, Sequence[str]],
     outputs: OutputSelection,
     memory_budget: int,
-) -> Iterator[tuple[str, list[Factors]]]:
+) -> Iterator[tuple[str, list[LayerFactors]]]:
     """Yields the name of each group with the factors of its layers, unchecked; backward [n, s, r, m] for r cotangents.
 
     Factors are dropped here once the last group that needs them is yielded. One pass captures at least one group,
@@ -144,7 +144,7 @@ def _passes(
 
 def _capture(
     model: nn.Module, x: Tensor, layers: Sequence[PlannedLayer], outputs: OutputSelection
-) -> dict[str, Factors]:
+) -> dict[str, LayerFactors]:
     """The factors of layers by name, from one pass over the samples."""
     n, rows = x.shape[0], outputs.rows
     kept = _fallback(model, x, [layer for layer in layers if layer.traced.layer.rule is None], outputs)
@@ -173,7 +173,7 @@ def _capture(
     factors = {}
     for layer in layers:
         forward, backward = kept.pop(layer.name)
-        factors[layer.name] = Factors(
+        factors[layer.name] = LayerFactors(
             forward,
             backward.permute(1, 2, 0, 3),
             layer.bias,

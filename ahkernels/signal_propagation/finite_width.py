@@ -92,11 +92,11 @@ def finite_width(
 
 def _information(name: str, kernel: TangentKernel) -> Array:
     """Forward and backward Gram, their product, of one output in the mean over outputs, and forward loss, [4, n, n]."""
-    if len(kernel.terms) != 1 or not kernel.factored or kernel.terms[0].forward.shape[1] != 1:
+    if len(kernel.factors) != 1 or not kernel.factored or kernel.factors[0].forward.shape[1] != 1:
         raise ValueError(
             f"build: expected linear layers that are used once for a sample, got {name!r}, which is not one"
         )
-    term = kernel.terms[0]
+    term = kernel.factors[0]
     forward = (_dense(kernel.forward_gram()) - float(term.bias)) / term.forward.shape[-1]
     backward = _dense(kernel.backward_gram()) / kernel.outputs.total
     length = np.sqrt(np.diagonal(forward))

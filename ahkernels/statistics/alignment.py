@@ -215,7 +215,7 @@ def _batches(kernels: Iterable[tuple[str, TangentKernel]]) -> Iterator[list[tupl
     held = 0
     for name, kernel in kernels:
         batch.append((name, kernel))
-        held += sum(term.forward.nbytes + term.backward.nbytes for term in kernel.terms)
+        held += sum(term.forward.nbytes + term.backward.nbytes for term in kernel.factors)
         if held >= _BATCH_BYTES or kernel.device.type != "cpu" or kernel.o == 1:
             yield batch
             batch, held = [], 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ahkernels.centering import Centering, center, require_centering
-from ahkernels.factors import Factors
+from ahkernels.factors import LayerFactors
 from ahkernels.kernel import TangentKernel, moments, require_kernel, statistics
 from ahkernels.outputs import OutputSelection
 
@@ -166,7 +166,7 @@ def _require_alike(kernel: TangentKernel, other: TangentKernel) -> None:
         raise ValueError(
             f"other: expected a kernel of {kernel.n} samples and {kernel.o} rows for each, got {other.n} and {other.o}"
         )
-    dtype, other_dtype = (one.terms[0].forward.dtype for one in (kernel, other))
+    dtype, other_dtype = (one.factors[0].forward.dtype for one in (kernel, other))
     if dtype != other_dtype:
         raise ValueError(f"other: expected the dtype of kernel, {dtype}, got {other_dtype}")
     if kernel.device != other.device:
@@ -197,10 +197,10 @@ def constant_part(kernel: TangentKernel, centering: Centering | None) -> float:
 
 def _label_kernel(kernel: TangentKernel, labels: Tensor) -> TangentKernel:
     """Y Y^T as a kernel over samples: forward factor Y, unit output gradients."""
-    like = kernel.terms[0].forward
+    like = kernel.factors[0].forward
     ones = like.new_ones(1).expand(kernel.n, 1, 1, 1)
     return TangentKernel(
-        Factors(labels.to(like.device, like.dtype).unsqueeze(1), ones, bias=False, unchecked=True),
+        LayerFactors(labels.to(like.device, like.dtype).unsqueeze(1), ones, bias=False, unchecked=True),
         OutputSelection("trace", kernel.outputs.total),
         kernel.precision,
     )

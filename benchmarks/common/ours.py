@@ -6,7 +6,7 @@ import torch
 
 try:
     import ahkernels as ah
-    from ahkernels.factors import Factors
+    from ahkernels.factors import LayerFactors
 except ImportError as reason:
     raise ImportError(
         "the benchmarks need ahkernels installed (pip install . in the repository root), "
@@ -77,13 +77,13 @@ def similarity(factors: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor
 
 def factors_of(model: torch.nn.Module, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """a [n, N] and g [n, o, N'] of every dense layer."""
-    terms = [one.terms[0] for one in ah.tangent_kernels(model, x).values()]
+    terms = [one.factors[0] for one in ah.tangent_kernels(model, x).values()]
     return [(term.forward[:, 0], term.backward[:, 0]) for term in terms]
 
 
 def kernel(a: torch.Tensor, g: torch.Tensor) -> "ah.TangentKernel":
     """The tangent kernel of one dense layer without a bias."""
-    return ah.TangentKernel(Factors(forward=a[:, None], backward=g[:, None], bias=False), precision="highest")
+    return ah.TangentKernel(LayerFactors(forward=a[:, None], backward=g[:, None], bias=False), precision="highest")
 
 
 def layer_names(model: torch.nn.Module, x: torch.Tensor) -> list[str]:

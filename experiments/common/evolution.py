@@ -36,7 +36,7 @@ class TangentFeatures:
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         self.kernels = ah.tangent_kernels(model, x, precision="highest")
-        terms = [kernel.terms[0] for kernel in self.kernels.values()]
+        terms = [kernel.factors[0] for kernel in self.kernels.values()]
         self._factors = [(term.forward.squeeze(1), term.backward.squeeze(1)) for term in terms]
 
     def split(self, u: Tensor) -> tuple[Tensor, ...]:

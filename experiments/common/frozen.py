@@ -79,7 +79,7 @@ class InitialNetwork:
             inputs.append((inputs[-1] @ self.weight(layer).T).relu_())
         gradient = torch.eye(len(last), dtype=x.dtype, device=x.device).expand(len(x), -1, -1)  # [n, o, N_l]
         for layer in range(self.depth, 0, -1):
-            factors = ah.Factors(inputs[layer - 1][:, None], gradient[:, None], bias=False, layer=f"layer{layer}")
+            factors = ah.LayerFactors(inputs[layer - 1][:, None], gradient[:, None], bias=False, layer=f"layer{layer}")
             yield ah.TangentKernel(factors, precision=precision)
             del factors
             if layer > 1:

@@ -73,7 +73,7 @@ def test_what_a_run_prints_and_leaves(output: Path, tmp_path: Path, capsys: pyte
 
 
 def test_a_dead_layer_is_no_better_than_the_first_class() -> None:
-    zero = ah.TangentKernel(ah.Factors(torch.ones(4, 1, 2), torch.zeros(4, 1, 3, 2), bias=False))
+    zero = ah.TangentKernel(ah.LayerFactors(torch.ones(4, 1, 2), torch.zeros(4, 1, 3, 2), bias=False))
     y = torch.tensor([0, 1, 2, 0])
     assert kernel_machine.accuracy(zero, zero, y, y, 1e-3) == 0.5
 
