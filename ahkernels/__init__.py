@@ -4,14 +4,17 @@ from ahkernels import signal_propagation
 from ahkernels.capture import (
     Explanation,
     LayerExplanation,
+    Rule,
     explain,
     iter_tangent_kernels,
     register_rule,
     tangent_kernels,
 )
+from ahkernels.capture.guard import evaluating
 from ahkernels.cross_kernel import CrossKernel
 from ahkernels.factors import LayerFactors
 from ahkernels.kernel import TangentKernel
+from ahkernels.measurement_grid import measurement_grid
 from ahkernels.ops import build_info
 from ahkernels.report import AlignmentReport
 from ahkernels.statistics import (
@@ -46,6 +49,7 @@ __all__ = [
     "KernelRegression",
     "LayerExplanation",
     "LayerFactors",
+    "Rule",
     "TangentKernel",
     "build_info",
     "cka",
@@ -53,12 +57,14 @@ __all__ = [
     "eigenvalues",
     "estimate_cka",
     "estimate_frobenius_norm",
+    "evaluating",
     "explain",
     "fisher_kernel",
     "iter_tangent_kernels",
     "kernel_regression",
     "label_correlation",
     "layerwise_alignment",
+    "measurement_grid",
     "register_rule",
     "signal_propagation",
     "similarity",

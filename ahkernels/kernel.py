@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from ahkernels import ops
+from ahkernels import ops, tangent_features
 from ahkernels.centering import Centering, center, require_centering
 from ahkernels.factors import LayerFactors
 from ahkernels.outputs import OutputSelection
@@ -142,6 +142,46 @@ class TangentKernel:
         """v^T K v of each column of v [n*o, columns]: float64 [columns] on the kernel's device."""
         v = v.detach().to(self.device, torch.float64).reshape(self.n, self.o, -1).contiguous()
         return _sum(ops.tangent_quadratic(*_plain(term), v) for term in self.factors)
+
+    def vjp(self, v: Tensor) -> Tensor:
+        """Psi v = J^T v: what the parameters gain from a weight v on each output of each sample.
+
+        The P parameters are those of the layers in turn, of each its weight [m, d] row by row and then its bias [m];
+        see `ahkernels.tangent_features`. The squared norm of the result is v^T K v.
+
+        Args:
+            v: [n*o] or [n*o, columns].
+
+        Returns:
+            [P] or [P, columns], float64 on the kernel's device.
+
+        Raises:
+            TypeError: For no tensor.
+            ValueError: For another shape.
+        """
+        require_columns(v, self.shape[0])
+        columns = v.detach().to(self.device, torch.float64).reshape(self.n, self.o, -1)
+        found = torch.cat([tangent_features.vjp(one, columns) for one in self.factors])
+        return found.reshape(len(found), *v.shape[1:])
+
+    def jvp(self, u: Tensor) -> Tensor:
+        """Psi^T u = J u: the first-order change of each output of each sample when the parameters change by u.
+
+        Args:
+            u: [P] or [P, columns], with the parameters in the order of `vjp`.
+
+        Returns:
+            [n*o] or [n*o, columns], float64 on the kernel's device.
+
+        Raises:
+            TypeError: For no tensor.
+            ValueError: For another shape.
+        """
+        sizes = [tangent_features.parameters(one) for one in self.factors]
+        require_columns(u, sum(sizes), "u")
+        columns = u.detach().to(self.device, torch.float64).reshape(sum(sizes), -1)
+        parts = zip(self.factors, columns.split(sizes), strict=True)
+        return _sum(tangent_features.jvp(one, part) for one, part in parts).reshape(self.shape[0], *u.shape[1:])
 
     def linear_operator(self, *, centering: Centering | None = None, exact: bool = True) -> LinearOperator:
         """K, or C K C, as a float64 operator on numpy vectors; arguments and products are those of `product`."""
@@ -374,13 +414,13 @@ def require_tensor(argument: str, value: object, shape: str) -> None:
         raise TypeError(f"{argument}: expected a tensor {shape}, got {type(value).__name__}")
 
 
-def require_columns(v: object, rows: int) -> None:
-    """Raises TypeError or ValueError naming `v` for anything but [rows] or [rows, columns]."""
+def require_columns(v: object, rows: int, argument: str = "v") -> None:
+    """Raises TypeError or ValueError naming the argument for anything but [rows] or [rows, columns]."""
     shape = f"[{rows}] or [{rows}, columns]"
-    require_tensor("v", v, shape)
+    require_tensor(argument, v, shape)
     assert isinstance(v, Tensor)
     if v.dim() not in (1, 2) or v.shape[0] != rows or v.shape[-1] == 0:
-        raise ValueError(f"v: expected shape {shape}, got {list(v.shape)}")
+        raise ValueError(f"{argument}: expected shape {shape}, got {list(v.shape)}")
 
 
 def _plain(term: LayerFactors) -> tuple[Tensor, Tensor, float]:

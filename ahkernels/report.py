@@ -29,7 +29,7 @@ def _short(number: float) -> str:
 # The numbers there may be for each layer, in the order of the table, and how they are shown.
 _COLUMNS: dict[str, Callable[[float], str]] = {
     "cka": _short,
-    "cka_error": "{:.0e}".format,
+    "cka_standard_error": "{:.0e}".format,
     "forward_cka": _short,
     "backward_cka": _short,
     "stable_rank": "{:.2f}".format,
@@ -61,7 +61,7 @@ class AlignmentReport(Mapping[str, float]):
         outputs: which outputs of the network were measured: "all", "trace", "sum", one index or several.
         precision: precision of the measurement: "highest", "high" or "medium".
         centering: which mean kernel and labels lost: "global" (equation 6) or "per_output" (the paper's figures).
-        cka_error: [L], standard error of the alignment where its norm was estimated; None where it is exact.
+        cka_standard_error: [L], standard error of the alignment where its norm was estimated; None where it is exact.
         forward_cka: [L], alignment of the forward Gram alone; None, as all that follow, if it was not asked for.
         backward_cka: [L], alignment of the backward Gram alone.
         stable_rank: [L], ||C K C||_F^2 / lambda_1^2.
@@ -81,7 +81,7 @@ class AlignmentReport(Mapping[str, float]):
     outputs: str | int | list[int]
     precision: str
     centering: Centering = "global"
-    cka_error: Tensor | None = None
+    cka_standard_error: Tensor | None = None
     forward_cka: Tensor | None = None
     backward_cka: Tensor | None = None
     stable_rank: Tensor | None = None
@@ -173,6 +173,18 @@ class AlignmentReport(Mapping[str, float]):
     def columns(self) -> dict[str, Tensor]:
         """Field name -> [L], for every number that was measured of each layer."""
         return {name: value for name in _COLUMNS if (value := getattr(self, name)) is not None}
+
+    def row(self) -> dict[str, float]:
+        """The alignments and what was asked for beside them as one flat row, {"cka/fc1": value, ...}.
+
+        Left out are `centered_norm` and `trace`, which nobody asks for by name.
+        """
+        return {
+            f"{name}/{layer}": value
+            for name, values in self.columns().items()
+            if name not in ("centered_norm", "trace")
+            for layer, value in zip(self.layers, values.tolist(), strict=True)
+        }
 
     # ---- conversion
 

@@ -121,7 +121,7 @@ def measure(trainer: Trainer, dataset: data.Dataset, job: Job, precision: str) -
         "probe": job.probe,
         "products": job.products,
         "cka": float(report.cka),
-        "cka_error": 0.0 if report.cka_error is None else float(report.cka_error),
+        "cka_error": 0.0 if report.cka_standard_error is None else float(report.cka_standard_error),
         "seconds": round(time.perf_counter() - start, 3),
     }
 

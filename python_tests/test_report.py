@@ -170,7 +170,7 @@ def test_to_dict_is_strict_json_with_none_for_nan() -> None:
         "centering": "global",
         **dict.fromkeys(
             (
-                "cka_error",
+                "cka_standard_error",
                 "forward_cka",
                 "backward_cka",
                 "stable_rank",

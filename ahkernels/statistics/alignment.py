@@ -107,7 +107,7 @@ def layerwise_alignment(
             Fisher information under cross-entropy, not centered (appendix G.4, G.5; for `outputs` "all").
         products: None for exact norms, from all entries of each kernel. A number, to estimate them from so many
             products with it (see `estimate_frobenius_norm`), for when the exact pass takes too long; the report then
-            has `cka_error`.
+            has `cka_standard_error`.
         progress: Show a progress bar on stderr.
 
     Returns:
@@ -204,7 +204,7 @@ def _report(
         outputs=spec if isinstance(spec, (str, int)) else list(spec),
         centering=centering,
         precision=precision,
-        cka_error=None if products is None else cka * torch.tensor(errors, dtype=torch.float64),
+        cka_standard_error=None if products is None else cka * torch.tensor(errors, dtype=torch.float64),
         **{name: column(*_STATISTICS[name]) for name in _STATISTICS if name in wanted},
     )
 

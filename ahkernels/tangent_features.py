@@ -1,0 +1,55 @@
+"""Products with the tangent features Psi_l [P_l, n*o] of a layer, the transpose of its Jacobian, from its factors.
+
+A layer's P_l parameters are its weight [m, d], row by row, and then its bias [m] if it has one: for linear layers and
+convolutions, as their own parameters lie in memory. A layer without a forward factor has its Jacobian as backward
+factor, and its m "biases" are the parameters that this is a Jacobian by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ahkernels.factors import LayerFactors
+from ahkernels.ops.plain import chunk_elements
+
+
+def parameters(factors: LayerFactors) -> int:
+    """P_l, the number of parameters of the layer."""
+    return factors.backward.shape[3] * (factors.forward.shape[2] + factors.bias)
+
+
+def vjp(factors: LayerFactors, v: Tensor) -> Tensor:
+    """Psi_l v = J_l^T v, float64 [P_l, columns], for v [n, o, columns] in float64."""
+    (d, m), columns = (factors.forward.shape[2], factors.backward.shape[3]), v.shape[2]
+    weight, bias = v.new_zeros(columns, m, d), v.new_zeros(columns, m)
+    for now, a, g in _in_chunks(factors, columns):
+        h = torch.einsum("xsim,xiv->xsvm", g, v[now])
+        weight += torch.einsum("xsvm,xsd->vmd", h, a)
+        bias += h.sum((0, 1))
+    parts = [weight.flatten(1), bias] if factors.bias else [weight.flatten(1)]
+    return torch.cat(parts, 1).T
+
+
+def jvp(factors: LayerFactors, u: Tensor) -> Tensor:
+    """Psi_l^T u = J_l u, float64 [n, o, columns], for u [P_l, columns] in float64."""
+    (d, m), columns = (factors.forward.shape[2], factors.backward.shape[3]), u.shape[1]
+    weight = u[: m * d].T.reshape(columns, m, d)
+    bias = u[m * d :].T if factors.bias else u.new_zeros(columns, m)
+    found = u.new_zeros(factors.n, factors.o, columns)
+    for now, a, g in _in_chunks(factors, columns):
+        change = torch.einsum("vmd,xsd->xsvm", weight, a) + bias
+        found[now] = torch.einsum("xsim,xsvm->xiv", g, change)
+    return found
+
+
+def _in_chunks(factors: LayerFactors, columns: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """A few samples at a time, with their factors a [chunk, s, d] and g [chunk, s, o, m] in float64."""
+    a, g = factors.forward.detach(), factors.backward.detach()
+    (s, d), (o, m) = a.shape[1:], g.shape[2:]
+    step = max(1, chunk_elements(g) // (s * max(d, max(o, columns) * m, 1)))
+    for begin in range(0, len(a), step):
+        now = slice(begin, begin + step)
+        yield now, a[now].double(), g[now].double()
