@@ -14,14 +14,17 @@ from ahkernels.capture.guard import evaluating
 from ahkernels.cross_kernel import CrossKernel
 from ahkernels.factors import LayerFactors
 from ahkernels.kernel import TangentKernel
+from ahkernels.layerwise import layerwise_alignment
 from ahkernels.measurement_grid import measurement_grid
 from ahkernels.ops import build_info
 from ahkernels.report import AlignmentReport
 from ahkernels.statistics import (
+    STATISTICS,
     DegenerateKernelWarning,
     Eigenpairs,
     Estimate,
     KernelRegression,
+    LayerStatistic,
     cka,
     eigenpairs,
     eigenvalues,
@@ -30,7 +33,6 @@ from ahkernels.statistics import (
     fisher_kernel,
     kernel_regression,
     label_correlation,
-    layerwise_alignment,
     similarity,
     stable_rank,
 )
@@ -39,6 +41,7 @@ from ahkernels.tracker import AlignmentTracker
 __version__ = "0.1.0"
 
 __all__ = [
+    "STATISTICS",
     "AlignmentReport",
     "AlignmentTracker",
     "CrossKernel",
@@ -49,6 +52,7 @@ __all__ = [
     "KernelRegression",
     "LayerExplanation",
     "LayerFactors",
+    "LayerStatistic",
     "Rule",
     "TangentKernel",
     "build_info",

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from ahkernels import ops
 from ahkernels.factors import LayerFactors
-from ahkernels.kernel import MAX_DENSE_BYTES, TangentKernel, require_columns, require_kernel
+from ahkernels.kernel import TangentKernel, require_kernel
+from ahkernels.kernel_operator import KernelOperator
 from ahkernels.ops import plain
 
 
-class CrossKernel:
+class CrossKernel(KernelOperator):
     """K(x, x') [n*o, n'*o] of a layer or a group between the samples of two kernels of it, from their factors.
 
     Both kernels must have been captured from the same parameters. Layers with positions may be kept in another form for
@@ -54,6 +55,11 @@ class CrossKernel:
         return torch.Size((self.rows.shape[0], self.columns.shape[0]))
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of `to_dense()`: float64 for float64 factors, otherwise float32."""
+        return self.rows.dtype
+
+    @property
     def T(self) -> CrossKernel:
         """K(x', x)."""
         return CrossKernel(self.columns, self.rows)
@@ -63,20 +69,10 @@ class CrossKernel:
         name = f"{self.rows.name!r}, " if self.rows.name else ""
         return f"CrossKernel({name}shape={tuple(self.shape)}, outputs={self.rows.outputs.spec!r})"
 
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """K v in float64 on the kernels' device, from the factors alone.
-
-        Args:
-            v: [n'*o] or [n'*o, columns].
-
-        Raises:
-            TypeError: for no tensor.
-            ValueError: for another shape.
-        """
-        require_columns(v, self.shape[1])
-        columns = v.detach().to(self.columns.device, torch.float64)
-        columns = columns.reshape(self.columns.n, self.columns.o, -1).contiguous()
-        out = columns.new_zeros(self.rows.n, self.rows.o, columns.shape[2])
+    def _product(self, v: Tensor) -> Tensor:
+        v = v.detach().to(self.columns.device, torch.float64)
+        v = v.reshape(self.columns.n, self.columns.o, -1).contiguous()
+        out = v.new_zeros(self.rows.n, self.rows.o, v.shape[2])
         for row, column in zip(self.rows.factors, self.columns.factors, strict=True):
             out += ops.tangent_cross_product(
                 row.forward.detach(),
@@ -84,30 +80,17 @@ class CrossKernel:
                 column.forward.detach(),
                 column.backward.detach(),
                 float(row.bias),
-                columns,
+                v,
             )
-        return out.reshape(self.shape[0], *v.shape[1:])
+        return out.flatten(0, 1)
 
-    def to_dense(self, *, max_bytes: int = MAX_DENSE_BYTES) -> Tensor:
-        """K itself, [n*o, n'*o], with the dtype of the kernels' own `to_dense()`.
-
-        Raises:
-            MemoryError: where K takes more than `max_bytes`.
-            OverflowError: where an entry is beyond the range of the dtype.
-        """
-        dtype = self.rows.dtype
-        size = self.shape[0] * self.shape[1] * dtype.itemsize
-        if size > max_bytes:
-            raise MemoryError(
-                f"to_dense: K {list(self.shape)} takes {size / 2**30:.1f} GiB, more than max_bytes = "
-                f"{max_bytes / 2**30:.1f} GiB; K @ v needs no K in memory"
-            )
+    def _dense(self) -> Tensor:
         n, o = self.rows.n, self.rows.o
         scaled = [
             [plain.ScaledTerm.of(*_plain(term), self.rows.precision) for term in kernel.factors]
             for kernel in (self.rows, self.columns)
         ]
-        out = torch.empty(n, o, self.columns.n, self.columns.o, dtype=dtype, device=self.rows.device)
+        out = torch.empty(n, o, self.columns.n, self.columns.o, dtype=self.dtype, device=self.rows.device)
         step = max(1, plain.chunk_elements(out) // (o * self.shape[1]))
         for begin in range(0, n, step):
             now = slice(begin, begin + step)
@@ -115,9 +98,7 @@ class CrossKernel:
             for row, column in zip(*scaled, strict=True):
                 # Powers of two, each the square of what its own factors were multiplied by.
                 total += row.samples(now).against(column).double() / (row.scale.sqrt() * column.scale.sqrt())
-            out[now] = total.to(dtype)
-        if not bool(torch.isfinite(out).all()):
-            raise OverflowError(f"to_dense: an entry of K is beyond the range of {dtype}; use a float64 model")
+            out[now] = total.to(self.dtype)
         return out.view(self.shape)
 
 

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from ahkernels import ops, tangent_features
+from ahkernels import moments, ops, tangent_features
 from ahkernels.centering import Centering, center, require_centering
 from ahkernels.factors import LayerFactors
+from ahkernels.kernel_operator import KernelOperator, require_columns, require_tensor, scipy_operator
 from ahkernels.outputs import OutputSelection
 from ahkernels.precision import resolve_precision
 
-# Largest kernel that to_dense() makes unasked: 46,341 rows in fp32.
-MAX_DENSE_BYTES = 8 << 30
-# What centering per output may hold for each sample and pair of outputs; beyond, outputs are taken in groups.
-OFFSET_BYTES = 512 << 20
-_LEAST_GROUP = 4
 
-
-class TangentKernel:
+class TangentKernel(KernelOperator):
     """K [n*o, n*o] of a layer or a group of layers, row (x, i) at index x*o + i, symmetric positive semi-definite.
 
     K[(x, i), (x', j)] = sum over pairs of uses (s, s') of (<a_s(x), a_s'(x')> + b) <g_s^i(x), g_s'^j(x')>: the
@@ -95,18 +87,13 @@ class TangentKernel:
         name = f"{self.name!r}, " if self.name else ""
         return f"TangentKernel({name}shape={tuple(self.shape)}, outputs={self.outputs.spec!r}, dtype={self.dtype})"
 
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """K v in float64 on the kernel's device, from the factors alone.
+    @property
+    def T(self) -> TangentKernel:
+        """The kernel itself, which is symmetric."""
+        return self
 
-        Args:
-            v: [n*o] or [n*o, columns].
-
-        Raises:
-            TypeError: for no tensor.
-            ValueError: for another shape.
-        """
-        require_columns(v, self.shape[0])
-        return self.product(v.reshape(self.shape[0], -1)).reshape(v.shape)
+    def _product(self, v: Tensor) -> Tensor:
+        return self.product(v)
 
     def near_constant(self, centering: Centering | None) -> bool:
         """Whether what centering leaves can be so much smaller than K that fp32 has no digits of it.
@@ -180,21 +167,17 @@ class TangentKernel:
         sizes = [tangent_features.parameters(one) for one in self.factors]
         require_columns(u, sum(sizes), "u")
         columns = u.detach().to(self.device, torch.float64).reshape(sum(sizes), -1)
-        parts = zip(self.factors, columns.split(sizes), strict=True)
+        parts = zip(self.factors, torch.split(columns, sizes), strict=True)
         return _sum(tangent_features.jvp(one, part) for one, part in parts).reshape(self.shape[0], *u.shape[1:])
 
     def linear_operator(self, *, centering: Centering | None = None, exact: bool = True) -> LinearOperator:
         """K, or C K C, as a float64 operator on numpy vectors; arguments and products are those of `product`."""
         require_centering(centering, none=True)
 
-        def product(v: NDArray[np.float64]) -> NDArray[np.float64]:
-            columns = torch.from_numpy(np.ascontiguousarray(v, dtype=np.float64)).reshape(self.shape[0], -1)
-            result: NDArray[np.float64] = self.product(columns, centering=centering, exact=exact).cpu().numpy()
-            return result.reshape(v.shape)
+        def product(v: Tensor) -> Tensor:
+            return self.product(v, centering=centering, exact=exact)
 
-        return LinearOperator(
-            tuple(self.shape), matvec=product, rmatvec=product, matmat=product, rmatmat=product, dtype=np.float64
-        )
+        return scipy_operator(self.shape, product, product)
 
     def __add__(self, other: TangentKernel) -> TangentKernel:
         """The kernel of both layers together; it shares their factors.
@@ -299,7 +282,7 @@ class TangentKernel:
             ValueError: for another centering.
         """
         require_centering(centering, none=True)
-        return math.sqrt(float(moments([self], centering)))
+        return math.sqrt(float(moments.inner_products([self], centering)))
 
     def diagonal(self) -> Tensor:
         """float64 [n*o] on the kernel's device."""
@@ -309,27 +292,12 @@ class TangentKernel:
         """Sum of the diagonal, that is of all eigenvalues."""
         return float(self.diagonal().sum())
 
-    def to_dense(self, *, max_bytes: int = MAX_DENSE_BYTES) -> Tensor:
-        """K itself, [n*o, n*o] on the kernel's device, exactly symmetric.
+    def _dense(self) -> Tensor:
+        batch, _ = moments._arguments([self])
+        return ops.tangent_gram(*batch[:3], self.precision, batch[3])
 
-        Raises:
-            MemoryError: where K takes more than `max_bytes`.
-            OverflowError: where an entry is beyond the range of float32.
-        """
-        size = self.shape[0] ** 2 * self.dtype.itemsize
-        if size > max_bytes:
-            raise MemoryError(
-                f"to_dense: K [{self.shape[0]}, {self.shape[0]}] takes {size / 2**30:.1f} GiB, more than max_bytes = "
-                f"{max_bytes / 2**30:.1f} GiB; K @ v, frobenius_norm() and ahkernels.cka() need no K in memory"
-            )
-        factors, _ = _arguments([self])
-        dense = ops.tangent_gram(*factors[:3], self.precision, factors[3])
-        if not bool(torch.isfinite(dense.diagonal()).all()):  # has the largest entry: K is positive semi-definite
-            raise OverflowError(
-                f"to_dense: the largest entry of K, {float(self.diagonal().max()):.3g}, is beyond the range of "
-                f"{self.dtype}; use a float64 model"
-            )
-        return dense
+    def _largest_entries(self, dense: Tensor) -> Tensor:
+        return dense.diagonal()  # K is positive semi-definite
 
     @property
     def factored(self) -> bool:
@@ -408,21 +376,6 @@ def _require_one_shape(terms: Sequence[LayerFactors]) -> None:
                 )
 
 
-def require_tensor(argument: str, value: object, shape: str) -> None:
-    """Raises TypeError naming the argument and the shape that is expected for anything but a tensor."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{argument}: expected a tensor {shape}, got {type(value).__name__}")
-
-
-def require_columns(v: object, rows: int, argument: str = "v") -> None:
-    """Raises TypeError or ValueError naming the argument for anything but [rows] or [rows, columns]."""
-    shape = f"[{rows}] or [{rows}, columns]"
-    require_tensor(argument, v, shape)
-    assert isinstance(v, Tensor)
-    if v.dim() not in (1, 2) or v.shape[0] != rows or v.shape[-1] == 0:
-        raise ValueError(f"{argument}: expected shape {shape}, got {list(v.shape)}")
-
-
 def _plain(term: LayerFactors) -> tuple[Tensor, Tensor, float]:
     return term.forward.detach(), term.backward.detach(), float(term.bias)
 
@@ -432,77 +385,3 @@ def _sum(parts: Iterable[Tensor]) -> Tensor:
     for part in others:
         first += part
     return first
-
-
-def _arguments(
-    kernels: Sequence[TangentKernel],
-) -> tuple[tuple[list[Tensor], list[Tensor], list[float], list[bool]], list[int]]:
-    """Forward and backward factors, bias and route of all terms of all kernels, and how many terms each has."""
-    terms = [term for kernel in kernels for term in kernel.factors]
-    forward, backward, bias = zip(*(_plain(term) for term in terms), strict=True)
-    routes = [term.by_jacobian for term in terms]
-    return (list(forward), list(backward), list(bias), routes), [len(kernel.factors) for kernel in kernels]
-
-
-def statistics(kernels: Sequence[TangentKernel], v: Tensor, per_output: bool) -> Tensor:
-    """<v, K v>, ||C K C||_F^2, trace and sum of kernels over the same rows for a centered v [n, o], float64 [q, 4].
-
-    On their device, in one pass over their tiles. With `per_output`, [q, 8]: see `ahkernels.ops.tangent_statistics`.
-    """
-    v = v.detach().to(kernels[0].device, torch.float64)
-    if per_output and _offset_bytes(kernels) > OFFSET_BYTES:
-
-        def of_outputs(some: Sequence[TangentKernel], outputs: Tensor) -> Tensor:
-            return statistics(some, v[:, outputs], per_output=True)[:, 4:]
-
-        return torch.cat((statistics(kernels, v, per_output=False), _over_output_pairs(kernels, of_outputs)), 1)
-    factors, terms = _arguments(kernels)
-    v = v.contiguous().unsqueeze(2)
-    return ops.tangent_statistics(*factors[:3], v, kernels[0].precision, factors[3], terms, per_output)
-
-
-def moments(kernels: Sequence[TangentKernel], centering: Centering | None) -> Tensor:
-    """<C K_a C, C K_b C>_F of kernels over the same rows, float64 [q, q] on their device."""
-    if centering == "per_output" and _offset_bytes(kernels) > OFFSET_BYTES:
-        return _over_output_pairs(kernels, lambda some, _: moments(some, "per_output"))
-    factors, terms = _arguments(kernels)
-    precision = kernels[0].precision
-    if centering == "per_output" and kernels[0].o > 1:
-        return ops.per_output_moments(*factors[:3], precision, factors[3], terms)[1]
-    if centering is None:
-        means = [torch.zeros(one.n, one.o, dtype=torch.float64, device=one.device) for one in kernels]
-    else:
-        means = [one.row_means() for one in kernels]
-    return ops.centered_moments(*factors[:3], means, precision, factors[3], terms)
-
-
-def _offset_bytes(kernels: Sequence[TangentKernel]) -> int:
-    """What centering per output holds beside tiles: offsets and sums for each sample and pair of outputs."""
-    return _bytes_of_output_pair(kernels) * kernels[0].o ** 2 if kernels[0].o > 1 else 0
-
-
-def _bytes_of_output_pair(kernels: Sequence[TangentKernel]) -> int:
-    return 36 * len(kernels) * kernels[0].n
-
-
-def _over_output_pairs(
-    kernels: Sequence[TangentKernel], numbers: Callable[[Sequence[TangentKernel], Tensor], Tensor]
-) -> Tensor:
-    """Numbers that are sums over pairs of outputs, from kernels over so many outputs at a time as OFFSET_BYTES allow.
-
-    With the outputs in groups, the sum over all pairs is that over the unions of two groups, in which each group is
-    with every other, less the sums over single groups that this counts too often.
-    """
-    fitting = math.isqrt(OFFSET_BYTES // _bytes_of_output_pair(kernels)) // 2  # outputs in one of the two groups
-    count = -(-kernels[0].o // max(fitting, _LEAST_GROUP))
-    groups = torch.arange(kernels[0].o).tensor_split(count)
-
-    def of_union(*parts: Tensor) -> Tensor:
-        outputs = torch.cat(parts)
-        return numbers([one.with_outputs(outputs.tolist()) for one in kernels], outputs.to(kernels[0].device))
-
-    if len(groups) == 2:
-        return of_union(*groups)
-    unions = sum(of_union(*pair) for pair in itertools.combinations(groups, 2))
-    alone = sum(of_union(group) for group in groups)
-    return torch.as_tensor(unions - (len(groups) - 2) * alone)

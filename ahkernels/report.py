@@ -4,45 +4,23 @@ from __future__ import annotations
 
 import difflib
 import html
-import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
-from types import ModuleType
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ahkernels.centering import Centering, require_centering
+from ahkernels.optional_import import optional_import
+from ahkernels.plotting import plot_report
+from ahkernels.statistics.layer_statistics import ALWAYS, STATISTICS
+from ahkernels.table import Column, text_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
-
-
-def _short(number: float) -> str:
-    """Four decimals, and small numbers in scientific notation instead of as zero."""
-    return f"{number:.1e}" if 0 < abs(number) < 1e-3 else f"{number:.4f}"
-
-
-# The numbers there may be for each layer, in the order of the table, and how they are shown.
-_COLUMNS: dict[str, Callable[[float], str]] = {
-    "cka": _short,
-    "cka_standard_error": "{:.0e}".format,
-    "forward_cka": _short,
-    "backward_cka": _short,
-    "stable_rank": "{:.2f}".format,
-    "label_correlation": _short,
-    "fisher_stable_rank": "{:.2f}".format,
-    "fisher_label_correlation": _short,
-    "centered_norm": "{:.3e}".format,
-    "trace": "{:.3e}".format,
-}
-
-# Okabe-Ito colours: told apart with any colour vision.
-_BLUE, _ORANGE, _GREEN = "#0072B2", "#E69F00", "#009E73"
-_MOST_NAMES = 16  # more layers than this are labelled by number
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,57 +30,75 @@ class AlignmentReport(Mapping[str, float]):
     A read-only mapping from layer name to alignment, in forward order: ``report["fc3"]``, ``len(report)``,
     ``report.items()``. All tensors are fp64 on the CPU. A layer whose kernel is zero has an alignment of nan.
 
+    Every statistic that was measured is an attribute too: ``report.cka``, ``report.stable_rank`` (None for one that was
+    not asked for); `ahkernels.STATISTICS` says what each means.
+
     Attributes:
-        layers: names of the L layers (or groups of layers), in forward order.
-        cka: [L], centered kernel alignment with the labels, in [0, 1].
-        centered_norm: [L], Frobenius norm of the centered kernel, ||C K C||_F.
-        trace: [L], trace of the kernel.
-        n: number of samples.
-        outputs: which outputs of the network were measured: "all", "trace", "sum", one index or several.
-        precision: precision of the measurement: "highest", "high" or "medium".
-        centering: which mean kernel and labels lost: "global" (equation 6) or "per_output" (the paper's figures).
-        cka_standard_error: [L], standard error of the alignment where its norm was estimated; None where it is exact.
-        forward_cka: [L], alignment of the forward Gram alone; None, as all that follow, if it was not asked for.
-        backward_cka: [L], alignment of the backward Gram alone.
-        stable_rank: [L], ||C K C||_F^2 / lambda_1^2.
-        label_correlation: [L], sum_i lambda_i / lambda_1 <u_i, y~>^2.
-        fisher_stable_rank: [L], stable rank of the layer's Fisher information.
-        fisher_label_correlation: [L], label correlation of the layer's Fisher information.
+        layers: Names of the L layers (or groups of layers), in forward order.
+        statistics: {name: [L]} for every number that was measured of each layer: "cka", "centered_norm" and "trace"
+            always, and what else was asked for.
+        n: Number of samples.
+        outputs: Which outputs of the network were measured: "all", "trace", "sum", one index or several.
+        precision: Precision of the measurement: "highest", "high" or "medium".
+        centering: Which mean kernel and labels lost: "global" (equation 6) or "per_output" (the paper's figures).
 
     Raises:
-        ValueError: if a name comes twice, a tensor does not hold one value per layer, or for another centering.
+        ValueError: If a layer's name comes twice, a statistic is unknown or missing, a tensor does not hold one value
+            for each layer, or for another centering.
     """
 
     layers: list[str]
-    cka: Tensor
-    centered_norm: Tensor
-    trace: Tensor
+    statistics: dict[str, Tensor]
     n: int
     outputs: str | int | list[int]
     precision: str
     centering: Centering = "global"
-    cka_standard_error: Tensor | None = None
-    forward_cka: Tensor | None = None
-    backward_cka: Tensor | None = None
-    stable_rank: Tensor | None = None
-    label_correlation: Tensor | None = None
-    fisher_stable_rank: Tensor | None = None
-    fisher_label_correlation: Tensor | None = None
 
     def __post_init__(self) -> None:
         require_centering(self.centering)
         object.__setattr__(self, "layers", list(self.layers))
         if len(set(self.layers)) != len(self.layers):
             raise ValueError(f"layers: expected distinct names, got {self.layers}")
-        for name in _COLUMNS:
-            value = getattr(self, name)
-            if value is None and name not in ("cka", "centered_norm", "trace"):
+        wrong = [*(set(ALWAYS) - set(self.statistics)), *(set(self.statistics) - set(STATISTICS))]
+        if wrong:
+            expected = f"{', '.join(ALWAYS)} and others of {', '.join(STATISTICS)}"
+            raise ValueError(f"statistics: expected {expected}, got {', '.join(self.statistics)}")
+        found = {}
+        for name in STATISTICS:
+            if name not in self.statistics:
                 continue
-            value = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+            value = torch.as_tensor(self.statistics[name], dtype=torch.float64, device="cpu").detach()
             if value.shape != (len(self.layers),):
                 expected = f"[{len(self.layers)}], one value per layer"
                 raise ValueError(f"{name}: expected shape {expected}, got {list(value.shape)}")
-            object.__setattr__(self, name, value)
+            found[name] = value
+        object.__setattr__(self, "statistics", found)
+
+    # ---- statistics by name
+
+    @property
+    def cka(self) -> Tensor:
+        """[L], centered kernel alignment with the labels, in [0, 1]; nan where a kernel is zero or constant."""
+        return self.statistics["cka"]
+
+    @property
+    def centered_norm(self) -> Tensor:
+        """[L], Frobenius norm of the centered kernel, ||C K C||_F."""
+        return self.statistics["centered_norm"]
+
+    @property
+    def trace(self) -> Tensor:
+        """[L], trace of the kernel."""
+        return self.statistics["trace"]
+
+    def __getattr__(self, name: str) -> Tensor | None:
+        """[L] for a statistic that was measured, None for one that was not asked for."""
+        if name in STATISTICS:
+            return self.statistics.get(name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.statistics]
 
     # ---- mapping: layer name -> alignment
 
@@ -132,15 +128,13 @@ class AlignmentReport(Mapping[str, float]):
     def __str__(self) -> str:
         """The report as an aligned table; an asterisk marks the peak."""
         peak = self.peak
-        table = {" ": ["*" if layer == peak else "" for layer in self.layers], **self._cells()}
-        columns = []
-        for heading, cells in table.items():
-            width = max(map(len, [heading, *cells]))
-            left = heading in (" ", "layer")
-            columns.append([cell.ljust(width) if left else cell.rjust(width) for cell in [heading, *cells]])
-        lines = ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
-        rule = "-" * max(map(len, lines))
-        return "\n".join([self._title(), lines[0], rule, *lines[1:]])
+        layer, *numbers = self._cells().items()
+        columns = [
+            Column(" ", ["*" if name == peak else "" for name in self.layers], "left"),
+            Column(*layer, "left"),
+            *(Column(*number) for number in numbers),
+        ]
+        return f"{self._title()}\n{text_table(columns, rule=True)}"
 
     __repr__ = __str__
 
@@ -166,13 +160,10 @@ class AlignmentReport(Mapping[str, float]):
     def _cells(self) -> dict[str, list[str]]:
         """Heading -> formatted cells, one per layer."""
         cells = {"layer": self.layers}
-        for name, values in self.columns().items():
-            cells[name.removesuffix("_cka").replace("_", " ")] = [_COLUMNS[name](value) for value in values.tolist()]
+        for name, values in self.statistics.items():
+            heading = name.removesuffix("_cka").replace("_", " ")
+            cells[heading] = [STATISTICS[name].shown(value) for value in values.tolist()]
         return cells
-
-    def columns(self) -> dict[str, Tensor]:
-        """Field name -> [L], for every number that was measured of each layer."""
-        return {name: value for name in _COLUMNS if (value := getattr(self, name)) is not None}
 
     def row(self) -> dict[str, float]:
         """The alignments and what was asked for beside them as one flat row, {"cka/fc1": value, ...}.
@@ -181,7 +172,7 @@ class AlignmentReport(Mapping[str, float]):
         """
         return {
             f"{name}/{layer}": value
-            for name, values in self.columns().items()
+            for name, values in self.statistics.items()
             if name not in ("centered_norm", "trace")
             for layer, value in zip(self.layers, values.tolist(), strict=True)
         }
@@ -189,76 +180,40 @@ class AlignmentReport(Mapping[str, float]):
     # ---- conversion
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain Python, ready for JSON.
+        """What was measured and how as plain Python, ready for JSON.
 
         JSON knows neither nan nor inf: a value that is not finite becomes None.
         """
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return [v if math.isfinite(v) else None for v in value.tolist()]
-            return list(value) if isinstance(value, (list, tuple)) else value
-
-        return {field.name: plain(getattr(self, field.name)) for field in fields(self)}
+        statistics = {
+            name: [value if math.isfinite(value) else None for value in values.tolist()]
+            for name, values in self.statistics.items()
+        }
+        return {
+            "layers": list(self.layers),
+            "n": self.n,
+            "outputs": list(self.outputs) if isinstance(self.outputs, (list, tuple)) else self.outputs,
+            "precision": self.precision,
+            "centering": self.centering,
+            **statistics,
+        }
 
     def to_dataframe(self) -> DataFrame:
         """One row per layer (the index), one column per kind of number; ImportError without pandas."""
         pandas = optional_import("pandas", "to_dataframe()", "pip install pandas")
         index = pandas.Index(self.layers, name="layer")
-        frame: DataFrame = pandas.DataFrame({k: v.numpy() for k, v in self.columns().items()}, index=index)
+        frame: DataFrame = pandas.DataFrame({k: v.numpy() for k, v in self.statistics.items()}, index=index)
         return frame
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Alignment by layer; forward and backward alignment, where known, as dashed and dotted lines.
 
         Args:
-            ax: the matplotlib axes to draw on; a new figure's by default.
+            ax: The matplotlib axes to draw on; by default those of a new figure.
 
         Returns:
             The axes drawn on.
 
         Raises:
-            ImportError: if matplotlib is not installed.
+            ImportError: If matplotlib is not installed.
         """
-        if ax is None:
-            ax = import_pyplot().subplots(layout="constrained")[1]
-        lines = [("tangent kernel", self.cka, _BLUE, "o-")]
-        if self.forward_cka is not None:
-            lines.append(("forward Gram", self.forward_cka, _ORANGE, "s--"))
-        if self.backward_cka is not None:
-            lines.append(("backward Gram", self.backward_cka, _GREEN, "^:"))
-        index = list(range(1, len(self) + 1))
-        for name, values, colour, style in lines:
-            ax.plot(index, values.tolist(), style, color=colour, label=name, markersize=5)
-        if len(lines) > 1:
-            ax.legend()
-        if len(self) <= _MOST_NAMES:
-            ax.set_xticks(index, self.layers)
-            if sum(map(len, self.layers)) > 40:  # too long to stand side by side
-                for label in ax.get_xticklabels():
-                    label.set(rotation=40, ha="right", rotation_mode="anchor")
-            ax.set_xlabel("layer")
-        else:
-            ax.set_xlabel("layer index (input to output)")
-        ax.set_ylabel(axis_label(self.centering))
-        ax.update_datalim([(1, 0)])  # the axis starts at zero, and still grows with what is drawn later
-        ax.autoscale_view()
-        return ax
-
-
-def axis_label(centering: Centering) -> str:
-    """What an axis of alignments shows."""
-    return "alignment with the labels (CKA)" + (", per output" if centering == "per_output" else "")
-
-
-def optional_import(module: str, what: str, install: str) -> ModuleType:
-    """Import an optional dependency; the ImportError without it says what needs it and how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{what} needs {module.partition('.')[0]}: {install}") from error
-
-
-def import_pyplot() -> ModuleType:
-    """matplotlib.pyplot, imported when a plot is asked for and not before."""
-    return optional_import("matplotlib.pyplot", "plot()", 'pip install "ahkernels[plot]"')
+        return plot_report(self, ax)

@@ -21,9 +21,11 @@ from torch import Tensor
 from ahkernels.capture import DEFAULT_MEMORY_BUDGET, Layers
 from ahkernels.capture.guard import evaluating
 from ahkernels.centering import Centering, Centerings, require_centerings
+from ahkernels.layerwise import layerwise_alignment
+from ahkernels.optional_import import optional_import
 from ahkernels.outputs import Outputs
-from ahkernels.report import AlignmentReport, axis_label, import_pyplot, optional_import
-from ahkernels.statistics.alignment import layerwise_alignment
+from ahkernels.plotting import plot_history
+from ahkernels.report import AlignmentReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -229,7 +231,7 @@ class AlignmentTracker:
         for row in self.history:
             cells: dict[str, Any] = {"step": row.step, **row.metrics}
             for centering, report in row.reports.items():
-                for field, values in report.columns().items():
+                for field, values in report.statistics.items():
                     name = self._prefix(self.tag if field == "cka" else field, centering)
                     cells.update(zip((f"{name}/{layer}" for layer in report.layers), values.tolist(), strict=True))
             yield cells
@@ -305,50 +307,7 @@ class AlignmentTracker:
             ImportError: if matplotlib is not installed.
             ValueError: if there is nothing to plot yet, or ``axes`` are not two.
         """
-        if not self.history:
-            raise ValueError("history: expected at least one update() before plot(), got none")
-        pyplot = import_pyplot()
-        report = self.history[-1].report
-        if axes is None:
-            alone = report.forward_cka is None  # Grams may align far better, and would flatten the left
-            axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=alone, layout="constrained")[1]
-        if len(axes) != 2:
-            raise ValueError(f"axes: expected two, got {len(axes)}")
-        left, right = axes
-        steps, values, depth = self.steps, self.cka, len(self.layers)
-
-        colours = pyplot.cm.ScalarMappable(pyplot.Normalize(1, max(depth, 2)), "viridis")
-        shades = [colours.to_rgba(index) for index in range(1, depth + 1)]
-        marker = "o" if len(steps) == 1 else ""
-        for name, shade, line in zip(self.layers, shades, values.T.tolist(), strict=True):
-            left.plot(steps, line, color=shade, label=name, marker=marker)
-        left.set_xlabel("training step")
-        left.set_ylabel(axis_label(report.centering))
-        self._plot_losses(left)
-        positive = [step for step in steps if step > 0]
-        if positive:
-            left.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
-
-        report.plot(right)
-        right.scatter(range(1, depth + 1), report.cka.tolist(), s=45, c=shades, zorder=3)
-        right.set_title(f"step {steps[-1]}")
-        if right.get_shared_y_axes().joined(left, right):
-            right.set_ylabel("")
-        right.figure.colorbar(colours, ax=right, label="layer index")
-        return axes
-
-    def _plot_losses(self, axes: Axes) -> None:
-        """Metrics with "loss" in their name, in black on a second axis at the right."""
-        names = dict.fromkeys(name for row in self.history for name in row.metrics if "loss" in name.lower())
-        if not names:
-            return
-        other = axes.twinx()
-        for name, dashes in zip(names, ["--", ":", "-."] * len(names), strict=False):
-            losses = [row.metrics.get(name, math.nan) for row in self.history]
-            other.plot(self.steps, losses, dashes, color="black", label=name)
-        other.set_ylabel("loss")
-        # Above the panel, clear of the lines.
-        other.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
+        return plot_history(self.history, axes)
 
 
 def _real(name: str, value: object) -> float:

@@ -115,7 +115,7 @@ def test_to_dense_refuses_kernels_that_are_too_large():
 
 def test_to_dense_refuses_entries_beyond_fp32():
     k = ah.TangentKernel(ah.LayerFactors(torch.full((3, 1, 2), 1e18), torch.full((3, 1, 1, 2), 1e18), bias=False))
-    with pytest.raises(OverflowError, match=r"largest entry of K, 4e\+72, is beyond the range of torch.float32"):
+    with pytest.raises(OverflowError, match=r"an entry of K is beyond the range of torch.float32"):
         k.to_dense()
     assert k.trace() == pytest.approx(12e72)
 

@@ -5,28 +5,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pickle
 import sys
 from typing import Any
 
 import pytest
 import torch
 
+from ahkernels import STATISTICS
 from ahkernels.report import AlignmentReport
 
 NAN = math.nan
 
 
 def make(**changes: Any) -> AlignmentReport:
-    fields: dict[str, Any] = {
-        "layers": ["fc1", "fc2", "fc3"],
+    """A report of three layers, with other fields or statistics where they are given."""
+    statistics = {
         "cka": torch.tensor([0.125, 0.5, 0.25], dtype=torch.float64),
         "centered_norm": torch.tensor([1.0, 20.0, 300.0], dtype=torch.float64),
         "trace": torch.tensor([2.0, 40.0, 600.0], dtype=torch.float64),
-        "n": 64,
-        "outputs": "all",
-        "precision": "highest",
     }
-    return AlignmentReport(**{**fields, **changes})
+    fields: dict[str, Any] = {"layers": ["fc1", "fc2", "fc3"], "n": 64, "outputs": "all", "precision": "highest"}
+    for name, value in changes.items():
+        (statistics if name in STATISTICS else fields)[name] = value
+    return AlignmentReport(statistics=statistics, **fields)
 
 
 def decomposed() -> AlignmentReport:
@@ -38,10 +40,39 @@ def decomposed() -> AlignmentReport:
 
 def test_positional_order_of_fields() -> None:
     one = torch.ones(1, dtype=torch.float64)
-    report = AlignmentReport(["a"], one, 2 * one, 3 * one, 7, [0, 2], "high")
+    report = AlignmentReport(["a"], {"trace": 3 * one, "cka": one, "centered_norm": 2 * one}, 7, [0, 2], "high")
     assert [v.item() for v in (report.cka, report.centered_norm, report.trace)] == [1, 2, 3]
-    assert list(report.columns()) == ["cka", "centered_norm", "trace"]
+    assert list(report.statistics) == ["cka", "centered_norm", "trace"]
     assert (report.n, report.outputs, report.precision) == (7, [0, 2], "high")
+
+
+def test_statistics_by_name() -> None:
+    report = decomposed()
+    assert report.forward_cka is report.statistics["forward_cka"]
+    assert report.stable_rank is None
+    assert "forward_cka" in dir(report) and "stable_rank" not in dir(report)
+    with pytest.raises(AttributeError, match="no attribute 'colour'"):
+        report.colour  # noqa: B018
+    again = pickle.loads(pickle.dumps(report))
+    assert torch.equal(again.cka, report.cka) and again.layers == report.layers
+
+
+def test_unknown_or_missing_statistics() -> None:
+    one = torch.ones(1)
+    expected = "statistics: expected cka, centered_norm, trace and others of .*, got cka"
+    for statistics in ({"cka": one}, {"cka": one, "centered_norm": one, "trace": one, "colour": one}):
+        with pytest.raises(ValueError, match=expected):
+            AlignmentReport(["a"], statistics, 7, "all", "high")
+
+
+def test_row() -> None:
+    assert make().row() == {"cka/fc1": 0.125, "cka/fc2": 0.5, "cka/fc3": 0.25}
+    assert list(decomposed().row())[3:7] == [
+        "forward_cka/fc1",
+        "forward_cka/fc2",
+        "forward_cka/fc3",
+        "backward_cka/fc1",
+    ]
 
 
 def test_is_frozen() -> None:
@@ -168,17 +199,6 @@ def test_to_dict_is_strict_json_with_none_for_nan() -> None:
         "outputs": [0, 2],
         "precision": "highest",
         "centering": "global",
-        **dict.fromkeys(
-            (
-                "cka_standard_error",
-                "forward_cka",
-                "backward_cka",
-                "stable_rank",
-                "label_correlation",
-                "fisher_stable_rank",
-                "fisher_label_correlation",
-            )
-        ),
     }
 
 

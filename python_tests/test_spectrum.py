@@ -270,7 +270,7 @@ def test_statistics_in_a_report_against_dense_decompositions(centering):
         # Per output nothing is left of the last layer's backward Gram, which is 1 between rows of the same output.
         warnings.filterwarnings("ignore", ".*6 \\(backward Gram\\)' is constant", ah.DegenerateKernelWarning)
         report = ah.layerwise_alignment(model, x, y, statistics=STATISTICS, centering=centering)
-    assert list(report.columns()) == [*STATISTICS, "centered_norm", "trace"]
+    assert list(report.statistics) == [*STATISTICS, "centered_norm", "trace"]
     p = model(x).detach().softmax(1)
     h = torch.block_diag(*(torch.diag_embed(p) - p[:, :, None] * p[:, None]))
     root = torch.linalg.eigh(h)
@@ -287,8 +287,8 @@ def test_statistics_in_a_report_against_dense_decompositions(centering):
             values, vectors = torch.linalg.eigh(matrix)
             rank = float(values.square().sum() / values[-1] ** 2)
             correlation = float((values / values[-1] * (vectors.T @ label).square()).sum())
-            assert float(report.columns()[f"{prefix}stable_rank"][i]) == pytest.approx(rank, rel=1e-8)
-            assert float(report.columns()[f"{prefix}label_correlation"][i]) == pytest.approx(correlation, rel=1e-8)
+            assert float(report.statistics[f"{prefix}stable_rank"][i]) == pytest.approx(rank, rel=1e-8)
+            assert float(report.statistics[f"{prefix}label_correlation"][i]) == pytest.approx(correlation, rel=1e-8)
         fisher = ah.fisher_kernel(kernel, model(x).detach())
         assert ah.stable_rank(fisher, centering=None) == pytest.approx(rank, rel=1e-8)
         assert ah.label_correlation(fisher, y, centering=None) == pytest.approx(correlation, rel=1e-8)
@@ -305,9 +305,9 @@ def test_estimated_statistics_in_a_report():
     assert ((found.cka - exact.cka).abs() <= 5 * found.cka_standard_error + 1e-5 * exact.cka).all()
     assert (found.cka_standard_error < 0.05 * exact.cka).all()
     assert torch.allclose(found.trace, exact.trace, rtol=1e-5)
-    for name, column in exact.columns().items():
-        assert torch.allclose(found.columns()[name], column, rtol=0.2), name
-    assert "cka error" in str(found)
+    for name, column in exact.statistics.items():
+        assert torch.allclose(found.statistics[name], column, rtol=0.2), name
+    assert "cka standard error" in str(found)
 
 
 def test_statistics_of_layers_without_grams_and_of_dead_ones():

@@ -39,7 +39,14 @@ class FakeMeasurement:
         parts = {"forward_cka": cka / 3, "backward_cka": cka / 7}
         asked = {name: parts[name] for name in options["statistics"] if name in parts}
         return {
-            one: AlignmentReport(self.layers, cka, 10 * cka, 100 * cka, len(x), "all", "highest", one, **asked)
+            one: AlignmentReport(
+                self.layers,
+                {"cka": cka, "centered_norm": 10 * cka, "trace": 100 * cka, **asked},
+                len(x),
+                "all",
+                "highest",
+                one,
+            )
             for one in options["centering"]
         }
 

@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ahkernels.centering import Centering, require_centering
+from ahkernels.ops.moments import Moments
 from ahkernels.outputs import OutputSelection
 from ahkernels.report import AlignmentReport
 from ahkernels.signal_propagation.inputs import InputPairs
 from ahkernels.signal_propagation.network import Network
 from ahkernels.signal_propagation.propagation import last_layers, layers_within, propagate, require_depth
-from ahkernels.statistics.cka import Labels, Measured, finish
+from ahkernels.statistics.alignment_numbers import AlignmentNumbers
+from ahkernels.statistics.degenerate import RoundingBound
+from ahkernels.statistics.labels import Labels
 
 Array = NDArray[np.float64]
 
@@ -82,17 +85,21 @@ class LayerKernels:
         centered = labels.centered.reshape(n, classes).numpy()
         names = [f"layer{layer}" for layer in self.layers.tolist()]
         found = [
-            finish(
-                Measured(f"kernel of {name}", rounding=0.0), _measure(norms, lost, centered, outputs, centering), labels
+            AlignmentNumbers.of(
+                RoundingBound(f"kernel of {name}", relative=0.0),
+                _moments(norms, lost, centered, outputs, centering),
+                labels,
             )
             for name, norms, lost in zip(names, self.norms, self.lost, strict=True)
         ]
         scale = torch.from_numpy(np.exp(self.log_scale))
         return AlignmentReport(
             layers=names,
-            cka=torch.tensor([alignment.cka for alignment in found], dtype=torch.float64),
-            centered_norm=torch.tensor([alignment.centered_norm for alignment in found], dtype=torch.float64) * scale,
-            trace=torch.tensor([alignment.trace for alignment in found], dtype=torch.float64) * scale,
+            statistics={
+                "cka": torch.tensor([numbers.cka for numbers in found], dtype=torch.float64),
+                "centered_norm": torch.tensor([numbers.norm for numbers in found], dtype=torch.float64) * scale,
+                "trace": torch.tensor([numbers.trace for numbers in found], dtype=torch.float64) * scale,
+            },
             n=n,
             outputs=outputs,
             centering=centering,
@@ -145,9 +152,9 @@ def layer_kernels(
     )
 
 
-def _measure(
+def _moments(
     norms: Array, lost: Array, centered: Array, outputs: Literal["all", "trace"], centering: Centering
-) -> tuple[float, float, float, float]:
+) -> Moments:
     """<K, Y~ Y~^T>, ||C K C||_F^2, trace and sum, for k = norms norms' (1 - lost) and targets Y~ [n, o].
 
     K is k (x) I over pairs of samples and outputs, with the vector of all targets, or o k over samples. The constant
@@ -163,8 +170,10 @@ def _measure(
     means = gap.mean(axis=0)
     around = np.outer(deviation, deviation) - (gap - means[:, None] - means[None, :] + means.mean())
     square, trace, total = float((around**2).sum()), float(o * (norms**2).sum()), float(o * (outer - gap).sum())
-    if outputs == "all" and centering == "per_output":
-        return inner, o * square, trace, total
-    if outputs == "all":
-        return inner, square + float((o - 1) * ((outer - gap) ** 2).sum()), trace, total
-    return o * inner, o**2 * square, trace, total
+    if outputs == "trace":
+        inner, square = o * inner, o**2 * square
+    elif centering == "per_output":
+        square = o * square
+    else:
+        square += float((o - 1) * ((outer - gap) ** 2).sum())
+    return Moments(*(torch.tensor(number, dtype=torch.float64) for number in (inner, square, trace, total)))

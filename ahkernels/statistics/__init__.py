@@ -1,18 +1,21 @@
-"""Numbers from kernels: alignment of one kernel, and of every layer of a network."""
+"""Statistics of kernels: alignment, similarity, spectra, estimates and regression."""
 
-from ahkernels.statistics.alignment import layerwise_alignment
-from ahkernels.statistics.cka import DegenerateKernelWarning, cka
+from ahkernels.statistics.cka import cka
+from ahkernels.statistics.degenerate import DegenerateKernelWarning
 from ahkernels.statistics.estimate import Estimate, estimate_cka, estimate_frobenius_norm
 from ahkernels.statistics.fisher import fisher_kernel
+from ahkernels.statistics.layer_statistics import STATISTICS, LayerStatistic
 from ahkernels.statistics.regression import KernelRegression, kernel_regression
 from ahkernels.statistics.similarity import similarity
 from ahkernels.statistics.spectrum import Eigenpairs, eigenpairs, eigenvalues, label_correlation, stable_rank
 
 __all__ = [
+    "STATISTICS",
     "DegenerateKernelWarning",
     "Eigenpairs",
     "Estimate",
     "KernelRegression",
+    "LayerStatistic",
     "cka",
     "eigenpairs",
     "eigenvalues",
@@ -21,7 +24,6 @@ __all__ = [
     "fisher_kernel",
     "kernel_regression",
     "label_correlation",
-    "layerwise_alignment",
     "similarity",
     "stable_rank",
 ]

@@ -21,7 +21,10 @@ from torch import Tensor
 
 from ahkernels.centering import Centering, require_centering
 from ahkernels.kernel import TangentKernel, require_kernel
-from ahkernels.statistics.cka import Labels, Measured, constant_part, finish, inner_product
+from ahkernels.ops.moments import Moments
+from ahkernels.statistics.alignment_numbers import AlignmentNumbers, inner_product
+from ahkernels.statistics.degenerate import RoundingBound, constant_part
+from ahkernels.statistics.labels import Labels
 
 DEFAULT_PRODUCTS = 90
 
@@ -140,15 +143,16 @@ def estimate_cka(
     require_centering(centering)
     labels = Labels(kernel.outputs, y, kernel.n, centering)
     norm = estimate_frobenius_norm(kernel, centering=centering, products=products, seed=seed)
-    found = finish(Measured.of(kernel, centering), estimated_numbers(kernel, labels, norm).tolist(), labels)
-    return Estimate(found.cka, norm.relative_error * found.cka, norm.products, norm.samples)
+    bound, moments = RoundingBound.of(kernel, centering), estimated_moments(kernel, labels, norm)
+    found = AlignmentNumbers.of(bound, moments, labels, relative_error=norm.relative_error)
+    return Estimate(found.cka, found.cka_standard_error, norm.products, norm.samples)
 
 
-def estimated_numbers(kernel: TangentKernel, labels: Labels, norm: Estimate) -> Tensor:
-    """What `measure` gives of one kernel, with an estimated norm: float64 [4] on the CPU."""
+def estimated_moments(kernel: TangentKernel, labels: Labels, norm: Estimate) -> Moments:
+    """The moments of one kernel with an estimated norm: float64 scalars on the CPU."""
     inner = float(inner_product(kernel, labels))
-    constant = constant_part(kernel, labels.centering)
-    return torch.tensor([inner, norm.value**2, kernel.trace(), constant], dtype=torch.float64)
+    numbers = inner, norm.value**2, kernel.trace(), constant_part(kernel, labels.centering)
+    return Moments(*(torch.tensor(number, dtype=torch.float64) for number in numbers))
 
 
 def require_products(products: object) -> int:

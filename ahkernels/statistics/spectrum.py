@@ -19,7 +19,9 @@ from torch import Tensor
 
 from ahkernels.centering import Centering, require_centering
 from ahkernels.kernel import TangentKernel, require_kernel
-from ahkernels.statistics.cka import Labels, Measured, constant_part, defined, inner_product, labels_defined
+from ahkernels.statistics.alignment_numbers import inner_product
+from ahkernels.statistics.degenerate import RoundingBound, constant_part, kernel_defined, labels_defined
+from ahkernels.statistics.labels import Labels
 
 Array = NDArray[np.float64]
 Product = Callable[[Array], Array]
@@ -196,8 +198,8 @@ def stable_rank(kernel: TangentKernel, *, centering: Centering | None = "global"
     require_kernel("kernel", kernel)
     require_centering(centering, none=True)
     norm, largest = kernel.frobenius_norm(centering=centering), largest_eigenvalue(kernel, centering=centering)
-    measured = Measured.of(kernel, centering)
-    if largest == 0 or (centering and not measured.exceeds_rounding(norm, constant_part(kernel, centering))):
+    bound = RoundingBound.of(kernel, centering)
+    if largest == 0 or (centering and not bound.exceeded_by(norm, constant_part(kernel, centering))):
         return math.nan
     return (norm / largest) ** 2
 
@@ -225,7 +227,7 @@ def label_correlation(kernel: TangentKernel, y: Tensor, *, centering: Centering 
     labels = Labels(kernel.outputs, y, kernel.n, centering)
     largest = largest_eigenvalue(kernel, centering=centering)
     constant = constant_part(kernel, centering)
-    if not defined(Measured.of(kernel, centering), largest, constant) or not labels_defined(labels):
+    if not kernel_defined(RoundingBound.of(kernel, centering), largest, constant) or not labels_defined(labels):
         return math.nan
     return float(inner_product(kernel, labels)) / largest / labels.norm
 

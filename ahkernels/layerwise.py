@@ -14,22 +14,16 @@ from torch import Tensor, nn
 from ahkernels.capture import DEFAULT_MEMORY_BUDGET, Layers, plan_capture
 from ahkernels.centering import Centering, Centerings, require_centerings
 from ahkernels.kernel import TangentKernel
+from ahkernels.ops.moments import Moments
 from ahkernels.outputs import Outputs, OutputSelection
 from ahkernels.report import AlignmentReport
-from ahkernels.statistics.cka import UNDEFINED, Alignment, Labels, Measured, finish, inner_product, measure
-from ahkernels.statistics.estimate import estimate_frobenius_norm, estimated_numbers, require_products
+from ahkernels.statistics.alignment_numbers import AlignmentNumbers, inner_product, label_moments
+from ahkernels.statistics.degenerate import RoundingBound
+from ahkernels.statistics.estimate import estimate_frobenius_norm, estimated_moments, require_products
 from ahkernels.statistics.fisher import fisher_kernel
+from ahkernels.statistics.labels import Labels
+from ahkernels.statistics.layer_statistics import STATISTICS, KernelKind, statistics_in_report
 from ahkernels.statistics.spectrum import largest_eigenvalue
-
-# Each statistic beside the alignment: which kernel of the layer it is of, and what of its `Alignment` it is.
-_STATISTICS = {
-    "forward_cka": ("forward", "cka"),
-    "backward_cka": ("backward", "cka"),
-    "stable_rank": ("kernel", "stable_rank"),
-    "label_correlation": ("kernel", "label_correlation"),
-    "fisher_stable_rank": ("fisher", "stable_rank"),
-    "fisher_label_correlation": ("fisher", "label_correlation"),
-}
 
 _BATCH_BYTES = 32 << 20  # of the factors of layers that are measured by one op
 
@@ -100,11 +94,9 @@ def layerwise_alignment(
             each, from one capture and one pass. For "trace", "sum" and one output both are the same.
         precision: "highest", "high", "medium"; None for torch.get_float32_matmul_precision().
         memory_budget: Bytes of factors held at once; a smaller one costs time.
-        statistics: What to measure of each kernel; the alignment with ||C K C||_F and trace is always there.
-            "cka": that alone. "forward_cka", "backward_cka": alignment of the forward and of the backward Gram on its
-            own, nan for layers that have none, such as norms. "stable_rank", "label_correlation": what the alignment
-            splits into (appendix G.1). "fisher_stable_rank", "fisher_label_correlation": the same of the layer's
-            Fisher information under cross-entropy, not centered (appendix G.4, G.5; for `outputs` "all").
+        statistics: What to measure of each layer beside alignment, ||C K C||_F and trace, which are always there: names
+            in `ahkernels.STATISTICS`, which says what each means. Those of the Fisher information are for `outputs`
+            "all".
         products: None for exact norms, from all entries of each kernel. A number, to estimate them from so many
             products with it (see `estimate_frobenius_norm`), for when the exact pass takes too long; the report then
             has `cka_standard_error`.
@@ -118,8 +110,9 @@ def layerwise_alignment(
         ValueError: TypeError or NotImplementedError for arguments that do not fit; the message names the argument.
     """
     centerings = require_centerings(centering)
-    wanted = _require_statistics(statistics)
-    kinds = {_STATISTICS[name][0] for name in wanted}
+    names = statistics_in_report(statistics, estimated=products is not None)
+    wanted = [STATISTICS[name] for name in names]
+    kinds = {statistic.kernel for statistic in wanted}
     if products is not None:
         require_products(products)
     plan = plan_capture(
@@ -140,12 +133,14 @@ def layerwise_alignment(
         raise ValueError(f'statistics: expected those of Fisher with outputs = "all", got {plan.outputs.spec!r}')
     of_fisher = Labels(plan.outputs, y, n, None)
     logits = plan.logits() if "fisher" in kinds else None
-    pending: dict[str, _OfLayer] = {}
+    spectral = any(statistic.spectral for statistic in wanted if statistic.kernel == "kernel")
+    pending: dict[str, _PendingLayer] = {}
     for batch in _batches(plan.kernels()):
-        over_pairs = []
+        over_pairs: list[dict[KernelKind, TangentKernel]] = []
         for _, kernel in batch:
-            with_backward = "backward" in kinds and kernel.factored
-            over_pairs.append({"kernel": kernel} | ({"backward": kernel.backward_gram()} if with_backward else {}))
+            over_pairs.append({"kernel": kernel})
+            if "backward" in kinds and kernel.factored:
+                over_pairs[-1]["backward"] = kernel.backward_gram()
         for (name, kernel), of_layer in zip(batch, _pending(over_pairs, labels, products), strict=True):
             if "forward" in kinds and kernel.factored:
                 (of_forward,) = _pending([{"forward": kernel.forward_gram()}], of_samples, products)
@@ -153,59 +148,53 @@ def layerwise_alignment(
             if logits is not None:
                 fisher = _pending_fisher(fisher_kernel(kernel, logits), of_fisher, products)
                 of_layer["fisher"] = dict.fromkeys(centerings, fisher)
-            if wanted & {"stable_rank", "label_correlation"}:
-                for one in centerings:
-                    of_layer["kernel"][one].largest = largest_eigenvalue(kernel, centering=one)
+            for one in centerings if spectral else ():
+                of_layer["kernel"][one].largest = largest_eigenvalue(kernel, centering=one)
             pending[name] = of_layer
-    reports = {one: _report(pending, one, wanted, plan.outputs, plan.precision, n, products) for one in centerings}
+    reports = {one: _report(pending, one, names, plan.outputs, plan.precision, n) for one in centerings}
     return reports[centerings[0]] if isinstance(centering, str) else reports
 
 
 @dataclass
-class _Pending:
+class _PendingKernel:
     """What is known of a kernel whose factors may be gone, with numbers still on the device: nothing waits for them."""
 
-    measured: Measured
+    bound: RoundingBound
+    moments: Moments  # scalars
     labels: Labels
-    numbers: Tensor  # [4], of `measure`
-    largest: float = math.nan  # eigenvalue
-    relative_error: float = 0.0  # standard error of the norm over the norm
+    largest: float = math.nan
+    relative_error: float = 0.0
 
-    def finish(self) -> Alignment:
-        return finish(self.measured, self.numbers.tolist(), self.labels, self.largest)
+    def numbers(self) -> AlignmentNumbers:
+        """The numbers as floats, which waits for the device and warns where an alignment is not defined."""
+        return AlignmentNumbers.of(self.bound, self.moments, self.labels, self.largest, self.relative_error)
 
 
-_OfLayer: TypeAlias = dict[str, dict[Centering, _Pending]]  # by the kind of kernel
+_PendingLayer: TypeAlias = dict[KernelKind, dict[Centering, _PendingKernel]]
 
 
 def _report(
-    pending: Mapping[str, _OfLayer],
+    pending: Mapping[str, _PendingLayer],
     centering: Centering,
-    wanted: set[str],
+    names: Sequence[str],
     outputs: OutputSelection,
     precision: str,
     n: int,
-    products: int | None,
 ) -> AlignmentReport:
-    found = [{kind: of_kind[centering].finish() for kind, of_kind in layer.items()} for layer in pending.values()]
-
-    def column(kind: str, number: str) -> Tensor:
-        numbers = [getattr(of_layer.get(kind, UNDEFINED), number) for of_layer in found]
-        return torch.tensor(numbers, dtype=torch.float64)
-
-    cka, spec = column("kernel", "cka"), outputs.spec
-    errors = [of_layer["kernel"][centering].relative_error for of_layer in pending.values()]
+    measured = [{kind: of_kind[centering].numbers() for kind, of_kind in layer.items()} for layer in pending.values()]
+    unmeasured, spec = AlignmentNumbers(), outputs.spec
+    statistics = {}
+    for name in names:
+        statistic = STATISTICS[name]
+        column = [statistic.formula(of_layer.get(statistic.kernel, unmeasured)) for of_layer in measured]
+        statistics[name] = torch.tensor(column, dtype=torch.float64)
     return AlignmentReport(
         layers=list(pending),
-        cka=cka,
-        centered_norm=column("kernel", "centered_norm"),
-        trace=column("kernel", "trace"),
+        statistics=statistics,
         n=n,
         outputs=spec if isinstance(spec, (str, int)) else list(spec),
         centering=centering,
         precision=precision,
-        cka_standard_error=None if products is None else cka * torch.tensor(errors, dtype=torch.float64),
-        **{name: column(*_STATISTICS[name]) for name in _STATISTICS if name in wanted},
     )
 
 
@@ -215,7 +204,7 @@ def _batches(kernels: Iterable[tuple[str, TangentKernel]]) -> Iterator[list[tupl
     held = 0
     for name, kernel in kernels:
         batch.append((name, kernel))
-        held += sum(term.forward.nbytes + term.backward.nbytes for term in kernel.factors)
+        held += sum(factors.forward.nbytes + factors.backward.nbytes for factors in kernel.factors)
         if held >= _BATCH_BYTES or kernel.device.type != "cpu" or kernel.o == 1:
             yield batch
             batch, held = [], 0
@@ -224,56 +213,51 @@ def _batches(kernels: Iterable[tuple[str, TangentKernel]]) -> Iterator[list[tupl
 
 
 def _pending(
-    layers: Sequence[Mapping[str, TangentKernel]], labels: Sequence[Labels], products: int | None
-) -> list[_OfLayer]:
-    """Of each layer's kernels, for each centering; all are over the same rows."""
+    layers: Sequence[Mapping[KernelKind, TangentKernel]], labels: Sequence[Labels], products: int | None
+) -> list[_PendingLayer]:
+    """The kernels of each layer, all over the same rows, measured for each centering."""
     if products is not None:
         return [
             {kind: _pending_estimates(kernel, labels, products) for kind, kernel in of_layer.items()}
             for of_layer in layers
         ]
-    numbers = measure([kernel for of_layer in layers for kernel in of_layer.values()], labels)
-    index = itertools.count()
-    found: list[_OfLayer] = []
-    for of_layer in layers:
-        found.append({})
-        for kind, kernel in of_layer.items():
-            row = next(index)
-            found[-1][kind] = {
-                one.centering: _Pending(Measured.of(kernel, one.centering), one, numbers[one.centering][row])
-                for one in labels
-            }
-    return found
+    moments = label_moments([kernel for of_layer in layers for kernel in of_layer.values()], labels)
+    row = itertools.count()
+
+    def of_kernel(kernel: TangentKernel) -> dict[Centering, _PendingKernel]:
+        index = next(row)
+        found = {}
+        for one in labels:
+            of_row = Moments(*(moment[index] for moment in moments[one.centering]))
+            found[one.centering] = _PendingKernel(RoundingBound.of(kernel, one.centering), of_row, one)
+        return found
+
+    return [{kind: of_kernel(kernel) for kind, kernel in of_layer.items()} for of_layer in layers]
 
 
-def _pending_estimates(kernel: TangentKernel, labels: Sequence[Labels], products: int) -> dict[Centering, _Pending]:
+def _pending_estimates(
+    kernel: TangentKernel, labels: Sequence[Labels], products: int
+) -> dict[Centering, _PendingKernel]:
     found = {}
     for one in labels:
         norm = estimate_frobenius_norm(kernel, centering=one.centering, products=products)
-        numbers = estimated_numbers(kernel, one, norm)
-        measured = Measured.of(kernel, one.centering)
-        found[one.centering] = _Pending(measured, one, numbers, relative_error=norm.relative_error)
+        found[one.centering] = _PendingKernel(
+            RoundingBound.of(kernel, one.centering),
+            estimated_moments(kernel, one, norm),
+            one,
+            relative_error=norm.relative_error,
+        )
     return found
 
 
-def _pending_fisher(fisher: TangentKernel, labels: Labels, products: int | None) -> _Pending:
-    """Of the kernel of a layer's Fisher information, which is not centered."""
+def _pending_fisher(fisher: TangentKernel, labels: Labels, products: int | None) -> _PendingKernel:
+    """The kernel of a layer's Fisher information, which is not centered."""
     if products is None:
         norm = fisher.frobenius_norm(centering=None)
     else:
         norm = estimate_frobenius_norm(fisher, centering=None, products=products).value
-    # No sum of entries: that is for telling a constant kernel's centered norm from rounding.
-    numbers = torch.tensor([float(inner_product(fisher, labels)), norm**2, fisher.trace(), 0.0], dtype=torch.float64)
-    largest = largest_eigenvalue(fisher, centering=None)
-    return _Pending(Measured.of(fisher, None, "Fisher information"), labels, numbers, largest)
-
-
-def _require_statistics(statistics: Sequence[str]) -> set[str]:
-    """Those asked for beside "cka", which is always there."""
-    expected = f"statistics: expected a sequence of {', '.join(['cka', *_STATISTICS])}"
-    if isinstance(statistics, str) or not isinstance(statistics, Sequence):
-        raise TypeError(f"{expected}, got {statistics!r}")
-    for name in statistics:
-        if name != "cka" and name not in _STATISTICS:
-            raise ValueError(f"{expected}, got {name!r}")
-    return set(statistics) - {"cka"}
+    # There is no constant part: nothing is centered.
+    numbers = float(inner_product(fisher, labels)), norm**2, fisher.trace(), 0.0
+    moments = Moments(*(torch.tensor(number, dtype=torch.float64) for number in numbers))
+    bound = RoundingBound.of(fisher, None, "Fisher information")
+    return _PendingKernel(bound, moments, labels, largest_eigenvalue(fisher, centering=None))

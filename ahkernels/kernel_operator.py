@@ -1,0 +1,120 @@
+"""A kernel matrix as an operator: what tangent kernels and kernels between two sample sets have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+Product: TypeAlias = Callable[[Tensor], Tensor]
+
+# Largest kernel that to_dense() makes unasked: 46,341 rows in fp32.
+MAX_DENSE_BYTES = 8 << 30
+
+
+class KernelOperator(ABC):
+    """A matrix [rows, columns] that is known by its products and formed only when `to_dense` is called.
+
+    A subclass says what `shape`, `dtype` and `T` are and has two primitives, `_product` and `_dense`; all else follows
+    from them.
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> torch.Size:
+        """(rows, columns)."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Dtype of `to_dense()`: float64 for float64 factors, otherwise float32."""
+
+    @property
+    @abstractmethod
+    def T(self) -> KernelOperator:
+        """The transpose."""
+
+    @abstractmethod
+    def _product(self, v: Tensor) -> Tensor:
+        """K v for v [columns, k] as it was given: float64 [rows, k] on the kernel's device."""
+
+    @abstractmethod
+    def _dense(self) -> Tensor:
+        """K itself, [rows, columns]."""
+
+    def _largest_entries(self, dense: Tensor) -> Tensor:
+        """Some entries of K, the largest one among them."""
+        return dense
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """K v in float64 on the kernel's device, from the factors alone.
+
+        Args:
+            v: [columns] or [columns, k].
+
+        Raises:
+            TypeError: If v is no tensor.
+            ValueError: If v has another shape.
+        """
+        require_columns(v, self.shape[1])
+        return self._product(v.reshape(self.shape[1], -1)).reshape(self.shape[0], *v.shape[1:])
+
+    def to_dense(self, *, max_bytes: int = MAX_DENSE_BYTES) -> Tensor:
+        """K itself on the kernel's device, [rows, columns] in `dtype`.
+
+        Raises:
+            MemoryError: If K takes more than `max_bytes`.
+            OverflowError: If an entry is beyond the range of float32.
+        """
+        size = self.shape[0] * self.shape[1] * self.dtype.itemsize
+        if size > max_bytes:
+            raise MemoryError(
+                f"to_dense: K {list(self.shape)} takes {size / 2**30:.1f} GiB, more than max_bytes = "
+                f"{max_bytes / 2**30:.1f} GiB; products with K, its norms and alignments need no K in memory"
+            )
+        dense = self._dense()
+        if not bool(torch.isfinite(self._largest_entries(dense)).all()):
+            raise OverflowError(f"to_dense: an entry of K is beyond the range of {self.dtype}; use a float64 model")
+        return dense
+
+    def linear_operator(self) -> LinearOperator:
+        """K as a float64 operator on numpy vectors, for scipy's solvers."""
+        return scipy_operator(self.shape, self.__matmul__, self.T.__matmul__)
+
+
+def scipy_operator(shape: torch.Size, product: Product, transposed_product: Product) -> LinearOperator:
+    """An operator of scipy from products of tensors [columns, k] and [rows, k]."""
+
+    def of_arrays(product: Product) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+        def on_arrays(v: NDArray[np.float64]) -> NDArray[np.float64]:
+            columns = torch.from_numpy(np.ascontiguousarray(v, dtype=np.float64)).reshape(len(v), -1)
+            result: NDArray[np.float64] = product(columns).cpu().numpy()
+            return result.reshape(-1, *v.shape[1:])
+
+        return on_arrays
+
+    forward, backward = of_arrays(product), of_arrays(transposed_product)
+    return LinearOperator(
+        tuple(shape), matvec=forward, rmatvec=backward, matmat=forward, rmatmat=backward, dtype=np.float64
+    )
+
+
+def require_tensor(argument: str, value: object, shape: str) -> None:
+    """Raises TypeError naming the argument and the shape that is expected for anything but a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: expected a tensor {shape}, got {type(value).__name__}")
+
+
+def require_columns(v: object, rows: int, argument: str = "v") -> None:
+    """Raises TypeError or ValueError naming the argument for anything but [rows] or [rows, columns]."""
+    shape = f"[{rows}] or [{rows}, columns]"
+    require_tensor(argument, v, shape)
+    assert isinstance(v, Tensor)
+    if v.dim() not in (1, 2) or v.shape[0] != rows or v.shape[-1] == 0:
+        raise ValueError(f"{argument}: expected shape {shape}, got {list(v.shape)}")

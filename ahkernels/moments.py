@@ -1,0 +1,120 @@
+"""Moments and inner products of kernels, each from one pass over their tiles with no K in memory.
+
+Centering per output holds an offset for each sample and pair of outputs beside the tiles. Where that would exceed
+OFFSET_BYTES, the outputs are taken in groups.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ahkernels import ops
+from ahkernels.centering import Centering
+from ahkernels.ops.moments import Moments
+
+if TYPE_CHECKING:
+    from ahkernels.kernel import TangentKernel
+
+OFFSET_BYTES = 512 << 20
+_LEAST_GROUP = 4  # outputs in a group, however little OFFSET_BYTES allow
+
+
+def tangent_moments(
+    kernels: Sequence[TangentKernel], v: Tensor, centerings: Sequence[Centering]
+) -> dict[Centering, Moments]:
+    """The moments of kernels over the same rows, of several outputs, for each centering.
+
+    Args:
+        kernels: q kernels.
+        v: Labels centered over all rows, [n, o]. Per output they are centered once more.
+        centerings: Any of "global" and "per_output"; both come from one pass.
+    """
+    v = v.detach().to(kernels[0].device, torch.float64)
+    found: dict[Centering, Moments] = {}
+    if "per_output" not in centerings or _offset_bytes(kernels) > OFFSET_BYTES:
+        found["global"] = _moments(kernels, v, per_output=False)[0]
+    if "per_output" in centerings and found:
+
+        def of_outputs(some: Sequence[TangentKernel], outputs: Tensor) -> Tensor:
+            return torch.stack(_moments(some, v[:, outputs], per_output=True)[1])
+
+        found["per_output"] = Moments(*_over_output_pairs(kernels, of_outputs))
+    elif "per_output" in centerings:
+        found["global"], found["per_output"] = _moments(kernels, v, per_output=True)
+    return {one: found[one] for one in centerings}
+
+
+def inner_products(kernels: Sequence[TangentKernel], centering: Centering | None) -> Tensor:
+    """<C K_a C, C K_b C>_F of every two of q kernels over the same rows, float64 [q, q] on their device."""
+    if centering == "per_output" and _offset_bytes(kernels) > OFFSET_BYTES:
+        return _over_output_pairs(kernels, lambda some, _: inner_products(some, "per_output"))
+    factors, terms = _arguments(kernels)
+    precision = kernels[0].precision
+    if centering == "per_output" and kernels[0].o > 1:
+        return ops.per_output_moments(*factors[:3], precision, factors[3], terms)[1]
+    if centering is None:
+        means = [torch.zeros(one.n, one.o, dtype=torch.float64, device=one.device) for one in kernels]
+    else:
+        means = [one.row_means() for one in kernels]
+    return ops.centered_moments(*factors[:3], means, precision, factors[3], terms)
+
+
+def _moments(kernels: Sequence[TangentKernel], v: Tensor, *, per_output: bool) -> tuple[Moments, ...]:
+    factors, terms = _arguments(kernels)
+    v = v.contiguous().unsqueeze(2)
+    found = ops.tangent_statistics(*factors[:3], v, kernels[0].precision, factors[3], terms, per_output)
+    return tuple(Moments(*part.unbind(1)) for part in torch.split(found, 4, 1))
+
+
+def _arguments(
+    kernels: Sequence[TangentKernel],
+) -> tuple[tuple[list[Tensor], list[Tensor], list[float], list[bool]], list[int]]:
+    """Forward and backward factors, bias and route of all terms of all kernels, and how many terms each has."""
+    terms = [term for kernel in kernels for term in kernel.factors]
+    plain = [(term.forward.detach(), term.backward.detach(), float(term.bias)) for term in terms]
+    forward, backward, bias = zip(*plain, strict=True)
+    routes = [term.by_jacobian for term in terms]
+    return (list(forward), list(backward), list(bias), routes), [len(kernel.factors) for kernel in kernels]
+
+
+def _offset_bytes(kernels: Sequence[TangentKernel]) -> int:
+    """Bytes of offsets and sums that centering per output holds beside the tiles."""
+    return _bytes_of_output_pair(kernels) * kernels[0].o ** 2 if kernels[0].o > 1 else 0
+
+
+def _bytes_of_output_pair(kernels: Sequence[TangentKernel]) -> int:
+    return 36 * len(kernels) * kernels[0].n
+
+
+def _over_output_pairs(
+    kernels: Sequence[TangentKernel], numbers: Callable[[Sequence[TangentKernel], Tensor], Tensor]
+) -> Tensor:
+    """Numbers that are sums over pairs of outputs, from kernels over so many outputs at a time as OFFSET_BYTES allow.
+
+    The outputs are split into groups. Kernels over the union of two groups have every pair of outputs once where the
+    outputs are in different groups, and more often where they are in the same one: so many sums over single groups are
+    subtracted again.
+
+    Args:
+        kernels: q kernels over the same rows.
+        numbers: The numbers of kernels over some of the outputs, and of these outputs [k].
+    """
+    fitting = math.isqrt(OFFSET_BYTES // _bytes_of_output_pair(kernels)) // 2  # outputs in one of the two groups
+    count = -(-kernels[0].o // max(fitting, _LEAST_GROUP))
+    groups = torch.arange(kernels[0].o).tensor_split(count)
+
+    def of_union(*parts: Tensor) -> Tensor:
+        outputs = torch.cat(parts)
+        return numbers([one.with_outputs(outputs.tolist()) for one in kernels], outputs.to(kernels[0].device))
+
+    if len(groups) == 2:
+        return of_union(*groups)
+    unions = sum(of_union(*pair) for pair in itertools.combinations(groups, 2))
+    alone = sum(of_union(group) for group in groups)
+    return torch.as_tensor(unions - (len(groups) - 2) * alone)

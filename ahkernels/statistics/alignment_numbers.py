@@ -1,0 +1,130 @@
+"""The numbers that the statistics of a kernel beside labels are formulas of, first on the device and then as floats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ahkernels.centering import Centering, center
+from ahkernels.factors import LayerFactors
+from ahkernels.kernel import TangentKernel
+from ahkernels.moments import inner_products, tangent_moments
+from ahkernels.ops.moments import Moments
+from ahkernels.outputs import OutputSelection
+from ahkernels.statistics.degenerate import RoundingBound, kernel_defined, labels_defined
+from ahkernels.statistics.labels import Labels
+
+
+class AlignmentNumbers(NamedTuple):
+    """A kernel K beside labels, as far as it was measured; what is not defined or not known is nan.
+
+    Attributes:
+        inner_product: <C K C, K'> with the kernel K' of the labels.
+        norm: ||C K C||_F.
+        trace: The trace of K.
+        labels_norm: ||C K' C||_F; nan where the labels are the same in every row.
+        largest: The largest eigenvalue lambda_1 of C K C.
+        relative_error: Standard error of the norm over the norm; 0 where it is exact.
+    """
+
+    inner_product: float = math.nan
+    norm: float = math.nan
+    trace: float = math.nan
+    labels_norm: float = math.nan
+    largest: float = math.nan
+    relative_error: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        bound: RoundingBound,
+        moments: Moments,
+        labels: Labels,
+        largest: float = math.nan,
+        relative_error: float = 0.0,
+    ) -> AlignmentNumbers:
+        """The numbers of one kernel from its moments, with a warning where the alignment is not defined.
+
+        Waits for the device.
+
+        Args:
+            bound: The kernel's.
+            moments: Of this kernel alone: scalars.
+            labels: The labels of the moments.
+            largest: See `largest`, which is 0 for a kernel that is zero.
+            relative_error: See `relative_error`.
+
+        Raises:
+            ValueError: If the moments say that there was nan or inf in a factor.
+        """
+        inner_product, square, trace, constant = torch.stack(moments).tolist()
+        if not math.isfinite(trace):
+            raise ValueError(f"factors of {bound.name}: expected finite numbers, got nan or inf")
+        norm = math.sqrt(max(square, 0.0))  # of a constant kernel, rounding may leave less than nothing
+        largest = largest or math.nan
+        if not kernel_defined(bound, norm, constant):
+            inner_product = largest = math.nan
+        elif not labels_defined(labels):
+            inner_product = math.nan
+        return cls(inner_product, norm, trace, labels.norm or math.nan, largest, relative_error)
+
+    @property
+    def cka(self) -> float:
+        """The alignment A(K, K') (equation 7)."""
+        return self.inner_product / self.norm / self.labels_norm if self.norm else math.nan
+
+    @property
+    def cka_standard_error(self) -> float:
+        """Standard error of the alignment, from that of the norm."""
+        return self.cka * self.relative_error
+
+    @property
+    def stable_rank(self) -> float:
+        """||C K C||_F^2 / lambda_1^2 (appendix G.1)."""
+        return (self.norm / self.largest) ** 2
+
+    @property
+    def label_correlation(self) -> float:
+        """sum_i lambda_i / lambda_1 <u_i, y~>^2 (appendix G.1)."""
+        return self.inner_product / self.largest / self.labels_norm
+
+
+def label_moments(kernels: Sequence[TangentKernel], labels: Sequence[Labels]) -> dict[Centering, Moments]:
+    """The moments of kernels over the same rows beside labels, for each centering; waits for nothing.
+
+    All come from one op, in which kernels with the same backward factor share the work on it.
+
+    Args:
+        kernels: q kernels.
+        labels: The same labels for one centering each.
+    """
+    first, rows = kernels[0], labels[0].rows
+    centerings = [of_centering.centering for of_centering in labels]
+    if first.o > 1:
+        targets = center(rows, first.o, "global").view(first.n, first.o)
+        return tangent_moments(kernels, targets, centerings)
+    # A kernel over samples may be nearly constant, so that y~^T K y~ loses digits where centered tiles do not.
+    products = inner_products([*kernels, _label_kernel(first, rows)], "global")
+    traces = torch.stack([kernel.diagonal().sum() for kernel in kernels])
+    sums = torch.stack([kernel.row_means().sum() * kernel.shape[0] for kernel in kernels])
+    return dict.fromkeys(centerings, Moments(products[:-1, -1], products.diagonal()[:-1], traces, sums))
+
+
+def inner_product(kernel: TangentKernel, labels: Labels) -> Tensor:
+    """<C K C, K'> from products, a float64 scalar on the kernel's device."""
+    return kernel.quadratic(labels.centered).sum()
+
+
+def _label_kernel(kernel: TangentKernel, labels: Tensor) -> TangentKernel:
+    """Y Y^T as a kernel over samples: forward factor Y, unit output gradients."""
+    like = kernel.factors[0].forward
+    ones = like.new_ones(1).expand(kernel.n, 1, 1, 1)
+    return TangentKernel(
+        LayerFactors(labels.to(like.device, like.dtype).unsqueeze(1), ones, bias=False, unchecked=True),
+        OutputSelection("trace", kernel.outputs.total),
+        kernel.precision,
+    )

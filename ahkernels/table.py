@@ -1,0 +1,53 @@
+"""Text tables with aligned columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a text table.
+
+    Attributes:
+        heading: The text of its first line.
+        cells: The text of each line below.
+        align: "left" for words, "right" for numbers.
+    """
+
+    heading: str
+    cells: Sequence[str]
+    align: Literal["left", "right"] = "right"
+
+
+def text_table(columns: Sequence[Column], *, rule: bool = False) -> str:
+    """Lays out columns side by side with two spaces between them.
+
+    Args:
+        columns: The columns from left to right, all with the same number of cells.
+        rule: Whether a line of dashes separates the headings from the cells.
+
+    Returns:
+        The lines, joined by line feeds; none of them ends in a space.
+
+    Raises:
+        ValueError: If the columns differ in their number of cells.
+
+    Example:
+        >>> print(text_table([Column("layer", ["fc1", "out"], "left"), Column("n", ["5", "12"])], rule=True))
+        layer   n
+        ---------
+        fc1     5
+        out    12
+    """
+    padded = []
+    for column in columns:
+        texts = [column.heading, *column.cells]
+        width = max(map(len, texts))
+        padded.append([text.ljust(width) if column.align == "left" else text.rjust(width) for text in texts])
+    lines = ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
+    if rule:
+        lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join(lines)
