@@ -1,8 +1,8 @@
 """The `centering` argument: which mean a kernel loses before it is compared.
 
-"global": C = I - 11^T/(on), one mean over all samples and outputs (equation 6 of the paper). "per_output":
-C = (I_n - 11^T/n) (x) I_o, each output over the samples, as in Baratin et al. (2021) and in the figures of the paper.
-For kernels over samples alone both are the same. None takes the kernel as it is.
+"global" is C = I - 11^T/(on), one mean over all samples and outputs (equation 6 of the paper). "per_output" is
+C = (I_n - 11^T/n) (x) I_o, a mean over the samples for each output, as in Baratin et al. (2021) and in the figures of
+the paper. For kernels over samples alone both are the same. None takes the kernel as it is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _EXPECTED = 'centering: expected "global" or "per_output"'
 
 
 def require_centering(value: object, *, none: bool = False) -> None:
-    """Raises ValueError naming `centering` for anything but one of them, or None where `none` is allowed."""
+    """Raises ValueError naming `centering` for anything but a centering, or None where `none` allows it."""
     if value is None and none:
         return
     if not isinstance(value, str) or value not in CENTERINGS:
@@ -27,7 +27,7 @@ def require_centering(value: object, *, none: bool = False) -> None:
 
 
 def require_centerings(value: Centering | Centerings) -> tuple[Centering, ...]:
-    """One or several, each once; raises ValueError naming `centering` for anything else."""
+    """The given centering or centerings as a tuple; raises ValueError naming `centering` unless each comes once."""
     found: Sequence[Centering] = (value,) if isinstance(value, str) else value
     if not isinstance(found, Sequence) or not found:
         raise ValueError(f"{_EXPECTED}, or a sequence of them, got {value!r}")
@@ -40,7 +40,7 @@ def require_centerings(value: Centering | Centerings) -> tuple[Centering, ...]:
 
 
 def center(v: Tensor, o: int, centering: Centering | None) -> Tensor:
-    """C v of columns v [n*o, columns], row x*o + i."""
+    """C v for columns v [n*o, columns], in which row x*o + i is output i of sample x."""
     if centering is None:
         return v
     if centering == "global":

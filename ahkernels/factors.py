@@ -12,16 +12,29 @@ _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, eq=False)
 class LayerFactors:
-    """Forward and backward factors of one layer, of any strides.
+    """Forward and backward factor of one layer, with any strides.
+
+    Its tangent kernel is K[(x, i), (x', j)] = sum_{s, s'} (<a_s(x), a_s'(x')> + b) <g_s^i(x), g_s'^j(x')> over pairs of
+    positions s and s', with b = 1 for a layer with a bias and 0 for one without.
 
     Attributes:
-        forward: [n, s, d], the layer's input at each of the s times it is used.
-        backward: [n, s, o, m], the gradient of each output with respect to the layer's pre-activations there.
+        forward: a [n, s, d], the inputs of the layer at its s positions.
+        backward: g [n, s, o, m], the gradients of the outputs with respect to the layer's pre-activations there.
         bias: Whether the layer has a bias.
-        layer: The layer's name, for messages.
-        by_jacobian: Whether a layer of several uses is contracted through its Jacobian sum_s g_s a_s^T, a slice of the
-            parameters at a time, and not by pairs of uses; the kernel is the same.
+        layer: Name of the layer, for messages.
+        by_jacobian: Whether a layer with several positions is contracted through its Jacobian sum_s g_s a_s^T, a slice
+            of the parameters at a time, instead of by pairs of positions; the kernel is the same.
         unchecked: Whether to leave out the search for nan and inf, which waits for the device.
+
+    Raises:
+        ValueError: If shapes, dtypes or devices do not fit, or if there is nan or inf; the message names the argument
+            and the layer.
+
+    Example:
+        >>> import torch, ahkernels as ah
+        >>> a, g = torch.ones(5, 1, 3), torch.ones(5, 1, 2, 4)  # 5 samples, 3 inputs, 2 outputs, 4 units
+        >>> ah.TangentKernel(ah.LayerFactors(a, g, bias=True)).trace()  # (3 + 1) * 4 for each of 10 rows
+        160.0
     """
 
     forward: Tensor
@@ -32,7 +45,6 @@ class LayerFactors:
     unchecked: InitVar[bool] = False
 
     def __post_init__(self, unchecked: bool) -> None:
-        """Raises ValueError naming the argument and the layer, also for nan or inf in a factor."""
         where = f" of layer {self.layer!r}" if self.layer else ""
         a, g = self.forward, self.backward
         if a.dim() != 3:
@@ -56,7 +68,7 @@ class LayerFactors:
             self.require_finite()
 
     def require_finite(self) -> None:
-        """Raises ValueError naming the factor and the layer where there is nan or inf."""
+        """Raises ValueError naming the factor and the layer if there is nan or inf."""
         where = f" of layer {self.layer!r}" if self.layer else ""
         for name, factor in (("forward", self.forward), ("backward", self.backward)):
             if factor.numel() and not is_finite(factor.detach()):
@@ -68,14 +80,14 @@ class LayerFactors:
         return self.backward.shape[0]
 
     @property
+    def o(self) -> int:
+        """Number of outputs, which is the number of the kernel's rows for each sample."""
+        return self.backward.shape[2]
+
+    @property
     def factored(self) -> bool:
         """Whether there is a forward factor; without one, backward is the Jacobian itself."""
         return self.forward.shape[2] > 0
-
-    @property
-    def o(self) -> int:
-        """Number of outputs, that is of the kernel's rows for each sample."""
-        return self.backward.shape[2]
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -76,38 +76,52 @@ def layerwise_alignment(
     products: int | None = None,
     progress: bool = False,
 ) -> AlignmentReport | dict[Centering, AlignmentReport]:
-    """Alignment A_l of each layer's tangent kernel with the labels (equation 7 of the paper), and what is asked beside.
+    """Alignment A_l of each layer's tangent kernel with the labels (equation 7), and further statistics on request.
 
-    No Jacobian is formed and no kernel is held in memory; the network is captured once for all statistics. The model is
+    No Jacobian is formed and no kernel is held in memory. The network is captured once for all statistics. The model is
     left as it was, also after an error.
 
     Args:
-        model: A network whose samples are independent given its parameters, f(x) of shape [n, o].
+        model: A network with outputs f(x) [n, o], in which samples do not depend on one another.
         x: Inputs [n, ...].
         y: Class indices [n] or a target matrix [n, o].
         layers: Names or patterns ("fc*") of layers; None for all that have parameters. {group: names or patterns} for
             the alignment of the kernels of groups of layers, which are sums: {"all": "*"} for that of the network.
-        outputs: "all" (rows (x, i), as in the paper), "trace" (the n x n kernel summed over outputs), "sum" (of the
-            sum of the outputs), an index or a sequence of indices.
+        outputs: "all": rows (x, i) for every sample and output, as in the paper. "trace": the n x n kernel summed over
+            the outputs. "sum": the n x n kernel of the sum of the outputs. An index or a sequence of indices: those
+            outputs alone.
         centering: Which mean kernels and labels lose. "global": one mean over all samples and outputs (equation 6).
-            "per_output": each output over the samples, as in the figures of the paper. A sequence of them: a report for
-            each, from one capture and one pass. For "trace", "sum" and one output both are the same.
+            "per_output": each output over the samples, as in the figures of the paper. A sequence of them gives a
+            report for each, from one capture and one pass. For "trace", "sum" and one output both are the same.
         precision: "highest", "high", "medium"; None for torch.get_float32_matmul_precision().
         memory_budget: Bytes of factors held at once; a smaller one costs time.
         statistics: What to measure of each layer beside alignment, ||C K C||_F and trace, which are always there: names
             in `ahkernels.STATISTICS`, which says what each means. Those of the Fisher information are for `outputs`
             "all".
-        products: None for exact norms, from all entries of each kernel. A number, to estimate them from so many
-            products with it (see `estimate_frobenius_norm`), for when the exact pass takes too long; the report then
+        products: None for exact norms, from all entries of each kernel. A number estimates them from so many products
+            with the kernel (see `estimate_frobenius_norm`), where the exact pass would take too long; the report then
             has `cka_standard_error`.
-        progress: Show a progress bar on stderr.
+        progress: Whether to show a progress bar on stderr.
 
     Returns:
         The report, or for a sequence of centerings {centering: report}. An alignment that is not defined is nan, with a
         `DegenerateKernelWarning`.
 
     Raises:
-        ValueError: TypeError or NotImplementedError for arguments that do not fit; the message names the argument.
+        ValueError: For arguments that do not fit; the message names the argument.
+        TypeError: For arguments of another type.
+        NotImplementedError: For models that capture cannot take apart.
+
+    Example:
+        >>> import torch, ahkernels as ah
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> x, y = torch.randn(20, 4), torch.arange(20) % 3
+        >>> report = ah.layerwise_alignment(model, x, y, statistics=["stable_rank"])
+        >>> list(report.statistics)
+        ['cka', 'stable_rank', 'centered_norm', 'trace']
+        >>> reports = ah.layerwise_alignment(model, x, y, centering=("global", "per_output"))
+        >>> reports["per_output"].centering
+        'per_output'
     """
     centerings = require_centerings(centering)
     names = statistics_in_report(statistics, estimated=products is not None)

@@ -1,4 +1,4 @@
-"""Which rows a kernel has: the `outputs` argument, its cotangents, and the labels that go with them."""
+"""The `outputs` argument: which rows a kernel has, with their cotangents and their labels."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ Outputs: TypeAlias = Literal["all", "trace", "sum"] | int | Sequence[int]
 class OutputSelection:
     """The outputs of a network that enter a kernel.
 
-    ``all``, an index and a sequence of indices give kernels over (sample, output) pairs; ``trace`` and ``sum`` give
-    n x n kernels: the sum of the kernels of the single outputs, and the kernel of the sum of the outputs.
+    "all", an index and a sequence of indices give kernels over pairs of a sample and an output. "trace" and "sum" give
+    n x n kernels over samples: "trace" the sum of the kernels of the single outputs, "sum" the kernel of the sum of the
+    outputs.
 
     Attributes:
-        spec: As the user gave it.
-        total: Number of outputs o of the network.
+        spec: The argument as the user gave it.
+        total: Number o of the network's outputs.
+
+    Raises:
+        ValueError: If an index is out of range or comes twice, or for another word; the message names `outputs`.
+        TypeError: For another type; the message names `outputs`.
     """
 
     spec: Outputs
     total: int
 
     def __post_init__(self) -> None:
-        """Raises ValueError or TypeError naming `outputs`."""
         expected = 'outputs: expected "all", "trace", "sum", an output index or a sequence of them'
         if isinstance(self.spec, str):
             if self.spec not in ("all", "trace", "sum"):
@@ -47,41 +51,45 @@ class OutputSelection:
 
     @property
     def indices(self) -> list[int]:
-        """The outputs taken, in the order of the kernel's rows; for "trace" and "sum" all of them."""
+        """The outputs that are taken, in the order of the kernel's rows; all of them for "trace" and "sum"."""
         if isinstance(self.spec, str):
             return list(range(self.total))
         return [self.spec] if isinstance(self.spec, int) else list(self.spec)
 
     @property
     def per_sample(self) -> bool:
-        """Whether the kernel is n x n over samples, with labels entering as the kernel Y Y^T of rows of Y."""
+        """Whether the kernel is n x n over samples; labels then enter as the kernel Y Y^T of the rows of Y."""
         return self.spec in ("trace", "sum")
 
     @property
     def rows(self) -> int:
-        """Number of cotangents."""
+        """Number r of cotangents, of which each takes a backward pass."""
         return 1 if self.spec == "sum" else len(self.indices)
 
     @property
     def entries(self) -> int:
-        """Entries of the backward Gram that enter K for each pair of samples."""
+        """Number of entries of the backward Gram that enter K for each pair of samples."""
         return self.rows if self.per_sample else self.rows**2
 
     def cotangents(self, like: Tensor) -> Tensor:
-        """One row for each backward pass, [r, o], with the dtype and device of `like`."""
+        """The gradients by the outputs that the backward passes start from, [r, o], with dtype and device of `like`."""
         if self.spec == "sum":
             return torch.ones(1, self.total, dtype=like.dtype, device=like.device)
         return torch.eye(self.total, dtype=like.dtype, device=like.device)[self.indices]
 
     def labels(self, y: Tensor, n: int) -> Tensor:
-        """Labels of the kernel's rows, float64 on the CPU: [n, r] for r outputs taken, [n, o] for n x n kernels.
+        """The labels of the kernel's rows, float64 on the CPU.
 
         Args:
-            y: Class indices [n] (as one-hot rows) or a target matrix [n, o].
+            y: Class indices [n], which become one-hot rows, or a target matrix [n, o].
             n: Number of samples.
 
+        Returns:
+            [n, r] for the r outputs that are taken, or [n, o] for n x n kernels.
+
         Raises:
-            ValueError: for a wrong shape, classes out of range, or nan and inf; TypeError for a wrong type.
+            ValueError: For a wrong shape, classes out of range, or nan and inf; the message names `y`.
+            TypeError: For a wrong type.
         """
         if not isinstance(y, Tensor):
             raise TypeError(f"y: expected a tensor of class indices [n] or targets [n, o], got {type(y).__name__}")

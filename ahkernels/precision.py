@@ -10,14 +10,17 @@ Precision: TypeAlias = Literal["highest", "high", "medium"]
 
 
 def resolve_precision(precision: str | None) -> str:
-    """The given precision, or that of torch.get_float32_matmul_precision().
+    """The given precision, or for None that of torch.get_float32_matmul_precision().
 
-    "highest" is fp32 quality, "high" fp32 as a sum of two bf16 or TF32 parts where the device gains by it (else as
-    "highest"), "medium" bf16 products with fp32 sums where the device has them (else as "highest"). float64 factors
-    are always computed in float64.
+    float64 factors are always computed in float64. For the others,
+
+    - "highest" has the quality of fp32;
+    - "high" splits each fp32 number into two bf16 or TF32 parts where the device gains by it, and otherwise is
+      "highest";
+    - "medium" multiplies bf16 numbers and sums in fp32 where the device has such products, and otherwise is "highest".
 
     Raises:
-        ValueError: for anything else.
+        ValueError: For anything else.
     """
     if precision is None:
         return str(torch.get_float32_matmul_precision())

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 class AlignmentReport(Mapping[str, float]):
     """Alignment of every layer's tangent kernel with the labels.
 
-    A read-only mapping from layer name to alignment, in forward order: ``report["fc3"]``, ``len(report)``,
-    ``report.items()``. All tensors are fp64 on the CPU. A layer whose kernel is zero has an alignment of nan.
+    It is a read-only mapping from the names of layers to their alignments, in forward order: `report["fc3"]`,
+    `len(report)`, `report.items()`. All tensors are float64 on the CPU. A layer whose kernel is zero or constant has an
+    alignment of nan.
 
-    Every statistic that was measured is an attribute too: ``report.cka``, ``report.stable_rank`` (None for one that was
-    not asked for); `ahkernels.STATISTICS` says what each means.
+    Every statistic is an attribute too, such as `report.cka` and `report.stable_rank`; one that was not asked for is
+    None. `ahkernels.STATISTICS` says what each means.
 
     Attributes:
         layers: Names of the L layers (or groups of layers), in forward order.
@@ -45,6 +46,13 @@ class AlignmentReport(Mapping[str, float]):
     Raises:
         ValueError: If a layer's name comes twice, a statistic is unknown or missing, a tensor does not hold one value
             for each layer, or for another centering.
+
+    Example:
+        >>> import torch, ahkernels as ah
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> report = ah.layerwise_alignment(model, torch.randn(20, 4), torch.arange(20) % 3)
+        >>> list(report), report["2"] == float(report.cka[1]), report.peak in report
+        (['0', '2'], True, True)
     """
 
     layers: list[str]
@@ -103,7 +111,11 @@ class AlignmentReport(Mapping[str, float]):
     # ---- mapping: layer name -> alignment
 
     def __getitem__(self, layer: str) -> float:
-        """Alignment of one layer; KeyError with the nearest names for an unknown one."""
+        """Alignment of one layer.
+
+        Raises:
+            KeyError: For an unknown layer; the message has the nearest names.
+        """
         if layer not in self.layers:
             near = difflib.get_close_matches(str(layer), self.layers) or self.layers[:3]
             raise KeyError(
@@ -119,14 +131,14 @@ class AlignmentReport(Mapping[str, float]):
 
     @property
     def peak(self) -> str | None:
-        """Name of the layer of greatest alignment (the first of equals); None if every one is nan."""
+        """Name of the layer with the greatest alignment, the first of equals; None if every alignment is nan."""
         known = {layer: value for layer, value in self.items() if not math.isnan(value)}
         return max(known, key=known.__getitem__, default=None)
 
     # ---- text
 
     def __str__(self) -> str:
-        """The report as an aligned table; an asterisk marks the peak."""
+        """The report as a table; an asterisk marks the peak."""
         peak = self.peak
         layer, *numbers = self._cells().items()
         columns = [
@@ -182,7 +194,7 @@ class AlignmentReport(Mapping[str, float]):
     def to_dict(self) -> dict[str, Any]:
         """What was measured and how as plain Python, ready for JSON.
 
-        JSON knows neither nan nor inf: a value that is not finite becomes None.
+        A value that is not finite becomes None, since JSON knows neither nan nor inf.
         """
         statistics = {
             name: [value if math.isfinite(value) else None for value in values.tolist()]
@@ -198,7 +210,11 @@ class AlignmentReport(Mapping[str, float]):
         }
 
     def to_dataframe(self) -> DataFrame:
-        """One row per layer (the index), one column per kind of number; ImportError without pandas."""
+        """One row for each layer, whose name is the index, and one column for each statistic.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
         pandas = optional_import("pandas", "to_dataframe()", "pip install pandas")
         index = pandas.Index(self.layers, name="layer")
         frame: DataFrame = pandas.DataFrame({k: v.numpy() for k, v in self.statistics.items()}, index=index)

@@ -62,32 +62,40 @@ class Measurement:
 class AlignmentTracker:
     """Measures a model's layerwise alignment on fixed probe data as the model trains.
 
-    The model is measured in eval mode, and every sub-module's own training flag comes back afterwards, also
-    after an error. Parameters, gradients, buffers and random-number state stay as they are, so that training
-    goes on exactly as it would have without the tracker.
+    The model is measured in eval mode. Afterwards the training flag of every module is as it was, also after an error.
+    Parameters, gradients, buffers and random-number state stay as they are, so that training goes on exactly as it
+    would have without the tracker.
 
     Args:
-        model: the network in training; kept by reference.
-        x: [n, ...], probe inputs; kept by reference.
-        y: [n] class indices, or [n, o] targets; kept by reference.
-        layers: as in :func:`ahkernels.layerwise_alignment`, and so are the next six.
-        outputs: which outputs of the network count.
+        model: The network in training; kept by reference.
+        x: Probe inputs [n, ...]; kept by reference.
+        y: Class indices [n], or targets [n, o]; kept by reference.
+        layers: As in `ahkernels.layerwise_alignment`, and so are the next six.
+        outputs: Which outputs of the network count.
         centering: "global", "per_output", or a sequence of them to keep both.
         precision: "highest", "high", "medium", or None for torch's float32 matmul precision.
-        memory_budget: bytes of factors held at once; a smaller one costs time.
-        statistics: what to measure beside the alignment.
+        memory_budget: Bytes of factors held at once; a smaller one costs time.
+        statistics: What to measure beside the alignment.
         products: None for exact norms, or the number of products to estimate them from.
-        writer: any object with ``add_scalar(tag, value, step)``, such as TensorBoard's SummaryWriter. Every
-            update logs ``{tag}/{layer}`` and the metrics under their own names; with several centerings
-            ``{tag}/{centering}/{layer}``.
-        tag: prefix of the layers' tags in the writer, and of their columns in tables.
+        writer: An object with `add_scalar(tag, value, step)`, such as TensorBoard's SummaryWriter. Every update logs
+            "{tag}/{layer}", with several centerings "{tag}/{centering}/{layer}", and the metrics under their own names.
+        tag: Prefix of the layers' tags in the writer, and of their columns in tables.
 
     Attributes:
-        history: one Measurement (step, metrics, reports) per update, in order.
+        history: One `Measurement` (step, metrics, reports) for each update, in order.
 
     Raises:
-        TypeError: if ``writer`` has no ``add_scalar``.
-        ValueError: for another ``centering``.
+        TypeError: If `writer` has no `add_scalar`.
+        ValueError: For another `centering`.
+
+    Example:
+        >>> import torch, ahkernels as ah
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> tracker = ah.AlignmentTracker(model, torch.randn(20, 4), torch.arange(20) % 3)
+        >>> for step in range(3):
+        ...     report = tracker.update(step, loss=1.0)  # after a step of training
+        >>> tracker.steps, tracker.layers, tracker.cka.shape
+        ([0, 1, 2], ['0', '2'], torch.Size([3, 2]))
     """
 
     def __init__(
@@ -125,18 +133,18 @@ class AlignmentTracker:
         self.history: list[Measurement] = []
 
     def update(self, step: int, **metrics: float) -> AlignmentReport | dict[Centering, AlignmentReport]:
-        """Measure the model now and add the result to the history.
+        """Measures the model now and adds the result to the history.
 
         Args:
-            step: training step; greater than that of the update before.
-            metrics: real numbers (or 0-d tensors) to keep beside the alignments, such as ``loss=``.
+            step: The training step, greater than that of the update before.
+            metrics: Real numbers (or 0-d tensors) to keep beside the alignments, such as `loss=`.
 
         Returns:
-            The report of this step; for a sequence of centerings, one for each.
+            The report of this step; for a sequence of centerings, {centering: report}.
 
         Raises:
-            TypeError: if ``step`` is not an integer or a metric is not a real number.
-            ValueError: if ``step`` does not increase, or the model's layers are not those of the history.
+            TypeError: If `step` is not an integer or a metric is not a real number.
+            ValueError: If `step` does not increase, or the model's layers are not those of the history.
         """
         step = self._next_step(step)
         values = {name: _real(name, value) for name, value in metrics.items()}
@@ -159,7 +167,7 @@ class AlignmentTracker:
         return row.report if isinstance(self.centering, str) else reports
 
     def _prefix(self, name: str, centering: Centering) -> str:
-        """Of a layer's tag or column: the centering is in it where there are several."""
+        """Prefix of a layer's tag or column; the centering is in it where there are several."""
         return name if len(self.options["centering"]) == 1 else f"{name}/{centering}"
 
     def _next_step(self, step: int) -> int:
@@ -175,7 +183,7 @@ class AlignmentTracker:
 
     @property
     def steps(self) -> list[int]:
-        """The step of every update, strictly increasing."""
+        """The step of each update, strictly increasing."""
         return [row.step for row in self.history]
 
     @property
@@ -185,7 +193,7 @@ class AlignmentTracker:
 
     @property
     def cka(self) -> Tensor:
-        """[steps, L] fp64: alignment of every layer at every step; of several centerings that of the first."""
+        """[steps, L] float64: alignment of every layer at every step, with the first centering if there are several."""
         if not self.history:
             return torch.empty(0, 0, dtype=torch.float64)
         return torch.stack([row.report.cka for row in self.history])
@@ -193,17 +201,24 @@ class AlignmentTracker:
     # ---- tables
 
     def to_dataframe(self) -> DataFrame:
-        """A pandas DataFrame with the columns of :meth:`to_csv`; ImportError without pandas."""
+        """A pandas DataFrame with the columns of `to_csv`.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
         pandas = optional_import("pandas", "to_dataframe()", "pip install pandas")
         frame: DataFrame = pandas.DataFrame(list(self._rows()), columns=self._columns())
         return frame
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write one line per step: step, metrics, ``{tag}/{layer}``, and what else the reports have of each layer.
+        """Writes one line for each step: the step, its metrics and every statistic of every layer.
 
-        The latter is in ``{field}/{layer}``, such as ``trace/fc1``; with several centerings all columns of layers are
-        ``{field}/{centering}/{layer}``. Numbers read back exactly; a metric that a step did not have is empty. The
-        file is replaced whole or not at all.
+        The columns of layers are "{tag}/{layer}" for the alignment and "{statistic}/{layer}" for all else, such as
+        "trace/fc1"; with several centerings "{statistic}/{centering}/{layer}". Numbers read back exactly; a metric that
+        a step did not have is empty. The file is replaced whole or not at all.
+
+        Raises:
+            FileNotFoundError: If the folder does not exist.
         """
         text = io.StringIO(newline="")
         table = csv.DictWriter(text, self._columns(), lineterminator="\n")
@@ -212,9 +227,12 @@ class AlignmentTracker:
         _replace(path, text.getvalue())
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write a list of {"step", "metrics", "reports"}, each report in full (see AlignmentReport.to_dict).
+        """Writes a list of {"step", "metrics", "reports"} with each report in full, see `AlignmentReport.to_dict`.
 
         Values that are not finite become null. The file is replaced whole or not at all.
+
+        Raises:
+            FileNotFoundError: If the folder does not exist.
         """
         rows = [
             {
@@ -260,10 +278,10 @@ class AlignmentTracker:
         return {"history": rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the history of :meth:`state_dict`; the next update goes on from its last step.
+        """Takes over the history of `state_dict`; the next update goes on from its last step.
 
         Raises:
-            ValueError: if ``state`` is not such a history. The tracker then stays as it is.
+            ValueError: If `state` is not such a history. The tracker then stays as it is.
         """
         try:
             history = [
@@ -291,21 +309,21 @@ class AlignmentTracker:
     # ---- picture
 
     def plot(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
-        """Draw the run as in figures 2 and 7 of the paper.
+        """Draws the run as in figures 2 and 7 of the paper.
 
-        Left: alignment of each layer against step, coloured by depth, and the metrics with "loss" in their
-        name on an axis of their own. Right: alignment by layer at the last step. Of several centerings the first is
-        drawn.
+        On the left is the alignment of each layer against the step, coloured by depth, with the metrics that have
+        "loss" in their name on an axis of their own. On the right is the alignment by layer at the last step. If there
+        are several centerings, the first is drawn.
 
         Args:
-            axes: two matplotlib axes to draw on; those of a new figure by default.
+            axes: Two matplotlib axes to draw on; by default those of a new figure.
 
         Returns:
             The two axes.
 
         Raises:
-            ImportError: if matplotlib is not installed.
-            ValueError: if there is nothing to plot yet, or ``axes`` are not two.
+            ImportError: If matplotlib is not installed.
+            ValueError: If there is nothing to plot yet, or `axes` are not two.
         """
         return plot_history(self.history, axes)
 

@@ -30,12 +30,19 @@ def cka(kernel: TangentKernel, other: Tensor | TangentKernel, *, centering: Cent
             samples alone both are the same.
 
     Returns:
-        The alignment; nan, with a `DegenerateKernelWarning`, where either centered kernel is zero.
+        The alignment; nan, with a `DegenerateKernelWarning`, if either centered kernel is zero.
 
     Raises:
-        ValueError: where shapes, dtypes or devices do not fit, or labels are out of range; the message names the
-            argument.
-        TypeError: for another type.
+        ValueError: If shapes, dtypes or devices do not fit, or labels are out of range; the message names the argument.
+        TypeError: For another type.
+
+    Example:
+        >>> import torch, ahkernels as ah
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> x, y = torch.randn(20, 4), torch.arange(20) % 3
+        >>> kernel = ah.tangent_kernels(model, x)["0"]
+        >>> 0 < ah.cka(kernel, y) < 1, round(ah.cka(kernel, kernel), 6)
+        (True, 1.0)
     """
     require_kernel("kernel", kernel)
     require_centering(centering)
@@ -47,9 +54,17 @@ def cka(kernel: TangentKernel, other: Tensor | TangentKernel, *, centering: Cent
 
 
 def alignment_matrix(kernels: Sequence[TangentKernel], arguments: Sequence[str], centering: Centering) -> Tensor:
-    """A(K, K') of every two of the kernels, which were passed as `arguments`, float64 [L, L] on the CPU.
+    """A(K, K') of every two kernels, float64 [L, L] on the CPU; nan where a centered kernel is zero.
 
-    From one pass over tiles of all of them; nan where a centered kernel is zero.
+    All come from one pass over tiles of all kernels.
+
+    Args:
+        kernels: L kernels over the same rows.
+        arguments: The name of the argument that each was passed as, for messages.
+        centering: See `cka`.
+
+    Raises:
+        ValueError: If the kernels are not over the same rows, or differ in dtype or device.
     """
     for kernel in kernels[1:]:
         _require_alike(kernels[0], kernel)

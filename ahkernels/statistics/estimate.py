@@ -35,9 +35,10 @@ class Estimate:
 
     Attributes:
         value: The estimate.
-        standard_error: Its standard deviation, as the random vectors show it.
-        products: Vectors that the kernel was multiplied with.
-        samples: Independent values that the standard error comes from; it is known to samples - 1 degrees of freedom.
+        standard_error: The standard deviation of the estimate, as the random vectors show it.
+        products: Number of vectors that the kernel was multiplied with.
+        samples: Number of independent values that the standard error comes from, which has samples - 1 degrees of
+            freedom.
     """
 
     value: float
@@ -49,7 +50,7 @@ class Estimate:
         """Bounds between which the exact value lies with this probability (Student's t).
 
         Raises:
-            ValueError: for a confidence that is not between 0 and 1.
+            ValueError: For a confidence that is not between 0 and 1.
         """
         if not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
             raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
@@ -73,20 +74,31 @@ def estimate_frobenius_norm(
     products: int = DEFAULT_PRODUCTS,
     seed: int = 0,
 ) -> Estimate:
-    """||C K C||_F, or ||K||_F for None, from products with the kernel.
+    """||C K C||_F, or ||K||_F without centering, estimated from products with the kernel.
 
-    The error falls as 1/products and faster, the quicker the spectrum decays; `TangentKernel.frobenius_norm` is exact.
+    The error falls at least as 1/products, and faster the quicker the spectrum decays.
+    `TangentKernel.frobenius_norm` is exact.
 
     Args:
         kernel: A tangent kernel.
         centering: "global", "per_output" (see `cka`) or None for K itself.
-        products: Vectors to multiply the kernel with, at least 6: a third of them for the basis, a third for its
-            image, a third for the error bar.
-        seed: Of the random vectors; the same seed gives the same estimate.
+        products: Number of vectors to multiply the kernel with, at least 6. A third of them find a basis, a third its
+            image, and a third the error bar.
+        seed: Seed of the random vectors; the same seed gives the same estimate.
 
     Raises:
-        TypeError: for products or a seed that is no whole number.
-        ValueError: for less than 6 products, or another centering.
+        TypeError: For products or a seed that is no whole number.
+        ValueError: For less than 6 products, or another centering.
+
+    Example:
+        >>> import torch, ahkernels as ah
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> x = torch.randn(20, 4)
+        >>> kernel = ah.tangent_kernels(model, x)["0"]
+        >>> estimate = ah.estimate_frobenius_norm(kernel, products=30)
+        >>> low, high = estimate.interval(0.999)
+        >>> low <= estimate.value <= high
+        True
     """
     require_kernel("kernel", kernel)
     require_centering(centering, none=True)
@@ -122,7 +134,7 @@ def estimate_cka(
     products: int = DEFAULT_PRODUCTS,
     seed: int = 0,
 ) -> Estimate:
-    """Alignment of a kernel with labels, its norm estimated; `cka` is exact.
+    """Alignment of a kernel with labels, with an estimated norm of the kernel; `cka` is exact.
 
     Args:
         kernel: A tangent kernel.
@@ -135,9 +147,18 @@ def estimate_cka(
         The estimate; nan, with a `DegenerateKernelWarning`, where the alignment is not defined.
 
     Raises:
-        ValueError: for labels that do not fit, another centering or less than 6 products; the message names the
+        ValueError: For labels that do not fit, another centering or less than 6 products; the message names the
             argument.
-        TypeError: for another type.
+        TypeError: For another type.
+
+    Example:
+        >>> import torch, ahkernels as ah
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> x, y = torch.randn(20, 4), torch.arange(20) % 3
+        >>> kernel = ah.tangent_kernels(model, x)["0"]
+        >>> estimate = ah.estimate_cka(kernel, y, products=60)
+        >>> abs(estimate.value - ah.cka(kernel, y)) < 0.1
+        True
     """
     require_kernel("kernel", kernel)
     require_centering(centering)
@@ -156,7 +177,7 @@ def estimated_moments(kernel: TangentKernel, labels: Labels, norm: Estimate) -> 
 
 
 def require_products(products: object) -> int:
-    """`products`, at least 6; raises TypeError or ValueError naming it."""
+    """The number of products; raises TypeError or ValueError naming `products` for less than 6 or no number."""
     number = _whole("products", products)
     if number < 6:
         raise ValueError(f"products: expected at least 6, got {number}")

@@ -11,16 +11,24 @@ from ahkernels.kernel import TangentKernel, require_kernel
 def fisher_kernel(kernel: TangentKernel, logits: Tensor) -> TangentKernel:
     """H^(1/2) K H^(1/2) with H = blockdiag(diag(p) - p p^T), p = softmax of each sample's logits.
 
-    It has the nonzero eigenvalues of the Fisher information Psi H Psi^T of the layer's parameters under cross-entropy,
-    summed over samples. No K is formed: each sample's gradients are multiplied by its H^(1/2).
+    It has the same nonzero eigenvalues as the Fisher information Psi H Psi^T of the layer's parameters under
+    cross-entropy, summed over samples. No K is formed: the gradients of each sample are multiplied by its H^(1/2).
 
     Args:
-        kernel: A tangent kernel over all outputs of the network ("all").
+        kernel: A tangent kernel over all outputs of the network (`outputs` "all").
         logits: The network's outputs f(x), [n, o].
 
     Raises:
-        TypeError: for a kernel that is none, or logits that are no tensor.
-        ValueError: for a kernel over other outputs, or logits of another shape or with nan or inf.
+        TypeError: If the kernel is no tangent kernel, or the logits are no tensor.
+        ValueError: For a kernel over other outputs, or logits of another shape or with nan or inf.
+
+    Example:
+        >>> import torch, ahkernels as ah
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> x = torch.randn(20, 4)
+        >>> fisher = ah.fisher_kernel(ah.tangent_kernels(model, x)["0"], model(x))
+        >>> fisher.shape, ah.eigenvalues(fisher, 1, centering=None) > 0
+        (torch.Size([60, 60]), tensor([True]))
     """
     require_kernel("kernel", kernel)
     if kernel.outputs.spec != "all":

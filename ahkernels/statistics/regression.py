@@ -21,11 +21,11 @@ class KernelRegression:
 
     Attributes:
         kernel: K, over the training samples.
-        coefficients: alpha, float64 [n, r] on the kernel's device: of the r outputs taken, or for n x n kernels
-            ("trace", "sum") of all o.
-        ridge: As it was given.
-        residual: ||Y - (K + ridge I) alpha|| / ||Y||, the greatest over columns.
-        products: Vectors that K was multiplied with.
+        coefficients: alpha, float64 [n, r] on the kernel's device, for the r outputs that are taken, or for n x n
+            kernels (`outputs` "trace" and "sum") for all o outputs.
+        ridge: The ridge as it was given.
+        residual: The greatest ||Y - (K + ridge I) alpha|| / ||Y|| over the columns.
+        products: Number of vectors that K was multiplied with.
     """
 
     kernel: TangentKernel
@@ -38,11 +38,11 @@ class KernelRegression:
         """Predictions K(x', x) alpha for the samples of another kernel of the same layers, float64 [n', r].
 
         Args:
-            kernel: Captured from the same parameters as the one that was fitted; see `CrossKernel`.
+            kernel: A kernel that was captured from the same parameters as the one that was fitted; see `CrossKernel`.
 
         Raises:
-            TypeError: for anything but a kernel.
-            ValueError: for a kernel of other layers, or in another form.
+            TypeError: For anything but a kernel.
+            ValueError: For a kernel of other layers, or in another form.
         """
         require_kernel("kernel", kernel)
         cross = CrossKernel(kernel, self.kernel)
@@ -63,23 +63,32 @@ def kernel_regression(
 ) -> KernelRegression:
     """Solves (K + ridge I) alpha = Y without K in memory.
 
-    By conjugate gradients in float64, all columns of Y at once, preconditioned with a randomised Nyström approximation
-    of K (Frangella, Tropp and Udell, 2021). The kernel of a network around its initial function f_0 predicts
-    f - f_0: give y - f_0(x), and add f_0(x') to the predictions.
+    Conjugate gradients in float64 solve for all columns of Y at once, preconditioned with a randomised Nyström
+    approximation of K (Frangella, Tropp and Udell, 2021). The kernel of a network around its initial function f_0
+    predicts f - f_0: give y - f_0(x) as targets, and add f_0(x') to the predictions.
 
     Args:
         kernel: A tangent kernel.
         y: Class indices [n] (as one-hot rows) or a target matrix [n, o].
-        ridge: A positive number, in the units of K; K.trace() / K.shape[0] is the mean of its eigenvalues.
-        tolerance: Bound on the residual of each column, relative to it.
-        rank: Of the preconditioner, 0 for none: so many products before the first iteration.
-        max_iterations: Of conjugate gradients; each multiplies K with all columns.
-        seed: Of the preconditioner.
+        ridge: A positive number in the units of K, whose eigenvalues have the mean K.trace() / K.shape[0].
+        tolerance: Bound on the residual of each column, relative to its norm.
+        rank: Rank of the preconditioner, which takes so many products before the first iteration; 0 for none.
+        max_iterations: Most iterations of conjugate gradients; each multiplies K with all columns.
+        seed: Seed of the preconditioner.
 
     Raises:
-        ValueError: where labels do not fit or a number is out of range; the message names the argument.
-        TypeError: for another type.
-        RuntimeError: where the iterations do not reach the tolerance.
+        ValueError: If labels do not fit or a number is out of range; the message names the argument.
+        TypeError: For another type.
+        RuntimeError: If the iterations do not reach the tolerance.
+
+    Example:
+        >>> import torch, ahkernels as ah
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> x, y = torch.randn(20, 4), torch.arange(20) % 3
+        >>> kernel = ah.tangent_kernels(model, x)["0"]
+        >>> fit = ah.kernel_regression(kernel, y, ridge=1e-3 * kernel.trace() / 60)
+        >>> fit.predict(ah.tangent_kernels(model, x[:5])["0"]).shape
+        torch.Size([5, 3])
     """
     require_kernel("kernel", kernel)
     for argument, value, expected, fits in (
@@ -120,7 +129,7 @@ def kernel_regression(
 def _nystrom(
     product: Callable[[Tensor], Tensor], kernel: TangentKernel, rank: int, ridge: float, seed: int
 ) -> Callable[[Tensor], Tensor]:
-    """P^-1 with P = U (L + ridge) U^T / (l_min + ridge) + (I - U U^T) for K ~ U L U^T of this rank."""
+    """The map r -> P^-1 r with P = U (L + ridge) U^T / (l_min + ridge) + (I - U U^T) for K ~ U L U^T of this rank."""
     if rank == 0:
         return lambda r: r
     generator = torch.Generator().manual_seed(seed)
@@ -148,7 +157,7 @@ def _conjugate_gradients(
     tolerance: float,
     max_iterations: int,
 ) -> tuple[Tensor, float]:
-    """The solution for each column, and the greatest relative residual; columns that have converged stay."""
+    """The solution for each column and the greatest relative residual; columns that have converged are left alone."""
     size = right.norm(dim=0)
     solution, residual = torch.zeros_like(right), right.clone()
     direction = precondition(residual).clone()

@@ -14,22 +14,28 @@ Kernels = Mapping[str, TangentKernel] | Sequence[TangentKernel]
 
 
 def similarity(kernels: Kernels, others: Kernels | None = None, *, centering: Centering = "global") -> Tensor:
-    """Alignment A(K, K') (equation 6) of every kernel with every other, in one pass over tiles of all of them.
+    """Alignment A(K, K') (equation 6) of every kernel with every other, in one pass over the tiles of all of them.
 
-    No kernel is held in memory. With the kernels of one network at two times, the diagonal says how far each has moved
-    (1 less the kernel velocity); `forward_gram` and `backward_gram` of kernels may be compared, too.
+    No kernel is held in memory. With the kernels of one network at two times, the diagonal says how far each has moved:
+    it is 1 less the kernel velocity. The kernels may also be forward or backward Grams.
 
     Args:
         kernels: L kernels over the same rows, such as those of `tangent_kernels`.
-        others: L' kernels to compare them with; None for the same ones.
+        others: L' kernels to compare them with; None to compare them with one another.
         centering: "global" or "per_output": see `cka`.
 
     Returns:
         float64 [L, L'] on the CPU; nan, with a `DegenerateKernelWarning`, where a centered kernel is zero.
 
     Raises:
-        TypeError: for anything but kernels.
-        ValueError: for no kernels, another centering, or where rows, dtypes or devices do not fit.
+        TypeError: For anything but kernels.
+        ValueError: For no kernels or another centering, or if rows, dtypes or devices do not fit.
+
+    Example:
+        >>> import torch, ahkernels as ah
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> ah.similarity(ah.tangent_kernels(model, torch.randn(20, 4))).shape
+        torch.Size([2, 2])
     """
     require_centering(centering)
     rows, columns = _listed("kernels", kernels), [] if others is None else _listed("others", others)

@@ -1,4 +1,4 @@
-"""The spectrum of a tangent kernel from products with it, and what of the alignment it explains (appendix G).
+"""The spectrum of a tangent kernel from products with it, and the parts that it splits the alignment into (appendix G).
 
 With the eigenvalues lambda_1 >= lambda_2 >= ... of C K C, its stable rank is R = sum lambda_i^2 / lambda_1^2 and its
 label correlation sum_i lambda_i / lambda_1 <u_i, y~>^2, so that the alignment is correlation / sqrt(R).
@@ -26,7 +26,7 @@ from ahkernels.statistics.labels import Labels
 Array = NDArray[np.float64]
 Product = Callable[[Array], Array]
 
-# Of the eigenvector that tells whether any is missing: its value is known to the square of that.
+# Tolerance of the eigenvector that tells whether one is missing; its eigenvalue is known to the square of that.
 _MISSING_TOLERANCE = 1e-4
 # Kernels of up to so many rows are formed, from products with the identity: cheaper than any iteration.
 _DENSE_ROWS = 512
@@ -42,7 +42,7 @@ class Eigenpairs:
         values: float64 [k], from the largest down.
         vectors: float64 [n*o, k], orthonormal columns.
         residuals: float64 [k], the norms of K u - lambda u.
-        products: Vectors that the kernel was multiplied with.
+        products: Number of vectors that the kernel was multiplied with.
     """
 
     values: Tensor
@@ -59,21 +59,30 @@ def eigenpairs(
     tolerance: float = 1e-10,
     seed: int = 0,
 ) -> Eigenpairs:
-    """The k largest eigenvalues of C K C, or of K for None, with their eigenvectors, without K in memory.
+    """The k largest eigenvalues of C K C, or of K without centering, with their eigenvectors and no K in memory.
 
-    By the implicitly restarted Lanczos method of ARPACK, with products in float64, or from a tolerance of 1e-5 on with
-    the rounding of the kernel's dtype.
+    They come from the implicitly restarted Lanczos method of ARPACK. Products are in float64, or in the kernel's own
+    dtype for a tolerance of 1e-5 and more.
 
     Args:
         kernel: A tangent kernel.
-        k: How many, 1 to the number of rows.
+        k: Number of eigenvalues, from 1 to the number of rows.
         centering: "global", "per_output" (see `cka`) or None for K itself.
         tolerance: Bound on each residual ||K u - lambda u||, relative to the largest eigenvalue.
-        seed: Of the starting vector.
+        seed: Seed of the starting vector.
 
     Raises:
-        ValueError: where k, tolerance or seed is out of range, or for another centering.
-        RuntimeError: where the iteration does not reach the tolerance.
+        ValueError: If k, tolerance or seed is out of range, or for another centering.
+        RuntimeError: If the iteration does not reach the tolerance.
+
+    Example:
+        >>> import torch, ahkernels as ah
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> x = torch.randn(20, 4)
+        >>> kernel = ah.tangent_kernels(model, x)["0"]
+        >>> found = ah.eigenpairs(kernel, k=3)
+        >>> found.values.shape, found.vectors.shape, bool(found.residuals.max() < 1e-8)
+        (torch.Size([3]), torch.Size([60, 3]), True)
     """
     require_kernel("kernel", kernel)
     rows = kernel.shape[0]
@@ -128,9 +137,9 @@ def eigenpairs(
 
 
 def _vanishes(product: Product, start: Array, rounding: float) -> bool:
-    """Whether the operator makes no more than rounding of a random vector, nor of what it makes of it.
+    """Whether the operator is zero up to rounding, by its image of a random vector and its image of that image.
 
-    The former is as small as the mean of the squares of all eigenvalues, and the latter near the largest one.
+    The first image is as small as the root mean square of the eigenvalues, the second compares with the largest one.
     """
     image = product(start)
     if np.linalg.norm(image) > rounding * np.linalg.norm(start):
@@ -156,11 +165,11 @@ def _with_missing(
     tolerance: float,
     rounding: float,
 ) -> tuple[Array, Array]:
-    """With further copies of repeated eigenvalues, of which an iteration from one vector may see too few.
+    """The eigenpairs with further copies of repeated eigenvalues, of which Lanczos from one vector may see too few.
 
-    A network's last layer has every eigenvalue once for each output. What is found is taken out of the operator, until
-    nothing is left that is larger than the k-th. Each search starts anew: what was found has all that the vectors
-    before had of its eigenspace.
+    The last layer of a network has every eigenvalue once for each output. Eigenpairs that were found are taken out of
+    the operator until nothing is left that is larger than the k-th eigenvalue. Each search starts from a new random
+    vector, because earlier ones have no component left in the missing directions.
     """
 
     def rest(v: Array) -> Array:
@@ -181,19 +190,38 @@ def _with_missing(
 def eigenvalues(
     kernel: TangentKernel, k: int, *, centering: Centering | None = "global", tolerance: float = 1e-10
 ) -> Tensor:
-    """The k largest eigenvalues of C K C, or of K for None: float64 [k] from the largest down; see `eigenpairs`."""
+    """The k largest eigenvalues of C K C, or of K without centering: float64 [k] from the largest down.
+
+    Arguments and errors are those of `eigenpairs`.
+
+    Example:
+        >>> import torch, ahkernels as ah
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> x = torch.randn(20, 4)
+        >>> kernel = ah.tangent_kernels(model, x)["0"]
+        >>> ah.eigenvalues(kernel, k=5).shape
+        torch.Size([5])
+    """
     return eigenpairs(kernel, k, centering=centering, tolerance=tolerance).values
 
 
 def stable_rank(kernel: TangentKernel, *, centering: Centering | None = "global") -> float:
-    """||C K C||_F^2 / lambda_1^2 (appendix G.1), from 1 to the rank of C K C; nan where that is zero.
+    """||C K C||_F^2 / lambda_1^2 (appendix G.1), between 1 and the rank of C K C; nan where C K C is zero.
 
     Args:
         kernel: A tangent kernel.
         centering: "global", "per_output" (see `cka`) or None for K itself.
 
     Raises:
-        ValueError: for another centering.
+        ValueError: For another centering.
+
+    Example:
+        >>> import torch, ahkernels as ah
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> x = torch.randn(20, 4)
+        >>> kernel = ah.tangent_kernels(model, x)["0"]
+        >>> 1 <= ah.stable_rank(kernel) <= 60
+        True
     """
     require_kernel("kernel", kernel)
     require_centering(centering, none=True)
@@ -207,20 +235,29 @@ def stable_rank(kernel: TangentKernel, *, centering: Centering | None = "global"
 def label_correlation(kernel: TangentKernel, y: Tensor, *, centering: Centering | None = "global") -> float:
     """sum_i lambda_i / lambda_1 <u_i, y~>^2 for normalised centered labels y~ (appendix G.1), in [0, 1].
 
-    For n x n kernels ("trace", "sum") y~ y~^T is C Y Y^T C over its Frobenius norm. The alignment is this over the
-    square root of the stable rank.
+    For n x n kernels (`outputs` "trace" and "sum") the matrix C Y Y^T C over its Frobenius norm stands for y~ y~^T. The
+    alignment is the label correlation over the square root of the stable rank.
 
     Args:
         kernel: A tangent kernel.
         y: Class indices [n] or a target matrix [n, o].
-        centering: "global" or "per_output" (see `cka`), of kernel and labels, or None for the eigenpairs of K itself
-            with labels centered globally (as for `fisher_kernel`, appendix G.5).
+        centering: Centering of kernel and labels, "global" or "per_output" (see `cka`). None takes the eigenpairs of K
+            itself and centers the labels globally, as for `fisher_kernel` (appendix G.5).
 
     Returns:
         The correlation; nan, with a `DegenerateKernelWarning`, where labels or kernel are the same in every row.
 
     Raises:
-        ValueError: for labels that do not fit, or another centering; the message names the argument.
+        ValueError: For labels that do not fit, or another centering; the message names the argument.
+
+    Example:
+        >>> import torch, ahkernels as ah
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> x, y = torch.randn(20, 4), torch.arange(20) % 3
+        >>> kernel = ah.tangent_kernels(model, x)["0"]
+        >>> split = ah.label_correlation(kernel, y) / ah.stable_rank(kernel) ** 0.5
+        >>> abs(split - ah.cka(kernel, y)) < 1e-4
+        True
     """
     require_kernel("kernel", kernel)
     require_centering(centering, none=True)
@@ -233,5 +270,5 @@ def label_correlation(kernel: TangentKernel, y: Tensor, *, centering: Centering 
 
 
 def largest_eigenvalue(kernel: TangentKernel, *, centering: Centering | None = "global") -> float:
-    """lambda_1 of C K C, or of K for None."""
+    """The largest eigenvalue lambda_1 of C K C, or of K without centering."""
     return float(eigenvalues(kernel, 1, centering=centering)[0])
