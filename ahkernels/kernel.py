@@ -10,9 +10,10 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from ahkernels import moments, ops, tangent_features
+from ahkernels import ops, tangent_features
 from ahkernels.centering import Centering, center, require_centering
 from ahkernels.factors import LayerFactors
+from ahkernels.inner_products import _arguments, inner_products
 from ahkernels.kernel_operator import KernelOperator, require_columns, require_tensor, scipy_operator
 from ahkernels.outputs import OutputSelection
 from ahkernels.precision import resolve_precision
@@ -282,7 +283,7 @@ class TangentKernel(KernelOperator):
             ValueError: for another centering.
         """
         require_centering(centering, none=True)
-        return math.sqrt(float(moments.inner_products([self], centering)))
+        return math.sqrt(float(inner_products([self], centering)))
 
     def diagonal(self) -> Tensor:
         """float64 [n*o] on the kernel's device."""
@@ -293,7 +294,7 @@ class TangentKernel(KernelOperator):
         return float(self.diagonal().sum())
 
     def _dense(self) -> Tensor:
-        batch, _ = moments._arguments([self])
+        batch, _ = _arguments([self])
         return ops.tangent_gram(*batch[:3], self.precision, batch[3])
 
     def _largest_entries(self, dense: Tensor) -> Tensor:

@@ -387,14 +387,14 @@ def test_estimates_of_both_centerings():
 
 @pytest.mark.parametrize("o", [11, 12, 30])
 def test_outputs_in_groups_where_offsets_would_take_too_much(monkeypatch, o):
-    from ahkernels import moments
+    from ahkernels import inner_products
 
     model, x = networks.mlp(3, 20, 6, o, bias=True).double(), torch.randn(25, 6, dtype=torch.float64)
     y = torch.randint(0, o, (25,))
     found = ah.tangent_kernels(model, x)
     whole = ah.layerwise_alignment(model, x, y, centering=BOTH)
     similar = ah.similarity(found, centering="per_output")
-    monkeypatch.setattr(moments, "OFFSET_BYTES", 36 * 3 * 25 * 10**2)  # of the three layers with ten outputs
+    monkeypatch.setattr(inner_products, "OFFSET_BYTES", 36 * 3 * 25 * 10**2)  # of the three layers with ten outputs
     largest = []
     true = ops.tangent_statistics
 

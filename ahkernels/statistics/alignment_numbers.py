@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ahkernels.centering import Centering, center
 from ahkernels.factors import LayerFactors
+from ahkernels.inner_products import inner_products, tangent_moments
 from ahkernels.kernel import TangentKernel
-from ahkernels.moments import inner_products, tangent_moments
 from ahkernels.ops.moments import Moments
 from ahkernels.outputs import OutputSelection
 from ahkernels.statistics.degenerate import RoundingBound, kernel_defined, labels_defined

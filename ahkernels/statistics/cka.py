@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ahkernels.centering import Centering, require_centering
+from ahkernels.inner_products import inner_products
 from ahkernels.kernel import TangentKernel, require_kernel
-from ahkernels.moments import inner_products
 from ahkernels.ops.moments import Moments
 from ahkernels.statistics.alignment_numbers import AlignmentNumbers, label_moments
 from ahkernels.statistics.degenerate import RoundingBound, constant_part, kernel_defined

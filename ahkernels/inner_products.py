@@ -1,4 +1,4 @@
-"""Moments and inner products of kernels, each from one pass over their tiles with no K in memory.
+"""Inner products and moments of kernels, each from one pass over their tiles with no K in memory.
 
 Centering per output holds an offset for each sample and pair of outputs beside the tiles. Where that would exceed
 OFFSET_BYTES, the outputs are taken in groups.
