@@ -435,6 +435,7 @@ X, Y = torch.zeros(4, 6), torch.tensor([0, 1, 2, 1])
         ),
         (ValueError, "memory_budget: expected a positive number of bytes, got 0", {"memory_budget": 0}),
         (TypeError, "memory_budget: expected a number of bytes, got 1.5", {"memory_budget": 1.5}),
+        (TypeError, "memory_budget: expected a number of bytes, got None", {"memory_budget": None}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -1,8 +1,8 @@
-"""One call of the model: what the rules of its layers need of their inputs, and where their gradients will arrive.
+"""One call of the model: it records the inputs that the rules need, and where the gradients of layers will arrive.
 
-Parameters are replaced by fresh leaves for the call, so that gradients flow even through frozen layers and no hook or
-`.grad` of the model's own parameters is touched. A gradient edge marks a layer's output before anything later, such
-as an in-place activation, changes it.
+Parameters are replaced by fresh leaves for the call, so that gradients flow even through frozen layers, and neither the
+hooks nor the `.grad` of the model's own parameters are touched. A gradient edge marks a layer's output before anything
+later, such as an in-place activation, changes it.
 """
 
 from __future__ import annotations
@@ -22,19 +22,32 @@ from ahkernels.capture.selection import Layer
 
 @dataclass
 class Uses:
-    """The uses of one layer in a call, in their order."""
+    """The uses of one layer in a call of the model, in their order.
 
-    # What the layer's rule keeps of each; None where it does not apply or the samples do not come first.
+    Attributes:
+        recorded: What the layer's rule keeps of the input of each use; None where the rule does not apply or the
+            samples do not come first.
+        edges: The gradient edge at the output of each use.
+        output_shapes: The shape of the output of each use.
+        other_outputs: Graph nodes of further outputs, such as the weights of an attention. No rule accounts for their
+            gradients.
+    """
+
     recorded: list[Recorded | None] = field(default_factory=list)
     edges: list[GradientEdge] = field(default_factory=list)
     output_shapes: list[tuple[int, ...]] = field(default_factory=list)
-    # Of further outputs, such as the weights of an attention: rules know nothing of their gradients.
     other_outputs: list[Node] = field(default_factory=list)
 
 
 @dataclass
 class Call:
-    """The output [n, o] of a call, the layers' uses by name in the order of first use, and its leaves by name."""
+    """A recorded call of the model.
+
+    Attributes:
+        output: f(x) [n, o].
+        uses: The uses of each layer by its name, in the order of first use.
+        leaves: The tensors that stood in for the parameters, by name.
+    """
 
     output: Tensor
     uses: dict[str, Uses]
@@ -53,14 +66,17 @@ def call_model(
 
     Args:
         model: The network.
-        x: [n, ...].
-        layers: What to record.
-        parameters: All of the model's, by name.
-        guard: Entered for the call.
+        x: Its inputs [n, ...].
+        layers: The layers to record.
+        parameters: All parameters of the model by name.
+        guard: A context that is entered for the call.
+
+    Returns:
+        The recorded call.
 
     Raises:
-        ValueError: where the output is no tensor [n, o] with o > 0, or a layer is called without gradients.
-        TypeError: where a rule records something else than tensors.
+        ValueError: If the output is not a tensor [n, o] with o > 0, or a layer is called without gradients.
+        TypeError: If a rule records something else than tensors.
     """
     uses: dict[str, Uses] = {}
     handles = []
@@ -116,7 +132,7 @@ def call_model(
 
 
 def copied_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """For a call to change, such as running statistics."""
+    """Copies the buffers of a model, such as running statistics, so that a call may change them."""
     return {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 
@@ -126,14 +142,14 @@ def _samples_first(recorded: Recorded | None, output: Tensor, n: int) -> bool:
 
 
 def _kept(recorded: Any) -> Any:
-    """Copies that later in-place operations do not reach."""
+    """Copies what was recorded, so that later in-place operations do not reach it."""
     if isinstance(recorded, tuple):
         return tuple(_kept(one) for one in recorded)
     return recorded.clone() if isinstance(recorded, Tensor) else recorded
 
 
 def nodes_reaching(output: Tensor) -> tuple[set[Node], dict[int, int]]:
-    """Nodes of the graph of `output`, and for each leaf (by id) the number of edges into it."""
+    """Collects the nodes of the graph of `output`, and the number of edges into each leaf by the id of the leaf."""
     seen: set[Node] = set()
     into_leaf: dict[int, int] = {}
     stack = [] if output.grad_fn is None else [output.grad_fn]

@@ -1,4 +1,4 @@
-"""What a measurement would do: for each layer its rule, its route and its cost, before any of it is done."""
+"""What a measurement would do: the rule, the route and the cost of each layer, before any of the work is done."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ahkernels.capture.kernels import plan_capture
+from ahkernels.capture.plan import plan_capture
 from ahkernels.capture.run import DEFAULT_MEMORY_BUDGET, PlannedLayer
 from ahkernels.capture.selection import Layers
 from ahkernels.outputs import Outputs
+from ahkernels.table import Column, text_table
 
 
 @dataclass(frozen=True)
@@ -17,14 +18,17 @@ class LayerExplanation:
     """How one layer would be measured.
 
     Attributes:
-        layer: Its name.
+        layer: The name of the layer.
         kind: The type of its module.
-        route: "factors" (one position), "pairs" (of positions), "jacobian" (kept instead of the factors), "jacobian
-            slices" (of kept factors), or "fallback" (the Jacobian from the model itself, where there is no rule).
-        positions: s, over all of its uses.
-        parameters: Numbers in them.
-        flops: From what is captured to the kernel on and below its diagonal, two for each multiply-add.
-        bytes: Held of the layer.
+        route: "factors" for a layer with one position. For several positions: "pairs" (by pairs of positions),
+            "jacobian" (the Jacobian is kept instead of the factors) or "jacobian slices" (the factors are kept, and the
+            Jacobian is formed from them a slice at a time). "fallback" where there is no rule, so that the Jacobian
+            comes from the model itself.
+        positions: Positions of all uses together.
+        parameters: The number of scalar parameters.
+        flops: Floating-point operations from what is captured to the kernel on and below its diagonal, two for each
+            multiply-add.
+        bytes: The size of what is kept of the layer.
     """
 
     layer: str
@@ -40,29 +44,18 @@ class Explanation(list[LayerExplanation]):
     """One entry for each layer in forward order; prints as a table."""
 
     def __str__(self) -> str:
-        """The table, with the sum of flops and the largest number of bytes in the last line."""
-        rows = [("layer", "kind", "route", "positions", "parameters", "Gflop", "MiB")]
-        rows += [
-            (
-                one.layer,
-                one.kind,
-                one.route,
-                str(one.positions),
-                f"{one.parameters:,}",
-                f"{one.flops / 1e9:.3f}",
-                f"{one.bytes / 2**20:.1f}",
-            )
-            for one in self
-        ]
-        flops, largest = sum(one.flops for one in self), max(one.bytes for one in self)
-        rows.append(("", "", "", "", "", f"{flops / 1e9:.3f}", f"{largest / 2**20:.1f}"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(
-                text.ljust(width) if i < 3 else text.rjust(width)
-                for i, (text, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
+        """The table; its last line has the sum of the flops and the size of the largest layer."""
+        flops, sizes = [one.flops for one in self], [one.bytes for one in self]
+        return text_table(
+            [
+                Column("layer", [*(one.layer for one in self), ""], "left"),
+                Column("kind", [*(one.kind for one in self), ""], "left"),
+                Column("route", [*(one.route for one in self), ""], "left"),
+                Column("positions", [*(str(one.positions) for one in self), ""]),
+                Column("parameters", [*(f"{one.parameters:,}" for one in self), ""]),
+                Column("Gflop", [f"{number / 1e9:.3f}" for number in [*flops, sum(flops)]]),
+                Column("MiB", [f"{number / 2**20:.1f}" for number in [*sizes, max(sizes)]]),
+            ]
         )
 
     __repr__ = __str__
@@ -74,11 +67,33 @@ def explain(
     *,
     layers: Layers = None,
     outputs: Outputs = "all",
-    memory_budget: int | None = DEFAULT_MEMORY_BUDGET,
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
 ) -> Explanation:
-    """How `layerwise_alignment` would measure each layer, from a run of the model on one sample.
+    """Tells how `layerwise_alignment` would measure each layer, from a run of the model on one sample.
 
-    Arguments and errors as `layerwise_alignment`.
+    Args:
+        model: A network whose samples are independent given its parameters, with f(x) of shape [n, o].
+        x: Inputs [n, ...].
+        layers: Names or patterns ("fc*") of layers, a dict of groups, or None for all that have parameters.
+        outputs: "all", "trace", "sum", an index or a sequence of indices; see `OutputSelection`.
+        memory_budget: Bytes of factors that one pass may capture; see `tangent_kernels`.
+
+    Returns:
+        One `LayerExplanation` for each layer, in forward order.
+
+    Raises:
+        ValueError: If an argument is out of range or does not fit the model; the message names it.
+        TypeError: If an argument has another type; the message names it.
+
+    Example:
+        >>> import torch
+        >>> import ahkernels as ah
+        >>> model = torch.nn.Sequential(torch.nn.Conv1d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(24, 3))
+        >>> ah.explain(model, torch.randn(1000, 1, 8))
+        layer  kind    route     positions  parameters  Gflop  MiB
+        0      Conv1d  jacobian          6          16  0.144  0.2
+        2      Linear  factors           1          75  0.051  0.1
+                                                        0.195  0.2
     """
     plan = plan_capture(
         model,

@@ -1,4 +1,4 @@
-"""What a measurement must not meet or leave behind: modules that mix samples or change, and changes to the model."""
+"""Guards: they refuse models that cannot be measured, and keep a measurement from changing the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ahkernels.factors import is_finite
 
 
 def refuse_modules(model: nn.Module) -> None:
-    """Raises ValueError for modules whose output for a sample depends on the others or on chance, or that change."""
+    """Raises ValueError for modules that mix samples, depend on chance, or change their parameters when called."""
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
             raise ValueError(
@@ -43,7 +43,7 @@ def _drops_out(module: nn.Module) -> bool:
 
 
 def check_input(model: nn.Module, x: Tensor) -> None:
-    """Raises TypeError or ValueError naming `x` where it cannot be an input of the model."""
+    """Raises TypeError or ValueError, naming `x`, if it cannot be an input of the model."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a tensor [n, ...], got {type(x).__name__}")
     if x.dim() == 0 or x.shape[0] == 0:
@@ -60,7 +60,7 @@ def check_input(model: nn.Module, x: Tensor) -> None:
 
 @contextmanager
 def unchanged(x: Tensor) -> Iterator[None]:
-    """Gradients on, whatever the caller's mode, and the random-number state as it was, also after an error."""
+    """Turns gradients on, and restores the caller's mode and random-number state, also after an error."""
     devices = [x.device] if x.device.type not in ("cpu", "mps") else []
     with (
         torch.random.fork_rng(devices=devices, device_type=x.device.type if devices else "cuda"),
@@ -71,10 +71,10 @@ def unchanged(x: Tensor) -> Iterator[None]:
 
 
 class Unwritten(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses operations that would write to any of some tensors, before they do.
+    """Refuses operations that would write to protected tensors, before they do.
 
     Args:
-        tensors: Name, for the message -> tensor; all that shares its memory is protected.
+        tensors: The tensors to protect, by their names in messages. Whatever shares their memory is protected too.
     """
 
     supports_higher_order_operators = True
@@ -86,7 +86,7 @@ class Unwritten(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Raises ValueError naming what would change."""
+        """Raises ValueError, naming the tensor, if the operation would change a protected one."""
         kwargs = kwargs or {}
         if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
             for index, argument in enumerate(func._schema.arguments):
@@ -104,7 +104,7 @@ class Unwritten(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _address(tensor: Tensor) -> int:
-    """Of its memory; 0 where it has no storage, such as a sparse tensor, or no element."""
+    """Returns the address of a tensor's memory; 0 if it has no element, or no storage, as sparse tensors."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (NotImplementedError, RuntimeError):
@@ -113,9 +113,9 @@ def _address(tensor: Tensor) -> int:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, and then each of its modules as it was, also after an error.
+    """Puts the model in eval mode, and then restores the mode of each module, also after an error.
 
-    The flags are set directly: train() may be overridden with side effects.
+    The flags are set directly, since an overridden train() may have side effects.
     """
     flags = [(module, module.training) for module in model.modules()]
     try:
@@ -129,7 +129,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def quietly_batched() -> Iterator[None]:
-    """Without torch's advice about operations that it batches in a loop; a user can do nothing about it."""
+    """Silences torch's advice about operations that it batches in a loop; a user can do nothing about it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         yield

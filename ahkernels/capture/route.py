@@ -1,11 +1,12 @@
 """How a layer with several positions is contracted: by pairs of positions, or through its Jacobian.
 
-A layer that is used s times (calls times positions) has K = sum over pairs (s, s') of P o Q. Pairs cost
-s^2 n^2 (d + e m) multiply-adds where a pair of samples has e entries of Q (half of that, K being symmetric). The
-Jacobian sum_s g_s a_s^T, m (d + b) numbers for each of r outputs, costs n r s m d and then n^2 e m (d + b). It is
-formed once, as the layer is captured, and kept instead of the factors; or, where the factors are smaller, a slice of
-the parameters at a time from kept factors, again for each block of samples. The choice is a function of the shapes and
-of the memory budget alone: the cheapest route of those that fit it, or else the one that holds least.
+A layer whose uses have s positions together has K = sum over pairs (s, s') of P o Q. By pairs, K costs
+s^2 n^2 (d + e m) multiply-adds where a pair of samples has e entries of Q, or half of that, since K is symmetric. The
+Jacobian sum_s g_s a_s^T has m (d + b) numbers for each of r cotangents. It costs n r s m d multiply-adds to form, and
+then K costs n^2 e m (d + b). There are two ways to have the Jacobian. Either it is formed once, as the layer is
+captured, and kept instead of the factors; or, where the factors are smaller, the factors are kept and a slice of the
+Jacobian at a time is formed from them, again for each block of samples. The choice depends on the shapes and the memory
+budget alone: it is the cheapest of the routes that fit the budget, or else the route that holds least.
 """
 
 from __future__ import annotations
@@ -19,27 +20,26 @@ from torch import Tensor
 
 RouteName: TypeAlias = Literal["factors", "pairs", "jacobian", "jacobian slices"]
 
-# Samples whose rows of K are computed together where the Jacobian comes in slices, for 10 outputs: see kKeptBytes in
-# csrc/cpu/tile_walk.h.
+# Rows of K that are computed together where the Jacobian comes in slices; see kKeptBytes in csrc/cpu/tile_walk.h.
 _BLOCK_ROWS = 5760
 
-# What it costs to write, scale, pack and read a number of a factor or of a Jacobian beside its products, in flops:
-# about 20 bytes at the 20 flops for each byte that processors are balanced for (benchmarks/routes.py).
+# The cost, in flops, of writing, scaling, packing and reading one number of a factor or Jacobian: about 20 bytes, at
+# the 20 flops for each byte that processors are balanced for (benchmarks/routes.py).
 _FLOPS_PER_NUMBER = 400
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the cost of a layer depends on.
+    """The sizes that the cost of a layer depends on.
 
     Attributes:
-        n: Samples.
-        r: Cotangents.
-        e: Entries of the backward Gram for each pair of samples.
-        s: Positions.
-        d: Length of the forward factor.
-        m: Length of the backward factor.
-        bias: Whether there is a bias term.
+        n: The number of samples.
+        r: The number of cotangents.
+        e: Entries of the backward Gram that enter K for each pair of samples.
+        s: Positions of all uses together.
+        d: The length of the forward factor at one position.
+        m: The length of the backward factor at one position, for one cotangent.
+        bias: Whether b = 1 is added to the forward Gram.
     """
 
     n: int
@@ -52,7 +52,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the Jacobian for each output."""
+        """Numbers in the Jacobian of one sample and cotangent."""
         return self.m * (self.d + self.bias)
 
 
@@ -61,11 +61,12 @@ class Route:
     """A way to the kernel and what it costs.
 
     Attributes:
-        name: "factors" (a single position), "pairs" (of positions), "jacobian" (kept instead of the factors) or
-            "jacobian slices" (of kept factors).
-        flops: From what is captured to K on and below its diagonal, two for each multiply-add.
-        numbers: Held of the layer.
-        moved: Numbers that are written, packed and read on the way.
+        name: "factors" for one position. For several: "pairs" (by pairs of positions), "jacobian" (the Jacobian is kept
+            instead of the factors) or "jacobian slices" (the Jacobian is formed from kept factors, slice by slice).
+        flops: Floating-point operations from what is captured to K on and below its diagonal, two for each
+            multiply-add.
+        numbers: The count of numbers that are kept of the layer.
+        moved: The count of numbers that are written, packed and read on the way.
     """
 
     name: RouteName
@@ -75,12 +76,12 @@ class Route:
 
     @property
     def cost(self) -> int:
-        """In flops."""
+        """Flops, with the moved numbers counted as flops too."""
         return self.flops + _FLOPS_PER_NUMBER * self.moved
 
 
 def routes(shape: Shape) -> list[Route]:
-    """All ways to the kernel of a layer with a forward factor."""
+    """Lists all ways to the kernel of a layer with a forward factor."""
     n, r, e, s, d, m = shape.n, shape.r, shape.e, shape.s, shape.d, shape.m
     factors = n * s * (d + r * m)
     gram = n**2 * (d + e * m)
@@ -96,9 +97,12 @@ def routes(shape: Shape) -> list[Route]:
 
 
 def choose_route(shape: Shape, most_numbers: int, *, keep_factors: bool = False) -> Route:
-    """The cheapest of the routes that hold no more than so many numbers, or the one that holds least.
+    """Chooses the cheapest route that fits, or the route that holds least if none fits.
 
-    With `keep_factors` the Jacobian does not stand in for them.
+    Args:
+        shape: The sizes of the layer.
+        most_numbers: How many numbers may be kept of the layer.
+        keep_factors: Whether the factors are needed, so that the Jacobian cannot be kept instead.
     """
     found = [route for route in routes(shape) if not (keep_factors and route.name == "jacobian")]
     fitting = [route for route in found if route.numbers <= most_numbers]
@@ -108,11 +112,20 @@ def choose_route(shape: Shape, most_numbers: int, *, keep_factors: bool = False)
 
 
 def jacobian(a: Tensor, g: Tensor, *, bias: bool) -> Tensor:
-    """sum_s g_s a_s^T, and with a bias sum_s g_s beside it: [r, n, m * (d + b)] of a [n, s, d] and g [r, n, s, m]."""
+    """Computes sum_s g_s a_s^T and, with a bias, sum_s g_s beside it.
+
+    Args:
+        a: The forward factor [n, s, d].
+        g: The backward factor [r, n, s, m] for r cotangents.
+        bias: Whether the layer has a bias.
+
+    Returns:
+        The Jacobian [r, n, m * (d + b)] with b = 1 for a bias and 0 without.
+    """
     (r, n, _, m), d = g.shape, a.shape[2]
     found = a.new_empty(r, n, m * (d + bias))
-    for output, gradient in zip(found, g, strict=True):  # by outputs, since all at once would copy g
-        torch.bmm(gradient.mT, a, out=output[:, : m * d].view(n, m, d))
+    for row, gradient in zip(found, g, strict=True):  # one cotangent at a time, since all at once would copy g
+        torch.bmm(gradient.mT, a, out=row[:, : m * d].view(n, m, d))
         if bias:
-            torch.sum(gradient, 1, out=output[:, m * d :])
+            torch.sum(gradient, 1, out=row[:, m * d :])
     return found

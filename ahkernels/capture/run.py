@@ -1,7 +1,8 @@
-"""The factors of all layers, as many of them in one pass as fit the memory budget together.
+"""The run of a capture: the factors of as many layers in one pass as fit the memory budget together.
 
-Each pass costs a forward pass and a backward pass down to its first layer, with the cotangents of all outputs batched.
-Samples are taken in chunks, which bounds the memory of the passes. No gradient of a parameter is computed.
+One pass over the model is a forward pass and a backward pass down to the first layer that is captured, with the
+cotangents of all outputs batched. Samples are taken in chunks, which bounds the memory of a pass. No gradient of a
+parameter is computed.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from ahkernels.outputs import OutputSelection
 
 DEFAULT_MEMORY_BUDGET = 2 << 30
 
-# Of the gradients of a chunk of samples at one layer. A single chunk is the layer's factor, several are copied into
-# one, which costs more than what a cache that holds small ones would save; another device is to be kept busy.
+# How large the gradients of one chunk of samples at one layer may be. A single chunk is the layer's factor as it is.
+# Several chunks are copied into one factor, which costs more time than small chunks save by staying in a cache. Devices
+# take larger chunks, which keep them busy.
 _CHUNK_BYTES = 32 << 20
 _DEVICE_CHUNK_BYTES = 256 << 20
 
@@ -36,10 +38,25 @@ def iter_factors(
     outputs: OutputSelection,
     memory_budget: int,
 ) -> Iterator[tuple[str, list[LayerFactors]]]:
-    """Yields the name of each group with the factors of its layers, unchecked; backward [n, s, r, m] for r cotangents.
+    """Captures the factors of groups of layers, as many groups in one pass as fit the budget, and at least one.
 
-    Factors are dropped here once the last group that needs them is yielded. One pass captures at least one group,
-    whatever the budget.
+    Factors are dropped here once the last group that needs them has been yielded.
+
+    Args:
+        model: The network.
+        x: Its inputs [n, ...].
+        layers: The planned layers, in forward order.
+        groups: The names of the layers of each group.
+        outputs: The outputs that give the r cotangents.
+        memory_budget: Bytes of factors that one pass may capture.
+
+    Yields:
+        The name of each group with the factors of its layers, backward factors of shape [n, s, r, m]. They have not
+        been searched for nan and inf.
+
+    Raises:
+        ValueError: If a call of the model has no valid output; see `call_model`.
+        RuntimeError: If a later call uses a layer more or less often than the first one did.
     """
     planned = {layer.name: layer for layer in layers}
     for names in _passes(planned, groups, memory_budget // _item_size(model)):
@@ -63,13 +80,17 @@ def plan_layers(
     *,
     keep_factors: bool,
 ) -> list[PlannedLayer]:
-    """How each layer is captured for n samples."""
+    """Plans how each layer is captured for n samples."""
     most_numbers = memory_budget // _item_size(model)
     return [PlannedLayer.of(layer, n, outputs, most_numbers, keep_factors=keep_factors) for layer in layers]
 
 
 class _SamplesElsewhereError(Exception):
-    """Layers whose inputs or outputs have the samples first for one sample and not for several."""
+    """There are layers whose samples come first in a call with one sample, but not in a call with several.
+
+    Args:
+        layers: Their names.
+    """
 
     def __init__(self, layers: set[str]) -> None:
         super().__init__(layers)
@@ -78,7 +99,12 @@ class _SamplesElsewhereError(Exception):
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """A layer and its route, for so many samples."""
+    """A layer and its route for a given number of samples.
+
+    Attributes:
+        traced: The layer, as the trace found it.
+        route: How its kernel will be computed.
+    """
 
     traced: TracedLayer
     route: Route
@@ -87,36 +113,36 @@ class PlannedLayer:
     def of(
         cls, layer: TracedLayer, n: int, outputs: OutputSelection, most_numbers: int, *, keep_factors: bool = False
     ) -> PlannedLayer:
-        """For n samples and so many numbers in the budget."""
-        bias = has_bias_term(layer)
+        """Chooses the route of a layer for n samples, where `most_numbers` may be kept of the layer."""
+        bias = has_bias(layer)
         shape = Shape(n, outputs.rows, outputs.entries, layer.positions, layer.d, layer.m, bias)
         return cls(layer, choose_route(shape, most_numbers, keep_factors=keep_factors and layer.d > 0))
 
     def without_rule(self, model: nn.Module, n: int, outputs: OutputSelection) -> PlannedLayer:
-        """The same layer by the fallback."""
+        """Plans the same layer with its Jacobian from the fallback."""
         traced = TracedLayer.without_rule(self.traced.layer, model, reached=self.traced.reached)
         return PlannedLayer.of(traced, n, outputs, 0)
 
     @property
     def name(self) -> str:
-        """Of the layer."""
+        """The name of the layer."""
         return self.traced.layer.name
 
     @property
     def as_jacobian(self) -> bool:
-        """Whether its Jacobian is kept instead of its factors."""
+        """Whether the Jacobian of the layer is kept instead of its factors."""
         return self.route.name == "jacobian"
 
     @property
     def bias(self) -> bool:
-        """Whether what is kept has the term of a bias."""
-        return self.as_jacobian or has_bias_term(self.traced)
+        """Whether b = 1 is added to the forward Gram of what is kept; for a Jacobian, that Gram is then all ones."""
+        return self.as_jacobian or has_bias(self.traced)
 
 
-def has_bias_term(layer: TracedLayer) -> bool:
-    """Whether the layer's factors, before any Jacobian is made of them, have the term of a bias."""
+def has_bias(layer: TracedLayer) -> bool:
+    """Whether b = 1 is added to the forward Gram of the factors that the layer's rule, or the fallback, returns."""
     rule = layer.layer.rule
-    return rule is None or rule.has_bias(layer.layer.module)  # a Jacobian stands beside a forward Gram of ones
+    return rule is None or rule.has_bias(layer.layer.module)
 
 
 def _item_size(model: nn.Module) -> int:
@@ -126,7 +152,7 @@ def _item_size(model: nn.Module) -> int:
 def _passes(
     layers: Mapping[str, PlannedLayer], groups: Mapping[str, Sequence[str]], most_numbers: int
 ) -> list[list[str]]:
-    """Names of the groups that each pass captures: as many as fit."""
+    """Lists the groups that each pass captures: as many as fit, and at least one."""
     passes: list[list[str]] = []
     captured: set[str] = set()
     held = 0
@@ -145,28 +171,28 @@ def _passes(
 def _capture(
     model: nn.Module, x: Tensor, layers: Sequence[PlannedLayer], outputs: OutputSelection
 ) -> dict[str, LayerFactors]:
-    """The factors of layers by name, from one pass over the samples."""
-    n, rows = x.shape[0], outputs.rows
+    """Captures the factors of layers, by name, in one pass over the samples."""
+    n, r = x.shape[0], outputs.rows
     kept = _fallback(model, x, [layer for layer in layers if layer.traced.layer.rule is None], outputs)
-    group = [layer for layer in layers if layer.traced.layer.rule is not None]
-    widest = max([1, *(layer.traced.positions * layer.traced.m for layer in group)])
+    with_rule = [layer for layer in layers if layer.traced.layer.rule is not None]
+    widest = max([1, *(layer.traced.positions * layer.traced.m for layer in with_rule)])
     chunk_bytes = _CHUNK_BYTES if x.device.type == "cpu" else _DEVICE_CHUNK_BYTES
-    chunk = min(n, max(16, chunk_bytes // (rows * widest * _item_size(model))))
-    for begin in range(0, n, chunk) if group else ():
+    chunk = min(n, max(16, chunk_bytes // (r * widest * _item_size(model))))
+    for begin in range(0, n, chunk) if with_rule else ():
         with unchanged(x):
-            recorded = [layer.traced.layer for layer in group]
+            recorded = [layer.traced.layer for layer in with_rule]
             call = call_model(model, x[begin : begin + chunk], recorded, parameters=dict(model.named_parameters()))
             elsewhere = {name for name, uses in call.uses.items() if any(one is None for one in uses.recorded)}
             if elsewhere:
                 raise _SamplesElsewhereError(elsewhere)
-            gradients = _gradients(call, [layer.traced for layer in group], outputs)
-        for layer in group:
-            a, g = _factors_of(call, layer, gradients.get(layer.name), rows)
+            gradients = _gradients(call, [layer.traced for layer in with_rule], outputs)
+        for layer in with_rule:
+            a, g = _factors_of(call, layer, gradients.get(layer.name), r)
             if chunk == n:  # no copy
                 kept[layer.name] = a, g
                 continue
             if begin == 0:
-                kept[layer.name] = a.new_empty(n, *a.shape[1:]), g.new_empty(rows, n, *g.shape[2:])
+                kept[layer.name] = a.new_empty(n, *a.shape[1:]), g.new_empty(r, n, *g.shape[2:])
             forward, backward = kept[layer.name]
             forward[begin : begin + len(a)], backward[:, begin : begin + len(a)] = a, g
         del call, gradients
@@ -187,7 +213,7 @@ def _capture(
 def _fallback(
     model: nn.Module, x: Tensor, layers: Sequence[PlannedLayer], outputs: OutputSelection
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Factors of the layers without a rule."""
+    """Computes the Jacobians [r, n, 1, parameters] of layers without a rule, with empty forward factors [n, 1, 0]."""
     if not layers:
         return {}
     cotangents = outputs.cotangents(next(model.parameters()).detach())
@@ -197,9 +223,9 @@ def _fallback(
     return {layer.name: (no_forward, j.unsqueeze(2)) for layer, j in zip(layers, found, strict=True)}
 
 
-def _gradients(call: Call, group: Sequence[TracedLayer], outputs: OutputSelection) -> dict[str, list[Tensor | None]]:
-    """The gradients [r, *output shape] at each use of each layer of the group, None where it does not reach f."""
-    names = [layer.layer.name for layer in group if layer.reached]
+def _gradients(call: Call, layers: Sequence[TracedLayer], outputs: OutputSelection) -> dict[str, list[Tensor | None]]:
+    """Computes the gradients [r, *output shape] at each use of each layer; None where a use does not reach f."""
+    names = [layer.layer.name for layer in layers if layer.reached]
     edges = [edge for name in names for edge in call.uses[name].edges]
     if not edges:
         return {}
@@ -226,7 +252,7 @@ def _batched_gradients(
                 output, edges, batched, retain_graph=True, allow_unused=True, is_grads_batched=True
             )
     except RuntimeError:
-        # An operation of the model cannot be batched over cotangents: take them one by one.
+        # An operation of the model cannot be batched over cotangents.
         one_by_one: list[tuple[Tensor | None, ...]] = [
             torch.autograd.grad(output, edges, cotangent, retain_graph=True, allow_unused=True) for cotangent in batched
         ]
@@ -235,29 +261,29 @@ def _batched_gradients(
 
 
 def _factors_of(
-    call: Call, layer: PlannedLayer, gradients: Sequence[Tensor | None] | None, rows: int
+    call: Call, layer: PlannedLayer, gradients: Sequence[Tensor | None] | None, r: int
 ) -> tuple[Tensor, Tensor]:
-    """The factors to keep of a call: [n, s, d] and [r, n, s, m]."""
+    """Forms what is kept of a layer from one call: a [n, s, d] and g [r, n, s, m]."""
     n, uses, traced = call.output.shape[0], call.uses.get(layer.name), layer.traced
     rule = traced.layer.rule
     assert rule is not None
     zeros = call.output.detach().new_zeros(1)
     if uses is None:
-        return zeros.expand(n, 1, 0), zeros.expand(rows, n, 1, 0)
+        return zeros.expand(n, 1, 0), zeros.expand(r, n, 1, 0)
     if len(uses.recorded) != traced.uses:
         raise RuntimeError(
             f"model: expected each call to use layer {layer.name!r} as often, got {traced.uses} and "
             f"{len(uses.recorded)} times"
         )
     recorded = [one for one in uses.recorded if one is not None]
-    inputs, factors = [], []
+    forward, backward = [], []
     for use, gradient in enumerate(gradients or [None] * traced.uses):
         if gradient is None:
-            gradient = zeros.expand(rows, *uses.output_shapes[use])
+            gradient = zeros.expand(r, *uses.output_shapes[use])
         a, g = rule.factors(traced.layer.module, recorded[use], gradient.detach())
-        inputs.append(a)
-        factors.append(g)
-    a, g = (parts[0] if len(parts) == 1 else torch.cat(parts, parts[0].dim() - 2) for parts in (inputs, factors))
+        forward.append(a)
+        backward.append(g)
+    a, g = (of_uses[0] if len(of_uses) == 1 else torch.cat(of_uses, -2) for of_uses in (forward, backward))
     if layer.as_jacobian:
         bias = rule.has_bias(traced.layer.module)
         return zeros.expand(n, 1, 0), jacobian(a, g, bias=bias).unsqueeze(2)

@@ -1,4 +1,4 @@
-"""Which modules are layers: the `layers` argument, the parameters of each layer, and the rule for its kind."""
+"""Selection of layers: the modules that the `layers` argument names, their parameters, and the rules for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from ahkernels.capture.rules import Rule, rule_for
 
-# Names or patterns of layers, or of those of each group; None for all layers that have parameters.
+# Names or patterns of layers, a dict {group: names or patterns}, or None for all layers that have parameters.
 Layers: TypeAlias = str | Sequence[str] | Mapping[str, str | Sequence[str]] | None
 
 
@@ -21,11 +21,12 @@ class Layer:
     """A module with the parameters that are its own.
 
     Attributes:
-        name: As in `model.named_modules()`.
-        module: The module whose calls use them: that of the name, or its container (see `rule_for`).
-        parameters: Names as in `model.named_parameters()`. A parameter tied between modules belongs to the first of
-            them, one that a parametrisation holds to the module it is a parametrisation of.
-        rule: The rule for its kind; None where its Jacobian comes from `ahkernels.capture.fallback`.
+        name: Its name in `model.named_modules()`.
+        module: The module whose calls use the parameters: usually the named one, otherwise its container (see
+            `rule_for`).
+        parameters: Their names in `model.named_parameters()`. A parameter that is tied between modules belongs to the
+            first of them. A parameter that a parametrisation holds belongs to the parametrised module.
+        rule: The rule for this kind of module; None where the Jacobian comes from `ahkernels.capture.fallback`.
     """
 
     name: str
@@ -39,8 +40,8 @@ class Selection:
     """The layers to capture, and which of them are measured together.
 
     Attributes:
-        layers: Each once, in the order of the model's modules.
-        groups: Name of each group -> names of its layers; by default each layer alone, under its own name.
+        layers: Each layer once, in the order of the model's modules.
+        groups: The names of the layers of each group; without groups, each layer alone under its own name.
     """
 
     layers: list[Layer]
@@ -48,12 +49,19 @@ class Selection:
 
 
 def select_layers(model: nn.Module, layers: Layers) -> Selection:
-    """What the argument `layers` names.
+    """Finds the layers that the argument `layers` names.
+
+    Args:
+        model: The network.
+        layers: Names, patterns, groups or None.
+
+    Returns:
+        The layers and their groups.
 
     Raises:
-        TypeError: where `model` or `layers` is of another type.
-        ValueError: for names that match no layer, with the nearest ones, for a model without any, and for parameters
-            that are no real floating-point numbers or are not initialised yet.
+        TypeError: If `model` or `layers` has another type.
+        ValueError: If a name matches no layer (the message has the nearest names), the model has no parameters, or a
+            parameter is not initialised or not real.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -80,7 +88,7 @@ def select_layers(model: nn.Module, layers: Layers) -> Selection:
 
 
 def _owner(parameter: str) -> str:
-    """The name of the module whose own a parameter is."""
+    """Returns the name of the module that a parameter belongs to."""
     module = parameter.rpartition(".")[0]
     names = module.split(".")
     return ".".join(names[: names.index("parametrizations")]) if "parametrizations" in names else module
@@ -94,7 +102,7 @@ def _require_real(name: str, parameter: nn.Parameter) -> None:
 
 
 def _tied(model: nn.Module) -> set[str]:
-    """Names of the parameters that are registered in more than one place (which a module used twice is not)."""
+    """Finds the parameters that are registered in several places; a module that is used twice registers them once."""
     places: dict[int, set[tuple[int, str]]] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():

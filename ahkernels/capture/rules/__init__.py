@@ -1,6 +1,6 @@
-"""Rules: how the factors of one kind of module come from its input and the gradient at its output.
+"""Rules: each forms the factors of one kind of module from its input and the gradients at its output.
 
-A rule is registered for an exact module type. A family of modules has a file of its own here.
+A rule is registered for an exact module type. Each family of modules has a file here.
 """
 
 from __future__ import annotations
@@ -10,31 +10,89 @@ from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
-# One tensor [n, ...], or several of which the first is.
+# One tensor [n, ...], or a tuple of tensors whose first is one.
 Recorded: TypeAlias = Tensor | tuple[Tensor | None, ...]
 
 
 class Rule(Protocol):
-    """What capture asks of a kind of module."""
+    """The methods that capture calls for one kind of module; `register_rule` says which kind.
+
+    A use of the module, that is one call of it, has p positions at which its weights act. At each of them the gradient
+    of the weights is the outer product of a backward factor g [m] and a forward factor a [d], so that the module's
+    kernel is the product of a forward and a backward Gram (equation 9 of the paper).
+
+    Example:
+        A rule for a module that scales each feature. It has few parameters, so that its Jacobian itself is used:
+
+        >>> import torch
+        >>> import ahkernels as ah
+        >>> class Scale(torch.nn.Module):
+        ...     def __init__(self, size):
+        ...         super().__init__()
+        ...         self.weight = torch.nn.Parameter(torch.ones(size))
+        ...
+        ...     def forward(self, x):
+        ...         return x * self.weight
+        >>> class ScaleRule:
+        ...     def parameters(self, module):
+        ...         return ["weight"]
+        ...
+        ...     def record(self, module, args, kwargs):
+        ...         return args[0]
+        ...
+        ...     def factors(self, module, recorded, gradient):
+        ...         return recorded.new_empty(len(recorded), 1, 0), (gradient * recorded).unsqueeze(2)
+        ...
+        ...     def has_bias(self, module):
+        ...         return True
+        >>> ah.register_rule(Scale, ScaleRule())
+        >>> ah.tangent_kernels(torch.nn.Sequential(torch.nn.Linear(4, 3), Scale(3)), torch.randn(5, 4))["1"].shape
+        torch.Size([15, 15])
+    """
 
     def parameters(self, module: Any) -> list[str]:
-        """Names of the parameters the rule accounts for; a module with others or fewer takes the fallback."""
+        """Lists the parameters that the rule accounts for; a module with others or fewer takes the fallback.
+
+        Args:
+            module: A module of the registered type, as in all methods.
+
+        Returns:
+            Their names in the module.
+        """
         ...
 
     def record(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recorded | None:
-        """What to keep of the arguments of one call; None where the rule does not apply to it."""
+        """Selects what to keep of the arguments of one call.
+
+        Args:
+            module: The module.
+            args: The positional arguments of the call.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            A tensor [n, ...], or a tuple of tensors and None whose first is one; None if the rule does not apply to
+            this call, so that the layer takes the fallback.
+        """
         ...
 
     def factors(self, module: Any, recorded: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """a(x) [n, p, d] and g^i(x) [r, n, p, m] at the p positions of one call.
+        """Forms the factors of one call.
 
-        From what was recorded and the gradients at the (first) output of that call, [r, *output shape]. d = 0 where g
-        is the Jacobian itself, with a bias for its forward Gram of ones.
+        Args:
+            module: The module.
+            recorded: What `record` returned, copied.
+            gradient: The gradients at the output of the call, or at its first output: [r, *output shape] for r
+                cotangents.
+
+        Returns:
+            The forward factor a [n, p, d] and the backward factor g [r, n, p, m] at the p positions of the call. A rule
+            may return the Jacobian instead: then a is empty, [n, 1, 0], g is the Jacobian [r, n, 1, parameters], and
+            `has_bias` is True, since the forward Gram has to be one.
         """
         ...
 
     def has_bias(self, module: Any) -> bool:
-        """Whether the kernel has the term of a bias."""
+        """Tells whether b = 1 is added to the forward Gram, as a bias has it."""
         ...
 
 
@@ -42,10 +100,32 @@ _RULES: dict[type[nn.Module], Rule] = {}
 
 
 def register_rule(module_type: type[nn.Module], rule: Rule) -> None:
-    """Use `rule` for modules of exactly this type (a subclass may compute something else).
+    """Uses a rule for modules of exactly this type, in all later captures of this process.
+
+    Subclasses are not included, since they may compute something else. A rule that was registered before for the same
+    type is replaced.
+
+    Args:
+        module_type: The type of module.
+        rule: An object with the methods of `Rule`.
 
     Raises:
-        TypeError: where `module_type` is no type of module, or `rule` lacks a method of `Rule`.
+        TypeError: If `module_type` is not a type of module, or `rule` lacks a method of `Rule`.
+
+    Example:
+        A subclass that computes what its base class does may have the rule of its base class:
+
+        >>> import torch
+        >>> import ahkernels as ah
+        >>> from ahkernels.capture.rules.linear import LinearRule
+        >>> class Dense(torch.nn.Linear):
+        ...     pass
+        >>> model = torch.nn.Sequential(Dense(4, 3))
+        >>> ah.explain(model, torch.randn(5, 4))[0].route
+        'fallback'
+        >>> ah.register_rule(Dense, LinearRule())
+        >>> ah.explain(model, torch.randn(5, 4))[0].route
+        'factors'
     """
     if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
         raise TypeError(f"module_type: expected a subclass of torch.nn.Module, got {module_type!r}")
@@ -57,9 +137,16 @@ def register_rule(module_type: type[nn.Module], rule: Rule) -> None:
 
 
 def rule_for(model: nn.Module, name: str) -> tuple[nn.Module, Rule | None]:
-    """Whose calls to look at for the parameters of the module of a name, and the rule if there is one.
+    """Finds the module whose calls use the parameters of a named module, and the rule for them.
 
-    That is the module, unless its container takes its parameters without calling it.
+    That is the named module itself, unless its container uses its parameters without calling it.
+
+    Args:
+        model: The network.
+        name: The name of a module in `model.named_modules()`.
+
+    Returns:
+        The module and its rule; None where there is no rule.
     """
     parent, _, child = name.rpartition(".")
     container = model.get_submodule(parent)
@@ -80,5 +167,5 @@ from ahkernels.capture.rules import (  # noqa: E402
 
 for _family in (attention, convolution, embedding, linear, norms, transposed_convolution):
     _RULES |= _family.RULES
-# Modules whose parameters their container uses by itself.
+# Rules for modules, by type of container and name in it, whose parameters their container uses without calling them.
 _UNCALLED: Mapping[tuple[type[nn.Module], str], Rule] = attention.UNCALLED_RULES

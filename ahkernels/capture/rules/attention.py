@@ -1,6 +1,6 @@
-"""nn.MultiheadAttention with the samples first: its packed projections, and the projection of its output.
+"""The rules for nn.MultiheadAttention with the samples first: one for its packed projections, one for its output.
 
-It calls no module for them, so the gradients that arrive at its output are taken back through the attention here.
+It calls no module for its projections, so that the gradients at its output are taken back through the attention here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ahkernels.capture.guard import quietly_batched
 
-# Of the arguments of its forward, in their order.
+# The names of the arguments of its forward, in their order.
 _ARGUMENTS = (
     *("query", "key", "value", "key_padding_mask", "need_weights"),
     *("attn_mask", "average_attn_weights", "is_causal"),
@@ -22,10 +22,14 @@ _ARGUMENTS = (
 
 
 class _AttentionRule:
-    """What both projections need of a call."""
+    """The part that both rules share: it recomputes the heads of a call."""
 
     def record(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | None, ...] | None:
-        """Query, key and value [n, length, d] (None for what is the one before), and what masks add to the scores."""
+        """Keeps query, key and value [n, length, d], and what the masks add to the scores.
+
+        A key that is the query, and a value that is the key, are kept as None. Nothing is kept, so that the rule does
+        not apply, if the samples do not come first or the attention adds zeros to keys and values.
+        """
         given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
         query, key, value = given["query"], given["key"], given["value"]
         if query.dim() != 3 or not module.batch_first or module.add_zero_attn:
@@ -36,7 +40,11 @@ class _AttentionRule:
     def _heads(
         self, module: Any, recorded: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Inputs of q, k and v, these projections with gradients on, and what the heads make of them [n, l, d]."""
+        """Recomputes the attention with gradients on.
+
+        Returns:
+            The inputs of the three projections, their outputs q, k and v, and the output of the heads [n, l, d].
+        """
         query, key, value, added = recorded
         key = query if key is None else key
         value = key if value is None else value
@@ -57,19 +65,20 @@ class _AttentionRule:
 
 
 class PackedProjectionRule(_AttentionRule):
-    """The rows of in_proj_weight that make queries, keys and values.
+    """The packed projections to queries, keys and values, whose weight has a third of its rows for each of them.
 
-    Positions of one input share a forward factor; each has gradients in its own third of the rows, or in several.
+    Where inputs are the same tensor, as in self-attention, they share positions, and g has gradients in the rows of
+    each of them. Otherwise each input has positions of its own, and g is zero in the rows of the others.
     """
 
     def parameters(self, module: Any) -> list[str]:
-        """Weight and bias; none where they are not packed."""
+        """Lists weight, and bias where there is one; nothing if they are not packed."""
         if not _is_packed(module):
             return []
         return ["in_proj_weight"] if module.in_proj_bias is None else ["in_proj_weight", "in_proj_bias"]
 
     def factors(self, module: Any, recorded: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs [n, p, d] and gradients at the projections [r, n, p, 3 d]."""
+        """Forms inputs [n, p, d] and gradients at the projections [r, n, p, 3 d]."""
         (query, key, value), projected, heads = self._heads(module, recorded)
         at_heads = gradient @ module.out_proj.weight.detach()
         with quietly_batched():
@@ -91,35 +100,35 @@ class PackedProjectionRule(_AttentionRule):
         return torch.cat(inputs, 1), torch.cat(padded, 2)
 
     def has_bias(self, module: Any) -> bool:
-        """Whether the projections have biases."""
+        """Tells whether the projections have biases."""
         return module.in_proj_bias is not None
 
 
 class OutputProjectionRule(_AttentionRule):
-    """out_proj: a Linear of what the heads make, which the attention applies by itself."""
+    """The output projection: a Linear on the output of the heads, which the attention applies without a call."""
 
     def parameters(self, module: Any) -> list[str]:
-        """Those of the Linear; none where the packed projections have no rule."""
+        """Lists weight, and bias where there is one; nothing if the packed projections have no rule."""
         if not _is_packed(module):
             return []
         return ["weight"] if module.out_proj.bias is None else ["weight", "bias"]
 
     def factors(self, module: Any, recorded: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """What the heads make [n, l, d] and the gradient at the output [r, n, l, d]."""
+        """Forms the output of the heads [n, l, d]; the gradients at the output are [r, n, l, d] already."""
         return self._heads(module, recorded)[2].detach(), gradient
 
     def has_bias(self, module: Any) -> bool:
-        """Whether the projection has a bias."""
+        """Tells whether the projection has a bias."""
         return module.out_proj.bias is not None
 
 
 def _is_packed(module: Any) -> bool:
-    """Not where keys and values are of other sizes, or have biases of their own."""
+    """Tells whether queries, keys and values have one packed weight, and keys have no bias of their own."""
     return module.in_proj_weight is not None and module.bias_k is None
 
 
 def _added_to_scores(module: Any, given: Mapping[str, Any], query: Tensor, key: Tensor) -> Tensor | None:
-    """The masks as numbers that are added to the scores [n, heads, l, length of key]."""
+    """Sums the masks as numbers that are added to the scores, [n, heads, l, length of the key]; None without masks."""
     parts = []
     padding, mask = given.get("key_padding_mask"), given.get("attn_mask")
     if padding is not None:

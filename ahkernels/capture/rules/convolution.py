@@ -1,6 +1,7 @@
-"""Convolutions: at each output position a Linear of the patch under the kernel, or in groups several side by side.
+"""The rule for convolutions: at each output position, they are a Linear on the patch under the convolution's kernel.
 
-A convolution in groups has few parameters for its positions, so that its Jacobian itself is used.
+A grouped convolution has several of them side by side. It has few parameters for its many positions, so that its
+Jacobian itself is used.
 """
 
 from __future__ import annotations
@@ -13,7 +14,17 @@ from torch.nn import functional
 
 
 def patches(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
-    """What lies under the kernel at each of its positions on x: a view [..., positions, kernel] of [..., sizes]."""
+    """Takes the patch of x under the convolution's kernel at each position.
+
+    Args:
+        x: [..., *sizes], already padded.
+        kernel: The sizes of the kernel.
+        stride: Steps between positions, for each dimension.
+        dilation: Steps between the kernel's points, for each dimension.
+
+    Returns:
+        A view [..., *positions, *kernel] of x.
+    """
     dims = len(kernel)
     for dim in range(dims):
         reach = dilation[dim] * (kernel[dim] - 1) + 1
@@ -23,29 +34,38 @@ def patches(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilatio
 
 
 def with_bias(jacobian: Tensor, gradient: Tensor, bias: Tensor | None) -> Tensor:
-    """[r, n, 1, parameters] of a weight's Jacobian [r, n, numbers] and gradients at the output [r, n, channels, p]."""
+    """Puts the Jacobian of a bias, where there is one, beside the Jacobian of a weight.
+
+    Args:
+        jacobian: The Jacobian of the weight [r, n, numbers].
+        gradient: The gradients at the output [r, n, channels, p].
+        bias: The bias or None.
+
+    Returns:
+        The Jacobian [r, n, 1, parameters] as a backward factor.
+    """
     return (jacobian if bias is None else torch.cat((jacobian, gradient.sum(3)), 2)).unsqueeze(2)
 
 
 class ConvolutionRule:
-    """a are the patches and g the gradient at the output, at each output position."""
+    """At each output position, a is the patch of the input and g the gradient at the output."""
 
     def parameters(self, module: Any) -> list[str]:
-        """Weight, and bias where there is one."""
+        """Lists weight, and bias where there is one."""
         return ["weight"] if module.bias is None else ["weight", "bias"]
 
     def record(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """The padded input [n, c, ...]; None where it has no dimension of samples."""
+        """Keeps the padded input [n, c, *sizes]; None if it has no dimension of samples."""
         (x,) = (*args, *kwargs.values())
         if x.dim() != len(module.kernel_size) + 2:
             return None
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        # As the module itself pads: from the last dimension to the first, before and after.
+        # The module's own padding runs from the last dimension to the first, before and after.
         padded: Tensor = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
         return padded
 
     def factors(self, module: Any, recorded: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches [n, p, c * kernel] and gradients [r, n, p, channels]; in groups the Jacobian."""
+        """Forms patches [n, p, c * kernel] and gradients [r, n, p, channels], or the Jacobian for several groups."""
         n, c = recorded.shape[:2]
         dims, groups = len(module.kernel_size), module.groups
         under = patches(recorded, module.kernel_size, module.stride, module.dilation)  # [n, c, positions..., kernel...]
@@ -61,7 +81,7 @@ class ConvolutionRule:
         return a.new_empty(n, 1, 0), with_bias(jacobian.flatten(2), g, module.bias)
 
     def has_bias(self, module: Any) -> bool:
-        """Whether the convolution has a bias, or is in groups: beside a Jacobian there is a forward Gram of ones."""
+        """Tells whether there is a bias, or a Jacobian, whose forward Gram is all ones."""
         return module.bias is not None or module.groups > 1
 
 

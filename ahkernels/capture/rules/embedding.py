@@ -1,6 +1,7 @@
-"""nn.Embedding and nn.EmbeddingBag: a Linear without bias of one-hot words.
+"""The rules for nn.Embedding and nn.EmbeddingBag, which are a Linear without bias on one-hot words.
 
-The gradient of the table is the one at the output, in the row of the word: <a, a'> says whether two words are the same.
+The gradient of the table is the gradient at the output, in the row of the word. So <a, a'> is 1 where two words are the
+same and 0 otherwise.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from torch.nn import functional
 
 
 class EmbeddingRule:
-    """a are one-hot words, zero for padding, and g the gradient at the output, at each word."""
+    """At each word, a is one-hot, or zero for padding, and g is the gradient at the output."""
 
     def parameters(self, module: Any) -> list[str]:
-        """The table; none where gradients are scaled by how often a word comes."""
+        """Lists the table; nothing if gradients are scaled by the frequency of words."""
         return [] if module.scale_grad_by_freq else ["weight"]
 
     def record(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """The words [n, ...]."""
+        """Keeps the words [n, ...]; None if there is no dimension of samples."""
         (words,) = (*args, *kwargs.values())
         return words if words.dim() >= 1 else None
 
     def factors(self, module: Any, recorded: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """One-hot words [n, p, vocabulary] and gradients [r, n, p, size]."""
+        """Forms one-hot words [n, p, vocabulary] and gradients [r, n, p, size]."""
         words = recorded.reshape(len(recorded), -1)
         a = functional.one_hot(words, module.num_embeddings).to(gradient.dtype)
         if module.padding_idx is not None:
@@ -33,25 +34,28 @@ class EmbeddingRule:
         return a, gradient.reshape(*gradient.shape[:2], -1, gradient.shape[-1])
 
     def has_bias(self, module: Any) -> bool:
-        """Never."""
+        """Returns False always."""
         return False
 
 
 class EmbeddingBagRule:
-    """Sums and means of bags of one size: a counts the words of a bag, or sums their weights."""
+    """At each bag, a has the count or the summed weight of each word, and g is the gradient at the output.
+
+    It applies to sums and means over bags of one size. For means, a is divided by the number of words in the bag.
+    """
 
     def parameters(self, module: Any) -> list[str]:
-        """The table; none for maxima, and where gradients are scaled by how often a word comes."""
+        """Lists the table; nothing for maxima, or if gradients are scaled by the frequency of words."""
         return [] if module.scale_grad_by_freq or module.mode == "max" else ["weight"]
 
     def record(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | None, ...] | None:
-        """The words [n, size of a bag] and their weights; None where bags are given by offsets."""
+        """Keeps the words [n, size of a bag] and their weights; None if bags are given by offsets."""
         given = dict(zip(("input", "offsets", "per_sample_weights"), args, strict=False)) | kwargs
         words = given["input"]
         return (words, given.get("per_sample_weights")) if words.dim() == 2 else None
 
     def factors(self, module: Any, recorded: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Bags [n, 1, vocabulary] and gradients [r, n, 1, size]."""
+        """Forms bags [n, 1, vocabulary] and gradients [r, n, 1, size]."""
         words, weights = recorded
         counted = (
             torch.ones_like(words, dtype=torch.bool) if module.padding_idx is None else words != module.padding_idx
@@ -63,7 +67,7 @@ class EmbeddingBagRule:
         return bags.unsqueeze(1), gradient.unsqueeze(2)
 
     def has_bias(self, module: Any) -> bool:
-        """Never."""
+        """Returns False always."""
         return False
 
 

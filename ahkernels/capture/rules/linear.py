@@ -1,4 +1,7 @@
-"""nn.Linear on [n, ..., d]: z = W a + b at each position, so that the gradient of W is g a^T and that of b is g."""
+"""The rule for nn.Linear.
+
+On inputs [n, ..., d] it has z = W a + b at each position. So the gradient of W is g a^T, and the gradient of b is g.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,24 @@ from torch import Tensor, nn
 
 
 class LinearRule:
-    """a is the layer's input and g the gradient at its output, at each position."""
+    """At each position, a is the input and g the gradient at the output."""
 
     def parameters(self, module: nn.Module) -> list[str]:
-        """Weight, and bias where there is one."""
+        """Lists weight, and bias where there is one."""
         return ["weight"] if module.bias is None else ["weight", "bias"]
 
     def record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """The input [n, ..., d]; None where it has no dimension of samples."""
+        """Keeps the input [n, ..., d]; None if it has no dimension of samples."""
         (a,) = (*args, *kwargs.values())
         return a if a.dim() >= 2 else None
 
     def factors(self, module: nn.Module, recorded: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Input and gradient, with all that lies between samples and features as positions."""
+        """Reshapes to a [n, p, d] and g [r, n, p, m], with all dimensions but samples and features as positions."""
         a = recorded.reshape(recorded.shape[0], -1, recorded.shape[-1])
         return a, gradient.reshape(*gradient.shape[:2], -1, gradient.shape[-1])
 
     def has_bias(self, module: nn.Module) -> bool:
-        """Whether the Linear has a bias."""
+        """Tells whether the module has a bias."""
         return module.bias is not None
 
 

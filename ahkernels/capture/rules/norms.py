@@ -1,7 +1,8 @@
-"""Norms in eval mode: scale and shift of the normalised input, so few parameters that the Jacobian itself is used.
+"""The rule for norms in eval mode, which scale and shift the normalised input.
 
-With y = w xhat + b the gradient of w sums g xhat over the positions that share it, and that of b sums g. As factors:
-the Jacobian for g, and a forward Gram of ones.
+They have so few parameters that the Jacobian itself is used. With y = w xhat + b, the gradient of w is the sum of
+g xhat over the positions that share w, and the gradient of b is the sum of g over them. The Jacobian stands in for the
+backward factor, and the forward Gram is all ones.
 """
 
 from __future__ import annotations
@@ -15,24 +16,29 @@ from torch.nn import functional
 
 
 class NormRule:
-    """A scale and, where there is one, a shift of what `normalise` makes of the input."""
+    """The Jacobian of a scale and, where there is one, a shift of the normalised input.
+
+    Args:
+        normalise: Computes the normalised input from the module and its input.
+        by_channel: Whether the parameters belong to dimension 1 of the input; otherwise, to its last dimensions.
+    """
 
     def __init__(self, normalise: Callable[[Any, Tensor], Tensor], *, by_channel: bool) -> None:
         self.normalise = normalise
-        self.by_channel = by_channel  # parameters belong to dimension 1, else to the last dimensions
+        self.by_channel = by_channel
 
     def parameters(self, module: Any) -> list[str]:
-        """Weight, and bias where there is one."""
+        """Lists weight, and bias where there is one."""
         return ["weight"] if getattr(module, "bias", None) is None else ["weight", "bias"]
 
     def record(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """The normalised input; None where it has no dimension of samples."""
+        """Keeps the normalised input [n, ...]; None if it has no dimension of samples."""
         (x,) = (*args, *kwargs.values())
         parameter_dims = 1 if self.by_channel else module.weight.dim()
         return self.normalise(module, x) if x.dim() > parameter_dims else None
 
     def factors(self, module: Any, recorded: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """No forward factor, and the Jacobian [r, n, 1, parameters]."""
+        """Forms an empty forward factor [n, 1, 0] and the Jacobian [r, n, 1, parameters]."""
         n, r, size = recorded.shape[0], gradient.shape[0], module.weight.numel()
         if self.by_channel:
             xhat, g = recorded.reshape(n, size, -1), gradient.reshape(r, n, size, -1)
@@ -43,7 +49,7 @@ class NormRule:
         return recorded.new_empty(n, 1, 0), torch.cat(jacobian[: len(self.parameters(module))], 2).unsqueeze(2)
 
     def has_bias(self, module: Any) -> bool:
-        """Always: the forward Gram is that of a bias alone."""
+        """Returns True always, since the forward Gram of a Jacobian is all ones."""
         return True
 
 
