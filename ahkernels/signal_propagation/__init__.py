@@ -1,8 +1,9 @@
-"""The theory: what random networks of infinite width do to information, at any depth, and where it balances.
+"""Signal propagation: how random networks of infinite width lose information with depth, and where losses balance.
 
-    inputs -> network (of an activation) -> propagation -> equilibrium, kernels; finite_width measures the same
+    inputs -> network, with an activation -> propagation -> equilibrium and kernels
 
-Equation, theorem and section numbers are those of Lou, Mingard and Hayou (ICML 2022). Everything is fp64 on the CPU.
+`finite_width` measures the same quantities in networks of finite width. Equation, theorem and section numbers are those
+of Lou, Mingard and Hayou (ICML 2022). Everything is computed in fp64 on the CPU.
 """
 
 from ahkernels.signal_propagation.activations import Activation, Erf, LeakyReLU, Smooth

@@ -1,8 +1,8 @@
-"""Activations, by what a Gaussian pair becomes under them: E[phi(u)^2], E[phi(u) phi(v)] and E[phi'(u) phi'(v)].
+"""Activations phi, described by Gaussian averages: E[phi(u)^2], E[phi(u) phi(v)] and E[phi'(u) phi'(v)].
 
-Of a pair with variances q, q' and correlation 1 - gamma, the covariance after the activation is kept as
-sqrt(m m') (1 - Gamma) with second moments m, m'. Every formula here gives Gamma with relative accuracy as gamma goes to
-0, where 1 - Gamma would have lost it.
+Let u and v have variances q and q' and correlation 1 - gamma. Their covariance after the activation is kept as
+sqrt(m m') (1 - Gamma) with the second moments m and m'. Every formula here gives Gamma with relative accuracy also as
+gamma goes to 0, where 1 - Gamma would have lost all its digits.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from ahkernels.signal_propagation.inputs import require_number
 
 Array = NDArray[np.float64]
 
-HALF_RANGE, STEP = 13.0, 1 / 64  # of the grid on which Gaussian averages are sums: both ends are below rounding
-FIRST_TERMS, MOST_TERMS = 64, 2048  # of a Hermite series
-MOST_VARIANCE = 1e3  # beyond, the grid is too coarse for a smooth step at 0
-BLOCK = 2**18  # numbers of a Hermite series at a time
+HALF_RANGE, STEP = 13.0, 1 / 64  # the grid for Gaussian averages; the density at its ends is below rounding
+FIRST_TERMS, MOST_TERMS = 64, 2048  # lengths of Hermite series, doubled from the first to the largest
+MOST_VARIANCE = 1e3  # for larger variances the grid is too coarse for a smooth step at 0
+BLOCK = 2**18  # numbers of a Hermite series that are worked on at a time
 
 
 class Pair(NamedTuple):
-    """What an activation makes of Gaussian pairs.
+    """Averages of an activation over Gaussian pairs (u, v), all in the shape of the pairs.
 
     Attributes:
-        moments: E[phi(u)^2] and E[phi(v)^2].
+        moments: The second moments E[phi(u)^2] and E[phi(v)^2].
         gamma: Gamma = 1 - E[phi(u) phi(v)] / sqrt(E[phi(u)^2] E[phi(v)^2]), in [0, 2].
-        derivative: E[phi'(u) phi'(v)].
+        derivative: The average E[phi'(u) phi'(v)].
     """
 
     moments: tuple[Array, Array]
@@ -44,32 +44,69 @@ class Pair(NamedTuple):
 
 
 class Activation(ABC):
-    """Averages of an activation phi over Gaussians; all arrays broadcast."""
+    """An activation phi, by its averages over Gaussians.
+
+    A subclass has `moment`, `moment_slope` and `pair`; all arrays broadcast.
+
+    Example:
+        The identity as an activation of its own:
+
+        >>> import numpy as np
+        >>> from ahkernels import signal_propagation as sp
+        >>> from ahkernels.signal_propagation.activations import Pair
+        >>> class Identity(sp.Activation):
+        ...     def moment(self, variance):
+        ...         return variance
+        ...
+        ...     def moment_slope(self, variance):
+        ...         return np.ones_like(variance)
+        ...
+        ...     def pair(self, variances, gamma):
+        ...         return Pair(variances, gamma, np.ones_like(gamma))
+        >>> print(sp.Network(Identity(), weight_variance=1.0).correlation_map([0.1, 0.9], variance=1.0))
+        [0.1 0.9]
+    """
 
     @abstractmethod
     def moment(self, variance: Array) -> Array:
-        """E[phi(u)^2] for u ~ N(0, variance)."""
+        """Computes E[phi(u)^2] for u ~ N(0, variance), elementwise."""
 
     @abstractmethod
     def pair(self, variances: tuple[Array, Array], gamma: Array) -> Pair:
-        """What becomes of pairs with these variances (above 0) and correlation 1 - gamma."""
+        """Computes the averages over pairs of Gaussians.
+
+        Args:
+            variances: The variances of u and v, above 0.
+            gamma: 1 - correlation of u and v, in [0, 2].
+
+        Returns:
+            The averages in the broadcast shape.
+        """
 
     @abstractmethod
     def moment_slope(self, variance: Array) -> Array:
-        """D E[phi(u)^2] / d variance = E[phi'(u)^2 + phi(u) phi''(u)]."""
+        """Computes the derivative of `moment` by the variance, which is E[phi'(u)^2 + phi(u) phi''(u)]."""
 
     def derivative_moment(self, variance: Array) -> Array:
-        """E[phi'(u)^2] for u ~ N(0, variance)."""
+        """Computes E[phi'(u)^2] for u ~ N(0, variance), elementwise."""
         variance = np.asarray(variance, dtype=np.float64)
         return self.pair((variance, variance), np.zeros_like(variance)).derivative
 
 
 @dataclass(frozen=True)
 class LeakyReLU(Activation):
-    """max(x, 0) + negative_slope min(x, 0): ReLU at 0, linear at 1, the absolute value at -1.
+    """The activation max(x, 0) + negative_slope min(x, 0): ReLU at slope 0, linear at 1, the absolute value at -1.
+
+    Attributes:
+        negative_slope: The slope at negative x.
 
     Raises:
-        ValueError: if the slope is not finite.
+        ValueError: If the slope is not finite.
+
+    Example:
+        >>> from ahkernels import signal_propagation as sp
+        >>> print(sp.LeakyReLU(0.0).moment(2.0))  # ReLU halves the second moment
+        1.0
     """
 
     negative_slope: float = 0.01
@@ -79,42 +116,49 @@ class LeakyReLU(Activation):
 
     @property
     def gain(self) -> float:
-        """E[phi(u)^2] / E[u^2] = E[phi'(u)^2]."""
+        """The ratio E[phi(u)^2] / E[u^2], which is E[phi'(u)^2] too."""
         return (1 + self.negative_slope**2) / 2
 
     @property
     def map(self) -> ArcCosineMap:
-        """The map of gamma, which does not depend on the variances."""
+        """The map from gamma to Gamma, which does not depend on the variances."""
         return ArcCosineMap((1 - self.negative_slope) ** 2 / (2 * self.gain))
 
     def moment(self, variance: Array) -> Array:
-        """E[phi(u)^2]."""
+        """Computes E[phi(u)^2] in closed form."""
         return self.gain * np.asarray(variance)
 
     def moment_slope(self, variance: Array) -> Array:
-        """Its derivative."""
+        """Computes the derivative of `moment` in closed form."""
         return np.full(np.shape(variance), self.gain)
 
     def pair(self, variances: tuple[Array, Array], gamma: Array) -> Pair:
-        """See `Activation`: in closed form."""
+        """Computes the averages over pairs in closed form; see `Activation.pair`."""
         first, second = variances
         return Pair((self.moment(first), self.moment(second)), self.map(gamma), self.gain * self.map.slope(gamma))
 
 
 @dataclass(frozen=True)
 class Erf(Activation):
-    """The error function: E[erf(u) erf(v)] = 2/pi arcsin(2 cov / sqrt((1 + 2 q) (1 + 2 q'))) (Williams, 1997)."""
+    """The error function, with E[erf(u) erf(v)] = 2/pi arcsin(2 cov / sqrt((1 + 2 q) (1 + 2 q'))) (Williams, 1997).
+
+    Example:
+        >>> import numpy as np
+        >>> from ahkernels import signal_propagation as sp
+        >>> print(sp.Erf().moment(np.array([0.1, 1.0])).round(3))
+        [0.107 0.465]
+    """
 
     def moment(self, variance: Array) -> Array:
-        """E[phi(u)^2]."""
+        """Computes E[phi(u)^2] in closed form."""
         return 2 / math.pi * np.arcsin(2 * variance / (1 + 2 * variance))
 
     def moment_slope(self, variance: Array) -> Array:
-        """Its derivative."""
+        """Computes the derivative of `moment` in closed form."""
         return 4 / math.pi / ((1 + 2 * variance) * np.sqrt(1 + 4 * variance))
 
     def pair(self, variances: tuple[Array, Array], gamma: Array) -> Pair:
-        """See `Activation`: in closed form."""
+        """Computes the averages over pairs in closed form; see `Activation.pair`."""
         first, second = variances
         # With unit vectors in place of variances: u = 2 q / (1 + 2 q) is a squared length, and
         # arcsin a - arcsin b = arcsin((a^2 - b^2) / (a sqrt(1 - b^2) + b sqrt(1 - a^2))) does not cancel.
@@ -128,11 +172,11 @@ class Erf(Activation):
 
 
 def _arcsine_gap(a: Array, b: Array, gamma: Array) -> Array:
-    """Arcsin a - arcsin(sqrt(a b) (1 - gamma)) for a, b in (0, 1)."""
+    """Computes arcsin(a) - arcsin(sqrt(a b) (1 - gamma)) for a and b in (0, 1) without cancellation."""
     cross = np.sqrt(a * b) * (1 - gamma)
     squares = a * ((a - b) + b * gamma * (2 - gamma))
     flat = a * np.sqrt((1 - cross) * (1 + cross)) + cross * np.sqrt((1 - a) * (1 + a))
-    # For opposite signs the denominator may vanish, and nothing cancels.
+    # For a negative `cross`, the denominator may vanish, and the plain difference does not cancel.
     near = cross > 0
     gap = np.arcsin(np.clip(np.divide(squares, flat, out=np.zeros(np.shape(near)), where=near), -1, 1))
     return np.where(near, gap, np.arcsin(a) - np.arcsin(cross))
@@ -142,14 +186,22 @@ def _arcsine_gap(a: Array, b: Array, gamma: Array) -> Array:
 class Smooth(Activation):
     """Any smooth function, by its Hermite series phi(sqrt(q) z) = sum_k a_k(q) h_k(z).
 
-    E[phi(u) phi(v)] = sum_k a_k(q) a_k(q') c^k, E[phi'(u) phi'(v)] = its derivative in c over sqrt(q q').
+    At correlation c, E[phi(u) phi(v)] = sum_k a_k(q) a_k(q') c^k, and E[phi'(u) phi'(v)] is the derivative of this sum
+    by c, divided by sqrt(q q').
 
     Attributes:
-        function: elementwise on arrays. Functions with a kink or a jump have no short series: their use ends in an
-            error, as does that of variances so large that a smooth one looks like it.
+        function: The function, elementwise on arrays. The methods raise ValueError for a function with a kink or a
+            jump, which has no short series, and for variances so large that a smooth function looks like one.
 
     Raises:
-        TypeError: if it is no function.
+        TypeError: If it is not a function.
+
+    Example:
+        >>> import numpy as np
+        >>> from ahkernels import signal_propagation as sp
+        >>> network = sp.Network(sp.Smooth(np.sin), weight_variance=1.0)
+        >>> print(network.correlation_map([0.0, 0.5, 1.0], variance=1.0).round(3))
+        [0.    0.443 1.   ]
     """
 
     function: Callable[[Array], Array]
@@ -159,16 +211,16 @@ class Smooth(Activation):
             raise TypeError(f"function: expected a function of an array, got {type(self.function).__name__}")
 
     def moment(self, variance: Array) -> Array:
-        """E[phi(u)^2]."""
+        """Computes E[phi(u)^2] on the grid."""
         return _average(lambda z: self._values(variance, z) ** 2)
 
     def moment_slope(self, variance: Array) -> Array:
-        """Its derivative."""
+        """Computes the derivative of `moment` on the grid."""
         # d/dq E[f(sqrt(q) z)] = E[f(sqrt(q) z) (z^2 - 1)] / (2 q), by parts
         return _average(lambda z: self._values(variance, z) ** 2 * (z * z - 1)) / (2 * np.asarray(variance))
 
     def pair(self, variances: tuple[Array, Array], gamma: Array) -> Pair:
-        """See `Activation`: from the series."""
+        """Computes the averages over pairs from the series; see `Activation.pair`."""
         dims = max(map(np.ndim, (*variances, gamma)))  # the same for all, behind the axis of the series
         first, second, gamma = (np.array(x, dtype=np.float64, ndmin=dims, copy=None) for x in (*variances, gamma))
         terms = max(self._terms(first), self._terms(second))
@@ -200,12 +252,12 @@ class Smooth(Activation):
         return values
 
     def _series(self, variance: Array, terms: int) -> Array:
-        """a_k(q), [terms, *shape]."""
+        """Computes a_k(q) for k < terms, [terms, *shape of variance]."""
         grid, basis = _hermite(terms)
         return np.moveaxis(self._values(variance, grid) @ basis, -1, 0)
 
     def _terms(self, variance: Array) -> int:
-        """As many as the derivative's series needs to hold to rounding."""
+        """Counts the terms that the series of the derivative needs to hold to rounding."""
         ends = np.array([variance.min(), variance.max()])
         terms = FIRST_TERMS
         while terms <= MOST_TERMS:
@@ -221,9 +273,10 @@ class Smooth(Activation):
 
 
 def _lost(a: Array, b: Array, gamma: Array) -> tuple[Array, Array]:
-    """Sum_k a_k b_k (1 - c^k) and sum_k k a_k b_k c^(k - 1), by Horner's rule a block of k at a time.
+    """Computes sum_k a_k b_k (1 - c^k) and sum_k k a_k b_k c^(k - 1) by Horner's rule, a block of k at a time.
 
-    With w_k = a_k b_k the first is gamma sum_j c^j (w_{j+1} + w_{j+2} + ...), which for w, c > 0 has no difference.
+    With w_k = a_k b_k, the first sum is gamma sum_j c^j (w_{j+1} + w_{j+2} + ...), where nothing cancels if all w_k and
+    c are positive.
     """
     shape = np.broadcast_shapes(a.shape[1:], b.shape[1:], gamma.shape)
     lost, slope, tail = np.zeros(shape), np.zeros(shape), np.zeros(shape)
@@ -242,7 +295,11 @@ def _lost(a: Array, b: Array, gamma: Array) -> tuple[Array, Array]:
 
 
 def _average(values: Callable[[Array], Array]) -> Array:
-    """E[values(z)] for z ~ N(0, 1), over the last axis: for analytic functions a sum on a grid holds to rounding."""
+    """Computes E[values(z)] for z ~ N(0, 1) as a sum on a grid, which holds to rounding for analytic functions.
+
+    Args:
+        values: Values [..., points] at the points z of the grid.
+    """
     grid, basis = _hermite(1)
     average: Array = values(grid) @ basis[:, 0]
     return average
@@ -250,7 +307,7 @@ def _average(values: Callable[[Array], Array]) -> Array:
 
 @lru_cache(maxsize=8)
 def _hermite(terms: int) -> tuple[Array, Array]:
-    """A grid z [points], and h_k(z) times density and spacing, [points, terms], for orthonormal h_k."""
+    """Computes the grid z [points], and orthonormal h_k(z) times density and spacing, [points, terms]."""
     count = round(2 * HALF_RANGE / STEP) + 1
     z = np.linspace(-HALF_RANGE, HALF_RANGE, count)
     half = np.exp(-z * z / 4) / (2 * math.pi) ** 0.25  # the square root of the density
@@ -262,7 +319,7 @@ def _hermite(terms: int) -> tuple[Array, Array]:
         basis[k + 1] = (z * basis[k] - math.sqrt(k) * basis[k - 1]) / math.sqrt(k + 1)
     weighted = (basis * (half * STEP)).T
     for array in (z, weighted):
-        array.flags.writeable = False  # it is shared
+        array.flags.writeable = False  # the cache shares it
     return z, weighted
 
 
@@ -282,11 +339,11 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation_of(value: str | Activation) -> Activation:
-    """The activation of a name, or the activation itself.
+    """Returns the activation of a name, or the activation that was given.
 
     Raises:
-        ValueError: for an unknown name.
-        TypeError: for anything else.
+        ValueError: If the name is unknown.
+        TypeError: If the value is neither a name nor an `Activation`.
     """
     if isinstance(value, Activation):
         return value

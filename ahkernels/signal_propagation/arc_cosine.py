@@ -1,19 +1,20 @@
-"""The correlation map of networks with (leaky) ReLU, in gamma = 1 - c: one layer, and any number of layers at once.
+"""The correlation map of networks with (leaky) ReLU and without biases, for one layer or many layers at once.
 
-With cos t = c = 1 - gamma, all such networks without biases have the map
+In gamma = 1 - c, with cos t = c, all these networks have the map
 
     gamma' = gamma - kappa (sin t - t cos t) / pi        slope g'(c) = 1 - kappa t / pi
 
-which is equation 3 of the paper's appendix for ReLU, kappa = 1. Near its fixed point gamma = 0 it has a Fatou
+which is equation 3 of the paper's appendix for ReLU, where kappa = 1. Near its fixed point gamma = 0, it has a Fatou
 coordinate
 
     A(t) = 3 pi / (kappa t) + 3/2 log t + sum_j a_j t^j        A(t') = A(t) + 1
 
-that turns a layer into a step of 1, and with it the product of slopes becomes a difference,
+that turns a layer into a step of 1. The product of slopes over layers then becomes a difference,
 
     S(t) = 3 log t + sum_j s_j t^j                             S(t') - S(t) = log g'(c).
 
-Both are asymptotic series. So gamma_l ~ (9 pi^2 / 2) / (kappa l)^2 and the product over layers k ... l - 1 ~ (k / l)^3.
+Both are asymptotic series. So gamma_l ~ (9 pi^2 / 2) / (kappa l)^2, and the product of slopes over layers k ... l - 1
+is ~ (k / l)^3.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-ORDER = 12  # of the series
-_TERMS = ORDER + 3  # of the series that they come from
-_SMALL = 0.7  # below this angle, sin t - t cos t comes from its series
+ORDER = 12  # the order up to which both series are computed
+_TERMS = ORDER + 3  # coefficients of the series that they are computed from
+_SMALL = 0.7  # for angles below, sin t - t cos t is computed from its series
 _SINE = [(-1) ** k * (2 * k + 2) / math.factorial(2 * k + 3) for k in range(8)]  # (sin t - t cos t) / t^3 in t^2
 _COSINE = [(-1) ** k / math.factorial(2 * k + 2) for k in range(8)]  # (1 - cos t) / t^2 in t^2
-NEWTON_STEPS = 8  # from 3 pi / (kappa t) = A, which is within a few percent
+NEWTON_STEPS = 8  # they start from 3 pi / (kappa t) = A, which is right within a few percent
 
 
 def angle(gamma: Array) -> Array:
-    """T in [0, pi] with cos t = 1 - gamma, to full relative accuracy at gamma = 0."""
+    """Computes t in [0, pi] with cos t = 1 - gamma, with full relative accuracy also as gamma goes to 0."""
     t: Array = 2 * np.arcsin(np.sqrt(gamma / 2))
     return t
 
@@ -47,23 +48,23 @@ class ArcCosineMap:
     """The map gamma -> gamma - kappa (sin t - t cos t) / pi.
 
     Attributes:
-        kappa: strength of the kink, in [0, 2]: 1 for ReLU, (1 - a)^2 / (1 + a^2) for a negative slope a, times
-            r / (1 + r) in a residual network whose branch adds r times the variance.
+        kappa: The strength of the kink, in [0, 2]: 1 for ReLU, and (1 - a)^2 / (1 + a^2) for a negative slope a. In a
+            residual network whose branch adds r times the variance, this times r / (1 + r).
     """
 
     kappa: float
 
     def __call__(self, gamma: Array) -> Array:
-        """The next layer's gamma: relative accuracy near 0, where c would keep none."""
+        """Computes the next layer's gamma, with relative accuracy also near 0, where c would have none."""
         t = angle(gamma)
         square = t * t
         small = np.polynomial.polynomial.polyval(square, _SINE) * (square * t)
         lost = np.where(t < _SMALL, small, np.sin(t) - t * np.cos(t))
-        following: Array = np.maximum(gamma - self.kappa / math.pi * lost, 0)  # rounding might leave less of 2 - kappa
+        following: Array = np.maximum(gamma - self.kappa / math.pi * lost, 0)  # not below 0 by rounding
         return following
 
     def slope(self, gamma: Array) -> Array:
-        """g'(c) at c = 1 - gamma."""
+        """Computes g'(c) at c = 1 - gamma."""
         slope: Array = 1 - self.kappa / math.pi * angle(gamma)
         return slope
 
@@ -80,10 +81,10 @@ class ArcCosineMap:
         return float(min(1.0, *((eps / size) ** (1 / j) for size, j in last)))
 
     def advance(self, gamma: Array, layers: float | Array) -> Array:
-        """Gamma after so many layers more, where all angles are within `reach`."""
+        """Computes gamma that many layers later, for angles of at most `reach`."""
         if self.kappa == 0:
             return np.broadcast_arrays(gamma, layers)[0].copy()
-        with np.errstate(divide="ignore", invalid="ignore"):  # gamma = 0 stays
+        with np.errstate(divide="ignore", invalid="ignore"):  # gamma = 0 is treated apart
             t = angle(gamma)
             wanted = self._coordinate(1 / t) + layers
             x = wanted * (self.kappa / (3 * math.pi))
@@ -92,7 +93,7 @@ class ArcCosineMap:
             return np.where(gamma > 0, 2 * np.sin(1 / (2 * x)) ** 2, 0.0)
 
     def log_product(self, gamma: Array, later: Array) -> Array:
-        """Sum of log g' over the layers that lead from one gamma to the other, where all angles are within `reach`."""
+        """Sums log g' over the layers that lead from `gamma` to `later`, for angles of at most `reach`."""
         t, u = angle(gamma), angle(later)
         if self.kappa == 0:
             return np.zeros(np.broadcast_shapes(t.shape, u.shape))
@@ -101,20 +102,20 @@ class ArcCosineMap:
             return np.where(gamma > 0, total - np.polynomial.polynomial.polyval(t, self._product), 0.0)
 
     def _coordinate(self, x: Array) -> Array:
-        """A at t = 1 / x."""
+        """Computes A at t = 1 / x."""
         series = np.polynomial.polynomial.polyval(1 / x, self._fatou)
         return 3 * math.pi / self.kappa * x - 1.5 * np.log(x) + series
 
     def _coordinate_slope(self, x: Array) -> Array:
-        """DA/dx at t = 1 / x."""
+        """Computes the derivative of A by x at t = 1 / x."""
         series = np.polynomial.polynomial.polyval(1 / x, np.arange(ORDER + 1) * self._fatou)
         return 3 * math.pi / self.kappa - (1.5 + series) / x
 
-    # ---- the series, from those of t' in t
+    # ---- the series, computed from the series of t' in t
 
     @cached_property
     def _next_angle(self) -> Array:
-        """Coefficients of t' / t in t: t' = 2 arcsin sqrt(gamma' / 2)."""
+        """The coefficients of t' / t in t, where t' = 2 arcsin sqrt(gamma' / 2)."""
         cosine, sine = np.zeros(_TERMS), np.zeros(_TERMS)
         cosine[::2], sine[::2] = _COSINE, _SINE
         square = 2 * cosine - 2 * self.kappa / math.pi * _shift(sine, 1)  # (2 sin(t' / 2))^2 / t^2
@@ -132,22 +133,22 @@ class ArcCosineMap:
 
     @cached_property
     def _fatou(self) -> Array:
-        """A_1 ... a_ORDER of A, at their index."""
+        """The coefficients a_1 ... a_ORDER of A, each at its index."""
         signs = (-1.0) ** np.arange(_TERMS)
         inverse = _compose(signs, _without_constant(self._next_angle))  # t / t'
-        short = 3 * math.pi / self.kappa * inverse[1:]  # of A(t') - A(t) - 1 without the sum, from t^0 on
+        short = 3 * math.pi / self.kappa * inverse[1:]  # A(t') - A(t) - 1 without the sum of a_j, from t^0 on
         short[0] -= 1
         return self._telescoped(short + 1.5 * self._log_next_angle[:-1])
 
     @cached_property
     def _product(self) -> Array:
-        """S_1 ... s_ORDER of S, at their index."""
+        """The coefficients s_1 ... s_ORDER of S, each at its index."""
         slope = np.zeros(_TERMS)
         slope[1] = -self.kappa / math.pi
         return self._telescoped(3 * self._log_next_angle - _log1p(slope))
 
     def _telescoped(self, short: Array) -> Array:
-        """Coefficients q_j with sum_j q_j (t'^j - t^j) + short = 0, from t^2 on."""
+        """Solves sum_j q_j (t'^j - t^j) + short = 0 for the coefficients q_j, from t^2 on."""
         rest, coefficients = short.copy(), np.zeros(ORDER + 1)
         power, rate = self._next_angle, self.kappa / (3 * math.pi)  # t' = t - rate t^2 + ...
         for j in range(1, ORDER + 1):
@@ -170,7 +171,7 @@ def _without_constant(a: Array) -> Array:
 
 
 def _compose(outer: NDArray[Any], inner: Array) -> Array:
-    """Sum_j outer_j inner^j of an inner series without a constant."""
+    """Computes the series sum_j outer_j inner^j, where `inner` has no constant."""
     total = np.zeros(_TERMS)
     for coefficient in outer[::-1]:
         total = _multiply(total, inner)

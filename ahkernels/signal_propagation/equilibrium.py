@@ -1,4 +1,4 @@
-"""Loss of forward and backward information, and the layer where they balance (section 3 of the paper)."""
+"""Losses of forward and backward information, and the layer where they are equal (section 3 of the paper)."""
 
 from __future__ import annotations
 
@@ -23,18 +23,26 @@ from ahkernels.signal_propagation.propagation import (
 Array = NDArray[np.float64]
 Over = Literal["sup", "mean"]
 
-POINTS = 64  # layers tried at a time, log-spaced, on the way to an equilibrium
+POINTS = 64  # log-spaced layers that are tried at a time in the search for an equilibrium
 
 
 @dataclass(frozen=True, eq=False)
 class InformationLoss:
-    """How far forward and backward information of a network are from what does not depend on the inputs (definition 3).
+    """Losses of forward and backward information, as the supremum or mean over pairs of inputs (definition 3).
 
     Attributes:
-        depth: L.
-        layers: [k].
-        forward: [k], over the pairs of 1 - I^f_l(x, x') / sqrt(I^f_l(x, x) I^f_l(x', x')), which falls to 0 with l.
-        backward: [k], over the pairs of I^b_l(x, x') / sqrt(I^b_l(x, x) I^b_l(x', x')), which falls to 0 with L / l.
+        depth: The depth L of the network.
+        layers: Layer numbers [k].
+        forward: Numbers [k]: the supremum or mean of |1 - I^f_l(x, x') / sqrt(I^f_l(x, x) I^f_l(x', x'))|. It falls to
+            0 as l grows.
+        backward: Numbers [k]: the supremum or mean of |I^b_l(x, x')| / sqrt(I^b_l(x, x) I^b_l(x', x')). It falls to 0
+            as L / l grows.
+
+    Example:
+        >>> from ahkernels import signal_propagation as sp
+        >>> loss = sp.information_loss(sp.Network("relu"), depth=100, layers=[10, 50])
+        >>> bool(loss.forward[0] > loss.backward[0]), bool(loss.forward[1] > loss.backward[1])
+        (True, False)
     """
 
     depth: int
@@ -51,18 +59,28 @@ def information_loss(
     over: Over = "sup",
     progress: bool = False,
 ) -> InformationLoss:
-    """Information lost on the way to, and back to, layers of a network of infinite width.
+    """Computes the losses of forward and backward information at layers of a network of infinite width (definition 3).
 
     Args:
-        network: of theorems 1 and 2: `Network("relu")`.
-        depth: L.
-        pairs: inputs; None: the set E_0.1 of equation 10 (`InputPairs.apart(0.1)`).
-        layers: between 1 and L; None: all.
-        over: "sup", as in definition 3, or "mean" over the pairs.
-        progress: show a progress bar.
+        network: The network; theorems 1 and 2 of the paper have `Network("relu")`.
+        depth: The depth L.
+        pairs: Pairs of inputs; None for the set E_0.1 of equation 10, which is `InputPairs.apart(0.1)`.
+        layers: Layer numbers between 1 and L; None for all.
+        over: "sup" for the supremum over the pairs, as in definition 3, or "mean".
+        progress: Whether to show a progress bar on stderr.
+
+    Returns:
+        Both losses at these layers.
 
     Raises:
-        ValueError: if an argument is out of range, or variances leave the range of a float.
+        ValueError: If an argument is out of range, or variances leave the range of a float.
+        TypeError: If the network or the pairs have another type.
+
+    Example:
+        >>> from ahkernels import signal_propagation as sp
+        >>> loss = sp.information_loss(sp.Network("relu"), depth=100, layers=[10, 50])
+        >>> print(loss.forward.round(3), loss.backward.round(3))
+        [0.166 0.013] [0.015 0.2  ]
     """
     depth = require_depth(depth)
     wanted = layers_within(depth, layers)
@@ -78,23 +96,30 @@ def equilibrium(
     over: Over = "sup",
     progress: bool = False,
 ) -> Array:
-    """The layer l*(L) where forward and backward information loss are equal (the equilibrium hypothesis, section 3.3).
+    """Finds the layer l*(L) at which the losses of forward and backward information are equal (section 3.3).
 
-    Corollary 1 has l* ~ L^(3/5) for ReLU; see `asymptotics` for constants and other activations.
+    The equilibrium hypothesis of the paper is about this layer. Corollary 1 has l* ~ L^(3/5) for ReLU; `asymptotics`
+    has the constant, and other activations.
 
     Args:
-        network: of the paper: `Network("relu")`.
-        depths: L, one or several.
-        pairs: inputs; None: the set E_0.1 of equation 10.
-        over: "sup", as in definition 3, or "mean" over the pairs.
-        progress: show a progress bar.
+        network: The network; the paper has `Network("relu")`.
+        depths: One depth L or several.
+        pairs: Pairs of inputs; None for the set E_0.1 of equation 10, which is `InputPairs.apart(0.1)`.
+        over: "sup" for the supremum over the pairs, as in definition 3, or "mean".
+        progress: Whether to show a progress bar on stderr.
 
     Returns:
-        [depths] in the order given, between whole layers (log-linear); nan for a network without a balance, such as a
-        linear one, or too shallow to have one.
+        One number for each depth, in their order. It lies between whole layers, by log-linear interpolation. It is nan
+        for a network whose losses do not cross, such as a linear or a very shallow one.
 
     Raises:
-        ValueError: if an argument is out of range, or variances leave the range of a float.
+        ValueError: If an argument is out of range, or variances leave the range of a float.
+        TypeError: If the network or the pairs have another type.
+
+    Example:
+        >>> from ahkernels import signal_propagation as sp
+        >>> print(sp.equilibrium(sp.Network("relu"), [100, 1000, 10000]).round(1))
+        [ 23.4 119.5 517.9]
     """
     numbers = np.atleast_1d(np.asarray(depths))
     if numbers.ndim != 1 or numbers.size == 0:
@@ -129,12 +154,19 @@ def equilibrium(
 
 @dataclass(frozen=True)
 class Asymptotics:
-    """Powers of depth that information falls like on the edge of chaos.
+    """The powers of depth by which information falls on the edge of chaos.
 
     Attributes:
-        forward_exponent, forward_constant: loss ~ constant l^exponent (theorem 1).
-        backward_exponent: backward information ~ (L / l)^exponent where l << L (theorem 2, case 2).
-        equilibrium_exponent, equilibrium_constant: l* ~ constant L^exponent (corollary 1).
+        forward_exponent: The exponent in forward loss ~ constant l^exponent (theorem 1).
+        forward_constant: The constant in it.
+        backward_exponent: The exponent in backward information ~ (L / l)^exponent for l << L (theorem 2, case 2).
+        equilibrium_exponent: The exponent in l* ~ constant L^exponent (corollary 1).
+        equilibrium_constant: The constant in it.
+
+    Example:
+        >>> from ahkernels import signal_propagation as sp
+        >>> sp.asymptotics(sp.Network("relu")).equilibrium_exponent
+        0.6
     """
 
     forward_exponent: float
@@ -145,14 +177,31 @@ class Asymptotics:
 
 
 def asymptotics(network: Network) -> Asymptotics:
-    """The exponents and constants of theorems 1 and 2 and corollary 1, for any activation on the edge of chaos.
+    """Computes exponents and constants of theorems 1 and 2 and corollary 1, for any activation on the edge of chaos.
 
-    A kink (ReLU and leaky ReLU without biases, also residual) has gamma' = gamma - (2 sqrt 2 kappa / 3 pi) gamma^(3/2):
-    loss 9 pi^2 / (2 kappa^2 l^2) and (l / L)^3, so l* = (9 pi^2 / 2 kappa^2)^(1/5) L^(3/5). A smooth activation with
-    variances at q* > 0 has gamma' = gamma - beta gamma^2: loss 1 / (beta l) and (l / L)^2, so l* = beta^(-1/3) L^(2/3).
+    ReLU and leaky ReLU without biases, also in residual networks, have a kink: gamma' = gamma - (2 sqrt 2 kappa / 3 pi)
+    gamma^(3/2). Then the losses are 9 pi^2 / (2 kappa^2 l^2) and (l / L)^3, so that
+    l* = (9 pi^2 / 2 kappa^2)^(1/5) L^(3/5). A smooth activation with variances at q* > 0 has
+    gamma' = gamma - beta gamma^2. Then the losses are 1 / (beta l) and (l / L)^2, so that l* = beta^(-1/3) L^(2/3).
+
+    Args:
+        network: The network.
+
+    Returns:
+        The exponents and constants.
 
     Raises:
-        ValueError: if information is lost at another rate: exponentially, or not at all.
+        ValueError: If the network loses information at another rate: exponentially, or not at all.
+        TypeError: If `network` is not a `Network`.
+
+    Example:
+        >>> from ahkernels import signal_propagation as sp
+        >>> relu = sp.asymptotics(sp.Network("relu"))
+        >>> relu.forward_exponent, relu.backward_exponent, round(relu.equilibrium_constant, 3)
+        (-2.0, -3.0, 2.136)
+        >>> tanh = sp.asymptotics(sp.Network("tanh", bias_variance=0.05))
+        >>> round(tanh.equilibrium_exponent, 3)
+        0.667
     """
     require_network(network)
     homogeneous = network.homogeneous_map
@@ -160,7 +209,7 @@ def asymptotics(network: Network) -> Asymptotics:
         return _balanced(-2.0, 4.5 * (math.pi / homogeneous.kappa) ** 2, -3.0)
     if homogeneous is None and math.isinf(network.depth_scales().correlation):
         q = np.full((), network.variance_fixed_point())
-        # The slope is 1 - 2 beta gamma + O(gamma^2): the second order is extrapolated away.
+        # The slope is 1 - 2 beta gamma + O(gamma^2), and two values of gamma remove the second order.
         first, second = (
             (1 - float(network.layer(State((q, q), np.full((), gamma))).slope)) / (2 * gamma) for gamma in (1e-4, 2e-4)
         )
@@ -171,13 +220,13 @@ def asymptotics(network: Network) -> Asymptotics:
 
 
 def _balanced(forward: float, constant: float, backward: float) -> Asymptotics:
-    """With the l at which constant l^forward = (L / l)^backward."""
+    """Adds the equilibrium, which is the l with constant l^forward = (L / l)^backward."""
     total = -forward - backward
     return Asymptotics(forward, constant, backward, -backward / total, constant ** (1 / total))
 
 
 class _Losses:
-    """Both losses over a set of pairs, for networks of several depths."""
+    """Both losses over a set of pairs, at given layers of networks of several depths."""
 
     def __init__(
         self, network: Network, pairs: InputPairs | None, layers: NDArray[np.int64], over: Over, progress: bool
@@ -193,11 +242,11 @@ class _Losses:
         self._own.append(self._own[0] if second is first else _own(network, second, layers, progress))
 
     def forward(self) -> Array:
-        """Over the pairs, [layers]."""
+        """Computes the forward loss over the pairs, [layers]."""
         return self._reduced(self._pairs.forward_gamma)
 
     def backward(self, depth: int) -> Array:
-        """Over the pairs, [layers <= depth]."""
+        """Computes the backward loss over the pairs, [layers <= depth]."""
         sign, log = self._pairs.log_backward_information(depth)
         own = [one.log_backward_information(depth)[1] for one in self._own]
         return self._reduced(sign * np.exp(log - (own[0] + own[1]) / 2))
@@ -209,10 +258,10 @@ class _Losses:
 
 
 def _own(network: Network, scale: Array, layers: NDArray[np.int64], progress: bool) -> Propagation:
-    """Of every input with itself."""
+    """Carries every input, paired with itself, through the network."""
     return propagate(network, InputPairs(np.zeros_like(scale), (scale, scale)), layers, progress)
 
 
 def _between(low: int, high: int) -> NDArray[np.int64]:
-    """At most POINTS log-spaced layers from low to high, both among them."""
+    """Lists at most POINTS log-spaced layers from low to high, both included."""
     return np.unique(np.round(np.geomspace(low, high, POINTS)).astype(np.int64))

@@ -1,4 +1,4 @@
-"""Forward and backward information at finite width: averages over random networks, from this package's own capture."""
+"""Forward and backward information at finite width, as averages over random networks that this package captures."""
 
 from __future__ import annotations
 
@@ -22,25 +22,39 @@ class Average(NamedTuple):
     """An average over independent draws.
 
     Attributes:
-        mean: of the draws.
-        error: standard error of the mean.
+        mean: The mean of the draws, any shape.
+        standard_error: The standard error of the mean, in the same shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from ahkernels import signal_propagation as sp
+        >>> mean, standard_error = sp.Average(np.array([0.5]), np.array([0.1]))
+        >>> print(mean - 2 * standard_error, mean + 2 * standard_error)
+        [0.3] [0.7]
     """
 
     mean: Array
-    error: Array
+    standard_error: Array
 
 
 @dataclass(frozen=True, eq=False)
 class FiniteWidth:
-    """Information of every layer of random networks, averaged over networks and outputs.
+    """Information in every layer of random networks, averaged over networks and outputs (definition 2).
 
     Attributes:
-        layers: names of the k layers, in forward order.
-        draws: number of networks.
+        layers: The names of the k layers, in forward order.
+        draws: The number of networks.
         forward: I^f_{l,N} = E[<phi(z_{l-1}(x)), phi(z_{l-1}(x'))>] / fan-in, [k, n, n].
-        backward: N I^b_{l,N} = E[<df/dz_l(x), df/dz_l(x')>] for an output f, [k, n, n].
-        tangent: tangent kernel of the weights and one output over the fan-in, [k, n, n].
-        forward_loss: 1 - correlation of the layer's inputs in each network, [k, n, n].
+        backward: N I^b_{l,N} = E[<df/dz_l(x), df/dz_l(x')>] for one output f, [k, n, n].
+        tangent: The tangent kernel of the weights for one output, divided by the fan-in, [k, n, n].
+        forward_loss: 1 - correlation of the layer's inputs, averaged after it is taken in each network, [k, n, n].
+
+    Example:
+        >>> import numpy as np
+        >>> from ahkernels import signal_propagation as sp
+        >>> average = sp.Average(np.ones((1, 2, 2)), np.zeros((1, 2, 2)))
+        >>> sp.FiniteWidth(["fc1"], 8, average, average, average, average).tangent.mean.shape
+        (1, 2, 2)
     """
 
     layers: list[str]
@@ -54,20 +68,33 @@ class FiniteWidth:
 def finite_width(
     build: Callable[[int], nn.Module], x: Tensor, draws: int = 32, seed: int = 0, progress: bool = False
 ) -> FiniteWidth:
-    """Monte-Carlo estimates of forward and backward information (definition 2), with standard errors.
+    """Estimates forward and backward information (definition 2) from random networks, with standard errors.
 
     Args:
-        build: makes the network of a seed, of linear layers without positions. Where a residual branch is scaled
-            outside of its layer, the layer's gradients are scaled, too.
-        x: [n, ...] samples.
-        draws: networks, of seeds seed, ..., seed + draws - 1; at least 2.
-        seed: of the first network.
-        progress: show a progress bar.
+        build: A function from a seed to a network, whose layers with parameters are linear and have one position each.
+            If a residual branch is scaled outside of its layer, the layer's gradients include the scale.
+        x: Samples [n, ...].
+        draws: The number of networks, at least 2. Their seeds are seed, ..., seed + draws - 1.
+        seed: The seed of the first network.
+        progress: Whether to show a progress bar on stderr.
+
+    Returns:
+        Averages over the networks.
 
     Raises:
-        ValueError: if there are fewer than 2 draws, a layer is no linear one, or networks differ in their layers; and
-            what capture raises.
-        TypeError: if `build` is no function.
+        ValueError: If there are fewer than 2 draws, the seed is not a whole number, a layer is not linear with one
+            position, networks differ in their layers, or a network cannot be captured; see `tangent_kernels`.
+        TypeError: If `build` is not a function.
+
+    Example:
+        >>> import torch
+        >>> from ahkernels import signal_propagation as sp
+        >>> def build(seed):
+        ...     torch.manual_seed(seed)
+        ...     return torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2))
+        >>> found = sp.finite_width(build, torch.eye(3, 4), draws=5)
+        >>> found.layers, found.backward.mean.shape, found.backward.standard_error.shape
+        (['0', '2'], (2, 3, 3), (2, 3, 3))
     """
     if isinstance(build, nn.Module) or not callable(build):
         raise TypeError(f"build: expected a function that makes the network of a seed, got {type(build).__name__}")
@@ -86,21 +113,21 @@ def finite_width(
             raise ValueError(f"build: expected networks with layers {layers}, got {list(found)} for seed {seed + draw}")
         values.append(np.stack(list(found.values())))
     stacked = np.stack(values)  # [draws, k, 4, n, n]
-    mean, error = stacked.mean(axis=0), stacked.std(axis=0, ddof=1) / np.sqrt(draws)
-    return FiniteWidth(layers, draws, *(Average(mean[:, i], error[:, i]) for i in range(4)))
+    mean, standard_error = stacked.mean(axis=0), stacked.std(axis=0, ddof=1) / np.sqrt(draws)
+    return FiniteWidth(layers, draws, *(Average(mean[:, i], standard_error[:, i]) for i in range(4)))
 
 
 def _information(name: str, kernel: TangentKernel) -> Array:
-    """Forward and backward Gram, their product, of one output in the mean over outputs, and forward loss, [4, n, n]."""
+    """Computes the four kernels of `FiniteWidth` for one layer of one network, averaged over its outputs, [4, n, n]."""
     if len(kernel.factors) != 1 or not kernel.factored or kernel.factors[0].forward.shape[1] != 1:
         raise ValueError(
             f"build: expected linear layers that are used once for a sample, got {name!r}, which is not one"
         )
-    term = kernel.factors[0]
-    forward = (_dense(kernel.forward_gram()) - float(term.bias)) / term.forward.shape[-1]
+    factors = kernel.factors[0]
+    forward = (_dense(kernel.forward_gram()) - float(factors.bias)) / factors.forward.shape[-1]
     backward = _dense(kernel.backward_gram()) / kernel.outputs.total
     length = np.sqrt(np.diagonal(forward))
-    with np.errstate(divide="ignore", invalid="ignore"):  # of an input that no unit is active for
+    with np.errstate(divide="ignore", invalid="ignore"):  # an input may have no active unit
         loss = 1 - forward / length[:, None] / length[None, :]
     return np.stack([forward, backward, forward * backward, loss])
 

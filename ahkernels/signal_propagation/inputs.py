@@ -1,4 +1,4 @@
-"""Pairs of inputs, by what a network of infinite width sees of them: their lengths and the angle between them."""
+"""Pairs of inputs. A network of infinite width depends only on their lengths and the angle between them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,19 @@ class InputPairs:
 
     Attributes:
         gamma: 1 - <x, x'> / (|x| |x'|), in [0, 2], any shape.
-        scales: |x|^2 / d and |x'|^2 / d, above 0; they broadcast to gamma's shape, and have as
-            many axes. The paper's sphere has 1 (equation 10).
+        scales: |x|^2 / d and |x'|^2 / d, above 0. They have as many axes as gamma and broadcast to its shape. Inputs on
+            the paper's sphere have 1 (equation 10).
 
     Raises:
-        ValueError: if a value is out of range or not finite.
+        ValueError: If a value is out of range or not finite.
+
+    Example:
+        >>> from ahkernels import signal_propagation as sp
+        >>> print(sp.InputPairs([0.0, 1.0, 2.0]).gamma)  # equal, orthogonal and opposite inputs
+        [0. 1. 2.]
+        >>> print(sp.InputPairs.of_inputs([[1.0, 0.0], [0.0, 2.0]]).gamma)
+        [[0. 1.]
+         [1. 0.]]
     """
 
     gamma: Array
@@ -52,14 +60,18 @@ class InputPairs:
 
     @classmethod
     def of_correlations(cls, correlation: Any, scale: float = 1.0) -> InputPairs:
-        """Pairs of inputs of one length.
+        """Makes pairs of inputs that have one length.
 
         Args:
-            correlation: <x, x'> / (|x| |x'|) in [-1, 1], any shape. Close to 1, give `InputPairs` gamma instead.
-            scale: |x|^2 / d of all.
+            correlation: <x, x'> / (|x| |x'|) in [-1, 1], any shape. For correlations close to 1, `InputPairs` itself
+                keeps more digits, since it takes gamma.
+            scale: |x|^2 / d of all inputs.
+
+        Returns:
+            Pairs in the shape of `correlation`.
 
         Raises:
-            ValueError: if a value is out of range or not finite.
+            ValueError: If a value is out of range or not finite.
         """
         c = real("correlation", correlation)
         require("correlation", c, np.abs(c) <= 1, "numbers in [-1, 1]")
@@ -67,26 +79,35 @@ class InputPairs:
 
     @classmethod
     def apart(cls, epsilon: float) -> InputPairs:
-        """The two ends of the set E_epsilon of equation 10, correlations -1 and 1 - epsilon, [2].
+        """Makes the two ends of the set E_epsilon of equation 10: correlations -1 and 1 - epsilon.
 
-        The map g of correlations increases, so that a supremum over E_epsilon is taken at one of its ends: losses of
-        forward information at -1, backward information at 1 - epsilon.
+        The map g of correlations increases, so that a supremum over E_epsilon is taken at one of its ends. It is -1 for
+        the loss of forward information, and 1 - epsilon for backward information.
+
+        Args:
+            epsilon: A number in (0, 1).
+
+        Returns:
+            Pairs of shape [2].
 
         Raises:
-            ValueError: if epsilon is not in (0, 1).
+            ValueError: If epsilon is not in (0, 1).
         """
         require_number("epsilon", epsilon, lambda value: 0 < value < 1, "in (0, 1)")
         return cls(np.array([2.0, epsilon]))
 
     @classmethod
     def of_inputs(cls, x: Any) -> InputPairs:
-        """All pairs of a data set, [n, n].
+        """Makes all pairs of the samples of a data set.
 
         Args:
-            x: [n, ...] samples, an array or a tensor.
+            x: Samples [n, ...], an array or a tensor.
+
+        Returns:
+            Pairs of shape [n, n].
 
         Raises:
-            ValueError: if x has no samples, or one that is zero or not finite.
+            ValueError: If x has no samples, or a sample is zero or not finite.
         """
         x = real("x", x)
         if x.ndim < 2 or x.size == 0:
@@ -103,10 +124,13 @@ class InputPairs:
         return cls(np.minimum(gamma, 2), (scale[:, None], scale[None, :]))
 
     def distinct(self) -> InputPairs:
-        """The pairs x < x' of a square of pairs, [n (n - 1) / 2].
+        """Selects the pairs above the diagonal of all pairs [n, n].
+
+        Returns:
+            Pairs of shape [n (n - 1) / 2].
 
         Raises:
-            ValueError: for another shape, or a single sample.
+            ValueError: If the pairs have another shape, or there is a single sample.
         """
         if self.gamma.ndim != 2 or self.gamma.shape[0] != self.gamma.shape[1] or len(self.gamma) < 2:
             raise ValueError(f"gamma: expected all pairs [n, n] of at least two inputs, got {list(self.gamma.shape)}")
@@ -116,10 +140,10 @@ class InputPairs:
 
 
 def real(name: str, value: Any) -> Array:
-    """An fp64 array of finite numbers.
+    """Converts a value to an fp64 array of finite numbers.
 
     Raises:
-        ValueError: naming the argument, where a value is not finite or no real number.
+        ValueError: If a number is not finite or not real; the message names the argument.
     """
     try:
         array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
@@ -133,12 +157,12 @@ def real(name: str, value: Any) -> Array:
 
 
 def require(name: str, array: Array, accepted: NDArray[np.bool_], expected: str) -> None:
-    """Raises ValueError naming the argument and the first value that is not accepted."""
+    """Raises ValueError, naming the argument and the first value that is not accepted, if there is one."""
     if not accepted.all():
         raise ValueError(f"{name}: expected {expected}, got {array[~accepted].flat[0]}")
 
 
 def require_number(name: str, value: Any, accept: Callable[[float], bool], expected: str = "") -> None:
-    """Raises ValueError naming the argument for anything but a finite real number that is accepted."""
+    """Raises ValueError, naming the argument, unless the value is a finite real number that is accepted."""
     if not (isinstance(value, Real) and math.isfinite(value) and accept(float(value))):
         raise ValueError(f"{name}: expected a finite number{' ' * bool(expected)}{expected}, got {value!r}")

@@ -1,4 +1,4 @@
-"""Tangent kernels of layers of infinite width, and their alignment with labels: the hierarchy at initialisation."""
+"""Tangent kernels of layers of infinite width, and their alignment with labels at initialisation."""
 
 from __future__ import annotations
 
@@ -27,20 +27,31 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class LayerKernels:
-    """Kernels of layers of a network of infinite width, over n samples.
+    """The tangent kernels of layers of a network of infinite width, over n samples.
 
-    The tangent kernel of a layer's weights over (sample, output) pairs, divided by the layer's fan-in, goes to
-    K_l = k_l (x) I with an n x n kernel k_l = forward o backward (equation 9); that of its biases, divided likewise,
-    goes to 0.
+    As the width grows, the tangent kernel of a layer's weights over (sample, output) pairs, divided by the fan-in,
+    converges to K_l = k_l (x) I. The n x n kernel k_l is the Hadamard product of forward and backward information
+    (equation 9). The tangent kernel of the biases, divided by the fan-in, converges to 0.
 
     Attributes:
-        depth: L.
-        layers: [k], counted from 1.
-        forward: I^f_l, [k, n, n].
-        backward: N I^b_l, [k, n, n]; of residual branches times the square of their scale.
-        norms: sqrt of the diagonal of k_l over e^log_scale, [k, n].
-        log_scale: [k], such that the greatest norm is 1: kernels may be beyond what a float holds.
-        lost: 1 - k_l(x, x') / (norms norms'), [k, n, n], with relative accuracy where k_l is nearly constant.
+        depth: The depth L of the network.
+        layers: Layer numbers [k], counted from 1.
+        forward: Forward information I^f_l, [k, n, n].
+        backward: Backward information N I^b_l, [k, n, n], in residual branches times the square of their scale.
+        norms: The square root of the diagonal of k_l / e^log_scale, [k, n].
+        log_scale: Logarithms [k] for which the greatest norm is 1, since kernels may be out of the range of a float.
+        lost: 1 - k_l(x, x') / sqrt(k_l(x, x) k_l(x', x')), [k, n, n]. It keeps relative accuracy where k_l is nearly
+            constant.
+
+    Example:
+        >>> import numpy as np
+        >>> from ahkernels import signal_propagation as sp
+        >>> kernels = sp.layer_kernels(sp.Network("relu"), np.eye(4, 3) + 1, depth=5)
+        >>> kernels.tangent().shape
+        (5, 4, 4)
+        >>> report = kernels.alignment(np.array([0, 1, 0, 1]))
+        >>> report.peak, round(report["layer1"], 4)
+        ('layer1', 0.1869)
     """
 
     depth: int
@@ -52,27 +63,29 @@ class LayerKernels:
     lost: Array
 
     def tangent(self) -> Array:
-        """k_l, [k, n, n]."""
+        """Computes k_l, [k, n, n], which overflows where `log_scale` is beyond the range of a float."""
         scale = np.exp(self.log_scale)[:, None, None]
         return scale * self.norms[:, :, None] * self.norms[:, None, :] * (1 - self.lost)
 
     def alignment(
         self, y: Tensor, outputs: Literal["all", "trace"] = "all", *, centering: Centering = "global"
     ) -> AlignmentReport:
-        """Centered kernel alignment of every K_l with the labels (equation 7).
+        """Measures the centered kernel alignment of every K_l with the labels (equation 7).
 
         Args:
-            y: class indices [n] of as many classes as there are outputs, or a target matrix [n, o].
-            outputs: "all": K_l over (sample, output) pairs; "trace": its sum over outputs, n x n, whose finite-width
-                counterpart is much closer: kernels between different outputs, which are 0 here, do not enter.
-            centering: "global" or "per_output": see `ahkernels.cka`.
+            y: Class indices [n], with as many outputs as classes, or a target matrix [n, o].
+            outputs: "all" for K_l over (sample, output) pairs, or "trace" for its sum over outputs, n x n. Networks of
+                finite width come closer to the sum, since kernels between different outputs, which are 0 here, do not
+                enter it.
+            centering: "global" or "per_output"; see `ahkernels.cka`.
 
         Returns:
-            A report with a layer's name "layer1", ...; norms and traces are those of K_l above. Layers whose centered
-            kernel is zero have nan, with a `DegenerateKernelWarning`.
+            A report whose layers are "layer1", ..., with norms and traces of K_l. A layer whose centered kernel is zero
+            has nan, with a `DegenerateKernelWarning`.
 
         Raises:
-            ValueError: for labels of a wrong shape or out of range, or another centering; TypeError for another type.
+            ValueError: If labels have a wrong shape or are out of range, or for another centering or other outputs.
+            TypeError: If labels have another type.
         """
         require_centering(centering)
         n = self.norms.shape[1]
@@ -110,18 +123,33 @@ class LayerKernels:
 def layer_kernels(
     network: Network, x: Any, depth: int, layers: Sequence[int] | NDArray[np.int64] | None = None
 ) -> LayerKernels:
-    """Tangent kernels of the layers of a network of infinite width and given depth.
+    """Computes the tangent kernels of the layers of a network of infinite width (equation 9).
 
-    Takes about 100 n^2 bytes a layer.
+    It takes about 100 n^2 bytes for each layer.
 
     Args:
-        network: at initialisation.
-        x: [n, ...] samples, an array or a tensor.
-        depth: L, the number of layers with weights.
-        layers: counted from 1; None: all.
+        network: The network at initialisation.
+        x: Samples [n, ...], an array or a tensor.
+        depth: The number L of layers with weights.
+        layers: Layer numbers, counted from 1; None for all.
+
+    Returns:
+        The kernels of these layers.
 
     Raises:
-        ValueError: if an argument is out of range or not finite, or variances leave the range of a float.
+        ValueError: If an argument is out of range or not finite, or variances leave the range of a float.
+        TypeError: If `network` is not a `Network`.
+
+    Example:
+        >>> import numpy as np
+        >>> from ahkernels import signal_propagation as sp
+        >>> kernels = sp.layer_kernels(sp.Network("relu"), np.eye(2), depth=3, layers=[1, 3])
+        >>> print(kernels.tangent().round(3))
+        [[[0.5   0.   ]
+          [0.    0.5  ]]
+        <BLANKLINE>
+         [[0.5   0.247]
+          [0.247 0.5  ]]]
     """
     depth = require_depth(depth)
     wanted = layers_within(depth, layers)
@@ -129,7 +157,7 @@ def layer_kernels(
     chosen = np.isin(found.layers, wanted)
     sign, log = (part[chosen] for part in found.log_backward_information(depth))
     own = np.diagonal(log, axis1=1, axis2=2)
-    excess = log - (own[:, :, None] + own[:, None, :]) / 2  # log of the correlation of gradients
+    excess = log - (own[:, :, None] + own[:, None, :]) / 2  # the logarithm of the gradients' correlation
     forward_gamma = found.forward_gamma[chosen]
     scale = np.ones(len(wanted))
     if network.branch_scale is not None:
@@ -155,10 +183,10 @@ def layer_kernels(
 def _moments(
     norms: Array, lost: Array, centered: Array, outputs: Literal["all", "trace"], centering: Centering
 ) -> Moments:
-    """<K, Y~ Y~^T>, ||C K C||_F^2, trace and sum, for k = norms norms' (1 - lost) and targets Y~ [n, o].
+    """<K, Y~ Y~^T>, ||C K C||_F^2, the trace and the sum of K, for k = norms norms' (1 - lost).
 
-    K is k (x) I over pairs of samples and outputs, with the vector of all targets, or o k over samples. The constant
-    part of k goes out before anything is squared.
+    Over pairs of samples and outputs, K is k (x) I, and Y~ is the vector of all centered targets. Over samples, K is
+    o k, and Y~ is the matrix [n, o] of the targets. The constant part of k is removed before anything is squared.
     """
     o = centered.shape[1]
     mean = norms.mean()

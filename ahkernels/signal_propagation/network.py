@@ -1,9 +1,9 @@
-"""A random fully connected network of infinite width: what a layer does to variances and correlations of its inputs.
+"""Random fully connected networks of infinite width, and how their layers map variances and correlations of inputs.
 
     z_1 = W_1 x + b_1,  z_l = W_l phi(z_{l-1}) + b_l        W_l ~ N(0, sigma_w^2 / fan_in), b_l ~ N(0, sigma_b^2)
 
-(the paper's equation 8 has ReLU, sigma_w^2 = 2, sigma_b^2 = 0). With a branch scale s it is residual between its first
-and its last layer: z_l = z_{l-1} + s (W_l phi(z_{l-1}) + b_l).
+Equation 8 of the paper has ReLU, sigma_w^2 = 2 and sigma_b^2 = 0. With a branch scale s, the layers between the first
+and the last one are residual: z_l = z_{l-1} + s (W_l phi(z_{l-1}) + b_l).
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from ahkernels.signal_propagation.inputs import real, require, require_number
 
 Array = NDArray[np.float64]
 
-VANISHING, SMALL = 1e-20, 1e-4  # variances for the limit of 0, and to see whether it is stable
-LEAST_VARIANCE, LARGEST_VARIANCE = 1e-12, 1e3  # between which fixed points are looked for
-SCAN = 400  # variances tried there before one is bracketed
+VANISHING, SMALL = 1e-20, 1e-4  # variances that stand for the limit of 0, and that test whether it is stable
+LEAST_VARIANCE, LARGEST_VARIANCE = 1e-12, 1e3  # fixed points are looked for between these variances
+SCAN = 400  # variances that are tried between them, to bracket a fixed point
 
 
 class State(NamedTuple):
-    """Pre-activations of a layer, for pairs of inputs.
+    """The pre-activations of a layer, for pairs of inputs.
 
     Attributes:
-        variances: q(x, x) and q(x', x').
-        gamma: 1 - c, c their correlation.
-        log_scale: the variances are times e to this. Where all of them grow alike, which is (leaky) ReLU without
-            biases, they stay and this grows: to depths at which no float would hold them.
+        variances: q(x, x) and q(x', x'), both divided by e^log_scale.
+        gamma: 1 - c with the correlation c.
+        log_scale: A logarithm that all variances share. In networks with (leaky) ReLU and without biases, all variances
+            grow by the same factor. They stay as they are and this number grows, also beyond the range of a float.
     """
 
     variances: tuple[Array, Array]
@@ -45,16 +45,17 @@ class State(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What a layer does with the pairs before it.
+    """One layer's input, pre-activations and backward slope, for pairs of inputs of the network.
 
     Attributes:
-        moments: E[phi(z(x))^2] and E[phi(z(x'))^2], of the layer's input; of the network's input |x|^2 / d. Times
-            e^log_scale.
-        log_scale: of the moments.
-        gamma: 1 - E[phi(z(x)) phi(z(x'))] / sqrt of the moments' product: the loss of forward information.
-        state: of its pre-activations.
-        slope: factor of the gradients' covariance from this layer's pre-activations to those before it.
-        readout: the same, were this the last layer, which no residual connection bridges.
+        moments: E[phi(z(x))^2] and E[phi(z(x'))^2] of the layer's input, both divided by e^log_scale. For the first
+            layer, |x|^2 / d and |x'|^2 / d.
+        log_scale: The logarithm that the moments share.
+        gamma: 1 - E[phi(z(x)) phi(z(x'))] / sqrt(the product of the moments), which is the loss of forward information.
+        state: The pre-activations of the layer.
+        slope: The factor by which the covariance of gradients changes, from this layer's pre-activations back to the
+            pre-activations before it.
+        readout: The same factor if this were the last layer, which no residual connection bridges.
     """
 
     moments: tuple[Array, Array]
@@ -66,11 +67,18 @@ class Layer(NamedTuple):
 
 
 class DepthScales(NamedTuple):
-    """Layers in which a deviation from a fixed point falls by a factor e; inf where it falls like a power of depth.
+    """Numbers of layers after which a deviation from a fixed point has fallen by a factor e.
+
+    They are inf where the deviation falls like a power of depth.
 
     Attributes:
-        variance: of a variance from q*.
-        correlation: of a correlation from c*.
+        variance: The depth scale of variances, near q*.
+        correlation: The depth scale of correlations, near c*.
+
+    Example:
+        >>> from ahkernels import signal_propagation as sp
+        >>> sp.Network("relu").depth_scales()
+        DepthScales(variance=inf, correlation=inf)
     """
 
     variance: float
@@ -82,14 +90,25 @@ class Network:
     """A random fully connected network of infinite width.
 
     Attributes:
-        activation: a name ("relu", "leaky_relu", "linear", "erf", "tanh", "gelu") or an `Activation`.
-        weight_variance: sigma_w^2, variance of a weight times its fan-in; None: that of the edge of chaos.
-        bias_variance: sigma_b^2, variance of a bias.
-        branch_scale: s of a residual network; None: no residual connections.
+        activation: A name ("relu", "leaky_relu", "linear", "erf", "tanh", "gelu") or an `Activation`.
+        weight_variance: sigma_w^2, the variance of a weight times the fan-in; None for the edge of chaos.
+        bias_variance: sigma_b^2, the variance of a bias.
+        branch_scale: The scale s of residual branches; None for a network without residual connections.
 
     Raises:
-        ValueError: if a value is out of range or not finite, the activation unknown, or there is no edge of chaos.
-        TypeError: if the activation is none.
+        ValueError: If a value is out of range or not finite, the activation is unknown, or there is no edge of chaos.
+        TypeError: If the activation is neither a name nor an `Activation`.
+
+    Example:
+        >>> from ahkernels import signal_propagation as sp
+        >>> network = sp.Network("relu")  # on the edge of chaos, as in the paper
+        >>> network.weight_variance
+        2.0
+        >>> print(network.correlation_map([-1.0, 0.0, 1.0]).round(3))
+        [0.    0.318 1.   ]
+        >>> tanh = sp.Network("tanh", weight_variance=1.2, bias_variance=0.05)
+        >>> print(f"q* = {tanh.variance_fixed_point():.3f}, c* = {tanh.correlation_fixed_point():.3f}")
+        q* = 0.270, c* = 1.000
     """
 
     activation: str | Activation = "relu"
@@ -110,13 +129,13 @@ class Network:
     # ---- one layer
 
     def first(self, scales: tuple[Array, Array], gamma: Array) -> Layer:
-        """Layer 1, from inputs with squared lengths d * scales and correlation 1 - gamma."""
+        """Computes layer 1 from inputs with squared lengths d * scales and correlation 1 - gamma."""
         state = self._plain(scales, gamma)
         ones = np.ones(np.shape(gamma))
         return Layer(scales, 0.0, gamma, state, ones, ones)
 
     def layer(self, before: State) -> Layer:
-        """A layer l > 1 from the pre-activations before it."""
+        """Computes a layer l > 1 from the pre-activations before it."""
         pair = self._activation.pair(before.variances, before.gamma)
         readout = self._weight * pair.derivative
         parts, slope = self._parts(pair.moments, pair.gamma), readout
@@ -130,9 +149,11 @@ class Network:
         return Layer(pair.moments, before.log_scale, pair.gamma, state, slope, readout)
 
     def many_layers(self, before: State, count: int) -> tuple[State, Array] | None:
-        """Pre-activations `count` layers on, and the log of the product of slopes on the way there, in one step.
+        """Computes `count` layers in one step.
 
-        None where no such step is known: it is for (leaky) ReLU without biases, and pairs that are nearly alike.
+        Returns:
+            The pre-activations after these layers, and the logarithm of the product of their slopes. None if no such
+            step is known: it needs (leaky) ReLU without biases, and inputs that are nearly alike in every pair.
         """
         fast, growth = self.homogeneous_map, self._growth_of_layer
         if fast is None or growth is None or float(angle(before.gamma).max()) > fast.reach:
@@ -145,7 +166,7 @@ class Network:
         return _sum(self._parts(moments, gamma))
 
     def _parts(self, moments: tuple[Array, Array], gamma: Array) -> list[tuple[tuple[Array, Array], Array]]:
-        """Independent parts of W phi + b, as variances and gamma."""
+        """Lists the independent parts of W phi + b, each with its variances and its gamma."""
         parts = [((self._weight * moments[0], self._weight * moments[1]), gamma)]
         if self.bias_variance:
             bias = np.full((), self.bias_variance)
@@ -165,10 +186,16 @@ class Network:
     # ---- maps
 
     def variance_map(self, variance: Any) -> Array:
-        """Variance of z_l from that of z_{l-1}, elementwise.
+        """Maps the variance of z_{l-1} to the variance of z_l, elementwise.
+
+        Args:
+            variance: Variances above 0, any shape.
+
+        Returns:
+            Variances in the same shape.
 
         Raises:
-            ValueError: if a variance is not above 0.
+            ValueError: If a variance is not above 0.
         """
         q = real("variance", variance)
         require("variance", q, q > 0, "numbers above 0")
@@ -176,19 +203,36 @@ class Network:
         return state.variances[0] * math.exp(state.log_scale)
 
     def correlation_map(self, correlation: Any, variance: float | None = None) -> Array:
-        """g(c): correlation of z_l(x), z_l(x') from that of z_{l-1}, elementwise (equation 3 of appendix A for ReLU).
+        """Computes g(c): maps the correlation of z_{l-1}(x) and z_{l-1}(x') to that of z_l(x) and z_l(x'), elementwise.
+
+        For ReLU this is equation 3 of the paper's appendix A.
 
         Args:
-            correlation: in [-1, 1], any shape.
-            variance: q of both inputs; None: the fixed point's. Without biases (leaky) ReLU has the same map at all.
+            correlation: Correlations in [-1, 1], any shape.
+            variance: The variance of z_{l-1} for both inputs; None for the fixed point q*. It does not matter for
+                (leaky) ReLU without biases.
+
+        Returns:
+            Correlations in the same shape.
 
         Raises:
-            ValueError: if a correlation is out of range, or there is no fixed point and no variance was given.
+            ValueError: If a correlation is out of range, or there is no fixed point and no variance was given.
         """
         return 1 - self._at(correlation, variance)[1].state.gamma
 
     def correlation_slope(self, correlation: Any, variance: float | None = None) -> Array:
-        """g'(c): derivative of the correlation map, elementwise; args and errors are those of `correlation_map`."""
+        """Computes g'(c), the derivative of the correlation map, elementwise.
+
+        Args:
+            correlation: Correlations in [-1, 1], any shape.
+            variance: The variance for both inputs; None for the fixed point q*.
+
+        Returns:
+            Slopes in the same shape.
+
+        Raises:
+            ValueError: If a correlation is out of range, or there is no fixed point and no variance was given.
+        """
         before, layer = self._at(correlation, variance)
         return layer.slope * before.variances[0] / (layer.state.variances[0] * math.exp(layer.state.log_scale))
 
@@ -204,7 +248,7 @@ class Network:
 
     @cached_property
     def homogeneous_map(self) -> ArcCosineMap | None:
-        """The map of gamma where it does not depend on variances: (leaky) ReLU without biases; otherwise None."""
+        """The map of gamma for (leaky) ReLU without biases, where it does not depend on variances; otherwise None."""
         growth = self._growth_of_layer
         if growth is None:
             return None
@@ -214,7 +258,7 @@ class Network:
 
     @cached_property
     def _growth_of_layer(self) -> float | None:
-        """Factor of all variances in a layer l > 1 of (leaky) ReLU without biases; otherwise None."""
+        """The factor by which a layer l > 1 of (leaky) ReLU without biases changes variances; otherwise None."""
         if not isinstance(self.activation, LeakyReLU) or self.bias_variance:
             return None
         growth = self._weight * self.activation.gain
@@ -224,10 +268,10 @@ class Network:
         return 1.0 if self.homogeneous_map else self.variance_fixed_point()
 
     def variance_fixed_point(self) -> float:
-        """The stable fixed point q* > 0 of the variance map.
+        """Finds the stable fixed point q* > 0 of the variance map.
 
         Raises:
-            ValueError: if there is none: variances vanish, or grow without bound, or keep what they are.
+            ValueError: If there is none, since variances vanish, grow without bound, or stay what they are.
         """
         if not self.homogeneous_map and self.branch_scale is None:
             tried = np.geomspace(LEAST_VARIANCE, LARGEST_VARIANCE, SCAN)
@@ -245,10 +289,12 @@ class Network:
         return self._weight * self._activation.moment(variance) + self.bias_variance - variance
 
     def correlation_fixed_point(self) -> float:
-        """The stable fixed point c* of the correlation map in [0, 1]: 1 in the ordered phase and at the edge of chaos.
+        """Finds the stable fixed point c* of the correlation map in [0, 1].
+
+        It is 1 in the ordered phase and on the edge of chaos.
 
         Raises:
-            ValueError: if there is no fixed point of the variance.
+            ValueError: If there is no fixed point of the variance.
         """
         q = np.full((), self._some_variance())
 
@@ -260,34 +306,48 @@ class Network:
         return 1 - brentq(growth, 1e-9, 1.0) if growth(1.0) < 0 else 0.0
 
     def depth_scales(self) -> DepthScales:
-        """How many layers a deviation from a fixed point takes to fall by a factor e.
+        """Computes how many layers a deviation from a fixed point takes to fall by a factor e.
 
-        -1 / log of the derivative of the variance map at q* and of the correlation map at c* (Schoenholz et al.,
-        2017); inf where that derivative is 1, as on the edge of chaos.
+        A depth scale is -1 / log(slope), with the slope of the variance map at q* or of the correlation map at c*
+        (Schoenholz et al., 2017). It is inf where the slope is 1, as on the edge of chaos.
+
+        Returns:
+            Both depth scales, in layers.
 
         Raises:
-            ValueError: if there is no fixed point of the variance.
+            ValueError: If there is no fixed point of the variance.
         """
         q = np.full((), self._some_variance())
-        of_variance = self._weight * float(self._activation.moment_slope(q))
+        variance_slope = self._weight * float(self._activation.moment_slope(q))
         if self.branch_scale is not None:
-            of_variance = 1 + self.branch_scale**2 * of_variance
-        of_correlation = float(self.correlation_slope(self.correlation_fixed_point(), float(q)))
-        return DepthScales(_depth_scale(of_variance), _depth_scale(of_correlation))
+            variance_slope = 1 + self.branch_scale**2 * variance_slope
+        correlation_slope = float(self.correlation_slope(self.correlation_fixed_point(), float(q)))
+        return DepthScales(_depth_scale(variance_slope), _depth_scale(correlation_slope))
 
 
 def edge_of_chaos(activation: str | Activation, bias_variance: float = 0.0) -> float:
-    """The weight variance sigma_w^2 at which gradients neither grow nor vanish: sigma_w^2 E[phi'(u)^2] = 1 at q*.
+    """Finds the weight variance sigma_w^2 at which gradients neither grow nor vanish.
 
-    2 for ReLU without biases; that of a variance q* with q* = sigma_w^2 E[phi(u)^2] + sigma_b^2 otherwise.
+    There sigma_w^2 E[phi'(u)^2] = 1, with the variance q* = sigma_w^2 E[phi(u)^2] + sigma_b^2 of u. For ReLU without
+    biases it is 2 at any variance.
 
     Args:
-        activation: as of a `Network`.
+        activation: The name of an activation, or an `Activation`; see `Network`.
         bias_variance: sigma_b^2.
 
+    Returns:
+        The weight variance times the fan-in.
+
     Raises:
-        ValueError: if the activation is unknown or has no edge of chaos with this bias variance.
-        TypeError: if the activation is none.
+        ValueError: If the activation is unknown or has no edge of chaos with this bias variance.
+        TypeError: If the activation is neither a name nor an `Activation`.
+
+    Example:
+        >>> from ahkernels import signal_propagation as sp
+        >>> sp.edge_of_chaos("relu")
+        2.0
+        >>> round(sp.edge_of_chaos("tanh", bias_variance=0.05), 4)
+        1.761
     """
     phi = activation_of(activation)
     require_number("bias_variance", bias_variance, lambda value: value >= 0, "of at least 0")
@@ -298,11 +358,11 @@ def edge_of_chaos(activation: str | Activation, bias_variance: float = 0.0) -> f
     def short(q: float) -> float:
         return q - weight(q) * float(phi.moment(np.full((), q))) - bias_variance
 
-    if not bias_variance:  # where the limit of small variances is stable or, for (leaky) ReLU, all variances are alike
+    if not bias_variance:  # small variances may be the stable limit; to (leaky) ReLU all variances are alike
         critical = weight(VANISHING)
         if critical * float(phi.moment(np.full((), SMALL))) <= SMALL * (1 + 1e-12):
             return critical
-    elif not isinstance(phi, LeakyReLU):  # whose variances grow at the edge of chaos, if there are biases
+    elif not isinstance(phi, LeakyReLU):  # with biases, variances of (leaky) ReLU grow on the edge of chaos
         for low, high in pairwise(np.geomspace(LEAST_VARIANCE, LARGEST_VARIANCE, SCAN)):
             try:
                 bracketed = short(low) < 0 <= short(high)
@@ -319,12 +379,12 @@ def edge_of_chaos(activation: str | Activation, bias_variance: float = 0.0) -> f
 
 
 def _sum(parts: list[tuple[tuple[Array, Array], Array]]) -> State:
-    """Sum of independent Gaussians: variances add up, and gamma comes out of the parts without a difference of ones."""
+    """Adds independent Gaussians: variances add up, and gamma is computed without taking a difference from 1."""
     first = sum((part[0][0] for part in parts), np.zeros(()))
     second = sum((part[0][1] for part in parts), np.zeros(()))
     gamma = np.zeros(())
     for (a, b), lost in parts:
-        # Of unit vectors u, u' of amplitudes: 1 - sum_i u_i u'_i (1 - lost_i) = |u - u'|^2 / 2 + sum_i u_i u'_i lost_i
+        # For unit vectors u and v, 1 - sum_i u_i v_i (1 - lost_i) = |u - v|^2 / 2 + sum_i u_i v_i lost_i.
         u, v = np.sqrt(a / first), np.sqrt(b / second)
         gamma = gamma + (u - v) ** 2 / 2 + u * v * lost
     return State((first, second), gamma)
@@ -337,6 +397,6 @@ def _depth_scale(rate: float) -> float:
 
 
 def require_network(network: object) -> None:
-    """Raises TypeError naming `network` for anything else."""
+    """Raises TypeError, naming `network`, unless it is a `Network`."""
     if not isinstance(network, Network):
         raise TypeError(f"network: expected a Network, such as Network({network!r}), got {type(network).__name__}")

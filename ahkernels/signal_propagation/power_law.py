@@ -1,4 +1,4 @@
-"""Exponents with error bars from values over many decades."""
+"""Power laws, fitted with error bars to values over many decades."""
 
 from __future__ import annotations
 
@@ -17,38 +17,58 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """y = constant * x^exponent, and what a least-squares fit says of it.
+    """The power law y = constant * x^exponent that `fit_power_law` found.
+
+    Standard errors come from the residuals. For values without noise, they tell how far these are from a power law.
 
     Attributes:
-        exponent: fitted.
-        exponent_error: its standard error, from the residuals: for exact values, of how far they are from a power law.
-        constant: fitted.
-        constant_error: its standard error.
-        residual: root mean square of the residuals of log y.
+        exponent: The fitted exponent.
+        exponent_standard_error: The standard error of the exponent.
+        constant: The fitted constant.
+        constant_standard_error: The standard error of the constant.
+        residual: The root mean square of the residuals of log y.
+
+    Example:
+        >>> from ahkernels import signal_propagation as sp
+        >>> law = sp.PowerLaw(0.5, 0.0, 3.0, 0.0, 0.0)
+        >>> print(law([4.0, 100.0]))
+        [ 6. 30.]
     """
 
     exponent: float
-    exponent_error: float
+    exponent_standard_error: float
     constant: float
-    constant_error: float
+    constant_standard_error: float
     residual: float
 
     def __call__(self, x: Any) -> Array:
-        """The power law at x, without corrections."""
+        """Evaluates the power law, without corrections, at x of any shape."""
         return self.constant * np.asarray(x, dtype=np.float64) ** self.exponent
 
 
 def fit_power_law(x: Any, y: Any, corrections: Sequence[Any] = ()) -> PowerLaw:
-    """Least squares of log y = exponent log x + log constant + sum_i b_i corrections_i.
+    """Fits log y = exponent log x + log constant + sum_i b_i corrections_i by least squares.
 
     Args:
-        x: [k], above 0.
-        y: [k], above 0.
-        corrections: further columns [k], such as log(l) / l and 1 / l: the terms by which theorem 2's proof (lemma 2)
-            says that log y is off.
+        x: Numbers [k] above 0.
+        y: Numbers [k] above 0.
+        corrections: Further columns [k], by which log y departs from a straight line. The proof of theorem 2 (lemma 2)
+            has log(l) / l and 1 / l.
+
+    Returns:
+        The power law, without the corrections.
 
     Raises:
-        ValueError: if values are out of range or not finite, shapes differ, or there are too few of them.
+        ValueError: If values are out of range or not finite, shapes differ, there are too few different x, or a
+            correction depends linearly on log x, a constant and the others.
+        TypeError: If `corrections` is not a sequence.
+
+    Example:
+        >>> from ahkernels import signal_propagation as sp
+        >>> depths = [10, 100, 1000, 10000]
+        >>> law = sp.fit_power_law(depths, [8.5, 32, 126, 500])
+        >>> print(f"{law.exponent:.3f} ± {law.exponent_standard_error:.3f}")
+        0.590 ± 0.004
     """
     x, y = real("x", x), real("y", y)
     if not isinstance(corrections, Sequence):
@@ -74,11 +94,11 @@ def fit_power_law(x: Any, y: Any, corrections: Sequence[Any] = ()) -> PowerLaw:
     covariance = variance * np.linalg.inv((design / scale).T @ (design / scale)) / np.outer(scale, scale)
     exponent, middle = (solution / scale)[:2]
     constant = math.exp(middle - exponent * origin)
-    error = covariance[1, 1] + origin**2 * covariance[0, 0] - 2 * origin * covariance[0, 1]
+    log_constant_variance = covariance[1, 1] + origin**2 * covariance[0, 0] - 2 * origin * covariance[0, 1]
     return PowerLaw(
-        float(exponent),
-        math.sqrt(covariance[0, 0]),
-        constant,
-        constant * math.sqrt(max(error, 0)),
-        math.sqrt(float(residual @ residual) / len(x)),
+        exponent=float(exponent),
+        exponent_standard_error=math.sqrt(covariance[0, 0]),
+        constant=constant,
+        constant_standard_error=constant * math.sqrt(max(log_constant_variance, 0)),
+        residual=math.sqrt(float(residual @ residual) / len(x)),
     )

@@ -1,4 +1,4 @@
-"""From inputs to any depth: correlations, forward and backward information of the layers that are asked for."""
+"""Propagation of pairs of inputs to any depth: their correlations, and forward and backward information."""
 
 from __future__ import annotations
 
@@ -18,19 +18,32 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Propagation:
-    """What `propagate` found; pairs have any shape, written [...], and k layers were asked for.
+    """Pairs of inputs at k layers of a network of infinite width.
 
-    The network itself is of infinite width; what depends on its depth L takes it as an argument.
+    The pairs have any shape, which is written [...] here. Backward information also depends on the depth L of the
+    network, so that its methods take L as an argument.
 
     Attributes:
-        network: that the pairs went through.
-        layers: [k], counted from 1, ascending.
-        gamma: [k, ...], 1 - correlation of the pre-activations z_l.
-        variances: of z_l(x) and z_l(x'), [k, ...], over e^log_growth.
-        log_growth: [k], 0 but for (leaky) ReLU without biases, where all variances grow alike, perhaps beyond a float.
-        forward_gamma: [k, ...], 1 - correlation of the layer's inputs phi(z_{l-1}): the loss of forward information.
-        moments: E[phi(z_{l-1})^2] of x and x', [k, ...], over e^log_input_growth; of layer 1, |x|^2 / d.
-        log_input_growth: [k], that of the layers' inputs.
+        network: The network that the pairs went through.
+        layers: Layer numbers [k], counted from 1, ascending.
+        gamma: 1 - correlation of the pre-activations z_l, [k, ...].
+        variances: The variances of z_l(x) and z_l(x'), both [k, ...] and divided by e^log_growth.
+        log_growth: The logarithm [k] that the variances share. It is 0 except for (leaky) ReLU without biases, where
+            all variances grow by the same factor, also beyond the range of a float.
+        forward_gamma: 1 - correlation of the layer's inputs phi(z_{l-1}), which is the loss of forward information,
+            [k, ...].
+        moments: E[phi(z_{l-1})^2] for x and x', both [k, ...] and divided by e^log_input_growth. For layer 1,
+            |x|^2 / d.
+        log_input_growth: The logarithm [k] that the moments share.
+
+    Example:
+        >>> from ahkernels import signal_propagation as sp
+        >>> found = sp.propagate(sp.Network("relu"), sp.InputPairs.of_correlations([0.0, 0.9]), 10)
+        >>> found.forward_information().shape
+        (10, 2)
+        >>> print(found.backward_information(10)[[0, 9]].round(3))  # layers 1 and 10
+        [[0.041 0.315]
+         [1.    1.   ]]
     """
 
     network: Network
@@ -41,32 +54,46 @@ class Propagation:
     forward_gamma: Array
     moments: tuple[Array, Array]
     log_input_growth: Array
-    _signs: Array  # [k, ...] of the product of slopes from layers[j] to layers[j + 1], and its logarithm
-    _logs: Array
-    _readout: Array  # [k, ...] slope from layers[j] + 1, were it the last layer
+    _signs: Array  # [k, ...], signs of the products of slopes from layers[j] to layers[j + 1]
+    _logs: Array  # [k, ...], logarithms of the same products
+    _readout: Array  # [k, ...], slope of layer layers[j] + 1 if it were the last layer
 
     def forward_information(self) -> Array:
-        """I^f_l = E[phi(z_{l-1}(x)) phi(z_{l-1}(x'))] (definition 2), [k, ...]."""
+        """Computes I^f_l = E[phi(z_{l-1}(x)) phi(z_{l-1}(x'))], [k, ...] (definition 2)."""
         scale = np.exp(self.log_input_growth).reshape(-1, *[1] * (self.forward_gamma.ndim - 1))
         return scale * np.sqrt(self.moments[0] * self.moments[1]) * (1 - self.forward_gamma)
 
     def backward_information(self, depth: int) -> Array:
-        """N I^b_l = E[<df/dz_l(x), df/dz_l(x')>] for one output f of a network of this depth, [layers <= depth, ...].
+        """Computes N I^b_l = E[<df/dz_l(x), df/dz_l(x')>] for one output f of a network of depth L.
 
-        Definition 2 has the average over the N units of a layer, which vanishes as N grows; this is their sum. It is
-        the product of slopes over layers l + 1 ... L (equation 4 of appendix A), and 1 at the last layer.
+        Definition 2 has the average over the N units of a layer, which vanishes as N grows, and this is their sum. It
+        is the product of slopes over layers l + 1 ... L (equation 4 of appendix A), and 1 at the last layer.
 
         Args:
-            depth: L; with L - 1 among the layers, for the last layer has no residual connection.
+            depth: The depth L. Both L - 1 and L have to be among the layers, since the last layer has no residual
+                connection.
+
+        Returns:
+            Numbers [layers <= depth, ...].
 
         Raises:
-            ValueError: if it is below 1, or `layers` lacks what it needs.
+            ValueError: If L or, for L > 1, L - 1 is not among the layers.
         """
         sign, log = self.log_backward_information(depth)
         return sign * np.exp(log)
 
     def log_backward_information(self, depth: int) -> tuple[Array, Array]:
-        """Sign and logarithm of `backward_information`, for products below what a float holds."""
+        """Computes sign and logarithm of `backward_information`, for products out of the range of a float.
+
+        Args:
+            depth: The depth L, as for `backward_information`.
+
+        Returns:
+            Signs and logarithms, both [layers <= depth, ...].
+
+        Raises:
+            ValueError: If L or, for L > 1, L - 1 is not among the layers.
+        """
         known = self.layers.tolist()
         if depth not in known or (depth > 1 and depth - 1 not in known):
             raise ValueError(f"depth: expected L with L - 1 and L among the layers, got {depth}")
@@ -87,29 +114,36 @@ def propagate(
     layers: Sequence[int] | NDArray[np.int64] | int,
     progress: bool = False,
 ) -> Propagation:
-    """Carry pairs of inputs through a network of infinite width.
+    """Carries pairs of inputs through a network of infinite width.
 
-    One layer at a time, in gamma = 1 - c; with (leaky) ReLU without biases all layers between those that are wanted are
-    one step, after the first few dozen (see `arc_cosine`), so that the cost does not grow with depth.
+    It takes one layer at a time. With (leaky) ReLU and without biases, it takes all layers between two recorded ones in
+    one step once the inputs are nearly alike, which they are after a few dozen layers; then the cost does not grow with
+    depth (see `arc_cosine`).
 
     Args:
-        network: that they go through.
-        pairs: the inputs.
-        layers: to be recorded, each at least 1; a number L stands for all layers 1 ... L.
-        progress: show a progress bar.
+        network: The network.
+        pairs: The inputs.
+        layers: The layers to record, each at least 1. A single number L stands for all layers 1 ... L.
+        progress: Whether to show a progress bar on stderr.
 
     Returns:
-        A `Propagation`; relative accuracy of gamma and of the products of slopes, also as both go to 0.
+        The pairs at these layers. gamma and the products of slopes have relative accuracy, also as they go to 0.
 
     Raises:
-        ValueError: if a layer is below 1 or none is given, or variances leave the range of a float.
-        TypeError: for a network or pairs of another type.
+        ValueError: If a layer is below 1 or none is given, or variances leave the range of a float.
+        TypeError: If the network or the pairs have another type.
+
+    Example:
+        >>> from ahkernels import signal_propagation as sp
+        >>> found = sp.propagate(sp.Network("relu"), sp.InputPairs.of_correlations(0.0), [1, 10, 1000])
+        >>> print([f"{gamma:.1e}" for gamma in found.gamma])
+        ['1.0e+00', '1.5e-01', '4.3e-05']
     """
     require_network(network)
     if not isinstance(pairs, InputPairs):
         raise TypeError(f"pairs: expected InputPairs, got {type(pairs).__name__}")
     wanted = layer_numbers(layers)
-    with np.errstate(over="ignore", invalid="ignore"):  # which end in an error that says where
+    with np.errstate(over="ignore", invalid="ignore"):  # these end in an error that names the layer
         return _propagated(network, pairs, wanted, progress)
 
 
@@ -167,16 +201,16 @@ def _record(found: Propagation, j: int, layer: Layer, readout: Array) -> None:
 
 
 def _log(slope: Array) -> Array:
-    with np.errstate(divide="ignore"):  # of 0, where opposite inputs of a ReLU share no active unit
+    with np.errstate(divide="ignore"):  # a slope is 0 where opposite inputs of a ReLU share no active unit
         log: Array = np.log(np.abs(slope))
     return log
 
 
 def layer_numbers(layers: Sequence[int] | NDArray[np.int64] | int) -> NDArray[np.int64]:
-    """Distinct layers in ascending order; a number stands for all up to it.
+    """Sorts distinct layer numbers in ascending order; a single number stands for all layers up to it.
 
     Raises:
-        ValueError: if one is below 1 or no whole number, or there is none.
+        ValueError: If a layer is below 1 or not a whole number, or there is none.
     """
     array = np.asarray(layers)
     if array.dtype.kind not in "iu":
@@ -187,17 +221,17 @@ def layer_numbers(layers: Sequence[int] | NDArray[np.int64] | int) -> NDArray[np
 
 
 def require_depth(depth: Any) -> int:
-    """Raises ValueError naming `depth` for anything but a whole number of at least 1."""
+    """Returns the depth as an int; raises ValueError, naming it, unless it is a whole number of at least 1."""
     if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 1:
         raise ValueError(f"depth: expected a whole number of at least 1, got {depth!r}")
     return int(depth)
 
 
 def layers_within(depth: int, layers: Sequence[int] | NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """Distinct layers of a network of this depth in ascending order; None stands for all.
+    """Sorts distinct layers of a network of this depth in ascending order; None stands for all.
 
     Raises:
-        ValueError: if one is below 1 or beyond the depth, or there is none.
+        ValueError: If a layer is below 1 or beyond the depth, or there is none.
     """
     wanted = layer_numbers(depth if layers is None else layers)
     if wanted[-1] > depth:
@@ -206,7 +240,7 @@ def layers_within(depth: int, layers: Sequence[int] | NDArray[np.int64] | None) 
 
 
 def last_layers(depths: Iterable[int]) -> NDArray[np.int64]:
-    """What `Propagation.backward_information` needs of networks of these depths."""
+    """Lists the layers that `Propagation.backward_information` needs for networks of these depths."""
     return np.unique([layer for depth in depths for layer in (max(1, depth - 1), depth)])
 
 
