@@ -100,8 +100,8 @@ def iter_tangent_kernels(
         layers: Names or patterns of layers, a dict of groups, or None for all layers.
         outputs: "all", "trace", "sum", an index or a sequence of indices.
         precision: "highest", "high", "medium" or None.
-        memory_budget: Bytes of factors that one pass may capture. A smaller budget takes more passes, and never ends in
-            an error. A single layer or group may exceed it.
+        memory_budget: Bytes of factors that one pass may capture. A smaller budget takes more passes. No budget is too
+            small, since a single layer or group may exceed it.
         keep_factors: Whether to keep the factors also where the Jacobian is smaller.
         progress: Whether to show a progress bar on stderr.
 

@@ -21,7 +21,7 @@ from ahkernels.capture.trace import TracedLayer
 from ahkernels.factors import LayerFactors
 from ahkernels.outputs import OutputSelection
 
-DEFAULT_MEMORY_BUDGET = 2 << 30
+DEFAULT_MEMORY_BUDGET = 2 << 30  # bytes
 
 # How large the gradients of one chunk of samples at one layer may be. A single chunk is the layer's factor as it is.
 # Several chunks are copied into one factor, which costs more time than small chunks save by staying in a cache. Devices
@@ -63,7 +63,7 @@ def iter_factors(
         members = [name for name in planned if any(name in groups[group] for group in names)]
         try:
             factors = _capture(model, x, [planned[name] for name in members], outputs)
-        except _SamplesElsewhereError as found:
+        except _SamplesNotFirstError as found:
             planned |= {name: planned[name].without_rule(model, x.shape[0], outputs) for name in found.layers}
             factors = _capture(model, x, [planned[name] for name in members], outputs)
         for i, name in enumerate(names):
@@ -85,7 +85,7 @@ def plan_layers(
     return [PlannedLayer.of(layer, n, outputs, most_numbers, keep_factors=keep_factors) for layer in layers]
 
 
-class _SamplesElsewhereError(Exception):
+class _SamplesNotFirstError(Exception):
     """There are layers whose samples come first in a call with one sample, but not in a call with several.
 
     Args:
@@ -113,7 +113,7 @@ class PlannedLayer:
     def of(
         cls, layer: TracedLayer, n: int, outputs: OutputSelection, most_numbers: int, *, keep_factors: bool = False
     ) -> PlannedLayer:
-        """Chooses the route of a layer for n samples, where `most_numbers` may be kept of the layer."""
+        """Chooses the route of a layer for n samples, of which at most `most_numbers` numbers may be kept."""
         bias = has_bias(layer)
         shape = Shape(n, outputs.rows, outputs.entries, layer.positions, layer.d, layer.m, bias)
         return cls(layer, choose_route(shape, most_numbers, keep_factors=keep_factors and layer.d > 0))
@@ -140,7 +140,7 @@ class PlannedLayer:
 
 
 def has_bias(layer: TracedLayer) -> bool:
-    """Whether b = 1 is added to the forward Gram of the factors that the layer's rule, or the fallback, returns."""
+    """Whether b = 1 is added to the forward Gram of a layer's factors, as its rule or the fallback forms them."""
     rule = layer.layer.rule
     return rule is None or rule.has_bias(layer.layer.module)
 
@@ -182,9 +182,9 @@ def _capture(
         with unchanged(x):
             recorded = [layer.traced.layer for layer in with_rule]
             call = call_model(model, x[begin : begin + chunk], recorded, parameters=dict(model.named_parameters()))
-            elsewhere = {name for name, uses in call.uses.items() if any(one is None for one in uses.recorded)}
-            if elsewhere:
-                raise _SamplesElsewhereError(elsewhere)
+            not_first = {name for name, uses in call.uses.items() if any(one is None for one in uses.recorded)}
+            if not_first:
+                raise _SamplesNotFirstError(not_first)
             gradients = _gradients(call, [layer.traced for layer in with_rule], outputs)
         for layer in with_rule:
             a, g = _factors_of(call, layer, gradients.get(layer.name), r)

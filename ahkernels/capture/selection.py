@@ -18,7 +18,7 @@ Layers: TypeAlias = str | Sequence[str] | Mapping[str, str | Sequence[str]] | No
 
 @dataclass(frozen=True)
 class Layer:
-    """A module with the parameters that are its own.
+    """A module and its own parameters.
 
     Attributes:
         name: Its name in `model.named_modules()`.

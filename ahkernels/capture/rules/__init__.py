@@ -17,9 +17,9 @@ Recorded: TypeAlias = Tensor | tuple[Tensor | None, ...]
 class Rule(Protocol):
     """The methods that capture calls for one kind of module; `register_rule` says which kind.
 
-    A use of the module, that is one call of it, has p positions at which its weights act. At each of them the gradient
-    of the weights is the outer product of a backward factor g [m] and a forward factor a [d], so that the module's
-    kernel is the product of a forward and a backward Gram (equation 9 of the paper).
+    A use of the module, which is one call of it, has p positions at which its weights act. At each position, the
+    gradient of the weights is the outer product of a backward factor g [m] and a forward factor a [d]. So the kernel of
+    the module is a sum over pairs of positions, in which each pair adds <a, a'> <g, g'> (equation 9 of the paper).
 
     Example:
         A rule for a module that scales each feature. It has few parameters, so that its Jacobian itself is used:
