@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, overload
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from ahkernels.capture import DEFAULT_MEMORY_BUDGET, Layers, plan_capture
 from ahkernels.centering import Centering, Centerings, require_centerings
 from ahkernels.kernel import TangentKernel
-from ahkernels.ops.moments import Moments
+from ahkernels.ops.moments import KernelMoments
 from ahkernels.outputs import Outputs, OutputSelection
 from ahkernels.report import AlignmentReport
 from ahkernels.statistics.alignment_numbers import AlignmentNumbers, inner_product, label_moments
@@ -110,7 +111,6 @@ def layerwise_alignment(
     Raises:
         ValueError: For arguments that do not fit; the message names the argument.
         TypeError: For arguments of another type.
-        NotImplementedError: For models that capture cannot take apart.
 
     Example:
         >>> import torch, ahkernels as ah
@@ -171,17 +171,17 @@ def layerwise_alignment(
 
 @dataclass
 class _PendingKernel:
-    """What is known of a kernel whose factors may be gone, with numbers still on the device: nothing waits for them."""
+    """A kernel whose factors may be gone, and whose moments may still be on the device so that nothing waits for them."""
 
     bound: RoundingBound
-    moments: Moments  # scalars
+    moments: Callable[[], KernelMoments]
     labels: Labels
     largest: float = math.nan
     relative_error: float = 0.0
 
     def numbers(self) -> AlignmentNumbers:
         """The numbers as floats, which waits for the device and warns where an alignment is not defined."""
-        return AlignmentNumbers.of(self.bound, self.moments, self.labels, self.largest, self.relative_error)
+        return AlignmentNumbers.of(self.bound, self.moments(), self.labels, self.largest, self.relative_error)
 
 
 _PendingLayer: TypeAlias = dict[KernelKind, dict[Centering, _PendingKernel]]
@@ -236,17 +236,17 @@ def _pending(
             for of_layer in layers
         ]
     moments = label_moments([kernel for of_layer in layers for kernel in of_layer.values()], labels)
+    of_each = {one: functools.cache(found.of_each) for one, found in moments.items()}  # one copy from the device
     row = itertools.count()
 
-    def of_kernel(kernel: TangentKernel) -> dict[Centering, _PendingKernel]:
-        index = next(row)
-        found = {}
-        for one in labels:
-            of_row = Moments(*(moment[index] for moment in moments[one.centering]))
-            found[one.centering] = _PendingKernel(RoundingBound.of(kernel, one.centering), of_row, one)
-        return found
+    def of_kernel(kernel: TangentKernel, index: int) -> dict[Centering, _PendingKernel]:
+        def pending(one: Labels) -> _PendingKernel:
+            bound = RoundingBound.of(kernel, one.centering)
+            return _PendingKernel(bound, lambda: of_each[one.centering]()[index], one)
 
-    return [{kind: of_kernel(kernel) for kind, kernel in of_layer.items()} for of_layer in layers]
+        return {one.centering: pending(one) for one in labels}
+
+    return [{kind: of_kernel(kernel, next(row)) for kind, kernel in of_layer.items()} for of_layer in layers]
 
 
 def _pending_estimates(
@@ -257,7 +257,7 @@ def _pending_estimates(
         norm = estimate_frobenius_norm(kernel, centering=one.centering, products=products)
         found[one.centering] = _PendingKernel(
             RoundingBound.of(kernel, one.centering),
-            estimated_moments(kernel, one, norm),
+            functools.partial(estimated_moments, kernel, one, norm),
             one,
             relative_error=norm.relative_error,
         )
@@ -271,7 +271,6 @@ def _pending_fisher(fisher: TangentKernel, labels: Labels, products: int | None)
     else:
         norm = estimate_frobenius_norm(fisher, centering=None, products=products).value
     # There is no constant part: nothing is centered.
-    numbers = float(inner_product(fisher, labels)), norm**2, fisher.trace(), 0.0
-    moments = Moments(*(torch.tensor(number, dtype=torch.float64) for number in numbers))
+    moments = KernelMoments(float(inner_product(fisher, labels)), norm**2, fisher.trace(), 0.0)
     bound = RoundingBound.of(fisher, None, "Fisher information")
-    return _PendingKernel(bound, moments, labels, largest_eigenvalue(fisher, centering=None))
+    return _PendingKernel(bound, lambda: moments, labels, largest_eigenvalue(fisher, centering=None))

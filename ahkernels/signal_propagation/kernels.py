@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ahkernels.centering import Centering, require_centering
-from ahkernels.ops.moments import Moments
+from ahkernels.ops.moments import KernelMoments
 from ahkernels.outputs import OutputSelection
 from ahkernels.report import AlignmentReport
 from ahkernels.signal_propagation.inputs import InputPairs
@@ -182,7 +182,7 @@ def layer_kernels(
 
 def _moments(
     norms: Array, lost: Array, centered: Array, outputs: Literal["all", "trace"], centering: Centering
-) -> Moments:
+) -> KernelMoments:
     """<K, Y~ Y~^T>, ||C K C||_F^2, the trace and the sum of K, for k = norms norms' (1 - lost).
 
     Over pairs of samples and outputs, K is k (x) I, and Y~ is the vector of all centered targets. Over samples, K is
@@ -204,4 +204,4 @@ def _moments(
         square = o * square
     else:
         square += float((o - 1) * ((outer - gap) ** 2).sum())
-    return Moments(*(torch.tensor(number, dtype=torch.float64) for number in (inner, square, trace, total)))
+    return KernelMoments(inner, square, trace, total)

@@ -13,7 +13,7 @@ from ahkernels.centering import Centering, center
 from ahkernels.factors import LayerFactors
 from ahkernels.inner_products import inner_products, tangent_moments
 from ahkernels.kernel import TangentKernel
-from ahkernels.ops.moments import Moments
+from ahkernels.ops.moments import KernelMoments, Moments
 from ahkernels.outputs import OutputSelection
 from ahkernels.statistics.degenerate import RoundingBound, kernel_defined, labels_defined
 from ahkernels.statistics.labels import Labels
@@ -42,26 +42,24 @@ class AlignmentNumbers(NamedTuple):
     def of(
         cls,
         bound: RoundingBound,
-        moments: Moments,
+        moments: KernelMoments,
         labels: Labels,
         largest: float = math.nan,
         relative_error: float = 0.0,
     ) -> AlignmentNumbers:
-        """The numbers of one kernel from its moments, with a warning where the alignment is not defined.
-
-        Waits for the device.
+        """The numbers of a kernel from its moments, with a warning where the alignment is not defined.
 
         Args:
-            bound: The kernel's.
-            moments: Of this kernel alone: scalars.
-            labels: The labels of the moments.
+            bound: The kernel's rounding bound.
+            moments: The kernel's moments.
+            labels: The labels that they were measured with.
             largest: See `largest`, which is 0 for a kernel that is zero.
             relative_error: See `relative_error`.
 
         Raises:
             ValueError: If the moments say that there was nan or inf in a factor.
         """
-        inner_product, square, trace, constant = torch.stack(moments).tolist()
+        inner_product, square, trace, constant = moments
         if not math.isfinite(trace):
             raise ValueError(f"factors of {bound.name}: expected finite numbers, got nan or inf")
         norm = math.sqrt(max(square, 0.0))  # of a constant kernel, rounding may leave less than nothing

@@ -10,7 +10,6 @@ from torch import Tensor
 from ahkernels.centering import Centering, require_centering
 from ahkernels.inner_products import inner_products
 from ahkernels.kernel import TangentKernel, require_kernel
-from ahkernels.ops.moments import Moments
 from ahkernels.statistics.alignment_numbers import AlignmentNumbers, label_moments
 from ahkernels.statistics.degenerate import RoundingBound, constant_part, kernel_defined
 from ahkernels.statistics.labels import Labels
@@ -49,7 +48,7 @@ def cka(kernel: TangentKernel, other: Tensor | TangentKernel, *, centering: Cent
     if isinstance(other, TangentKernel):
         return float(alignment_matrix((kernel, other), ("kernel", "other"), centering)[0, 1])
     labels = Labels(kernel.outputs, other, kernel.n, centering)
-    moments = Moments(*(moment[0] for moment in label_moments([kernel], [labels])[centering]))
+    (moments,) = label_moments([kernel], [labels])[centering].of_each()
     return AlignmentNumbers.of(RoundingBound.of(kernel, centering), moments, labels).cka
 
 

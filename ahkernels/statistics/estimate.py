@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ahkernels.centering import Centering, require_centering
 from ahkernels.kernel import TangentKernel, require_kernel
-from ahkernels.ops.moments import Moments
+from ahkernels.ops.moments import KernelMoments
 from ahkernels.statistics.alignment_numbers import AlignmentNumbers, inner_product
 from ahkernels.statistics.degenerate import RoundingBound, constant_part
 from ahkernels.statistics.labels import Labels
@@ -169,11 +169,10 @@ def estimate_cka(
     return Estimate(found.cka, found.cka_standard_error, norm.products, norm.samples)
 
 
-def estimated_moments(kernel: TangentKernel, labels: Labels, norm: Estimate) -> Moments:
-    """The moments of one kernel with an estimated norm: float64 scalars on the CPU."""
+def estimated_moments(kernel: TangentKernel, labels: Labels, norm: Estimate) -> KernelMoments:
+    """The moments of a kernel with an estimated norm."""
     inner = float(inner_product(kernel, labels))
-    numbers = inner, norm.value**2, kernel.trace(), constant_part(kernel, labels.centering)
-    return Moments(*(torch.tensor(number, dtype=torch.float64) for number in numbers))
+    return KernelMoments(inner, norm.value**2, kernel.trace(), constant_part(kernel, labels.centering))
 
 
 def require_products(products: object) -> int:
