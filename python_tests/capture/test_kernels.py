@@ -469,52 +469,6 @@ def test_progress_goes_to_stderr(capsys):
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("outputs", ["all", "trace", "sum"])
-@pytest.mark.parametrize("route", ["pairs", "jacobian", "jacobian slices"])
-@pytest.mark.parametrize("name", ["convolutional", "tokens", "volume", "shared with bias"])
-def test_every_route_of_layers_with_positions(name, route, outputs, monkeypatch):
-    from ahkernels.capture import run
-    from ahkernels.capture.route import routes
-
-    model = networks.all_networks()[name].double()
-    x, y = torch.randn(12, 6, dtype=torch.float64), torch.randint(0, 2, (12,))
-    jacobians = reference.jacobians(model, x)
-
-    def only(shape, *_, **__):
-        found = routes(shape)
-        return found[0] if len(found) == 1 else next(one for one in found if one.name == route)
-
-    monkeypatch.setattr(run, "choose_route", only)
-    assert route in {one.route for one in ah.explain(model, x)}
-    reports = ah.layerwise_alignment(model, x, y, outputs=outputs, centering=BOTH)
-    total = model(x).shape[1]
-    labels, o = reference.label_kernel(y, total, outputs), total if outputs == "all" else 1
-    for layer, kernel in ah.tangent_kernels(model, x, outputs=outputs).items():
-        expected = reference.kernels_of_outputs(jacobians[layer], outputs)
-        assert (kernel.to_dense() - expected).norm() <= 1e-10 * expected.norm()
-        assert kernel.trace() == pytest.approx(float(expected.trace()), rel=1e-10)
-        for centering, report in reports.items():
-            alignment = reference.cka(expected, labels, centering, o)
-            assert report[layer] == pytest.approx(alignment, rel=1e-10, abs=1e-10)
-            assert ah.cka(kernel, y, centering=centering) == pytest.approx(alignment, rel=1e-10, abs=1e-10)
-
-
-def test_the_route_is_the_cheapest_that_fits():
-    from ahkernels.capture.route import Shape, choose_route
-
-    def choice(n, s, d, m, most_numbers=1 << 40, keep_factors=False):
-        shape = Shape(n, 10, 100, s, d, m, bias=False)
-        return choose_route(shape, most_numbers, keep_factors=keep_factors).name
-
-    assert choice(1000, 1, 256, 256) == "factors"  # one position
-    assert choice(1000, 4, 256, 256) == "pairs"  # 16 pairs against 256 numbers for each of m
-    assert choice(1000, 1024, 27, 64) == "jacobian"  # a convolution on an image
-    assert choice(1000, 1024, 27, 64, keep_factors=True) == "jacobian slices"
-    assert choice(1000, 64, 2304, 256) == "jacobian"
-    assert choice(1000, 64, 2304, 256, 1 << 29) == "jacobian slices"  # 5.9e9 numbers, in factors 0.3e9
-    assert choice(1000, 1024, 27, 64, 1) == "jacobian"  # the one that holds least
-
-
 def test_groups_of_layers():
     model = networks.all_networks()["convolutional"].double()
     x, y = torch.randn(12, 6, dtype=torch.float64), torch.randint(0, 3, (12,))
@@ -564,31 +518,3 @@ def test_forward_and_backward_gram_of_layers_with_positions():
         assert float(report.backward_cka[i]) == pytest.approx(expected, rel=1e-10)
     with pytest.raises(ValueError, match=r"backward_gram: expected .* capture with keep_factors=True"):
         ah.tangent_kernels(model, x, keep_factors=False)["norm"].backward_gram()
-
-
-def test_explain():
-    model = networks.networks_without_rules()["transformer"][0].eval()
-    x = torch.randn(7, 6)
-    found = ah.explain(model, x)
-    assert [one.layer for one in found] == list(ah.tangent_kernels(model, x))
-    by_name = {one.layer: one for one in found}
-    assert (by_name["embed"].route, by_name["embed"].positions, by_name["embed"].parameters) == ("pairs", 3, 12)
-    assert (by_name["head"].route, by_name["head"].flops) == ("factors", 7**2 * (4 + 9 * 3))
-    assert by_name[""].route == "fallback"
-    assert by_name[""].bytes == 4 * 7 * 3 * by_name[""].parameters
-    assert by_name[""].parameters == 4 + 16
-    image = ah.explain(networks.convolutional(), x)
-    assert "jacobian" in {one.route for one in image}
-    table = str(image).splitlines()
-    assert len(table) == len(image) + 2 and table[0].split() == [
-        *("layer", "kind", "route", "positions", "parameters", "Gflop", "MiB")
-    ]
-    with pytest.raises(ValueError, match="layers: expected names"):
-        ah.explain(model, x, layers="nothing")
-
-
-def test_bad_rules():
-    with pytest.raises(TypeError, match=r"module_type: expected a subclass of torch\.nn\.Module, got 3"):
-        ah.register_rule(3, None)
-    with pytest.raises(TypeError, match="got one without parameters, record, factors, has_bias"):
-        ah.register_rule(nn.PReLU, object())

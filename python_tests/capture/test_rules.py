@@ -356,6 +356,13 @@ def test_a_rule_that_records_no_tensor(monkeypatch):
         ah.tangent_kernels(nn.Sequential(nn.Linear(6, 4), Scale()), torch.randn(5, 6))
 
 
+def test_bad_rules():
+    with pytest.raises(TypeError, match=r"module_type: expected a subclass of torch\.nn\.Module, got 3"):
+        ah.register_rule(3, None)
+    with pytest.raises(TypeError, match="got one without parameters, record, factors, has_bias"):
+        ah.register_rule(nn.PReLU, object())
+
+
 class Strange(nn.Module):
     """Control flow on its input, a loop, in-place operations, a scatter, and a parameter it indexes."""
 
