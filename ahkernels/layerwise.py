@@ -171,7 +171,7 @@ def layerwise_alignment(
 
 @dataclass
 class _PendingKernel:
-    """A kernel whose factors may be gone, and whose moments may still be on the device so that nothing waits for them."""
+    """A kernel whose factors may be gone and whose moments may still be on the device: nothing waits for them yet."""
 
     bound: RoundingBound
     moments: Callable[[], KernelMoments]
