@@ -23,7 +23,9 @@ PAGES_WITH_LINKS = [
     *sorted((ROOT / "benchmarks").glob("*.md")),
 ]
 
-FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=fence)`*[ \t]*$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=fence)`*[ \t]*$", re.MULTILINE | re.DOTALL
+)
 INLINE_CODE = re.compile(r"`[^`\n]+`")
 LINK = re.compile(r"\]\(\s*<?(?P<target>[^()<>\s]+)>?(?:\s+\"[^\"]*\")?\s*\)")  # of links and of images
 HEADING = re.compile(r"^#{1,6}\s+(?P<text>.+?)\s*#*$", re.MULTILINE)
@@ -90,9 +92,10 @@ def dead_links(page: Path, root: Path) -> list[str]:
             continue
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
-        if not file.exists() or not file.is_relative_to(root.resolve()):
-            dead.append(target)
-        elif anchor and (file.suffix != ".md" or anchor not in anchors(file.read_text(encoding="utf-8"))):
+        exists = file.exists() and file.is_relative_to(root.resolve())
+        if exists and anchor:
+            exists = file.suffix == ".md" and anchor in anchors(file.read_text(encoding="utf-8"))
+        if not exists:
             dead.append(target)
     return dead
 
