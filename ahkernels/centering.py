@@ -39,6 +39,15 @@ def require_centerings(value: Centering | Centerings) -> tuple[Centering, ...]:
     return tuple(CENTERINGS[CENTERINGS.index(one)] for one in found)  # plain strings, whatever kind of string came
 
 
+def near_constant(o: int, centering: Centering | None) -> bool:
+    """Whether centering may leave so little of a kernel over o outputs that fp32 has no digits of it.
+
+    In deep networks the block of any two outputs comes close to constant. Per output, and in kernels over samples alone
+    (o = 1), each such block is centered by itself.
+    """
+    return centering is not None and (o == 1 or centering == "per_output")
+
+
 def center(v: Tensor, o: int, centering: Centering | None) -> Tensor:
     """C v for columns v [n*o, columns], in which row x*o + i is output i of sample x."""
     if centering is None:

@@ -13,18 +13,27 @@ from ahkernels.ops import plain
 
 
 class CrossKernel(KernelOperator):
-    """K(x, x') [n*o, n'*o] of a layer or a group between the samples of two kernels of it, from their factors.
+    """The kernel K(x, x') [n*o, n'*o] of a layer or group between the samples of two of its tangent kernels.
 
-    Both kernels must have been captured from the same parameters. Layers with positions may be kept in another form for
-    another number of samples: capture both with `keep_factors=True`, or all samples together and then take `subset`.
+    Both must have been captured from the same parameters. A layer with several positions may be captured in another
+    form for another number of samples: capture both with `keep_factors=True`, or all samples together and then take
+    `subset`.
 
     Args:
-        rows: Kernel over the samples x.
-        columns: Kernel over the samples x'.
+        rows: The kernel over the samples x.
+        columns: The kernel over the samples x'.
 
     Raises:
-        TypeError: for anything but kernels.
-        ValueError: where they are not of the same layers and outputs, or in another form, dtype or on another device.
+        TypeError: For anything but kernels.
+        ValueError: If they differ in their layers, outputs, form, dtype or device.
+
+    Example:
+        >>> import torch, ahkernels as ah
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> test, train = (ah.tangent_kernels(model, torch.randn(n, 4))["0"] for n in (5, 20))
+        >>> cross = ah.CrossKernel(test, train)
+        >>> cross.shape, (cross @ torch.randn(60)).shape, cross.T.shape
+        (torch.Size([15, 60]), torch.Size([15]), torch.Size([60, 15]))
     """
 
     def __init__(self, rows: TangentKernel, columns: TangentKernel) -> None:
@@ -65,29 +74,19 @@ class CrossKernel(KernelOperator):
         return CrossKernel(self.columns, self.rows)
 
     def __repr__(self) -> str:
-        """Shape, outputs and layer in one line."""
+        """Name, shape and outputs in one line."""
         name = f"{self.rows.name!r}, " if self.rows.name else ""
         return f"CrossKernel({name}shape={tuple(self.shape)}, outputs={self.rows.outputs.spec!r})"
 
     def _product(self, v: Tensor) -> Tensor:
         v = v.detach().to(self.columns.device, torch.float64)
         v = v.reshape(self.columns.n, self.columns.o, -1).contiguous()
-        out = v.new_zeros(self.rows.n, self.rows.o, v.shape[2])
-        for row, column in zip(self.rows.factors, self.columns.factors, strict=True):
-            out += ops.tangent_cross_product(
-                row.forward.detach(),
-                row.backward.detach(),
-                column.forward.detach(),
-                column.backward.detach(),
-                float(row.bias),
-                v,
-            )
-        return out.flatten(0, 1)
+        return ops.tangent_cross_product(self.rows.batch, self.columns.batch, v).flatten(0, 1)
 
     def _dense(self) -> Tensor:
         n, o = self.rows.n, self.rows.o
         scaled = [
-            [plain.ScaledTerm.of(*_plain(term), self.rows.precision) for term in kernel.factors]
+            [plain.ScaledLayer.of(layer, self.rows.precision) for layer in kernel.batch.kernels()[0]]
             for kernel in (self.rows, self.columns)
         ]
         out = torch.empty(n, o, self.columns.n, self.columns.o, dtype=self.dtype, device=self.rows.device)
@@ -102,9 +101,5 @@ class CrossKernel(KernelOperator):
         return out.view(self.shape)
 
 
-def _sizes(term: LayerFactors) -> tuple[int, int]:
-    return term.forward.shape[2], term.backward.shape[3]
-
-
-def _plain(term: LayerFactors) -> tuple[Tensor, Tensor, float, bool]:
-    return term.forward.detach(), term.backward.detach(), float(term.bias), term.by_jacobian
+def _sizes(factors: LayerFactors) -> tuple[int, int]:
+    return factors.forward.shape[2], factors.backward.shape[3]

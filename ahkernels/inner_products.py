@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ahkernels import ops
 from ahkernels.centering import Centering
-from ahkernels.ops.moments import Moments
+from ahkernels.ops import KernelBatch, Moments
 
 if TYPE_CHECKING:
     from ahkernels.kernel import TangentKernel
@@ -42,9 +42,9 @@ def tangent_moments(
     if "per_output" in centerings and found:
 
         def of_outputs(some: Sequence[TangentKernel], outputs: Tensor) -> Tensor:
-            return torch.stack(_moments(some, v[:, outputs], per_output=True)[1])
+            return _moments(some, v[:, outputs], per_output=True)[1].stacked()
 
-        found["per_output"] = Moments(*_over_output_pairs(kernels, of_outputs))
+        found["per_output"] = Moments(*_over_output_pairs(kernels, of_outputs).unbind(1))
     elif "per_output" in centerings:
         found["global"], found["per_output"] = _moments(kernels, v, per_output=True)
     return {one: found[one] for one in centerings}
@@ -54,33 +54,19 @@ def inner_products(kernels: Sequence[TangentKernel], centering: Centering | None
     """<C K_a C, C K_b C>_F of every two of q kernels over the same rows, float64 [q, q] on their device."""
     if centering == "per_output" and _offset_bytes(kernels) > OFFSET_BYTES:
         return _over_output_pairs(kernels, lambda some, _: inner_products(some, "per_output"))
-    factors, terms = _arguments(kernels)
-    precision = kernels[0].precision
+    batch, precision = KernelBatch.of([one.factors for one in kernels]), kernels[0].precision
     if centering == "per_output" and kernels[0].o > 1:
-        return ops.per_output_moments(*factors[:3], precision, factors[3], terms)[1]
+        return ops.per_output_inner_products(batch, precision)[1]
     if centering is None:
         means = [torch.zeros(one.n, one.o, dtype=torch.float64, device=one.device) for one in kernels]
     else:
         means = [one.row_means() for one in kernels]
-    return ops.centered_moments(*factors[:3], means, precision, factors[3], terms)
+    return ops.centered_inner_products(batch, means, precision)
 
 
 def _moments(kernels: Sequence[TangentKernel], v: Tensor, *, per_output: bool) -> tuple[Moments, ...]:
-    factors, terms = _arguments(kernels)
-    v = v.contiguous().unsqueeze(2)
-    found = ops.tangent_statistics(*factors[:3], v, kernels[0].precision, factors[3], terms, per_output)
-    return tuple(Moments(*part.unbind(1)) for part in torch.split(found, 4, 1))
-
-
-def _arguments(
-    kernels: Sequence[TangentKernel],
-) -> tuple[tuple[list[Tensor], list[Tensor], list[float], list[bool]], list[int]]:
-    """Forward and backward factors, bias and route of all terms of all kernels, and how many terms each has."""
-    terms = [term for kernel in kernels for term in kernel.factors]
-    plain = [(term.forward.detach(), term.backward.detach(), float(term.bias)) for term in terms]
-    forward, backward, bias = zip(*plain, strict=True)
-    routes = [term.by_jacobian for term in terms]
-    return (list(forward), list(backward), list(bias), routes), [len(kernel.factors) for kernel in kernels]
+    batch = KernelBatch.of([one.factors for one in kernels])
+    return ops.tangent_moments(batch, v.contiguous().unsqueeze(2), kernels[0].precision, per_output)
 
 
 def _offset_bytes(kernels: Sequence[TangentKernel]) -> int:

@@ -37,7 +37,7 @@ TIMED = [
     (run, "call_model", FORWARD),
     (run, "_gradients", BACKWARD),
     (run, "_factors_of", FACTORS),
-    (ops, "tangent_statistics", OPS),
+    (ops, "tangent_moments", OPS),
 ]
 SQUARE, FORWARD_GRAM, SUMS, REST = "backward Gram and fused pass", "forward Gram", "thin products and sums", "the rest"
 STAGES = {  # in the order of the figure, with their colours (Okabe-Ito)
@@ -113,16 +113,12 @@ def split_of_ops(kernels: Sequence[ah.TangentKernel], y: torch.Tensor, repeats: 
     v = (v - v.mean()).unsqueeze(2)
     forms = {"all": [], "norm": [], "norm without forward factors": []}
     for kernel in kernels:
-        (term,) = kernel.factors
-        a, g, bias, route = term.forward.detach(), term.backward.detach(), float(term.bias), [term.by_jacobian]
-        means = [kernel.row_means()]
-        forms["all"].append(partial(ops.tangent_statistics, [a], [g], [bias], v, "highest", route))
-        forms["norm"].append(partial(ops.centered_moments, [a], [g], [bias], means, "highest", route))
-        if not term.by_jacobian:  # there the forward factor makes the Jacobian, which is the product itself
-            a, bias = a[..., :0], 1.0
-        forms["norm without forward factors"].append(
-            partial(ops.centered_moments, [a], [g], [bias], means, "highest", route)
-        )
+        batch, means = kernel.batch, [kernel.row_means()]
+        forms["all"].append(partial(ops.tangent_moments, batch, v, "highest"))
+        forms["norm"].append(partial(ops.centered_inner_products, batch, means, "highest"))
+        if not batch.by_jacobian[0]:  # there the forward factor makes the Jacobian, which is the product itself
+            batch = batch._replace(forward=[batch.forward[0][..., :0]], bias=[1.0])
+        forms["norm without forward factors"].append(partial(ops.centered_inner_products, batch, means, "highest"))
     jobs = {name: lambda form=form: [op() for op in form] for name, form in forms.items()}
     seconds = {name: one.median for name, one in timing.interleaved(jobs, repeats).items()}
     square = min(seconds["norm without forward factors"], seconds["norm"])

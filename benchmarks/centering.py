@@ -38,8 +38,10 @@ def job(task: str, n: int, variant: str) -> Callable[[], object]:
     v = torch.nn.functional.one_hot(y, OUTPUTS).double()
     v = (v - v.mean()).unsqueeze(2)
     a, g = a.unsqueeze(1), g.unsqueeze(1)
-    options = () if variant == BEFORE else ([], [], variant != "global")  # one op gives both
-    return lambda: torch.ops.ahkernels.tangent_statistics([a], [g], [0.0], v, "highest", *options)
+    if variant == BEFORE:  # the names and arguments that the op had
+        return lambda: torch.ops.ahkernels.tangent_statistics([a], [g], [0.0], v, "highest")
+    batch = ah.ops.KernelBatch([a], [g], [0.0], [False], [1])
+    return lambda: ah.ops.tangent_moments(batch, v, "highest", variant != "global")  # one op gives both
 
 
 def serve(task: str, n: int, variant: str) -> None:

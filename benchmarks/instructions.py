@@ -33,7 +33,7 @@ COLUMNS = ["op", "layer", "kernels", "instructions", "for each useful flop", "st
 TEXT = (
     "Instructions in the package's own library on one thread, as callgrind counts them; those of torch, Python and the "
     "C library are left out. Useful flops are two for each multiply-add that the op cannot do without, in "
-    "tangent_statistics those of the square alone; one fp32 multiply-add of AVX2 is 16 of them."
+    "tangent_moments those of the square alone; one fp32 multiply-add of AVX2 is 16 of them."
 )
 
 

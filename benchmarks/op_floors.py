@@ -38,7 +38,7 @@ def main() -> None:
 
     rows: list[list[page_table.Cell]] = []
     for op, n, o, width, flops, timed in measured:
-        # Kernels over samples alone have their row sums in fp64, too: csrc/cpu/tangent_row_sums.cpp.
+        # Kernels over samples alone have their row sums in fp64, too: csrc/cpu/tiles/row_sums.h.
         precision = "fp64" if op in DOUBLE or (op == "tangent_row_sums" and o == 1) else "fp32"
         rate, by_bytes = flops / timed.median, 4 * n * width * (1 + o) / best.bandwidth
         share = rate / best.rate(precision)

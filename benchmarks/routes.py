@@ -38,7 +38,7 @@ class Layer:
 
 
 LAYERS = [
-    Layer("linear, 2 uses", 2, 256, 256),
+    Layer("linear, 2 calls", 2, 256, 256),
     Layer("linear, 4 tokens", 4, 64, 64, True),
     Layer("linear, 17 tokens", 17, 64, 256, True),
     Layer("linear, 64 tokens", 64, 128, 128, True),
@@ -54,20 +54,21 @@ LAYERS = [
 ]
 
 
-def statistics(a: torch.Tensor, g: torch.Tensor, bias: bool, v: torch.Tensor, by_jacobian: bool) -> torch.Tensor:
-    """<v, K v>, ||C K C||_F^2, trace and sum, as an alignment takes them."""
-    return ops.tangent_statistics([a], [g], [float(bias)], v, "highest", [by_jacobian])
+def moments(a: torch.Tensor, g: torch.Tensor, bias: bool, v: torch.Tensor, by_jacobian: bool) -> torch.Tensor:
+    """The moments that an alignment takes, [1, 4]."""
+    (found,) = ops.tangent_moments(ops.KernelBatch([a], [g], [float(bias)], [by_jacobian], [1]), v, "highest")
+    return found.stacked()
 
 
 def job(route: Route, layer: Layer, a: torch.Tensor, g: torch.Tensor, v: torch.Tensor) -> timing.Job:
-    """The alignment's numbers by one route from a [n, s, d] and g [r, n, s, m], as capture has them."""
+    """The alignment's moments by one route from a [n, s, d] and g [r, n, s, m], as capture has them."""
     backward = g.permute(1, 2, 0, 3)
     if route.name != "jacobian":
-        return lambda: statistics(a, backward, layer.bias, v, route.name == "jacobian slices")
+        return lambda: moments(a, backward, layer.bias, v, route.name == "jacobian slices")
 
     def by_jacobian() -> torch.Tensor:
         j = jacobian(a, g, bias=layer.bias).permute(1, 0, 2).unsqueeze(1)
-        return statistics(a.new_empty(len(a), 1, 0), j, True, v, False)
+        return moments(a.new_empty(len(a), 1, 0), j, True, v, False)
 
     return by_jacobian
 

@@ -1,19 +1,20 @@
-// ahkernels._C: importing it registers the ops; build_facts() says how they were built and what they run on.
+// ahkernels._C: importing it registers the ops. It says how they were built, what they run on and how they cut K.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/headeronly/version.h>
 
-#include <map>
 #include <string>
 
-#include "cpu/tile.h"
+#include "cpu/isa/kernel_table.h"
+#include "tiling.h"
 
 #define AHK_STRING(x) AHK_STRING_(x)
 #define AHK_STRING_(x) #x
 
 namespace {
 
-// With the option of it that the makers of some Pythons set for all extensions, which costs a few percent more code.
+// Name and version. Some makers of Python build all extensions with a stack protector, which costs a few percent more
+// instructions, so that instruction counts of the two kinds of build are not compared.
 std::string compiler() {
 #if defined(__clang__)
   const std::string name = std::string("clang ") + __clang_version__;
@@ -37,6 +38,19 @@ pybind11::dict build_facts() {
   return facts;
 }
 
+// The constants of tiling.h that Python needs, too.
+pybind11::dict tiling() {
+  constexpr int64_t kOutputs = 10;  // the rows of a block depend little on the outputs
+  pybind11::dict sizes;
+  sizes["cuda_tile"] = ahkernels::kTile;
+  sizes["block_rows_in_memory"] =
+      ahkernels::block_side_in_memory(kOutputs, /*kernels=*/1, sizeof(float)) * ahkernels::kPanel * kOutputs;
+  return sizes;
+}
+
 }  // namespace
 
-PYBIND11_MODULE(_C, m) { m.def("build_facts", &build_facts); }
+PYBIND11_MODULE(_C, m) {
+  m.def("build_facts", &build_facts);
+  m.def("tiling", &tiling);
+}

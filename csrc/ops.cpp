@@ -1,89 +1,76 @@
 // Schemas of the ops and their CPU implementations, registered with torch's dispatcher through its stable ABI.
-#include "ops.h"
+#include "cpu/ops/ops.h"
 
 #include <torch/csrc/stable/library.h>
 
+#include <type_traits>
+#include <utility>
+
 namespace {
 
+using ahkernels::KernelBatch;
 using torch::stable::Tensor;
 
-// The dispatcher hands arguments over by value.
-Tensor centered_moments(std::vector<Tensor> forward, std::vector<Tensor> backward, std::vector<double> bias,
-                        std::vector<Tensor> row_means, std::string precision, std::vector<bool> by_jacobian,
-                        std::vector<int64_t> terms) {
-  return ahkernels::cpu::centered_moments({forward, backward, bias, by_jacobian, terms}, row_means, precision);
-}
+// The dispatcher hands over a kernel batch as five arguments, and every argument by value. Flat<implementation>::call
+// puts the batch together; it is the one place that knows their order, beside KernelBatch itself.
+template <auto implementation, class Signature = decltype(implementation)>
+struct Flat;
 
-Tensor tangent_gram(std::vector<Tensor> forward, std::vector<Tensor> backward, std::vector<double> bias,
-                    std::string precision, std::vector<bool> by_jacobian) {
-  const std::vector<int64_t> all{static_cast<int64_t>(forward.size())};
-  return ahkernels::cpu::tangent_gram({forward, backward, bias, by_jacobian, all}, precision);
-}
+template <auto implementation, class... Rest>
+struct Flat<implementation, Tensor (*)(const KernelBatch&, Rest...)> {
+  static Tensor call(std::vector<Tensor> forward, std::vector<Tensor> backward, std::vector<double> bias,
+                     std::vector<bool> by_jacobian, std::vector<int64_t> layers, std::decay_t<Rest>... rest) {
+    const KernelBatch batch{std::move(forward), std::move(backward), std::move(bias), std::move(by_jacobian),
+                            std::move(layers)};
+    return implementation(batch, rest...);
+  }
+};
 
-Tensor tangent_diagonal(Tensor forward, Tensor backward, double bias, bool by_jacobian) {
-  return ahkernels::cpu::tangent_diagonal(forward, backward, bias, by_jacobian);
-}
-
-Tensor tangent_row_sums(Tensor forward, Tensor backward, double bias) {
-  return ahkernels::cpu::tangent_row_sums(forward, backward, bias);
-}
-
-Tensor tangent_quadratic(Tensor forward, Tensor backward, double bias, Tensor v) {
-  return ahkernels::cpu::tangent_quadratic(forward, backward, bias, v);
-}
-
-Tensor tangent_product(Tensor forward, Tensor backward, double bias, Tensor v, bool fp32) {
-  return ahkernels::cpu::tangent_product(forward, backward, bias, v, fp32);
-}
-
-Tensor tangent_cross_product(Tensor forward, Tensor backward, Tensor other_forward, Tensor other_backward, double bias,
-                             Tensor v) {
-  return ahkernels::cpu::tangent_cross_product(forward, backward, other_forward, other_backward, bias, v);
-}
-
-Tensor tangent_statistics(std::vector<Tensor> forward, std::vector<Tensor> backward, std::vector<double> bias, Tensor v,
-                          std::string precision, std::vector<bool> by_jacobian, std::vector<int64_t> terms,
-                          bool per_output) {
-  return ahkernels::cpu::tangent_statistics({forward, backward, bias, by_jacobian, terms}, v, precision, per_output);
-}
-
-Tensor per_output_moments(std::vector<Tensor> forward, std::vector<Tensor> backward, std::vector<double> bias,
-                          std::string precision, std::vector<bool> by_jacobian, std::vector<int64_t> terms) {
-  return ahkernels::cpu::per_output_moments({forward, backward, bias, by_jacobian, terms}, precision);
-}
+// For an op about the rows of one kernel and the columns of another.
+template <auto implementation, class... Rest>
+struct Flat<implementation, Tensor (*)(const KernelBatch&, const KernelBatch&, Rest...)> {
+  static Tensor call(std::vector<Tensor> forward, std::vector<Tensor> backward, std::vector<double> bias,
+                     std::vector<bool> by_jacobian, std::vector<int64_t> layers, std::vector<Tensor> column_forward,
+                     std::vector<Tensor> column_backward, std::vector<double> column_bias,
+                     std::vector<bool> column_by_jacobian, std::vector<int64_t> column_layers,
+                     std::decay_t<Rest>... rest) {
+    const KernelBatch rows{std::move(forward), std::move(backward), std::move(bias), std::move(by_jacobian),
+                           std::move(layers)};
+    const KernelBatch columns{std::move(column_forward), std::move(column_backward), std::move(column_bias),
+                              std::move(column_by_jacobian), std::move(column_layers)};
+    return implementation(rows, columns, rest...);
+  }
+};
 
 }  // namespace
 
+#define AHK_BATCH "Tensor[] forward, Tensor[] backward, float[] bias, bool[] by_jacobian, int[] layers"
+#define AHK_COLUMN_BATCH                                                                                \
+  "Tensor[] column_forward, Tensor[] column_backward, float[] column_bias, bool[] column_by_jacobian, " \
+  "int[] column_layers"
+
 STABLE_TORCH_LIBRARY(ahkernels, m) {
-  m.def(
-      "centered_moments(Tensor[] forward, Tensor[] backward, float[] bias, Tensor[] row_means, str precision, "
-      "bool[] by_jacobian=[], int[] terms=[]) -> Tensor");
-  m.def(
-      "tangent_gram(Tensor[] forward, Tensor[] backward, float[] bias, str precision, bool[] by_jacobian=[]) -> "
-      "Tensor");
-  m.def("tangent_diagonal(Tensor forward, Tensor backward, float bias, bool by_jacobian=False) -> Tensor");
-  m.def("tangent_row_sums(Tensor forward, Tensor backward, float bias) -> Tensor");
-  m.def("tangent_quadratic(Tensor forward, Tensor backward, float bias, Tensor v) -> Tensor");
-  m.def("tangent_product(Tensor forward, Tensor backward, float bias, Tensor v, bool fp32=False) -> Tensor");
-  m.def(
-      "tangent_cross_product(Tensor forward, Tensor backward, Tensor other_forward, Tensor other_backward, float bias, "
-      "Tensor v) -> Tensor");
-  m.def(
-      "tangent_statistics(Tensor[] forward, Tensor[] backward, float[] bias, Tensor v, str precision, "
-      "bool[] by_jacobian=[], int[] terms=[], bool per_output=False) -> Tensor");
-  m.def(
-      "per_output_moments(Tensor[] forward, Tensor[] backward, float[] bias, str precision, bool[] by_jacobian=[], "
-      "int[] terms=[]) -> Tensor");
+  m.def("centered_inner_products(" AHK_BATCH ", Tensor[] row_means, str precision) -> Tensor");
+  m.def("per_output_inner_products(" AHK_BATCH ", str precision) -> Tensor");
+  m.def("tangent_cross_product(" AHK_BATCH ", " AHK_COLUMN_BATCH ", Tensor v) -> Tensor");
+  m.def("tangent_diagonal(" AHK_BATCH ") -> Tensor");
+  m.def("tangent_gram(" AHK_BATCH ", str precision) -> Tensor");
+  m.def("tangent_moments(" AHK_BATCH ", Tensor v, str precision, bool per_output=False) -> Tensor");
+  m.def("tangent_product(" AHK_BATCH ", Tensor v, bool fp32=False) -> Tensor");
+  m.def("tangent_quadratic(" AHK_BATCH ", Tensor v) -> Tensor");
+  m.def("tangent_row_sums(" AHK_BATCH ") -> Tensor");
 }
 
+#define AHK_IMPL(name) m.impl(#name, TORCH_BOX((&Flat<&ahkernels::cpu::name>::call)))
+
 STABLE_TORCH_LIBRARY_IMPL(ahkernels, CPU, m) {
-  m.impl("centered_moments", TORCH_BOX(&centered_moments));
-  m.impl("tangent_gram", TORCH_BOX(&tangent_gram));
-  m.impl("tangent_diagonal", TORCH_BOX(&tangent_diagonal));
-  m.impl("tangent_row_sums", TORCH_BOX(&tangent_row_sums));
-  m.impl("tangent_quadratic", TORCH_BOX(&tangent_quadratic));
-  m.impl("tangent_product", TORCH_BOX(&tangent_product));
-  m.impl("tangent_cross_product", TORCH_BOX(&tangent_cross_product));
-  m.impl("tangent_statistics", TORCH_BOX(&tangent_statistics));
-  m.impl("per_output_moments", TORCH_BOX(&per_output_moments));
+  AHK_IMPL(centered_inner_products);
+  AHK_IMPL(per_output_inner_products);
+  AHK_IMPL(tangent_cross_product);
+  AHK_IMPL(tangent_diagonal);
+  AHK_IMPL(tangent_gram);
+  AHK_IMPL(tangent_moments);
+  AHK_IMPL(tangent_product);
+  AHK_IMPL(tangent_quadratic);
+  AHK_IMPL(tangent_row_sums);
 }

@@ -13,6 +13,8 @@ def moved(value: Any, device: str) -> Any:
     """Tensors in lists and tuples to a device, with their strides."""
     if isinstance(value, Tensor):
         return value.to(device)
+    if hasattr(value, "_fields"):  # a named tuple
+        return type(value)(*(moved(item, device) for item in value))
     return type(value)(moved(item, device) for item in value) if isinstance(value, (list, tuple)) else value
 
 

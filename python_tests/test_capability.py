@@ -11,7 +11,9 @@ import pytest
 
 import ahkernels as ah
 
-SELECTION = "not plain and (gram or constant or scales or medium or workspace or (moments and float32))"
+SELECTION = (
+    "not plain and (gram or constant or scales or medium or workspace or ((moments or inner_products) and float32))"
+)
 OF_CENTERING = "not plain and (blocks_close or moments or (test_ops and (float32 or float64)))"
 NARROWER = ah.build_info()["cpu_capability"][1:]
 

@@ -9,6 +9,7 @@ import networks
 import pytest
 import reference
 import torch
+from batches import kernels, one_layer
 from torch import Tensor
 
 import ahkernels as ah
@@ -84,14 +85,15 @@ def test_blocks_close_to_constant_keep_their_digits(n, s, by_jacobian, spread):
     j = torch.einsum("xsim,xsd->ximd", g.double(), a.double()).flatten(2)
     v = torch.randn(n, 10, 1, generator=generator, dtype=torch.float64)
     v -= v.mean()
-    found = ops.tangent_statistics([a], [g], [0.0], v, "highest", [by_jacobian], [1], True)[0]
-    moments = ops.per_output_moments([a], [g], [0.0], "highest", [by_jacobian])[:, 0, 0]
-    for centering, (form, square), moment in zip(BOTH, (found[:2], found[4:6]), moments, strict=True):
+    batch = one_layer(a, g, 0.0, by_jacobian)
+    found = ops.tangent_moments(batch, v, "highest", per_output=True)
+    products = ops.per_output_inner_products(batch, "highest")[:, 0, 0]
+    for centering, (form, square, _, _), product in zip(BOTH, found, products, strict=True):
         psi = reference.centered_features(j, centering).flatten(0, 1)
         labels = reference.centered_features(v[..., 0], centering).flatten()
         exact = float((psi @ psi.T).square().sum())
         assert float(square) == pytest.approx(exact, rel=1e-5)
-        assert float(moment) == pytest.approx(exact, rel=1e-5)
+        assert float(product) == pytest.approx(exact, rel=1e-5)
         assert float(form) == pytest.approx(float((psi.T @ labels).square().sum()), rel=1e-5)
 
 
@@ -101,8 +103,8 @@ def test_fp32_kernels_of_a_deep_network():
     x, y = torch.randn(30) + 0.02 * torch.randn(120, 30), torch.randint(0, 10, (120,))
     one_hot = torch.nn.functional.one_hot(y, 10).double()
     for kernel in ah.tangent_kernels(model, x, layers=[f"{i}" for i in range(0, 199, 22)]).values():
-        (term,) = kernel.factors
-        j = torch.einsum("xsim,xsd->ximd", term.backward.double(), term.forward.double()).flatten(2)
+        (one,) = kernel.factors
+        j = torch.einsum("xsim,xsd->ximd", one.backward.double(), one.forward.double()).flatten(2)
         for centering in BOTH:
             expected = reference.cka_of_features(j, one_hot, centering)
             assert ah.cka(kernel, y, centering=centering) == pytest.approx(expected, rel=1e-5)
@@ -136,12 +138,12 @@ def test_ops(op, dtype, shape):
     k = reference.kernel(forward, backward, bias)
     v = torch.randn(n, o, 1, dtype=torch.float64)
     v -= v.mean()
-    found = op.tangent_statistics([forward], [backward], [bias], v, "highest", [by_jacobian], [1], True)[0]
+    found = op.tangent_moments(one_layer(forward, backward, bias, by_jacobian), v, "highest", True)
     size = float(k.norm())
     rounding = (1e-14 if dtype == torch.float64 else 1e-6) * size
     blocks = k.view(n, o, n, o)
     totals = {"global": k.sum(), "per_output": torch.einsum("xiyi->", blocks)}
-    for centering, (form, square, trace, total) in zip(BOTH, found.split(4), strict=True):
+    for centering, (form, square, trace, total) in zip(BOTH, found, strict=True):
         labels = reference.centered_features(v[..., 0], centering).flatten()
         assert abs(form - labels @ k @ labels) <= rounding * float(labels.square().sum()) + 1e-300
         assert abs(square - reference.centered(k, centering, o).square().sum()) <= rounding * size
@@ -152,30 +154,29 @@ def test_ops(op, dtype, shape):
 @pytest.mark.parametrize("op", IMPLEMENTATIONS)
 @pytest.mark.parametrize("n", [30, 150])
 def test_moments_of_kernels_and_sums(op, n):
-    """Three kernels of one, two and one terms, two of which share a backward factor."""
+    """Three kernels of one, two and one layers, two of which share a backward factor."""
     o = 3
-    terms = [
-        (*reference.factors(n, 1, o, 5, 20), 1.0, False),
-        (*reference.factors(n, 4, o, 3, 9, seed=1), 1.0, True),
-        (*reference.factors(n, 2, o, 3, 9, seed=2), 0.0, False),
+    first = (*reference.factors(n, 1, o, 5, 20), 1.0)
+    second = [(*reference.factors(n, 4, o, 3, 9, seed=1), 1.0, True), (*reference.factors(n, 2, o, 3, 9, seed=2), 0.0)]
+    third = (reference.factors(n, 1, o, 6, 20, seed=3)[0], first[1], 0.0)
+    batch = kernels([first], second, [third])
+    dense = [
+        reference.kernel(*first),
+        reference.kernel(*second[0][:3]) + reference.kernel(*second[1]),
+        reference.kernel(*third),
     ]
-    terms.append((reference.factors(n, 1, o, 6, 20, seed=3)[0], terms[0][1], 0.0, False))
-    dense = [reference.kernel(*term[:3]) for term in terms]
-    kernels = [dense[0], dense[1] + dense[2], dense[3]]
-    forward, backward, bias, routes = (list(part) for part in zip(*terms, strict=True))
-    found = op.per_output_moments(forward, backward, bias, "highest", routes, [1, 2, 1])
-    norms = torch.stack([k.norm() for k in kernels])
+    found = op.per_output_inner_products(batch, "highest")
+    norms = torch.stack([k.norm() for k in dense])
     for centering, got in zip(BOTH, found, strict=True):
-        centered = torch.stack([reference.centered(k, centering, o) for k in kernels])
+        centered = torch.stack([reference.centered(k, centering, o) for k in dense])
         expected = torch.einsum("aij,bij->ab", centered, centered)
         assert ((got - expected).abs() <= 1e-6 * norms[:, None] * norms).all()
         assert torch.equal(got, got.T)
     v = torch.randn(n, o, 1, dtype=torch.float64)
     v -= v.mean()
-    both = op.tangent_statistics(forward, backward, bias, v, "highest", routes, [1, 2, 1], True)
-    for centering, numbers in zip(BOTH, both.split(4, 1), strict=True):
+    for centering, numbers in zip(BOTH, op.tangent_moments(batch, v, "highest", True), strict=True):
         labels = reference.centered_features(v[..., 0], centering).flatten()
-        for k, (form, square, _, _) in zip(kernels, numbers, strict=True):
+        for k, form, square in zip(dense, numbers.inner_product, numbers.squared_norm, strict=True):
             assert abs(form - labels @ k @ labels) <= 1e-6 * k.norm() * labels.square().sum()
             assert abs(square - reference.centered(k, centering, o).square().sum()) <= 1e-6 * k.norm() ** 2
 
@@ -184,7 +185,7 @@ def test_many_positions_and_outputs_go_by_their_jacobian():
     """The offsets of pairs of positions would take 400 MB."""
     forward, backward = reference.factors(40, 80, 20, 3, 4)
     k = reference.kernel(forward, backward, 1.0)
-    found = ops.per_output_moments([forward], [backward], [1.0], "highest")[:, 0, 0]
+    found = ops.per_output_inner_products(one_layer(forward, backward, 1.0), "highest")[:, 0, 0]
     for centering, square in zip(BOTH, found, strict=True):
         assert float(square) == pytest.approx(float(reference.centered(k, centering, 20).square().sum()), rel=1e-5)
 
@@ -198,13 +199,14 @@ def test_extreme_scales(scales, by_jacobian):
     k = reference.kernel(forward, backward, 0.0)
     v = torch.randn(50, 3, 1, dtype=torch.float64)
     v -= v.mean()
-    found = ops.tangent_statistics([forward], [backward], [0.0], v, "highest", [by_jacobian], [1], True)[0]
-    moments = ops.per_output_moments([forward], [backward], [0.0], "highest", [by_jacobian])[:, 0, 0]
-    for centering, (form, square), moment in zip(BOTH, (found[:2], found[4:6]), moments, strict=True):
+    batch = one_layer(forward, backward, 0.0, by_jacobian)
+    found = ops.tangent_moments(batch, v, "highest", per_output=True)
+    products = ops.per_output_inner_products(batch, "highest")[:, 0, 0]
+    for centering, (form, square, _, _), product in zip(BOTH, found, products, strict=True):
         labels = reference.centered_features(v[..., 0], centering).flatten()
         exact = float(reference.centered(k, centering, 3).square().sum())
         assert float(square) == pytest.approx(exact, rel=1e-5)
-        assert float(moment) == pytest.approx(exact, rel=1e-5)
+        assert float(product) == pytest.approx(exact, rel=1e-5)
         assert float(form) == pytest.approx(float(labels @ k @ labels), rel=1e-5)
 
 
@@ -218,9 +220,10 @@ def test_inputs_that_are_nothing_beside_the_bias(scale):
     psi = reference.centered_features(j, "per_output").flatten(0, 1)
     exact = float((psi @ psi.T).square().sum())
     v = torch.randn(40, 3, 1, dtype=torch.float64)
-    found = ops.tangent_statistics([forward], [backward], [1.0], v - v.mean(), "highest", [], [], True)[0]
-    assert float(found[5]) == pytest.approx(exact, rel=1e-5)
-    assert float(ops.per_output_moments([forward], [backward], [1.0], "highest")[1]) == pytest.approx(exact, rel=1e-5)
+    batch = one_layer(forward, backward, 1.0)
+    _, found = ops.tangent_moments(batch, v - v.mean(), "highest", per_output=True)
+    assert float(found.squared_norm) == pytest.approx(exact, rel=1e-5)
+    assert float(ops.per_output_inner_products(batch, "highest")[1]) == pytest.approx(exact, rel=1e-5)
 
 
 def test_a_deep_network_whose_gradients_vanish():
@@ -233,9 +236,9 @@ def test_a_deep_network_whose_gradients_vanish():
     y = torch.randint(0, 3, (20,))
     one_hot = torch.nn.functional.one_hot(y, 3).double()
     for kernel in ah.tangent_kernels(model, x, layers=["0", "2", "40"]).values():
-        (term,) = kernel.factors
-        g = term.backward.double()
-        j = torch.cat([torch.einsum("xsim,xsd->ximd", g, term.forward.double()).flatten(2), g[:, 0]], 2)
+        (one,) = kernel.factors
+        g = one.backward.double()
+        j = torch.cat([torch.einsum("xsim,xsd->ximd", g, one.forward.double()).flatten(2), g[:, 0]], 2)
         for centering in BOTH:
             # Scaled, since the reference squares sums of squares.
             expected = reference.cka_of_features(j / j.abs().max(), one_hot, centering)
@@ -271,8 +274,8 @@ def test_strided_and_expanded_factors():
     transposed = backward.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)[..., ::2]
     expanded = backward[:1].expand(60, 1, 4, 24)
     for strided in (transposed, expanded):
-        found = ops.per_output_moments([forward], [strided], [1.0], "highest")
-        same = ops.per_output_moments([forward], [strided.contiguous()], [1.0], "highest")
+        found = ops.per_output_inner_products(one_layer(forward, strided, 1.0), "highest")
+        same = ops.per_output_inner_products(one_layer(forward, strided.contiguous(), 1.0), "highest")
         torch.testing.assert_close(found, same, rtol=1e-5, atol=0)
 
 
@@ -285,12 +288,9 @@ def test_same_bits_for_any_number_of_threads(shape):
     try:
         for threads in (1, 2, 5, 2):
             torch.set_num_threads(threads)
-            results.append(
-                (
-                    ops.tangent_statistics([forward], [backward], [1.0], v - v.mean(), "highest", [], [], True),
-                    ops.per_output_moments([forward] * 2, [backward, backward * 2], [1.0, 0.0], "highest"),
-                )
-            )
+            both = ops.tangent_moments(one_layer(forward, backward, 1.0), v - v.mean(), "highest", per_output=True)
+            two = kernels([(forward, backward, 1.0)], [(forward, backward * 2, 0.0)])
+            results.append((*both[0], *both[1], ops.per_output_inner_products(two, "highest")))
     finally:
         torch.set_num_threads(before)
     for found in results[1:]:
@@ -300,10 +300,9 @@ def test_same_bits_for_any_number_of_threads(shape):
 def test_opcheck():
     forward, backward = reference.factors(8, 2, 3, 4, 5)
     v = torch.randn(8, 3, 1, dtype=torch.float64)
-    torch.library.opcheck(torch.ops.ahkernels.per_output_moments, ([forward], [backward], [1.0], "highest"))
-    torch.library.opcheck(
-        torch.ops.ahkernels.tangent_statistics, ([forward], [backward], [1.0], v, "highest", [], [], True)
-    )
+    batch = one_layer(forward, backward, 1.0)
+    torch.library.opcheck(torch.ops.ahkernels.per_output_inner_products, (*batch, "highest"))
+    torch.library.opcheck(torch.ops.ahkernels.tangent_moments, (*batch, v, "highest", True))
 
 
 def test_for_kernels_over_samples_both_are_the_same():
@@ -396,14 +395,14 @@ def test_outputs_in_groups_where_offsets_would_take_too_much(monkeypatch, o):
     similar = ah.similarity(found, centering="per_output")
     monkeypatch.setattr(inner_products, "OFFSET_BYTES", 36 * 3 * 25 * 10**2)  # of the three layers with ten outputs
     largest = []
-    true = ops.tangent_statistics
+    true = ops.tangent_moments
 
-    def watched(forward, backward, *rest):
-        if rest[-1]:
-            largest.append(backward[0].shape[2])
-        return true(forward, backward, *rest)
+    def watched(batch, v, precision, per_output):
+        if per_output:
+            largest.append(batch.o)
+        return true(batch, v, precision, per_output)
 
-    monkeypatch.setattr(ops, "tangent_statistics", watched)
+    monkeypatch.setattr(ops, "tangent_moments", watched)
     parts = ah.layerwise_alignment(model, x, y, centering=BOTH)
     assert max(largest) <= 10
     for centering in BOTH:

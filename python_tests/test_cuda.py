@@ -6,6 +6,7 @@ import networks
 import pytest
 import reference
 import torch
+from batches import one_layer
 from torch import Tensor
 
 import ahkernels as ah
@@ -28,7 +29,7 @@ def row_means(k: Tensor, o: int) -> Tensor:
 
 
 def square(forward: Tensor, backward: Tensor, means: Tensor, precision: str = "highest") -> Tensor:
-    return ops.centered_moments([forward], [backward], [0.0], [means], precision)
+    return ops.centered_inner_products(one_layer(forward, backward, 0.0), [means], precision)
 
 
 def test_kernels_are_in_use():
@@ -45,7 +46,7 @@ def test_kernels_are_in_use():
 def test_precisions(shape, precision):
     forward, backward = factors(*shape)
     k = reference.kernel(forward.cpu(), backward.cpu(), 0.0)
-    gram = ops.tangent_gram([forward], [backward], [0.0], precision)
+    gram = ops.tangent_gram(one_layer(forward, backward, 0.0), precision)
     assert torch.equal(gram, gram.T)
     assert (gram.cpu() - k).norm() <= PRECISIONS[precision] * k.norm()
     got = square(forward, backward, row_means(k, shape[2]), precision)
@@ -87,8 +88,8 @@ def test_nothing_waits_for_the_device():
     v = torch.randn(200, 5, 1, dtype=torch.float64, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        ops.tangent_statistics([forward], [backward], [1.0], v - v.mean(), "highest")
-        ops.tangent_gram([forward], [backward], [1.0], "highest")
+        ops.tangent_moments(one_layer(forward, backward, 1.0), v - v.mean(), "highest")
+        ops.tangent_gram(one_layer(forward, backward, 1.0), "highest")
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

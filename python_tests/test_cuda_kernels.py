@@ -7,6 +7,7 @@ import ctypes
 import pytest
 import reference
 import torch
+from batches import kernels, one_layer
 from emulated import Device, build
 from reference import factors, row_means
 
@@ -26,7 +27,7 @@ def device(request, library, monkeypatch):
     return device
 
 
-# n, s, o, d, m, bias: one tile and several, ragged and whole, k beyond the stages of the rings, several uses.
+# n, s, o, d, m, bias: one tile and several, ragged and whole, k beyond the stages of the rings, several positions.
 SHAPES = [
     (1, 1, 2, 3, 5, 1.0),
     (64, 1, 2, 10, 64, 0.0),
@@ -41,65 +42,65 @@ BOUNDS = {"highest": 1e-6, "high": 3e-5, "medium": 1e-2}  # relative to the norm
 
 @pytest.mark.parametrize("precision", BOUNDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_gram_and_moments(device, shape, precision):
+def test_gram_and_inner_products(device, shape, precision):
     *sizes, bias = shape
     forward, backward = factors(*sizes)
     k = reference.kernel(forward, backward, bias)
-    got = cuda.tangent_gram([forward], [backward], [bias], precision)
+    got = cuda.tangent_gram(one_layer(forward, backward, bias), precision)
     assert torch.equal(got, got.T)
     assert (got - k).norm() <= BOUNDS[precision] * k.norm()
     means = row_means(k, sizes[2])
-    moments = cuda.centered_moments([forward], [backward], [bias], [means], precision)
-    assert (moments - reference.centered(k).square().sum()).abs() <= BOUNDS[precision] * k.norm() ** 2
+    products = cuda.centered_inner_products(one_layer(forward, backward, bias), [means], precision)
+    assert (products - reference.centered(k).square().sum()).abs() <= BOUNDS[precision] * k.norm() ** 2
 
 
 @pytest.mark.parametrize("precision", ["highest", "medium"])
-def test_moments_of_three_kernels_in_panels(device, precision, monkeypatch):
+def test_three_kernels_in_panels(device, precision, monkeypatch):
     monkeypatch.setattr(cuda, "PANEL_BYTES", 1)  # a panel of 128 samples at a time
     n, o = 140, 2
-    kernels = [
+    layers = [
         (*factors(n, 1, o, 5, 20), 1.0),
         (*factors(n, 2, o, 3, 9, seed=1), 0.0),
         (*factors(n, 1, o, 2, 3, seed=2), 0.0),
     ]
-    dense = [reference.kernel(*kernel) for kernel in kernels]
-    centered = torch.stack([reference.centered(k) for k in dense])
-    forward, backward, bias = (list(part) for part in zip(*kernels, strict=True))
-    got = cuda.centered_moments(forward, backward, bias, [row_means(k, o) for k in dense], precision)
+    dense = [reference.kernel(*one) for one in layers]
+    batch = kernels(*([one] for one in layers))
+    got = cuda.centered_inner_products(batch, [row_means(k, o) for k in dense], precision)
     assert torch.equal(got, got.T)
+    assert_inner_products(got, dense, BOUNDS[precision])
+
+
+def assert_inner_products(got, dense, bound):
+    centered = torch.stack([reference.centered(k) for k in dense])
     norms = torch.stack([k.norm() for k in dense])
     error = (got - torch.einsum("aij,bij->ab", centered, centered)).abs()
-    assert error.le(BOUNDS[precision] * norms[:, None] * norms[None]).all()
+    assert error.le(bound * norms[:, None] * norms[None]).all()
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
-def test_sums_of_terms_and_jacobians(device, precision, monkeypatch):
+def test_sums_of_layers_and_jacobians(device, precision, monkeypatch):
     monkeypatch.setattr(cuda, "PANEL_BYTES", 1)
     n, o = 135, 2
-    terms = [
+    layers = [
         (*factors(n, 1, o, 5, 20), 1.0, False),
         (*factors(n, 4, o, 3, 9, seed=1), 1.0, True),
         (*factors(n, 2, o, 3, 9, seed=2), 0.0, False),
     ]
-    dense = [reference.kernel(*term[:3]) for term in terms]
-    forward, backward, bias, routes = (list(part) for part in zip(*terms, strict=True))
-    gram = cuda.tangent_gram(forward, backward, bias, precision, routes)
+    dense = [reference.kernel(*one[:3]) for one in layers]
+    gram = cuda.tangent_gram(kernels(layers), precision)
     assert torch.equal(gram, gram.T)
     assert (gram - sum(dense)).norm() <= BOUNDS[precision] * sum(dense).norm()
-    kernels = [dense[0] + dense[1], dense[2]]
-    means = [row_means(k, o) for k in kernels]
-    got = cuda.centered_moments(forward, backward, bias, means, precision, routes, [2, 1])
-    centered = torch.stack([reference.centered(k) for k in kernels])
-    norms = torch.stack([k.norm() for k in kernels])
-    error = (got - torch.einsum("aij,bij->ab", centered, centered)).abs()
-    assert error.le(BOUNDS[precision] * norms[:, None] * norms[None]).all()
+    sums = [dense[0] + dense[1], dense[2]]
+    means = [row_means(k, o) for k in sums]
+    got = cuda.centered_inner_products(kernels(layers[:2], layers[2:]), means, precision)
+    assert_inner_products(got, sums, BOUNDS[precision])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_factors_of_16_bits_are_exact_in_parts(device, dtype):
     forward, backward = factors(33, 1, 4, 9, 40, dtype)
     k = reference.kernel(forward, backward, 1.0)
-    got = cuda.tangent_gram([forward], [backward], [1.0], "highest")
+    got = cuda.tangent_gram(one_layer(forward, backward, 1.0), "highest")
     assert (got - k).norm() <= BOUNDS["highest"] * k.norm()
 
 
@@ -109,7 +110,9 @@ def test_strided_and_expanded_factors(device):
     expanded = backward[:1].expand(21, 1, 5, 24)
     for strided in (transposed, expanded):
         k = reference.kernel(forward, strided, 0.0)
-        assert (cuda.tangent_gram([forward], [strided], [0.0], "highest") - k).norm() <= BOUNDS["highest"] * k.norm()
+        assert (cuda.tangent_gram(one_layer(forward, strided, 0.0), "highest") - k).norm() <= BOUNDS[
+            "highest"
+        ] * k.norm()
 
 
 @pytest.mark.parametrize("scales", [(1e-18, 1e-18), (1e18, 1e-18), (1e-18, 1e18), (1e18, 1e18)], ids=str)
@@ -117,7 +120,7 @@ def test_extreme_scales(device, scales):
     forward, backward = factors(25, 1, 3, 6, 24)
     forward, backward = forward * scales[0], backward * scales[1]
     k = reference.kernel(forward, backward, 0.0)
-    got = cuda.centered_moments([forward], [backward], [0.0], [row_means(k, 3)], "highest")
+    got = cuda.centered_inner_products(one_layer(forward, backward, 0.0), [row_means(k, 3)], "highest")
     assert float(got) == pytest.approx(float(reference.centered(k).square().sum()), rel=BOUNDS["highest"])
 
 
@@ -126,20 +129,20 @@ def test_sums_over_long_k_keep_their_digits(device):
     forward, backward = factors(4, 1, 2, 3, 6400)
     backward = backward.abs()  # sums that only grow
     k = reference.kernel(forward, backward, 0.0)
-    assert (cuda.tangent_gram([forward], [backward], [0.0], "highest") - k).norm() <= BOUNDS["highest"] * k.norm()
+    assert (cuda.tangent_gram(one_layer(forward, backward, 0.0), "highest") - k).norm() <= BOUNDS["highest"] * k.norm()
 
 
 def test_zero_factors(device):
     forward, backward = torch.zeros(9, 1, 4), torch.zeros(9, 1, 3, 5)
-    assert cuda.tangent_gram([forward], [backward], [0.0], "highest").count_nonzero() == 0
+    assert cuda.tangent_gram(one_layer(forward, backward, 0.0), "highest").count_nonzero() == 0
     zeros = torch.zeros(9, 3, dtype=torch.float64)
-    assert float(cuda.centered_moments([forward], [backward], [0.0], [zeros], "highest")) == 0.0
+    assert float(cuda.centered_inner_products(one_layer(forward, backward, 0.0), [zeros], "highest")) == 0.0
 
 
 def test_same_bits_in_any_run(device):
     forward, backward = factors(90, 1, 5, 8, 70)
     means = [row_means(reference.kernel(forward, backward, 0.0), 5)]
-    results = [cuda.centered_moments([forward], [backward], [0.0], means, "high") for _ in range(3)]
+    results = [cuda.centered_inner_products(one_layer(forward, backward, 0.0), means, "high") for _ in range(3)]
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 
@@ -149,7 +152,7 @@ def test_float64_and_single_outputs_take_float64_products(device, monkeypatch):
     for forward, backward in (factors(30, 1, 3, 5, 6, torch.float64), factors(30, 1, 1, 5, 6)):
         k = reference.kernel(forward, backward, 1.0)
         means = row_means(k, backward.shape[2])
-        got = cuda.centered_moments([forward], [backward], [1.0], [means], "highest")
+        got = cuda.centered_inner_products(one_layer(forward, backward, 1.0), [means], "highest")
         assert float(got) == pytest.approx(float(reference.centered(k).square().sum()), rel=1e-13)
 
 

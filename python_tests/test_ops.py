@@ -8,6 +8,7 @@ import math
 import pytest
 import reference
 import torch
+from batches import kernels, one_layer
 from on_device import OnDevice, devices
 from reference import factors, row_means
 from torch import Tensor
@@ -21,7 +22,7 @@ IMPLEMENTATIONS = [
     *(pytest.param(OnDevice(ops, device), id=f"kernels on {device}") for device in devices()),
 ]
 
-# n, s, o, d, m, bias: one of everything, ragged and whole panels of 48, several uses, empty factors, many outputs.
+# n, s, o, d, m, bias: one of everything, ragged and whole panels of 48, several positions, empty factors, many outputs.
 SHAPES = [
     (1, 1, 1, 1, 1, 0.0),
     (2, 1, 1, 3, 2, 1.0),
@@ -63,7 +64,7 @@ def test_tangent_gram(op, dtype, shape):
     *sizes, bias = shape
     forward, backward = factors(*sizes, dtype)
     expected = reference.kernel(forward, backward, bias)
-    got = op.tangent_gram([forward], [backward], [bias], "highest")
+    got = op.tangent_gram(one_layer(forward, backward, bias), "highest")
     assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert torch.equal(got, got.T)
     assert (got - expected).norm() <= tolerance(dtype, sizes[3] + sizes[4]) * expected.norm()
@@ -78,19 +79,19 @@ def test_thin_products_and_diagonal(op, dtype, shape):
     forward, backward = factors(*sizes, dtype)
     expected = reference.kernel(forward, backward, bias)
     v = torch.randn(n, o, 3, dtype=torch.float64)
-    got = op.tangent_product(forward, backward, bias, v)
+    got = op.tangent_product(one_layer(forward, backward, bias), v)
     bound = 1e-14 * expected.norm() * v.norm()
     assert (got.view(n * o, 3) - expected @ v.view(n * o, 3)).norm() <= bound
-    forms = op.tangent_quadratic(forward, backward, bias, v)
+    forms = op.tangent_quadratic(one_layer(forward, backward, bias), v)
     assert (forms - (v.view(n * o, 3) * (expected @ v.view(n * o, 3))).sum(0)).norm() <= bound * v.norm()
-    sums = op.tangent_row_sums(forward, backward, bias).flatten()
+    sums = op.tangent_row_sums(one_layer(forward, backward, bias)).flatten()
     exact = o == 1 or dtype == torch.float64 or op is not ops
     rounding = 1e-14 if exact else tolerance(dtype, sizes[3] + sizes[4])
     assert (sums - expected.sum(1)).norm() <= rounding * expected.norm() * math.sqrt(n * o)
-    diagonal = op.tangent_diagonal(forward, backward, bias)
+    diagonal = op.tangent_diagonal(one_layer(forward, backward, bias))
     assert diagonal.shape == (n, o)
     assert (diagonal.flatten() - expected.diagonal()).norm() <= 1e-14 * expected.norm()
-    single = op.tangent_product(forward, backward, bias, v, True)
+    single = op.tangent_product(one_layer(forward, backward, bias), v, True)
     bound = tolerance(dtype, sizes[3] + sizes[4]) * expected.norm() * v.norm()
     assert (single.view(n * o, 3) - expected @ v.view(n * o, 3)).norm() <= bound
 
@@ -100,7 +101,7 @@ def test_thin_products_and_diagonal(op, dtype, shape):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("n", "o"), [(1, 2), (53, 1), (410, 3)], ids=str)
 def test_cross_products(op, dtype, shape, n, o):
-    """Between samples of different numbers, outputs and uses: a block of the kernel of all of them."""
+    """Between samples of different numbers, outputs and positions: a block of the kernel of all of them."""
     *sizes, bias = shape
     s, d, m = sizes[1], *sizes[3:]
     forward, backward = factors(*sizes, dtype)
@@ -109,7 +110,9 @@ def test_cross_products(op, dtype, shape, n, o):
     p = torch.einsum("xsd,ytd->xsyt", a, b) + bias
     expected = torch.einsum("xsyt,xsim,ytjm->xiyj", p, g, h).flatten(2).flatten(0, 1)
     v = torch.randn(n, o, 2, dtype=torch.float64)
-    got = op.tangent_cross_product(forward, backward, other_forward, other_backward, bias, v)
+    got = op.tangent_cross_product(
+        one_layer(forward, backward, bias), one_layer(other_forward, other_backward, bias), v
+    )
     assert got.shape == (sizes[0], sizes[2], 2)
     assert (got.flatten(0, 1) - expected @ v.flatten(0, 1)).norm() <= 1e-14 * expected.norm() * v.norm()
 
@@ -117,28 +120,23 @@ def test_cross_products(op, dtype, shape, n, o):
 @pytest.mark.parametrize("op", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_centered_moments_of_two_kernels(op, dtype, shape):
+def test_centered_inner_products_of_two_kernels(op, dtype, shape):
     *sizes, bias = shape
     n, _, o = sizes[:3]
     first = factors(*sizes, dtype)
     second = factors(n, 1, o, 6, 3, dtype, seed=1)
-    kernels = [reference.kernel(*first, bias), reference.kernel(*second, 0.0)]
-    centered = torch.stack([reference.centered(k) for k in kernels])
+    dense = [reference.kernel(*first, bias), reference.kernel(*second, 0.0)]
+    centered = torch.stack([reference.centered(k) for k in dense])
     expected = torch.einsum("aij,bij->ab", centered, centered)
-    scale = torch.einsum("aij,bij->ab", *2 * [torch.stack([k.norm().view(1, 1) for k in kernels])])
-    got = op.centered_moments(
-        [first[0], second[0]],
-        [first[1], second[1]],
-        [bias, 0.0],
-        [row_means(k, o) for k in kernels],
-        "highest",
-    )
+    scale = torch.einsum("aij,bij->ab", *2 * [torch.stack([k.norm().view(1, 1) for k in dense])])
+    batch = kernels([(*first, bias)], [(*second, 0.0)])
+    got = op.centered_inner_products(batch, [row_means(k, o) for k in dense], "highest")
     assert torch.equal(got, got.T)
     assert (got - expected).abs().le(2 * tolerance(dtype, sizes[3] + sizes[4]) * scale).all()
 
 
-def statistics(k: Tensor, v: Tensor) -> Tensor:
-    """<v, K v>, ||C K C||_F^2, trace and sum."""
+def moments(k: Tensor, v: Tensor) -> Tensor:
+    """Inner product with v, squared norm, trace and sum, [4]."""
     return torch.stack((v.flatten() @ k @ v.flatten(), reference.centered(k).square().sum(), k.trace(), k.sum()))
 
 
@@ -149,21 +147,21 @@ def centered_vector(n: int, o: int) -> Tensor:
 
 @pytest.mark.parametrize("op", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_statistics_of_two_kernels(op, dtype, shape):
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[2] > 1], ids=str)
+def test_moments_of_two_kernels(op, dtype, shape):
     *sizes, bias = shape
     n, _, o = sizes[:3]
     first, second = factors(*sizes, dtype), factors(n, 1, o, 6, 3, dtype, seed=1)
     v = centered_vector(n, o)
-    got = op.tangent_statistics([first[0], second[0]], [first[1], second[1]], [bias, 0.0], v, "highest")
-    for row, k in zip(got, [reference.kernel(*first, bias), reference.kernel(*second, 0.0)], strict=True):
+    (got,) = op.tangent_moments(kernels([(*first, bias)], [(*second, 0.0)]), v, "highest")
+    for row, k in zip(got.stacked(), [reference.kernel(*first, bias), reference.kernel(*second, 0.0)], strict=True):
         size = torch.stack((v.square().sum() * k.norm(), k.norm() ** 2, k.trace(), n * o * k.norm()))
-        assert (row - statistics(k, v)).abs().le(2 * tolerance(dtype, sizes[3] + sizes[4]) * size).all()
+        assert (row - moments(k, v)).abs().le(2 * tolerance(dtype, sizes[3] + sizes[4]) * size).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("sizes", [(20, 1, 3, 0, 60_001), (70, 1, 2, 130_001, 40), (50, 1, 10, 30, 18_000)], ids=str)
-def test_statistics_of_few_rows_with_many_numbers(sizes, dtype):
+def test_moments_of_few_rows_with_many_numbers(sizes, dtype):
     """Jacobians: more numbers for each pair of panels than the workspace takes."""
     forward, backward = factors(*sizes, dtype)
     v = centered_vector(sizes[0], sizes[2])
@@ -173,13 +171,13 @@ def test_statistics_of_few_rows_with_many_numbers(sizes, dtype):
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append(ops.tangent_statistics([forward], [backward], [1.0], v, "highest")[0])
+            found.append(ops.tangent_moments(one_layer(forward, backward, 1.0), v, "highest")[0].stacked()[0])
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*found)
     n, o = sizes[0], sizes[2]
     size = torch.stack((v.square().sum() * k.norm(), k.norm() ** 2, k.trace(), n * o * k.norm()))
-    assert (found[0] - statistics(k, v)).abs().le(2 * tolerance(dtype, sizes[3] + sizes[4]) * size).all()
+    assert (found[0] - moments(k, v)).abs().le(2 * tolerance(dtype, sizes[3] + sizes[4]) * size).all()
 
 
 # n, o, d, m, bias, of more tiles than are kept: short panels, no inputs, more numbers along k than are taken at once.
@@ -188,7 +186,7 @@ PASSING = [(150, 15, 7, 40, 1.0), (1030, 2, 0, 70, 1.0), (209, 10, 300, 500, 0.0
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", PASSING, ids=str)
-def test_statistics_of_tiles_that_are_not_kept(shape, dtype):
+def test_moments_of_tiles_that_are_not_kept(shape, dtype):
     n, o, d, m, bias = shape
     forward, backward = factors(n, 1, o, d, m, dtype)
     k, v = reference.kernel(forward, backward, bias), centered_vector(n, o)
@@ -196,12 +194,12 @@ def test_statistics_of_tiles_that_are_not_kept(shape, dtype):
     for precision, roundings in (("highest", 1), ("high", 2**8), ("medium", 2**15)):
         if dtype == torch.float64:
             roundings = 1
-        got = ops.tangent_statistics([forward], [backward], [bias], v, precision)[0]
-        assert (got - statistics(k, v)).abs().le(2 * roundings * tolerance(dtype, d + m) * size).all()
+        got = ops.tangent_moments(one_layer(forward, backward, bias), v, precision)[0].stacked()[0]
+        assert (got - moments(k, v)).abs().le(2 * roundings * tolerance(dtype, d + m) * size).all()
 
 
-# s, d, m, bias, by Jacobian: the terms of a first, a second and a third kernel.
-TERMS = [
+# s, d, m, bias, by Jacobian: the layers of a first, a second and a third kernel.
+LAYERS = [
     [(1, 7, 5, 1.0, False)],
     [(4, 30, 50, 1.0, True), (3, 10, 9, 0.0, False), (50, 60, 100, 0.0, True)],
     [(1, 0, 30, 1.0, False), (2, 49, 97, 1.0, True)],
@@ -209,63 +207,68 @@ TERMS = [
 
 
 @functools.cache
-def sums_of_terms(n: int, o: int, dtype: torch.dtype) -> tuple[tuple[list, ...], list[Tensor], list[tuple]]:
-    """Factors, biases and routes of TERMS, some transposed and some much smaller than others.
-
-    And the kernels that are sums of them; and the diagonal and the norm of each single term's kernel.
-    """
-    arguments: tuple[list, ...] = ([], [], [], [])
-    kernels, diagonals = [], []
-    for terms in TERMS:
-        k = torch.zeros(n * o, n * o, dtype=torch.float64)
-        for s, d, m, bias, by_jacobian in terms:
+def sums_of_layers(n: int, o: int, dtype: torch.dtype) -> tuple[list[list[tuple]], list[Tensor]]:
+    """The layers of each kernel in LAYERS, some transposed and some much smaller than others, and the kernels."""
+    batch, dense = [], []
+    for layers in LAYERS:
+        k, batch_layers = torch.zeros(n * o, n * o, dtype=torch.float64), []
+        for s, d, m, bias, by_jacobian in layers:
             a, g = factors(n, s, o, d, m, dtype, seed=s)
             if s > 1:
                 a, g = a.transpose(1, 2).contiguous().transpose(1, 2), g * 10.0 ** -(s % 3)
-            one = reference.kernel(a, g, bias)
-            k += one
-            diagonals.append((one.diagonal().clone(), one.norm()))
-            for values, value in zip(arguments, (a, g, bias, by_jacobian), strict=True):
-                values.append(value)
-        kernels.append(k)
-    return arguments, kernels, diagonals
+            k += reference.kernel(a, g, bias)
+            batch_layers.append((a, g, bias, by_jacobian))
+        batch.append(batch_layers)
+        dense.append(k)
+    return batch, dense
 
 
 @pytest.mark.parametrize("op", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("n", "o"), [(1, 1), (5, 3), (49, 2), (100, 1), (130, 4)])
-def test_sums_of_terms_and_jacobians(op, n, o, dtype):
-    (forward, backward, bias, routes), kernels, diagonals = sums_of_terms(n, o, dtype)
+def test_sums_of_layers_and_jacobians(op, n, o, dtype):
+    layers, dense = sums_of_layers(n, o, dtype)
     bound = tolerance(dtype, 7000)
-    terms = [len(terms) for terms in TERMS]
 
-    total = torch.stack(kernels).sum(0)
-    gram = op.tangent_gram(forward, backward, bias, "highest", routes)
+    total = torch.stack(dense).sum(0)
+    gram = op.tangent_gram(kernels([one for of_kernel in layers for one in of_kernel]), "highest")
     assert torch.equal(gram, gram.T)
     assert (gram - total).norm() <= bound * total.norm()
 
-    centered = torch.stack([reference.centered(k) for k in kernels])
-    norms = torch.stack([k.norm() for k in kernels])
-    means = [row_means(k, o) for k in kernels]
-    moments = op.centered_moments(forward, backward, bias, means, "highest", routes, terms)
-    error = moments - torch.einsum("aij,bij->ab", centered, centered)
+    centered = torch.stack([reference.centered(k) for k in dense])
+    norms = torch.stack([k.norm() for k in dense])
+    products = op.centered_inner_products(kernels(*layers), [row_means(k, o) for k in dense], "highest")
+    error = products - torch.einsum("aij,bij->ab", centered, centered)
     assert error.abs().le(2 * bound * norms[:, None] * norms).all()
 
-    v = centered_vector(n, o)
-    for row, k in zip(
-        op.tangent_statistics(forward, backward, bias, v, "highest", routes, terms), kernels, strict=True
-    ):
-        size = torch.stack((v.square().sum() * k.norm(), k.norm() ** 2, k.trace(), n * o * k.norm()))
-        assert (row - statistics(k, v)).abs().le(2 * bound * size).all()
+    if o > 1:
+        v = centered_vector(n, o)
+        for row, k in zip(op.tangent_moments(kernels(*layers), v, "highest")[0].stacked(), dense, strict=True):
+            size = torch.stack((v.square().sum() * k.norm(), k.norm() ** 2, k.trace(), n * o * k.norm()))
+            assert (row - moments(k, v)).abs().le(2 * bound * size).all()
 
-    for a, g, b, route, (diagonal, norm) in zip(forward, backward, bias, routes, diagonals, strict=True):
-        assert (op.tangent_diagonal(a, g, b, route).flatten() - diagonal).norm() <= 1e-14 * norm
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(("n", "o"), [(5, 3), (100, 1)])
+def test_thin_ops_sum_over_the_layers(op, n, o, dtype):
+    v = torch.randn(n, o, 2, dtype=torch.float64)
+    for layers, k in zip(*sums_of_layers(n, o, dtype), strict=True):
+        batch, few = kernels(layers), kernels([(a[:2], g[:2], *rest) for a, g, *rest in layers])
+        exact, product = 1e-13 * k.norm(), (k @ v.flatten(0, 1)).view_as(v)
+        rounding = 1e-13 if dtype == torch.float64 or o == 1 else tolerance(dtype, 7000)
+        assert (op.tangent_diagonal(batch).flatten() - k.diagonal()).norm() <= exact
+        assert (op.tangent_product(batch, v) - product).norm() <= exact * v.norm()
+        assert (op.tangent_cross_product(few, batch, v) - product[:2]).norm() <= exact * v.norm()
+        assert (op.tangent_quadratic(batch, v) - (v * product).sum((0, 1))).norm() <= exact * v.norm() ** 2
+        sums = op.tangent_row_sums(batch).flatten()
+        assert (sums - k.sum(1)).norm() <= rounding * k.norm() * math.sqrt(n * o)
 
 
 @pytest.mark.parametrize("op", IMPLEMENTATIONS)
 @pytest.mark.parametrize("spread", [1e-1, 1e-2, 1e-3])
 def test_nearly_constant_jacobians(op, spread):
-    """One output and K within `spread` of constant, as a sum with a term that goes by its Jacobian."""
+    """One output and K within `spread` of constant, as a sum with a layer that goes by its Jacobian."""
     generator = torch.Generator().manual_seed(0)
 
     def near(*shape: int) -> Tensor:
@@ -275,9 +278,8 @@ def test_nearly_constant_jacobians(op, spread):
     a, g, other = near(120, 6, 30), near(120, 6, 1, 50), near(120, 1, 1, 300)
     k = reference.kernel(a, g, 1.0) + reference.kernel(other[:, :, 0, :0], other, 1.0)
     expected = reference.centered(k).square().sum()
-    got = op.centered_moments(
-        [a, other[:, :, 0, :0]], [g, other], [1.0, 1.0], [row_means(k, 1)], "highest", [True, False], [2]
-    )
+    batch = kernels([(a, g, 1.0, True), (other[:, :, 0, :0], other, 1.0)])
+    got = op.centered_inner_products(batch, [row_means(k, 1)], "highest")
     assert float((got - expected).abs() / expected) < 1e-5
 
 
@@ -288,7 +290,7 @@ def test_gram_by_jacobian_whatever_its_memory_held_before(m):
     expected = reference.kernel(a, g, 1.0)
     for _ in range(3):  # buffers are made of memory that was freed with nan in it
         [torch.full((size,), math.nan) for size in (500, 1_000, 5_000, 20_000, 100_000)].clear()
-        found = ops.tangent_gram([a], [g], [1.0], "highest", [True])
+        found = ops.tangent_gram(one_layer(a, g, 1.0, True), "highest")
         assert (found - expected).norm() <= tolerance(torch.float32, s * m * d) * expected.norm()
 
 
@@ -299,16 +301,16 @@ def test_pairs_of_many_positions_or_few_samples(shape, dtype):
     n, s, o = shape
     a, g = factors(n, s, o, 5, 6, dtype)
     g = g.transpose(1, 3).contiguous().transpose(1, 3)
-    kernels = [reference.kernel(a, g, 1.0), reference.kernel(a[..., :0], g, 1.0)]
-    bound = math.sqrt(s) * tolerance(dtype, 11)  # s^2 terms that cancel down to the size of s
-    gram = ops.tangent_gram([a], [g], [1.0], "highest")
+    dense = [reference.kernel(a, g, 1.0), reference.kernel(a[..., :0], g, 1.0)]
+    bound = math.sqrt(s) * tolerance(dtype, 11)  # s^2 products that cancel down to the size of s
+    gram = ops.tangent_gram(one_layer(a, g, 1.0), "highest")
     assert torch.equal(gram, gram.T)
-    assert (gram - kernels[0]).norm() <= bound * kernels[0].norm()
-    centered = torch.stack([reference.centered(k) for k in kernels])
-    norms = torch.stack([k.norm() for k in kernels])
-    means = [row_means(k, o) for k in kernels]
-    moments = ops.centered_moments([a, a[..., :0]], [g, g], [1.0, 1.0], means, "highest")
-    error = moments - torch.einsum("aij,bij->ab", centered, centered)
+    assert (gram - dense[0]).norm() <= bound * dense[0].norm()
+    centered = torch.stack([reference.centered(k) for k in dense])
+    norms = torch.stack([k.norm() for k in dense])
+    means = [row_means(k, o) for k in dense]
+    products = ops.centered_inner_products(kernels([(a, g, 1.0)], [(a[..., :0], g, 1.0)]), means, "highest")
+    error = products - torch.einsum("aij,bij->ab", centered, centered)
     assert error.abs().le(2 * bound * norms[:, None] * norms).all()
 
 
@@ -317,46 +319,48 @@ def test_single_output_with_many_numbers_in_blocks():
     forward, backward = factors(100, 1, 1, 3, 100_000)
     backward = backward + 3
     k = reference.kernel(forward, backward, 1.0)
-    got = ops.centered_moments([forward], [backward], [1.0], [row_means(k, 1)], "highest")
+    got = ops.centered_inner_products(one_layer(forward, backward, 1.0), [row_means(k, 1)], "highest")
     assert float(got) == pytest.approx(float(reference.centered(k).square().sum()), rel=1e-6)
 
 
 @pytest.mark.parametrize("o", [10, 130])
-def test_kept_tiles_in_several_blocks(o):
+def test_tiles_in_memory_in_several_blocks(o):
     """More tiles than are kept at a time: squares of panels, or part of the outputs of one pair of panels."""
     n = 800 if o == 10 else 49
     forward, backward = factors(n, 2, o, 3, 4)
     k = reference.kernel(forward, backward, 1.0)
     means = [row_means(k, o)]
-    got = ops.centered_moments([forward], [backward], [1.0], means, "highest", [True])
+    got = ops.centered_inner_products(one_layer(forward, backward, 1.0, True), means, "highest")
     assert float(got) == pytest.approx(float(reference.centered(k).square().sum()), rel=1e-6)
-    gram = ops.tangent_gram([forward], [backward], [1.0], "highest", [True])
+    gram = ops.tangent_gram(one_layer(forward, backward, 1.0, True), "highest")
     assert (gram - k).norm() <= 1e-6 * k.norm()
 
 
 @pytest.mark.parametrize("scale", [1e-18, 1.0, 1e18])
-@pytest.mark.parametrize("n", [60, 300], ids=["kept tiles", "other ops"])
-def test_statistics_at_extreme_scales(n, scale):
+@pytest.mark.parametrize("n", [60, 300], ids=["tiles in memory", "passing tiles"])
+def test_moments_at_extreme_scales(n, scale):
     forward, backward = factors(n, 1, 3, 20, 30, torch.float32)
     backward *= scale
     v = centered_vector(n, 3) / scale
     k = reference.kernel(forward, backward, 0.0)
-    got = ops.tangent_statistics([forward], [backward], [0.0], v, "highest")[0]
-    torch.testing.assert_close(got, statistics(k, v), rtol=1e-5, atol=0)
+    got = ops.tangent_moments(one_layer(forward, backward, 0.0), v, "highest")[0].stacked()[0]
+    torch.testing.assert_close(got, moments(k, v), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("op", IMPLEMENTATIONS)
 def test_zero_means_leave_the_kernel_uncentered(op):
     forward, backward = factors(33, 1, 2, 8, 9, torch.float64)
     k = reference.kernel(forward, backward, 1.0)
-    got = op.centered_moments([forward], [backward], [1.0], [torch.zeros(33, 2, dtype=torch.float64)], "highest")
+    got = op.centered_inner_products(
+        one_layer(forward, backward, 1.0), [torch.zeros(33, 2, dtype=torch.float64)], "highest"
+    )
     assert float(got) == pytest.approx(float((k * k).sum()), rel=1e-13)
 
 
 def relative_error(op, forward: Tensor, backward: Tensor, bias: float, precision: str = "highest") -> float:
     """Of ||C K C||^2, against fp64 at the same factors."""
     k = reference.kernel(forward, backward, bias)
-    got = op.centered_moments([forward], [backward], [bias], [row_means(k, backward.shape[2])], precision)
+    got = op.centered_inner_products(one_layer(forward, backward, bias), [row_means(k, backward.shape[2])], precision)
     expected = reference.centered(k).square().sum()
     return float((got - expected).abs() / expected)
 
@@ -397,7 +401,7 @@ def test_medium_precision_is_that_of_bf16_factors(op):
     forward, backward = factors(100, 1, 3, 65, 77, torch.float32)
     k = reference.kernel(forward, backward, 0.0)
     rounded = reference.kernel(forward.bfloat16(), backward.bfloat16(), 0.0)
-    got = op.tangent_gram([forward], [backward], [0.0], "medium")
+    got = op.tangent_gram(one_layer(forward, backward, 0.0), "medium")
     assert (got - k).norm() <= 1.05 * (rounded - k).norm()
     assert relative_error(op, forward, backward, 0.0, "medium") < 1e-2
 
@@ -407,7 +411,7 @@ def test_high_precision_is_better_than_that_of_tf32(op):
     forward, backward = factors(100, 1, 3, 65, 77, torch.float32)
     k = reference.kernel(forward, backward, 0.0)
     rounded = reference.kernel(to_tf32(forward), to_tf32(backward), 0.0)
-    got = op.tangent_gram([forward], [backward], [0.0], "high")
+    got = op.tangent_gram(one_layer(forward, backward, 0.0), "high")
     assert (got - k).norm() <= 0.7 * (rounded - k).norm()
 
 
@@ -426,7 +430,7 @@ def test_rows_of_a_few_large_numbers(op, large, d, m):
     backward[:, 0, 1, 5] *= large
     k = reference.kernel(forward, backward, 0.0)
     scale = k.diagonal().sqrt()
-    got = op.tangent_gram([forward], [backward], [0.0], "highest")
+    got = op.tangent_gram(one_layer(forward, backward, 0.0), "highest")
     assert ((got - k).abs() / (scale[:, None] * scale)).max() <= 2**-21 * math.sqrt(max(d, m))
     assert relative_error(op, forward, backward, 0.0) <= 1e-5
 
@@ -438,32 +442,29 @@ def test_rows_with_nan_or_inf_stay_not_finite(precision, bad):
     expected = torch.zeros(120, dtype=torch.bool)
     expected[2 * 50 + 1] = True
     backward[50, 0, 1, 39] = bad
-    k = ops.tangent_gram([forward], [backward], [0.0], precision)
+    k = ops.tangent_gram(one_layer(forward, backward, 0.0), precision)
     assert not k[expected].isfinite().any()
     assert k[~expected][:, ~expected].isfinite().all()
 
 
 @pytest.mark.parametrize("op", IMPLEMENTATIONS)
 @pytest.mark.parametrize("n", [40, 300])
-def test_statistics_of_several_kernels_are_those_of_each(op, n):
+def test_moments_of_several_kernels_are_those_of_each(op, n):
     """Also bit for bit, however many threads take them side by side; the second and the fourth share a factor."""
     layers = [factors(n, 1, 3, 20 + i, 30, torch.float32, seed=i) for i in range(5)]
     layers[3] = layers[3][0], layers[1][1]
     v = torch.randn(n, 3, 1, dtype=torch.float64)
     v -= v.mean()
-    forward, backward = ([pair[which] for pair in layers] for which in (0, 1))
-    bias = [0.0, 1.0, 0.0, 1.0, 0.0]
-    alone = torch.cat(
-        [op.tangent_statistics([a], [g], [b], v, "highest") for a, g, b in zip(forward, backward, bias, strict=True)]
-    )
+    biased = [[(*pair, float(i % 2))] for i, pair in enumerate(layers)]
+    alone = torch.cat([op.tangent_moments(kernels(one), v, "highest")[0].stacked() for one in biased])
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3, 8):
             torch.set_num_threads(threads)
-            got = op.tangent_statistics(forward, backward, bias, v, "highest")
+            got = op.tangent_moments(kernels(*biased), v, "highest")[0].stacked()
             assert torch.allclose(got, alone, rtol=1e-6 if op is ops else 1e-10)
             if op is ops:
-                assert torch.equal(got, ops.tangent_statistics(forward, backward, bias, v, "highest"))
+                assert torch.equal(got, ops.tangent_moments(kernels(*biased), v, "highest")[0].stacked())
                 independent = [0, 2, 4]
                 assert torch.equal(got[independent], alone[independent])
     finally:
@@ -472,7 +473,7 @@ def test_statistics_of_several_kernels_are_those_of_each(op, n):
 
 def test_strided_and_expanded_factors():
     forward, backward = factors(50, 2, 3, 40, 36, torch.float32)
-    k = ops.tangent_gram([forward], [backward], [1.0], "highest")
+    k = ops.tangent_gram(one_layer(forward, backward, 1.0), "highest")
     v = torch.randn(50, 3, 1, dtype=torch.float64)
     layouts = [
         (forward.permute(2, 0, 1).contiguous().permute(1, 2, 0), backward.permute(3, 2, 0, 1).contiguous()),
@@ -482,28 +483,28 @@ def test_strided_and_expanded_factors():
     layouts[0] = (layouts[0][0], layouts[0][1].permute(2, 3, 1, 0))
     layouts[1] = (layouts[1][0], layouts[1][1].transpose(0, 2))
     means = [row_means(k.double(), 3)]
-    moments = ops.centered_moments([forward], [backward], [1.0], means, "highest")
+    products = ops.centered_inner_products(one_layer(forward, backward, 1.0), means, "highest")
     for a, g in layouts:
         assert torch.equal(a, forward) and torch.equal(g, backward)
         assert not a.is_contiguous() or not g.is_contiguous()
-        assert torch.equal(ops.tangent_gram([a], [g], [1.0], "highest"), k)
-        assert torch.equal(ops.centered_moments([a], [g], [1.0], means, "highest"), moments)
+        assert torch.equal(ops.tangent_gram(one_layer(a, g, 1.0), "highest"), k)
+        assert torch.equal(ops.centered_inner_products(one_layer(a, g, 1.0), means, "highest"), products)
         torch.testing.assert_close(
-            ops.tangent_product(a, g, 1.0, v),
-            ops.tangent_product(forward, backward, 1.0, v),
+            ops.tangent_product(one_layer(a, g, 1.0), v),
+            ops.tangent_product(one_layer(forward, backward, 1.0), v),
             rtol=1e-13,
             atol=1e-11,
         )
         torch.testing.assert_close(
-            ops.tangent_diagonal(a, g, 1.0),
-            ops.tangent_diagonal(forward, backward, 1.0),
+            ops.tangent_diagonal(one_layer(a, g, 1.0)),
+            ops.tangent_diagonal(one_layer(forward, backward, 1.0)),
             rtol=1e-13,
             atol=1e-11,
         )
     ones = torch.ones(1).expand(50, 2, 1, 1)
     assert torch.equal(
-        ops.tangent_gram([forward], [ones], [0.0], "highest"),
-        ops.tangent_gram([forward], [ones.clone()], [0.0], "highest"),
+        ops.tangent_gram(one_layer(forward, ones, 0.0), "highest"),
+        ops.tangent_gram(one_layer(forward, ones.clone(), 0.0), "highest"),
     )
 
 
@@ -519,26 +520,29 @@ def test_factors_spread_over_more_than_2_31_elements():
     forward.copy_(a)
     backward.copy_(g)
     assert torch.equal(
-        ops.tangent_gram([forward], [backward], [0.0], "highest"), ops.tangent_gram([a], [g], [0.0], "highest")
+        ops.tangent_gram(one_layer(forward, backward, 0.0), "highest"),
+        ops.tangent_gram(one_layer(a, g, 0.0), "highest"),
     )
     v = torch.randn(n, 1, 2, dtype=torch.float64)
-    assert torch.equal(ops.tangent_product(forward, backward, 0.0, v), ops.tangent_product(a, g, 0.0, v))
+    assert torch.equal(
+        ops.tangent_product(one_layer(forward, backward, 0.0), v), ops.tangent_product(one_layer(a, g, 0.0), v)
+    )
 
 
 def test_factors_larger_than_the_workspace():
     """Several groups of panels: n*(d + o*m) numbers beyond 32 MiB."""
     forward, backward = factors(400, 1, 3, 5000, 8000, torch.float32)
-    k = ops.tangent_gram([forward], [backward], [0.0], "highest")
+    k = ops.tangent_gram(one_layer(forward, backward, 0.0), "highest")
     p = forward[:, 0].double() @ forward[:, 0].double().T
     for x, y in [(0, 0), (3, 399), (250, 149), (399, 399)]:
         q = backward[x, 0].double() @ backward[y, 0].double().T
         block = k[3 * x : 3 * x + 3, 3 * y : 3 * y + 3]
         assert (block - p[x, y] * q).norm() <= 1e-5 * (p[x, x] * p[y, y]).sqrt() * 8000
     centered = reference.centered(k.double())
-    got = ops.centered_moments([forward], [backward], [0.0], [row_means(k.double(), 3)], "highest")
+    got = ops.centered_inner_products(one_layer(forward, backward, 0.0), [row_means(k.double(), 3)], "highest")
     assert float(got) == pytest.approx(float(centered.square().sum()), rel=1e-6)
     v = torch.randn(400, 3, 1, dtype=torch.float64)
-    product = ops.tangent_product(forward, backward, 0.0, v).flatten()
+    product = ops.tangent_product(one_layer(forward, backward, 0.0), v).flatten()
     assert (product - k.double() @ v.flatten()).norm() <= 1e-6 * k.norm() * v.norm()
 
 
@@ -549,9 +553,9 @@ def test_both_routes_of_thin_products(op, through):
     forward, backward = factors(n, 2, 2, d, m, torch.float32)
     v = torch.randn(n, 2, 2, dtype=torch.float64)
     expected = reference.kernel(forward, backward, 1.0) @ v.view(2 * n, 2)
-    got = op.tangent_product(forward, backward, 1.0, v).view(2 * n, 2)
+    got = op.tangent_product(one_layer(forward, backward, 1.0), v).view(2 * n, 2)
     assert (got - expected).norm() <= 1e-14 * math.sqrt(n) * expected.norm()
-    forms = op.tangent_quadratic(forward, backward, 1.0, v)
+    forms = op.tangent_quadratic(one_layer(forward, backward, 1.0), v)
     torch.testing.assert_close(forms, (v.view(2 * n, 2) * expected).sum(0), rtol=1e-12, atol=0)
 
 
@@ -566,11 +570,13 @@ def test_thin_products_of_plain_torch_in_chunks(monkeypatch, sizes, numbers):
     v = torch.randn(n, o, 2, dtype=torch.float64)
     expected = (k @ v.flatten(0, 1)).view_as(v)
     bound = 1e-13 * k.norm()
-    assert (plain.tangent_product(forward, backward, 1.0, v) - expected).norm() <= bound * v.norm()
-    few = plain.tangent_cross_product(forward[1:4], backward[1:4], forward, backward, 1.0, v)
+    assert (plain.tangent_product(one_layer(forward, backward, 1.0), v) - expected).norm() <= bound * v.norm()
+    few = plain.tangent_cross_product(one_layer(forward[1:4], backward[1:4], 1.0), one_layer(forward, backward, 1.0), v)
     assert (few - expected[1:4]).norm() <= bound * v.norm()
-    assert (plain.tangent_quadratic(forward, backward, 1.0, v) - (v * expected).sum((0, 1))).norm() <= bound * 1e2
-    assert (plain.tangent_diagonal(forward, backward, 1.0).flatten() - k.diagonal()).norm() <= bound
+    assert (
+        plain.tangent_quadratic(one_layer(forward, backward, 1.0), v) - (v * expected).sum((0, 1))
+    ).norm() <= bound * 1e2
+    assert (plain.tangent_diagonal(one_layer(forward, backward, 1.0)).flatten() - k.diagonal()).norm() <= bound
 
 
 @pytest.mark.parametrize("shape", [(10, 500, 700), (300, 500, 700), (2000, 500, 700)], ids=str)
@@ -582,9 +588,9 @@ def test_products_of_plain_torch_hold_a_few_chunks(monkeypatch, shape):
     forward, backward = factors(n, 1, 2, d, m, torch.float32)
     v = torch.randn(n, 2, 1, dtype=torch.float64)
     for job in (
-        lambda: plain.tangent_product(forward, backward, 1.0, v),
-        lambda: plain.tangent_quadratic(forward, backward, 1.0, v),
-        lambda: plain.tangent_diagonal(forward, backward, 1.0),
+        lambda: plain.tangent_product(one_layer(forward, backward, 1.0), v),
+        lambda: plain.tangent_quadratic(one_layer(forward, backward, 1.0), v),
+        lambda: plain.tangent_diagonal(one_layer(forward, backward, 1.0)),
     ):
         with torch.profiler.profile(profile_memory=True) as profiled:
             job()
@@ -603,24 +609,29 @@ def test_same_bits_for_any_number_of_threads_and_any_run(dtype, shape):
     means = [row_means(reference.kernel(forward, backward, bias), o)]
     centered = centered_vector(n, o)
 
+    one, several = one_layer(forward, backward, bias), [(forward, backward, bias, True), (forward, backward, bias)]
+
     def results() -> list[Tensor]:
-        return [
-            ops.centered_moments([forward], [backward], [bias], means, "highest"),
-            ops.centered_moments([forward], [backward], [bias], means, "medium"),
-            ops.tangent_gram([forward], [backward], [bias], "highest"),
-            ops.tangent_product(forward, backward, bias, v),
-            ops.tangent_product(forward, backward, bias, v, True),
-            ops.tangent_cross_product(forward[:7], backward[:7], forward, backward, bias, v),
-            ops.tangent_quadratic(forward, backward, bias, v),
-            ops.tangent_row_sums(forward, backward, bias),
-            ops.tangent_diagonal(forward, backward, bias),
-            ops.tangent_statistics([forward], [backward], [bias], centered, "highest"),
-            ops.tangent_statistics([forward[:40]], [backward[:40]], [bias], centered[:40], "highest"),
-            ops.tangent_statistics(
-                [forward, forward], [backward, backward], [bias, 1.0], centered, "highest", [True] * 2
-            ),
-            ops.centered_moments(2 * [forward], 2 * [backward], 2 * [bias], means, "highest", [True, False], [2]),
+        found = [
+            ops.centered_inner_products(one, means, "highest"),
+            ops.centered_inner_products(one, means, "medium"),
+            ops.tangent_gram(one, "highest"),
+            ops.tangent_product(one, v),
+            ops.tangent_product(one, v, True),
+            ops.tangent_cross_product(one_layer(forward[:7], backward[:7], bias), one, v),
+            ops.tangent_quadratic(one, v),
+            ops.tangent_row_sums(one),
+            ops.tangent_diagonal(one),
+            ops.centered_inner_products(kernels(several), means, "highest"),
         ]
+        if o > 1:
+            for batch, labels in (
+                (one, centered),
+                (one_layer(forward[:40], backward[:40], bias), centered[:40]),
+                (kernels([several[0]], [(forward, backward, 1.0, True)]), centered),
+            ):
+                found += ops.tangent_moments(batch, labels, "highest")[0]
+        return found
 
     before = torch.get_num_threads()
     first = results()
@@ -638,20 +649,18 @@ def test_opcheck():
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         forward, backward = factors(5, 2, 3, 4, 6, dtype)
         means = torch.zeros(5, 3, dtype=torch.float64)
-        library = torch.ops.ahkernels
+        library, v = torch.ops.ahkernels, means.unsqueeze(2)
+        one, few = one_layer(forward, backward, 1.0), one_layer(forward[:2], backward[:2, :, :1], 1.0)
         for op, arguments in [
-            (library.centered_moments, ([forward], [backward], [1.0], [means], "highest")),
-            (library.tangent_gram, ([forward], [backward], [1.0], "highest", [True])),
-            (library.tangent_product, (forward, backward, 1.0, means.unsqueeze(2))),
-            (library.tangent_product, (forward, backward, 1.0, means.unsqueeze(2), True)),
-            (
-                library.tangent_cross_product,
-                (forward[:2], backward[:2, :, :1], forward, backward, 1.0, means.unsqueeze(2)),
-            ),
-            (library.tangent_quadratic, (forward, backward, 1.0, means.unsqueeze(2))),
-            (library.tangent_row_sums, (forward, backward, 1.0)),
-            (library.tangent_diagonal, (forward, backward, 1.0)),
-            (library.tangent_statistics, ([forward], [backward], [1.0], means.unsqueeze(2), "highest")),
+            (library.centered_inner_products, (*one, [means], "highest")),
+            (library.tangent_gram, (*one_layer(forward, backward, 1.0, True), "highest")),
+            (library.tangent_product, (*one, v)),
+            (library.tangent_product, (*one, v, True)),
+            (library.tangent_cross_product, (*few, *one, v)),
+            (library.tangent_quadratic, (*one, v)),
+            (library.tangent_row_sums, (*one,)),
+            (library.tangent_diagonal, (*one,)),
+            (library.tangent_moments, (*one, v, "highest")),
         ]:
             torch.library.opcheck(op.default, arguments)
 
@@ -675,21 +684,44 @@ def test_opcheck():
         ({"row_means": [torch.zeros(4, 2)]}, "row_means: expected contiguous float64"),
         ({"row_means": [torch.zeros(3, 2, dtype=torch.float64)]}, r"shape \[n, o\] = \[4, 2\]"),
         ({"precision": "lowest"}, "precision: expected"),
-        ({"by_jacobian": [True, False]}, r"by_jacobian: expected as many as forward has factors \(1\) or none, got 2"),
-        ({"terms": [2]}, r"terms: expected a sum of 1, the factors of forward, got 2"),
-        ({"terms": [1, 0]}, "terms: expected at least one for each kernel, got 0"),
+        ({"by_jacobian": [True, False]}, r"by_jacobian: expected as many as forward has factors \(1\), got 2"),
+        ({"by_jacobian": []}, r"by_jacobian: expected as many as forward has factors \(1\), got 0"),
+        ({"layers": [2]}, r"layers: expected a sum of 1, the factors of forward, got 2"),
+        ({"layers": [1, 0]}, "layers: expected at least one for each kernel, got 0"),
     ],
 )
-def test_bad_arguments_of_centered_moments(change, message):
-    arguments = {
-        "forward": [torch.ones(4, 1, 3)],
-        "backward": [torch.ones(4, 1, 2, 5)],
-        "bias": [0.0],
-        "row_means": [torch.zeros(4, 2, dtype=torch.float64)],
-        "precision": "highest",
-    }
+def test_bad_arguments_of_centered_inner_products(change, message):
+    batch = one_layer(torch.ones(4, 1, 3), torch.ones(4, 1, 2, 5), 0.0)
+    rest = {"row_means": [torch.zeros(4, 2, dtype=torch.float64)], "precision": "highest"}
+    batch = batch._replace(**{name: value for name, value in change.items() if name in batch._fields})
+    rest |= {name: value for name, value in change.items() if name in rest}
     with pytest.raises(RuntimeError, match=message):
-        ops.centered_moments(**{**arguments, **change})
+        ops.centered_inner_products(batch, **rest)
+
+
+@pytest.mark.parametrize("op", [ops, plain])
+def test_moments_of_one_output_are_refused(op):
+    batch, v = one_layer(*factors(4, 1, 1, 3, 5), 0.0), torch.ones(4, 1, 1, dtype=torch.float64)
+    for options in ((), (True,)):
+        with pytest.raises(RuntimeError, match="tangent_moments: backward: expected at least 2 outputs, got 1; for"):
+            op.tangent_moments(batch, v, "highest", *options)
+
+
+def test_thin_ops_take_one_kernel():
+    a, g, v = torch.ones(4, 1, 3), torch.ones(4, 1, 2, 5), torch.ones(4, 2, 1, dtype=torch.float64)
+    one, two = one_layer(a, g, 0.0), kernels([(a, g, 0.0)], [(a, g, 0.0)])
+    for name, rest in (
+        ("tangent_gram", ("highest",)),
+        ("tangent_product", (v,)),
+        ("tangent_quadratic", (v,)),
+        ("tangent_diagonal", ()),
+        ("tangent_row_sums", ()),
+        ("tangent_cross_product", (one, v)),
+    ):
+        with pytest.raises(RuntimeError, match=f"{name}: layers: expected one kernel, got 2"):
+            getattr(ops, name)(two, *rest)
+    with pytest.raises(RuntimeError, match="column_layers: expected one kernel, got 2"):
+        ops.tangent_cross_product(one, two, v)
 
 
 def test_bad_arguments_of_thin_products():
@@ -700,18 +732,21 @@ def test_bad_arguments_of_thin_products():
         torch.ones(4, 2, 0, dtype=torch.float64),
     ):
         with pytest.raises(RuntimeError, match="v: expected a contiguous float64 tensor"):
-            ops.tangent_product(forward, backward, 0.0, v)
+            ops.tangent_product(one_layer(forward, backward, 0.0), v)
         with pytest.raises(RuntimeError, match="tangent_quadratic: v: expected a contiguous float64 tensor"):
-            ops.tangent_quadratic(forward, backward, 0.0, v)
-    v = torch.ones(4, 2, 1, dtype=torch.float64)
-    with pytest.raises(RuntimeError, match=r"other_forward: expected d and m of the factors \(2, 5\), got \(3, 5\)"):
-        ops.tangent_cross_product(forward[..., :2], backward, forward, backward, 0.0, v)
+            ops.tangent_quadratic(one_layer(forward, backward, 0.0), v)
+    v, one = torch.ones(4, 2, 1, dtype=torch.float64), one_layer(forward, backward, 0.0)
+    with pytest.raises(RuntimeError, match=r"column_forward\[0\]: expected d and m of the rows \(2, 5\), got \(3, 5\)"):
+        ops.tangent_cross_product(one_layer(forward[..., :2], backward, 0.0), one, v)
+    with pytest.raises(RuntimeError, match=r"column_bias\[0\]: expected the bias of the rows, 1, got 0"):
+        ops.tangent_cross_product(one_layer(forward, backward, 1.0), one, v)
+    with pytest.raises(RuntimeError, match="column_layers: expected the 2 layers of the rows, got 1"):
+        ops.tangent_cross_product(kernels(2 * [(forward, backward, 0.0)]), one, v)
     with pytest.raises(RuntimeError, match=r"v: expected a contiguous float64 tensor of shape .* = \[3, 2, columns\]"):
-        ops.tangent_cross_product(forward, backward, forward[:3], backward[:3], 0.0, v)
-    with pytest.raises(RuntimeError, match="tangent_statistics: v: expected one column, got 2"):
-        ops.tangent_statistics([forward], [backward], [0.0], torch.ones(4, 2, 2, dtype=torch.float64), "highest")
+        ops.tangent_cross_product(one, one_layer(forward[:3], backward[:3], 0.0), v)
+    with pytest.raises(RuntimeError, match="tangent_moments: v: expected one column, got 2"):
+        ops.tangent_moments(one, torch.ones(4, 2, 2, dtype=torch.float64), "highest")
     with pytest.raises(RuntimeError, match="expected n and o of the first kernel"):
         means = torch.zeros(4, 2, dtype=torch.float64)
-        ops.centered_moments(
-            [forward, forward], [backward, torch.ones(4, 1, 3, 5)], [0.0, 0.0], [means, means], "highest"
-        )
+        batch = kernels([(forward, backward, 0.0)], [(forward, torch.ones(4, 1, 3, 5), 0.0)])
+        ops.centered_inner_products(batch, [means, means], "highest")

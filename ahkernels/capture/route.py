@@ -18,10 +18,12 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from ahkernels.ops.build import TILING
+
 RouteName: TypeAlias = Literal["factors", "pairs", "jacobian", "jacobian slices"]
 
-# Rows of K that are computed together where the Jacobian comes in slices; see kKeptBytes in csrc/cpu/tile_walk.h.
-_BLOCK_ROWS = 5760
+# Rows of K that are computed together where the Jacobian comes in slices.
+_BLOCK_ROWS = TILING["block_rows_in_memory"]
 
 # The cost, in flops, of writing, scaling, packing and reading one number of a factor or Jacobian: about 20 bytes, at
 # the 20 flops for each byte that processors are balanced for (benchmarks/routes.py).

@@ -17,6 +17,10 @@ except ImportError as error:
     ) from error
 
 
+# Sizes that the compiled code cuts K by (csrc/tiling.h): ``cuda_tile``, the rows and columns of a tile of the CUDA
+# kernels, and ``block_rows_in_memory``, the rows of K in a block whose tiles the CPU ops keep in memory.
+TILING: dict[str, int] = dict(_C.tiling())
+
 _FACTS: dict[str, Any] = dict(_C.build_facts())
 _CUDA_LIBRARY = Path(_C.__file__).with_name(Path(_C.__file__).name.replace("_C", "_cuda", 1))
 
@@ -63,4 +67,4 @@ def build_info() -> dict[str, Any]:
 
 
 def _has_kernels(dispatch_key: str) -> bool:
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("ahkernels::centered_moments", dispatch_key))
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("ahkernels::centered_inner_products", dispatch_key))

@@ -1,11 +1,11 @@
 """The ops on CUDA, from two kernels: a factor as a sum of bf16 parts, and all that is done tile by tile.
 
 Tensor cores multiply bf16 numbers. A product of fp32 numbers is a sum of such products: of 3 parts with 24 bits at
-"highest" (6 products), of 2 parts at "high" (3 products); "medium" takes the numbers rounded to bf16. Factors that are
+"highest" (6 products), of 2 parts at "high" (3 products). "medium" takes the numbers rounded to bf16. Factors that are
 bf16 already need one part at any precision.
 
-Everything else is torch's: the forward Gram in float64 (it is tiny beside K), by panels of samples, and kernels of
-float64 numbers or over samples alone, which take float64 products (see `ahkernels.ops.plain`).
+Everything else is torch's: the forward Gram, which is tiny beside K, in float64 and by panels of samples, and kernels
+of float64 numbers or over samples alone, which take float64 products (see `ahkernels.ops.plain`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from ahkernels.ops import plain
+from ahkernels.ops.batch import KernelBatch, Layer
+from ahkernels.ops.build import TILING
 from ahkernels.ops.scaling import power_of_two
 
-# Rows of the forward Gram are made for whole tiles of K at any number of outputs.
-PANEL_SAMPLES = 128
-# Of the forward Gram, in float64 and float32, and of rows of K where two kernels are compared.
+# A panel has a multiple of so many samples, and so whole tiles of K at any number of outputs.
+PANEL_SAMPLES = TILING["cuda_tile"]
+# For a panel of the forward Gram, in float64 and float32, and for rows of K where two kernels are compared.
 PANEL_BYTES = 256 << 20
 PARTS = {"highest": 3, "high": 2, "medium": 1}
 
@@ -35,12 +37,12 @@ def pack_parts(factor: Tensor, scale: Tensor, count: int) -> Tensor:
 def tangent_tiles(
     parts: Tensor, p: Tensor, means: Tensor, unscale: Tensor, n: int, o: int, sample: int, result: str, entries: Tensor
 ) -> Tensor:
-    """What `result` asks of the entries of K, less means [2, rows], in the rows of the samples that p begins at.
+    """Computes the entries of K, less means, in the rows of the samples that p begins at, and does what `result` says.
 
     Args:
         parts: Backward factor from `pack_parts`.
         p: Forward Gram of samples from `sample` on, float32 [s, s, samples of the rows, n - sample].
-        means: What is subtracted from rows and from columns, float32; empty for "matrix".
+        means: [2, rows], subtracted from rows and from columns, float32; empty for "matrix".
         unscale: Two float64 numbers that "matrix" multiplies entries by; else empty.
         n: Samples.
         o: Outputs.
@@ -59,7 +61,7 @@ def tangent_tiles(
 
 @dataclass(frozen=True)
 class ScaledKernel:
-    """A kernel times forward_scale^2 backward_scale^2, as the tiles compute it.
+    """The kernel of one layer times forward_scale^2 backward_scale^2, as the tiles compute it.
 
     Attributes:
         forward: Scaled forward factor, float64 [s, n, d].
@@ -78,8 +80,9 @@ class ScaledKernel:
     o: int
 
     @classmethod
-    def of(cls, forward: Tensor, backward: Tensor, bias: float, precision: str) -> ScaledKernel:
-        """Scales and packs; nothing waits for the device."""
+    def of(cls, layer: Layer, precision: str) -> ScaledKernel:
+        """Scales and packs the factors of a layer; nothing waits for the device."""
+        forward, backward, bias, _ = layer
         forward_scale, backward_scale = power_of_two(forward, bias), power_of_two(backward)
         count = 1 if backward.dtype == torch.bfloat16 else PARTS[precision]
         return cls(
@@ -102,7 +105,7 @@ class ScaledKernel:
         return (a @ others.mT).add_(self.bias).float()
 
     def means(self, row_means: Tensor) -> Tensor:
-        """What centering subtracts from rows and from columns; the mean of all is in the former."""
+        """Numbers [2, rows] that centering subtracts from rows and from columns; the former include the mean of all."""
         scaled = (row_means * self.forward_scale**2 * self.backward_scale**2).flatten()
         both = torch.stack((scaled - scaled.mean(), scaled)).float()
         return torch.nn.functional.pad(both, (0, self.parts.shape[2] - both.shape[1]))
@@ -132,24 +135,34 @@ class ScaledKernel:
         )
 
 
-class KernelSum:
-    """A sum of terms, and terms by their Jacobian: panels of rows to which one part after the other is added."""
+class SumOfLayers:
+    """A kernel of several layers, or of layers by their Jacobian.
 
-    def __init__(self, terms: Sequence[tuple[Tensor, Tensor, float, bool]], precision: str) -> None:
-        self.terms = terms
+    Panels of rows of it are sums, to which one part after the other is added.
+
+    Args:
+        layers: The kernel's layers.
+        precision: "highest", "high" or "medium".
+
+    Attributes:
+        scale: Power of two that panels are multiplied by.
+    """
+
+    def __init__(self, layers: Sequence[Layer], precision: str) -> None:
+        self.layers = layers
         self.precision = precision
-        scales = [(power_of_two(a, b), power_of_two(g)) for a, g, b, _ in terms]
+        scales = [(power_of_two(layer.forward, layer.bias), power_of_two(layer.backward)) for layer in layers]
         self.scale = plain.smallest([scale_a**2 * scale_g**2 for scale_a, scale_g in scales])
 
     @property
     def bytes_per_sample(self) -> int:
-        """Of the forward Grams of pairs of uses."""
-        return max((12 * a.shape[1] ** 2 * a.shape[0] for a, _, _, route in self.terms if not route), default=0)
+        """Bytes of the forward Grams at all pairs of positions, for each sample of a panel."""
+        return max((_gram_bytes(layer) for layer in self.layers if not layer.by_jacobian), default=0)
 
     def panel(self, rows: slice) -> Tensor:
-        """As `plain.ScaledTerm.panel`, times scale."""
-        (n, _, o, _), c = self.terms[0][1].shape, rows.stop - rows.start
-        total = torch.zeros(c * o, n * o, dtype=torch.float32, device=self.terms[0][1].device)
+        """As `plain.ScaledLayer.panel`, times scale."""
+        (n, _, o, _), c = self.layers[0].backward.shape, rows.stop - rows.start
+        total = torch.zeros(c * o, n * o, dtype=torch.float32, device=self.layers[0].backward.device)
         for part in self._parts():
             # The tiles below the diagonal are not written.
             entries = torch.zeros_like(total)
@@ -162,54 +175,68 @@ class KernelSum:
         return panel
 
     def _parts(self) -> Iterator[ScaledKernel]:
-        for a, g, bias, by_jacobian in self.terms:
-            if not by_jacobian:
-                yield ScaledKernel.of(a, g, bias, self.precision)
+        for layer in self.layers:
+            if not layer.by_jacobian:
+                yield ScaledKernel.of(layer, self.precision)
                 continue
-            for j in plain.jacobian_slices(a.float(), g.float(), bias, plain.jacobian_step(a, g)):
-                yield ScaledKernel.of(a.new_empty(len(a), 1, 0), j.unsqueeze(1), 1.0, self.precision)
+            a, g = layer.forward, layer.backward
+            for j in plain.jacobian_slices(a.float(), g.float(), layer.bias, plain.jacobian_step(a, g)):
+                yield ScaledKernel.of(Layer(a.new_empty(len(a), 1, 0), j.unsqueeze(1), 1.0, False), self.precision)
 
 
-def _panels(n: int, bytes_per_sample: int) -> Iterator[slice]:
+def _gram_bytes(layer: Layer) -> int:
+    """Bytes of the forward Gram at all pairs of positions in float64 and float32, for one sample of its rows."""
+    n, s, _ = layer.forward.shape
+    return 12 * s**2 * n
+
+
+def _panels(n: int, bytes_per_sample: int) -> list[slice]:
     """Samples in steps of whole PANEL_SAMPLES within PANEL_BYTES."""
     step = max(1, PANEL_BYTES // bytes_per_sample // PANEL_SAMPLES) * PANEL_SAMPLES
-    for begin in range(0, n, step):
-        yield slice(begin, min(begin + step, n))
+    return [slice(begin, min(begin + step, n)) for begin in range(0, n, step)]
 
 
-def _takes_plain(backward: Tensor, precision: str) -> bool:
-    return backward.dtype == torch.float64 or (backward.shape[2] == 1 and precision != "medium")
+def _takes_plain(batch: KernelBatch, precision: str) -> bool:
+    return batch.dtype == torch.float64 or plain.loses_digits(batch, "global", precision)
 
 
-def centered_moments(
-    forward: list[Tensor],
-    backward: list[Tensor],
-    bias: list[float],
-    row_means: list[Tensor],
-    precision: str,
-    by_jacobian: Sequence[bool] = (),
-    terms: Sequence[int] = (),
-) -> Tensor:
-    """See `ahkernels.ops.centered_moments`."""
-    if _takes_plain(backward[0], precision):
-        return plain.centered_moments(forward, backward, bias, row_means, precision, by_jacobian, terms)
-    n, _, o, _ = backward[0].shape
-    if any(by_jacobian) or len(row_means) != len(forward):
-        every_term = plain.terms_of(forward, backward, bias, by_jacobian)
-        sums = [KernelSum(kernel, precision) for kernel in plain.in_sums(every_term, terms)]
-        held = 4 * (len(sums) + 3) * o * n * o + max(kernel.bytes_per_sample for kernel in sums)
-        scales = [kernel.scale for kernel in sums]
-        return plain.moments_of_panels(
-            lambda rows: [kernel.panel(rows) for kernel in sums],
-            list(_panels(n, held)),
-            plain.subtract_row_means(row_means, scales),
-            scales,
-        )
-    kernels = [ScaledKernel.of(a, g, b, precision) for a, g, b in zip(forward, backward, bias, strict=True)]
+def _single_layers(batch: KernelBatch) -> list[Layer] | None:
+    """The layer of each kernel, unless there is a sum of layers or a layer by its Jacobian."""
+    if any(batch.by_jacobian) or len(batch.forward) != batch.kernel_count:
+        return None
+    return [layer for (layer,) in batch.kernels()]
+
+
+def centered_inner_products(batch: KernelBatch, row_means: list[Tensor], precision: str) -> Tensor:
+    """See `ahkernels.ops.centered_inner_products`."""
+    if _takes_plain(batch, precision):
+        return plain.centered_inner_products(batch, row_means, precision)
+    layers = _single_layers(batch)
+    if layers is None:
+        return _inner_products_of_sums(batch, row_means, precision)
+    return _inner_products_of_layers([ScaledKernel.of(layer, precision) for layer in layers], row_means)
+
+
+def _inner_products_of_sums(batch: KernelBatch, row_means: list[Tensor], precision: str) -> Tensor:
+    sums = [SumOfLayers(layers, precision) for layers in batch.kernels()]
+    n, o = batch.n, batch.o
+    held = 4 * (len(sums) + 3) * o * n * o + max(kernel.bytes_per_sample for kernel in sums)
+    scales = [kernel.scale for kernel in sums]
+    return plain.inner_products_of_panels(
+        lambda rows: [kernel.panel(rows) for kernel in sums],
+        _panels(n, held),
+        plain.subtract_row_means(row_means, scales),
+        scales,
+    )
+
+
+def _inner_products_of_layers(kernels: Sequence[ScaledKernel], row_means: list[Tensor]) -> Tensor:
+    n, o = kernels[0].n, kernels[0].o
     means = [kernel.means(row) for kernel, row in zip(kernels, row_means, strict=True)]
     total = row_means[0].new_zeros(len(kernels), len(kernels))
-    uses = max(kernel.forward.shape[0] for kernel in kernels)
-    held = 12 * uses**2 * n if len(kernels) == 1 else max(12 * uses**2 * n, 4 * o * n * o)
+    positions = max(kernel.forward.shape[0] for kernel in kernels)
+    gram_bytes = 12 * positions**2 * n
+    held = gram_bytes if len(kernels) == 1 else max(gram_bytes, 4 * o * n * o)
     for rows in _panels(n, held):
         for i, kernel in enumerate(kernels):
             total[i, i] += kernel.tiles(rows, "squares", means=means[i]).sum()
@@ -228,25 +255,21 @@ def centered_moments(
     return total
 
 
-def tangent_gram(
-    forward: list[Tensor],
-    backward: list[Tensor],
-    bias: list[float],
-    precision: str,
-    by_jacobian: Sequence[bool] = (),
-) -> Tensor:
+def tangent_gram(batch: KernelBatch, precision: str) -> Tensor:
     """See `ahkernels.ops.tangent_gram`."""
-    if _takes_plain(backward[0], precision):
-        return plain.tangent_gram(forward, backward, bias, precision, by_jacobian)
-    n, _, o, _ = backward[0].shape
-    if any(by_jacobian) or len(forward) > 1:
-        kernel_sum = KernelSum(plain.terms_of(forward, backward, bias, by_jacobian), precision)
-        rows = list(_panels(n, 20 * o * n * o + kernel_sum.bytes_per_sample))
-        return plain.gram_of_panels(kernel_sum.panel, rows, n, o, kernel_sum.scale)
-    kernel = ScaledKernel.of(forward[0], backward[0], bias[0], precision)
-    size = kernel.n * kernel.o
-    out = torch.empty(size, size, dtype=torch.float32, device=forward[0].device)
+    if _takes_plain(batch, precision):
+        return plain.tangent_gram(batch, precision)
+    n, o = batch.n, batch.o
+    layers = _single_layers(batch)
+    if layers is None:
+        (layers,) = batch.kernels()
+        total = SumOfLayers(layers, precision)
+        rows = _panels(n, 20 * o * n * o + total.bytes_per_sample)
+        return plain.gram_of_panels(total.panel, rows, n, o, total.scale)
+    (layer,) = layers
+    kernel = ScaledKernel.of(layer, precision)
+    out = torch.empty(n * o, n * o, dtype=torch.float32, device=layer.forward.device)
     unscale = torch.stack((kernel.forward_scale, kernel.backward_scale)) ** -2.0
-    for now in _panels(kernel.n, 12 * kernel.forward.shape[0] ** 2 * kernel.n):
+    for now in _panels(n, _gram_bytes(layer)):
         kernel.tiles(now, "matrix", unscale=unscale, entries=out)
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ class KernelMoments(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """The moments of q kernels over the same rows, float64 [q] each, on the device of their factors.
+    """The moments of q kernels over the same rows with one centering, float64 [q] each, on their device.
 
     Attributes are those of `KernelMoments`.
     """
@@ -35,6 +36,22 @@ class Moments(NamedTuple):
     trace: Tensor
     sum: Tensor
 
+    def stacked(self) -> Tensor:
+        """All of them as [q, 4], in the order of the attributes."""
+        return torch.stack(self, 1)
+
     def of_each(self) -> list[KernelMoments]:
         """The moments of each kernel as numbers, which waits for the device."""
-        return [KernelMoments(*row) for row in torch.stack(tuple(self), 1).tolist()]
+        return [KernelMoments(*row) for row in self.stacked().tolist()]
+
+
+def join(moments: Sequence[Moments]) -> Tensor:
+    """Moments with one or two centerings as one tensor, [q, 4] or [q, 8]: what the op returns to the dispatcher."""
+    return torch.cat([one.stacked() for one in moments], 1)
+
+
+def separate(joined: Tensor) -> tuple[Moments, ...]:
+    """The inverse of `join`."""
+    columns = joined.unbind(1)
+    width = len(Moments._fields)
+    return tuple(Moments(*columns[begin : begin + width]) for begin in range(0, len(columns), width))

@@ -5,15 +5,16 @@ Slower, with the same answer. Memory beyond the factors stays within a few times
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ahkernels.centering import Centering
+from ahkernels.ops.batch import KernelBatch, Layer
+from ahkernels.ops.moments import Moments
 from ahkernels.ops.scaling import power_of_two
-
-T = TypeVar("T")
 
 
 def chunk_elements(factor: Tensor) -> int:
@@ -26,26 +27,18 @@ def tile_dtype(factor: Tensor) -> torch.dtype:
     return torch.float64 if factor.dtype == torch.float64 else torch.float32
 
 
-def terms_of(
-    forward: Sequence[Tensor], backward: Sequence[Tensor], bias: Sequence[float], by_jacobian: Sequence[bool]
-) -> list[tuple[Tensor, Tensor, float, bool]]:
-    """The terms one by one, each with its route."""
-    return list(zip(forward, backward, bias, by_jacobian or [False] * len(forward), strict=True))
-
-
-def in_sums(numbers: Sequence[T], terms: Sequence[int]) -> list[list[T]]:
-    """The numbers of each kernel's terms, where `terms` counts them; each a kernel of its own where that is empty."""
-    rest = iter(numbers)
-    return [[next(rest) for _ in range(count)] for count in terms or [1] * len(numbers)]
+def loses_digits(batch: KernelBatch, centering: Centering, precision: str) -> bool:
+    """Whether kernels may be so near constant that tiles in fp32 lose the digits `precision` asks for."""
+    return batch.near_constant(centering) and precision != "medium"
 
 
 def smallest(scales: Sequence[Tensor]) -> Tensor:
-    """That of the largest term, which all terms of a kernel are computed with."""
+    """The scale of a kernel's largest layer, which all of its layers are computed with."""
     return torch.stack(list(scales)).amin()
 
 
-class ScaledTerm(NamedTuple):
-    """Factors times powers of two, and what that makes of the term."""
+class ScaledLayer(NamedTuple):
+    """The factors of a layer times powers of two, and `scale`: what its kernel is multiplied by in turn."""
 
     forward: Tensor
     backward: Tensor
@@ -54,8 +47,9 @@ class ScaledTerm(NamedTuple):
     scale: Tensor
 
     @classmethod
-    def of(cls, forward: Tensor, backward: Tensor, bias: float, by_jacobian: bool, precision: str) -> ScaledTerm:
+    def of(cls, layer: Layer, precision: str) -> ScaledLayer:
         """See `power_of_two`."""
+        forward, backward, bias, by_jacobian = layer
         scale_a, scale_g = power_of_two(forward, bias), power_of_two(backward)
         return cls(
             _rounded(forward, scale_a, precision),
@@ -66,15 +60,15 @@ class ScaledTerm(NamedTuple):
         )
 
     def panel(self, rows: slice) -> Tensor:
-        """Its entries for the samples in rows and those from there on, [rows, o, n - rows.start, o]."""
+        """Entries between the samples in rows and those from there on, [rows, o, n - rows.start, o]."""
         return self.samples(rows).against(self.samples(slice(rows.start, None)))
 
-    def samples(self, rows: slice) -> ScaledTerm:
-        """The term of some samples."""
+    def samples(self, rows: slice) -> ScaledLayer:
+        """The layer for some samples."""
         return self._replace(forward=self.forward[rows], backward=self.backward[rows])
 
-    def against(self, others: ScaledTerm) -> Tensor:
-        """Entries between these samples and those of another term of the same layer, [n, o, n', o']."""
+    def against(self, others: ScaledLayer) -> Tensor:
+        """Entries between these samples and others, given by factors of the same layer, [n, o, n', o']."""
         (n, s, o, _), (other_n, other_s, other_o, _) = self.backward.shape, others.backward.shape
         panel = self.backward.new_zeros(n, o, other_n, other_o)
         if self.by_jacobian:
@@ -116,26 +110,26 @@ def jacobian_slices(forward: Tensor, backward: Tensor, bias: Tensor | float, ste
         yield backward.sum(1) * torch.as_tensor(bias, dtype=torch.float64, device=backward.device).sqrt()
 
 
-def sum_panel(terms: Sequence[ScaledTerm], rows: slice) -> Tensor:
-    """`ScaledTerm.panel` of a sum, at the scale of its largest term."""
-    scale = smallest([term.scale for term in terms])
+def sum_panel(layers: Sequence[ScaledLayer], rows: slice) -> Tensor:
+    """`ScaledLayer.panel` of a kernel, at the scale of its largest layer."""
+    scale = smallest([layer.scale for layer in layers])
     panel: Tensor | None = None
-    for term in terms:
-        part = term.panel(rows)
-        if len(terms) > 1:
-            part *= (scale / term.scale).to(part.dtype)
+    for layer in layers:
+        part = layer.panel(rows)
+        if len(layers) > 1:
+            part *= (scale / layer.scale).to(part.dtype)
         panel = part if panel is None else panel.add_(part)
     assert panel is not None
     return panel
 
 
-def moments_of_panels(
+def inner_products_of_panels(
     panels: Callable[[slice], list[Tensor]],
     rows: Sequence[slice],
     subtract: Callable[[int, Tensor, slice], None],
     scales: list[Tensor],
 ) -> Tensor:
-    """Inner products of centered kernels from `panels` of all of them (see `ScaledTerm.panel`), times their scales.
+    """Inner products of centered kernels from `panels` of all of them (see `ScaledLayer.panel`), times their scales.
 
     `subtract` takes the means out of a panel of one of them.
     """
@@ -157,7 +151,7 @@ def moments_of_panels(
 
 
 def subtract_row_means(row_means: list[Tensor], scales: list[Tensor]) -> Callable[[int, Tensor, slice], None]:
-    """For `moments_of_panels`: means [n, o] of each kernel's rows, and the mean of all in those of the panel's."""
+    """The `subtract` of `inner_products_of_panels` for means [n, o] of each kernel's rows."""
     means = [mean * scale for mean, scale in zip(row_means, scales, strict=True)]
 
     def subtract(index: int, panel: Tensor, now: slice) -> None:
@@ -169,7 +163,7 @@ def subtract_row_means(row_means: list[Tensor], scales: list[Tensor]) -> Callabl
 
 
 def gram_of_panels(panel_of: Callable[[slice], Tensor], rows: Sequence[slice], n: int, o: int, scale: Tensor) -> Tensor:
-    """K from its panels (see `ScaledTerm.panel`), times scale."""
+    """K from its panels (see `ScaledLayer.panel`), times scale."""
     k: Tensor | None = None
     for now in rows:
         panel = panel_of(now)
@@ -189,51 +183,41 @@ def mirrored(corner: Tensor) -> Tensor:
     return (square.triu() + square.triu(1).T).view(corner.shape)
 
 
-def centered_moments(
-    forward: list[Tensor],
-    backward: list[Tensor],
-    bias: list[float],
-    row_means: list[Tensor],
-    precision: str,
-    by_jacobian: Sequence[bool] = (),
-    terms: Sequence[int] = (),
-) -> Tensor:
-    """See `ahkernels.ops.centered_moments`."""
-    n, _, o, _ = backward[0].shape
-    if o == 1 and precision != "medium":
-        # Kernels over samples alone come close to constant: in float64 no digits are lost to the constant part.
-        forward, backward = [a.double() for a in forward], [g.double() for g in backward]
-    scaled = [ScaledTerm.of(*term, precision) for term in terms_of(forward, backward, bias, by_jacobian)]
-    kernels = in_sums(scaled, terms)
-    scales = [smallest([term.scale for term in kernel]) for kernel in kernels]
-    return moments_of_panels(
-        lambda rows: [sum_panel(kernel, rows) for kernel in kernels],
-        _steps(n, chunk_elements(backward[0]), n * o * o),
-        subtract_row_means(row_means, scales),
-        scales,
+class ScaledKernels(NamedTuple):
+    """The scaled layers of some kernels, the scale of each kernel, and the steps that panels are taken in."""
+
+    kernels: list[list[ScaledLayer]]
+    scales: list[Tensor]
+    steps: list[slice]
+
+    @classmethod
+    def of(cls, batch: KernelBatch, precision: str) -> ScaledKernels:
+        """Scales the layers of a batch."""
+        kernels = [[ScaledLayer.of(layer, precision) for layer in kernel] for kernel in batch.kernels()]
+        scales = [smallest([layer.scale for layer in kernel]) for kernel in kernels]
+        return cls(kernels, scales, _steps(batch.n, chunk_elements(batch.backward[0]), batch.n * batch.o**2))
+
+    def panels(self, rows: slice) -> list[Tensor]:
+        """`sum_panel` of each kernel."""
+        return [sum_panel(kernel, rows) for kernel in self.kernels]
+
+
+def centered_inner_products(batch: KernelBatch, row_means: list[Tensor], precision: str) -> Tensor:
+    """See `ahkernels.ops.centered_inner_products`."""
+    scaled = ScaledKernels.of(batch.double() if loses_digits(batch, "global", precision) else batch, precision)
+    return inner_products_of_panels(
+        scaled.panels, scaled.steps, subtract_row_means(row_means, scaled.scales), scaled.scales
     )
 
 
-def per_output_moments(
-    forward: list[Tensor],
-    backward: list[Tensor],
-    bias: list[float],
-    precision: str,
-    by_jacobian: Sequence[bool] = (),
-    terms: Sequence[int] = (),
-) -> Tensor:
-    """See `ahkernels.ops.per_output_moments`; in float64 but at "medium", in two passes over panels."""
-    n, _, o, _ = backward[0].shape
-    if precision != "medium":
-        # Blocks come close to constant: in float64 no digits are lost to the constant part.
-        forward, backward = [a.double() for a in forward], [g.double() for g in backward]
-    scaled = [ScaledTerm.of(*term, precision) for term in terms_of(forward, backward, bias, by_jacobian)]
-    kernels = in_sums(scaled, terms)
-    scales = [smallest([term.scale for term in kernel]) for kernel in kernels]
-    steps = _steps(n, chunk_elements(backward[0]), n * o * o)
-    means = [v.new_zeros(n, o, o, dtype=torch.float64) for v in scales]  # of rows, by the output of the columns
-    for now in steps:
-        for kernel, of_kernel in zip(kernels, means, strict=True):
+def per_output_inner_products(batch: KernelBatch, precision: str) -> Tensor:
+    """See `ahkernels.ops.per_output_inner_products`; in float64 but at "medium", in two passes over panels."""
+    scaled = ScaledKernels.of(batch.double() if loses_digits(batch, "per_output", precision) else batch, precision)
+    n, o = batch.n, batch.o
+    # The means [n, o, o] of rows by the output of the columns.
+    means = [scale.new_zeros(n, o, o, dtype=torch.float64) for scale in scaled.scales]
+    for now in scaled.steps:
+        for kernel, of_kernel in zip(scaled.kernels, means, strict=True):
             panel, count = sum_panel(kernel, now).double(), now.stop - now.start
             of_kernel[now] += panel.sum(2) / n
             of_kernel[now.stop :] += panel[:, :, count:].sum(0).permute(1, 2, 0) / n
@@ -243,14 +227,12 @@ def per_output_moments(
         panel -= (mean[now] - mean.mean(0)).to(panel.dtype)[:, :, None]
         panel -= mean[now.start :].to(panel.dtype).permute(2, 0, 1)
 
-    per_output = moments_of_panels(
-        lambda rows: [sum_panel(kernel, rows) for kernel in kernels], steps, subtract, scales
-    )
-    return torch.stack((per_output + _between_outputs(means, scales), per_output))
+    per_output = inner_products_of_panels(scaled.panels, scaled.steps, subtract, scaled.scales)
+    return torch.stack((per_output + _between_outputs(means, scaled.scales), per_output))
 
 
 def _between_outputs(means: list[Tensor], scales: list[Tensor]) -> Tensor:
-    """What the inner products of kernels centered as a whole have beyond those of kernels centered per output, [q, q].
+    """The inner products [q, q] of kernels centered as a whole, less those of the same centered per output.
 
     2n <Z_a B, Z_b B> + n^2 <B m_a B, B m_b B> with the means [n, o, o] of rows by output M times scales, their mean m
     over the samples, Z = M - m and B = I_o - 11^T/o.
@@ -270,23 +252,33 @@ def _between_outputs(means: list[Tensor], scales: list[Tensor]) -> Tensor:
     return found
 
 
-def tangent_gram(
-    forward: list[Tensor],
-    backward: list[Tensor],
-    bias: list[float],
-    precision: str,
-    by_jacobian: Sequence[bool] = (),
-) -> Tensor:
+def tangent_gram(batch: KernelBatch, precision: str) -> Tensor:
     """See `ahkernels.ops.tangent_gram`."""
-    n, _, o, _ = backward[0].shape
-    kernel = [ScaledTerm.of(*term, precision) for term in terms_of(forward, backward, bias, by_jacobian)]
-    scale = smallest([term.scale for term in kernel])
-    rows = _steps(n, chunk_elements(backward[0]), n * o * o)
-    return gram_of_panels(lambda now: sum_panel(kernel, now), rows, n, o, scale)
+    scaled = ScaledKernels.of(batch, precision)
+    ((kernel,), (scale,)) = scaled.kernels, scaled.scales
+    return gram_of_panels(lambda now: sum_panel(kernel, now), scaled.steps, batch.n, batch.o, scale)
 
 
-def tangent_diagonal(forward: Tensor, backward: Tensor, bias: float, by_jacobian: bool = False) -> Tensor:
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of new tensors, one after the other."""
+    first, *others = parts
+    for part in others:
+        first += part
+    return first
+
+
+def _only_kernel(batch: KernelBatch) -> list[Layer]:
+    (layers,) = batch.kernels()
+    return layers
+
+
+def tangent_diagonal(batch: KernelBatch) -> Tensor:
     """See `ahkernels.ops.tangent_diagonal`."""
+    return _sum(map(_diagonal, _only_kernel(batch)))
+
+
+def _diagonal(layer: Layer) -> Tensor:
+    forward, backward, bias, by_jacobian = layer
     diagonal = forward.new_empty(backward.shape[0], backward.shape[2], dtype=torch.float64)
     s, o, m = backward.shape[1:]
     for rows in _steps(len(backward), chunk_elements(backward), s * max(o * m, forward.shape[2], s)):
@@ -302,28 +294,37 @@ def tangent_diagonal(forward: Tensor, backward: Tensor, bias: float, by_jacobian
     return diagonal
 
 
-def tangent_product(forward: Tensor, backward: Tensor, bias: float, v: Tensor, fp32: bool = False) -> Tensor:
+def tangent_product(batch: KernelBatch, v: Tensor, fp32: bool = False) -> Tensor:
     """See `ahkernels.ops.tangent_product`; here always in float64."""
-    return tangent_cross_product(forward, backward, forward, backward, bias, v)
+    return tangent_cross_product(batch, batch, v)
 
 
-def tangent_cross_product(
-    forward: Tensor, backward: Tensor, other_forward: Tensor, other_backward: Tensor, bias: float, v: Tensor
-) -> Tensor:
+def tangent_cross_product(rows: KernelBatch, columns: KernelBatch, v: Tensor) -> Tensor:
     """See `ahkernels.ops.tangent_cross_product`."""
-    numbers = chunk_elements(backward)
-    through_samples = _fewer_flops_through_samples(forward, other_forward, backward.shape[3], passes=2)
+    layers = zip(_only_kernel(rows), _only_kernel(columns), strict=True)
+    return _sum(_cross_product(row, column, v) for row, column in layers)
+
+
+def _cross_product(row: Layer, column: Layer, v: Tensor) -> Tensor:
+    numbers = chunk_elements(row.backward)
+    through_samples = _fewer_flops_through_samples(row.forward, column.forward, row.backward.shape[3], passes=2)
     route = _entries_through_samples if through_samples else _entries_through_parameters
-    out = v.new_zeros(*backward.shape[::2], v.shape[2])
-    for rows, pre_activations, t in route(forward, other_forward, other_backward, bias, v, numbers):
-        g, sums = backward[rows][..., pre_activations], out[rows]
+    out = v.new_zeros(*row.backward.shape[::2], v.shape[2])
+    entries = route(row.forward, column.forward, column.backward, column.bias, v, numbers)
+    for samples, pre_activations, t in entries:
+        g, sums = row.backward[samples][..., pre_activations], out[samples]
         for now in _steps(len(g), numbers, g[0].numel()):
             sums[now] += torch.einsum("xsim,xsvm->xiv", g[now].double(), t[now])
     return out
 
 
-def tangent_quadratic(forward: Tensor, backward: Tensor, bias: float, v: Tensor) -> Tensor:
+def tangent_quadratic(batch: KernelBatch, v: Tensor) -> Tensor:
     """See `ahkernels.ops.tangent_quadratic`."""
+    return _sum(_quadratic(layer, v) for layer in _only_kernel(batch))
+
+
+def _quadratic(layer: Layer, v: Tensor) -> Tensor:
+    forward, backward, bias, _ = layer
     forms = v.new_zeros(v.shape[2])
     numbers = chunk_elements(backward)
     if _fewer_flops_through_samples(forward, forward, backward.shape[3], passes=1):
@@ -338,69 +339,62 @@ def tangent_quadratic(forward: Tensor, backward: Tensor, bias: float, v: Tensor)
     return forms
 
 
-def tangent_row_sums(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
+def tangent_row_sums(batch: KernelBatch) -> Tensor:
     """See `ahkernels.ops.tangent_row_sums`; here exact up to float64's rounding."""
-    n, _, o, _ = backward.shape
-    ones = torch.ones(n, o, 1, dtype=torch.float64, device=backward.device)
-    return tangent_product(forward, backward, bias, ones)[..., 0]
+    ones = torch.ones(batch.n, batch.o, 1, dtype=torch.float64, device=batch.backward[0].device)
+    return tangent_product(batch, ones)[..., 0]
 
 
-def tangent_statistics(
-    forward: list[Tensor],
-    backward: list[Tensor],
-    bias: list[float],
-    v: Tensor,
-    precision: str,
-    by_jacobian: Sequence[bool] = (),
-    terms: Sequence[int] = (),
-    per_output: bool = False,
-) -> Tensor:
-    """See `ahkernels.ops.tangent_statistics`."""
-    if per_output:
-        return _both_statistics(forward, backward, bias, v, precision, by_jacobian, terms)
+def tangent_moments(batch: KernelBatch, v: Tensor, precision: str, per_output: bool = False) -> tuple[Moments, ...]:
+    """See `ahkernels.ops.tangent_moments`.
+
+    Raises:
+        RuntimeError: for kernels of one output.
+    """
+    if batch.o == 1:
+        raise RuntimeError(
+            "tangent_moments: backward: expected at least 2 outputs, got 1; for kernels over samples alone take "
+            "centered_inner_products with the kernel of the labels, tangent_diagonal and tangent_row_sums"
+        )
+    return _moments_of_both_centerings(batch, v, precision) if per_output else (_moments(batch, v, precision),)
+
+
+def _moments(batch: KernelBatch, v: Tensor, precision: str) -> Moments:
+    """Global centering: inner products and sums from products, squared norms from panels."""
     ops = torch.ops.ahkernels  # the device's own, where it has some
     columns = torch.cat((torch.ones_like(v), v), 2)
-    products, traces = [], []  # K 1 and K v
-    for a, g, b, route in terms_of(forward, backward, bias, by_jacobian):
-        products.append(ops.tangent_product(a, g, b, columns))
-        traces.append(ops.tangent_diagonal(a, g, b, route).sum())
-    of_kernels = [torch.stack(products).sum(0) for products in in_sums(products, terms)]
-    sums = [product[..., 0] for product in of_kernels]
-    forms = torch.stack([(product[..., 1] * v[..., 0]).sum() for product in of_kernels])
-    means = [s / s.numel() for s in sums]
-    moments = ops.centered_moments(forward, backward, bias, means, precision, by_jacobian, terms)
-    trace = torch.stack([torch.stack(traces).sum() for traces in in_sums(traces, terms)])
-    return torch.stack((forms, moments.diagonal(), trace, torch.stack([s.sum() for s in sums])), 1)
+    products = [ops.tangent_product(*kernel, columns) for kernel in batch.split()]  # K 1 and K v
+    sums = [product[..., 0] for product in products]
+    squares = ops.centered_inner_products(*batch, [rows / rows.numel() for rows in sums], precision)
+    return Moments(
+        torch.stack([(product[..., 1] * v[..., 0]).sum() for product in products]),
+        squares.diagonal(),
+        _traces(batch),
+        torch.stack([rows.sum() for rows in sums]),
+    )
 
 
-def _both_statistics(
-    forward: list[Tensor],
-    backward: list[Tensor],
-    bias: list[float],
-    v: Tensor,
-    precision: str,
-    by_jacobian: Sequence[bool],
-    terms: Sequence[int],
-) -> Tensor:
-    """`tangent_statistics` with both centerings: forms and sums from products, squares from panels."""
+def _moments_of_both_centerings(batch: KernelBatch, v: Tensor, precision: str) -> tuple[Moments, Moments]:
+    """Both centerings: inner products and sums from quadratic forms, squared norms from panels."""
     ops = torch.ops.ahkernels  # the device's own, where it has some
     n, o = v.shape[:2]
     blocks = torch.eye(o, dtype=v.dtype, device=v.device).expand(n, o, o)  # a column of ones at each output
     columns = torch.cat((v, v - v.mean(0), torch.ones_like(v), blocks), 2)
-    forms, traces = [], []
-    for a, g, b, route in terms_of(forward, backward, bias, by_jacobian):
-        forms.append(ops.tangent_quadratic(a, g, b, columns))
-        traces.append(ops.tangent_diagonal(a, g, b, route).sum())
-    form = torch.stack([torch.stack(of_kernel).sum(0) for of_kernel in in_sums(forms, terms)])  # [q, 3 + o]
-    trace = torch.stack([torch.stack(of_kernel).sum() for of_kernel in in_sums(traces, terms)])
-    squares = ops.per_output_moments(forward, backward, bias, precision, by_jacobian, terms).diagonal(dim1=1, dim2=2)
-    return torch.stack(
-        (form[:, 0], squares[0], trace, form[:, 2], form[:, 1], squares[1], trace, form[:, 3:].sum(1)), 1
+    forms = torch.stack([ops.tangent_quadratic(*kernel, columns) for kernel in batch.split()])  # [q, 3 + o]
+    squares = ops.per_output_inner_products(*batch, precision).diagonal(dim1=1, dim2=2)
+    traces = _traces(batch)
+    return (
+        Moments(forms[:, 0], squares[0], traces, forms[:, 2]),
+        Moments(forms[:, 1], squares[1], traces, forms[:, 3:].sum(1)),
     )
 
 
+def _traces(batch: KernelBatch) -> Tensor:
+    return torch.stack([torch.ops.ahkernels.tangent_diagonal(*kernel).sum() for kernel in batch.split()])
+
+
 def _steps(count: int, numbers: int, numbers_of_one: int) -> list[slice]:
-    """All of `count` things, in steps of no more than so many numbers where one alone has not more."""
+    """Slices over `count` things, of no more than `numbers` numbers each unless a single thing has more."""
     step = max(1, numbers // max(1, numbers_of_one))
     return [slice(begin, min(begin + step, count)) for begin in range(0, count, step)]
 
@@ -418,10 +412,10 @@ def _fewer_flops_through_samples(forward: Tensor, other_forward: Tensor, m: int,
 def _entries_through_samples(
     forward: Tensor, other_forward: Tensor, other_backward: Tensor, bias: float, v: Tensor, numbers: int
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Sums t over other samples and uses of (<a, a'> + b) sum_i v_i g^i', by samples and by pre-activations.
+    """Sums t of (<a, a'> + b) sum_i v_i g^i' over the other samples and positions, through the forward Gram P.
 
-    Yields the samples of forward, the pre-activations and t [samples, s, columns, pre-activations]. P and t take no
-    more than `numbers` each where those of one sample do not.
+    Yields slices of the samples and of the pre-activations, and t [samples, s, columns, pre-activations] there. P and t
+    have no more than `numbers` numbers each, unless a single sample has more.
     """
     (n, s, d), (others, other_s, o, m), columns = forward.shape, other_backward.shape, v.shape[2]
     for rows in _steps(n, numbers, s * max(others * other_s, d)):
@@ -442,7 +436,7 @@ def _entries_through_samples(
 def _entries_through_parameters(
     forward: Tensor, other_forward: Tensor, other_backward: Tensor, bias: float, v: Tensor, numbers: int
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The same as `_entries_through_samples`, as M_v a + b sum h."""
+    """The same as `_entries_through_samples`, but as M_v a + b sum h."""
     n, s, d = forward.shape
     for pre_activations, weights, sums in _weights(other_forward, other_backward, v, numbers):
         columns, width, _ = weights.shape
@@ -452,10 +446,10 @@ def _entries_through_parameters(
 
 
 def _weights(forward: Tensor, backward: Tensor, v: Tensor, numbers: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Sums M_v over samples and uses of h a^T with h = sum_i v_i g^i, by pre-activations.
+    """Sums M_v of h a^T over samples and positions with h = sum_i v_i g^i, by pre-activations.
 
-    Yields the pre-activations, M_v [columns, pre-activations, d] and the sums of h, [columns, pre-activations]. M_v
-    takes no more than `numbers` where that of one pre-activation does not.
+    Yields slices of the pre-activations, and there M_v [columns, pre-activations, d] and the sum of h [columns,
+    pre-activations]. M_v has no more than `numbers` numbers, unless a single pre-activation has more.
     """
     (n, s, o, m), d, columns = backward.shape, forward.shape[2], v.shape[2]
     for pre_activations in _steps(m, numbers, columns * d):

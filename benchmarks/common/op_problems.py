@@ -1,7 +1,7 @@
 """The ops on the factors of one layer of a given shape, and the least number of flops that each of them takes.
 
 Flops are two for each multiply-add, and half of a symmetric matrix counts. Where products with few vectors can go
-through the parameters or through the forward Gram (csrc/cpu/thin.h), the cheaper way counts.
+through the parameters or through the forward Gram (csrc/cpu/tiles/thin_products.h), the cheaper way counts.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ahkernels import ops
+from ahkernels.ops import KernelBatch
 
 
 @dataclass(frozen=True)
@@ -39,39 +40,38 @@ class OpProblem:
         backward = torch.randn(self.n, self.s, self.o, self.m, generator=generator, dtype=self.dtype)
         return forward, backward
 
-    def jobs(self) -> dict[str, tuple[Callable[[], Tensor], float]]:
-        """Op name -> the op on these factors, and its flops; vectors are one column."""
+    @cached_property
+    def batch(self) -> KernelBatch:
+        """The kernel of these factors and a bias."""
         a, g = self.factors
-        v = torch.linspace(-1, 1, self.n * self.o, dtype=torch.float64).view(self.n, self.o, 1)
-        means = ops.tangent_row_sums(a, g, 1.0) / (self.n * self.o)
-        many = [a], [g], [1.0]
-        route = [self.by_jacobian]
-        square, product = self.square_flops(), self.product_flops(passes=2)
-        jobs: dict[str, tuple[Callable[[], Tensor], float]] = {
-            "centered_moments": (lambda: ops.centered_moments(*many, [means], "highest", route), square),
-            "tangent_statistics": (lambda: ops.tangent_statistics(*many, v, "highest", route), square),
-            **self.per_output_jobs(v, square),
-            "tangent_gram": (lambda: ops.tangent_gram(*many, "highest", route), square),
-            "tangent_product": (lambda: ops.tangent_product(a, g, 1.0, v), product),
-            "tangent_cross_product": (lambda: ops.tangent_cross_product(a, g, a, g, 1.0, v), product),
-            "tangent_row_sums": (lambda: ops.tangent_row_sums(a, g, 1.0), product),
-            "tangent_quadratic": (lambda: ops.tangent_quadratic(a, g, 1.0, v), self.product_flops(passes=1)),
-            "tangent_diagonal": (lambda: ops.tangent_diagonal(a, g, 1.0, self.by_jacobian), self.diagonal_flops()),
-        }
-        return jobs
+        return KernelBatch([a], [g], [1.0], [self.by_jacobian], [1])
 
-    def per_output_jobs(self, v: Tensor, flops: float) -> dict[str, tuple[Callable[[], Tensor], float]]:
-        """Those of kernels whose blocks are centered by themselves; with one output there is one block."""
+    def jobs(self) -> dict[str, tuple[Callable[[], object], float]]:
+        """Op name -> the op on these factors, and its flops; vectors are one column."""
+        batch = self.batch
+        v = torch.linspace(-1, 1, self.n * self.o, dtype=torch.float64).view(self.n, self.o, 1)
+        means = ops.tangent_row_sums(batch) / (self.n * self.o)
+        square, product = self.square_flops(), self.product_flops(passes=2)
+        return {
+            "centered_inner_products": (lambda: ops.centered_inner_products(batch, [means], "highest"), square),
+            **self.jobs_of_several_outputs(v, square),
+            "tangent_gram": (lambda: ops.tangent_gram(batch, "highest"), square),
+            "tangent_product": (lambda: ops.tangent_product(batch, v), product),
+            "tangent_cross_product": (lambda: ops.tangent_cross_product(batch, batch, v), product),
+            "tangent_row_sums": (lambda: ops.tangent_row_sums(batch), product),
+            "tangent_quadratic": (lambda: ops.tangent_quadratic(batch, v), self.product_flops(passes=1)),
+            "tangent_diagonal": (lambda: ops.tangent_diagonal(batch), self.diagonal_flops()),
+        }
+
+    def jobs_of_several_outputs(self, v: Tensor, flops: float) -> dict[str, tuple[Callable[[], object], float]]:
+        """The ops that are for kernels over several outputs; with one output there are none."""
         if self.o == 1:
             return {}
-        a, g = self.factors
-        many, route = ([a], [g], [1.0]), [self.by_jacobian]
+        batch = self.batch
         return {
-            "per_output_moments": (lambda: ops.per_output_moments(*many, "highest", route), flops),
-            "tangent_statistics, per output": (
-                lambda: ops.tangent_statistics(*many, v, "highest", route, [], True),
-                flops,
-            ),
+            "tangent_moments": (lambda: ops.tangent_moments(batch, v, "highest"), flops),
+            "per_output_inner_products": (lambda: ops.per_output_inner_products(batch, "highest"), flops),
+            "tangent_moments, per output": (lambda: ops.tangent_moments(batch, v, "highest", per_output=True), flops),
         }
 
     def square_flops(self) -> float:
@@ -83,10 +83,10 @@ class OpProblem:
 
     def product_flops(self, passes: int) -> float:
         """Of K v, and with one pass over the samples of v^T K v."""
-        uses = self.n * self.s
-        through_parameters = passes * 2 * uses * self.d * self.m
-        through_gram = uses**2 * self.d + 2 * uses**2 * self.m
-        return passes * 2 * uses * self.o * self.m + min(through_parameters, through_gram)
+        rows = self.n * self.s
+        through_parameters = passes * 2 * rows * self.d * self.m
+        through_gram = rows**2 * self.d + 2 * rows**2 * self.m
+        return passes * 2 * rows * self.o * self.m + min(through_parameters, through_gram)
 
     def diagonal_flops(self) -> float:
         """Of the squares of the rows of the Jacobian, or of the pairs of positions of each sample."""

@@ -7,6 +7,7 @@ import torch
 try:
     import ahkernels as ah
     from ahkernels.factors import LayerFactors
+    from ahkernels.ops import KernelBatch
 except ImportError as reason:
     raise ImportError(
         "the benchmarks need ahkernels installed (pip install . in the repository root), "
@@ -21,7 +22,8 @@ def alignment(a: torch.Tensor, g: torch.Tensor, y: torch.Tensor) -> float:
 
 def centered_square(a: torch.Tensor, g: torch.Tensor, row_means: torch.Tensor) -> float:
     """||C K C||_F^2 by the fused pass alone; row_means [n, o] in fp64."""
-    return float(torch.ops.ahkernels.centered_moments([a[:, None]], [g[:, None]], [0.0], [row_means], "highest"))
+    batch = KernelBatch([a[:, None]], [g[:, None]], [0.0], [False], [1])
+    return float(ah.ops.centered_inner_products(batch, [row_means], "highest"))
 
 
 def layerwise(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, products: int | None = None) -> torch.Tensor:
@@ -77,8 +79,8 @@ def similarity(factors: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor
 
 def factors_of(model: torch.nn.Module, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """a [n, N] and g [n, o, N'] of every dense layer."""
-    terms = [one.factors[0] for one in ah.tangent_kernels(model, x).values()]
-    return [(term.forward[:, 0], term.backward[:, 0]) for term in terms]
+    layers = [one.factors[0] for one in ah.tangent_kernels(model, x).values()]
+    return [(layer.forward[:, 0], layer.backward[:, 0]) for layer in layers]
 
 
 def kernel(a: torch.Tensor, g: torch.Tensor) -> "ah.TangentKernel":

@@ -1,11 +1,11 @@
-// Sums in fp64 whose additions need not wait for one another.
+// Sums in fp64 in several chains of additions, which need not wait for one another.
 #pragma once
 
 #include <cstdint>
 
 namespace ahkernels::cpu {
 
-// Sums of x, and of x o y, in eight chains of additions.
+// The sum of number(0), ..., number(count - 1).
 template <class Number>
 double sum_in_chains(int64_t count, const Number& number) {
   double chains[8] = {};

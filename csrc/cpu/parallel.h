@@ -1,5 +1,5 @@
-// Work shared between torch's threads, each taking the next item when it has done its last. Which thread runs an item
-// never shows in a result: an item writes only what belongs to it.
+// Work shared between torch's threads, each of which takes the next item when it has finished one. No result depends on
+// which thread runs an item, since an item writes only to memory of its own.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -8,15 +8,15 @@
 #include <atomic>
 #include <cstdint>
 
-#include "../schedule.h"
+#include "../tiling.h"
 
 namespace ahkernels::cpu {
 
 inline int64_t thread_count() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
 
-// `chunk` items at a time are worth the tens of microseconds that waking a thread can take.
-// work(item, thread) for every item in [0, count); `thread` < thread_count() indexes scratch memory. work() must not
-// throw.
+// Calls work(item, thread) for every item in [0, count), where `thread` < thread_count() indexes scratch memory.
+// Threads take `chunk` items at a time: so many should be worth the tens of microseconds that waking a thread can take.
+// work() must not throw.
 template <class Work>
 void for_each_item(int64_t count, int64_t chunk, const Work& work) {
   const int64_t threads = std::min(thread_count(), ceil_div(count, chunk));

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../schedule.h"
+#include "../tiling.h"
 
 namespace ahkernels::cuda {
 

@@ -1,0 +1,80 @@
+// The factors of a layer as the CPU ops read them: checked and scaled. A tangent kernel is a sum over layers.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../../kernel_batch.h"
+#include "../isa/kernel_table.h"
+
+namespace ahkernels::cpu {
+
+using torch::stable::Tensor;
+
+struct LayerFactors {
+  Tensor forward;   // [n, s, d] inputs of the layer at each of its s positions
+  Tensor backward;  // [n, s, o, m] gradients of the outputs by its pre-activations
+  Element element;
+  double bias;
+  int64_t n, s, d, o, m;
+  size_t kernel;       // index of the kernel that it belongs to
+  bool by_jacobian;    // contracted through sum_s g_s a_s^T instead of by pairs of positions
+  bool near_constant;  // the centered kernel may be too small for fp32: near_constant_centering.h centers it
+  // Powers of two that bring the largest magnitude of each factor to [1, 2), so that fp32 tiles neither overflow nor
+  // vanish. Tiles of the layer are computed times scale(). All layers of a kernel have the scale() of the largest, so
+  // that the backward factors of the others become smaller still.
+  double forward_scale = 1, backward_scale = 1;
+
+  // Index of the first layer with the same backward factor and scale, whose tiles this one shares.
+  size_t backward_of = 0;
+
+  double scale() const { return forward_scale * forward_scale * backward_scale * backward_scale; }
+  double scaled_bias() const { return bias * forward_scale * forward_scale; }
+
+  // Rows of the forward factor at `position`, from `sample` on: [*, d].
+  Strided forward_rows(int64_t sample, int64_t position) const;
+  // Rows of the backward factor at `position` and `output`, from `sample` on: [*, m].
+  Strided backward_rows(int64_t sample, int64_t position, int64_t output) const;
+};
+
+// Whether to look for the largest magnitudes of factors.
+enum class Scaling { kNone, kByKernel, kByLayer };
+
+// The layers of a batch in its order. `op` is named in errors. With `per_output` the kernels are to be centered per
+// output.
+std::vector<LayerFactors> layer_factors_of(const std::string& op, const KernelBatch& batch, Scaling scaling,
+                                           bool per_output = false);
+
+// Checks that there is one kernel in the batch; errors call its numbers of layers `argument`.
+void require_one_kernel(const std::string& op, const KernelBatch& batch, const std::string& argument = "layers");
+
+inline int64_t kernel_count(const std::vector<LayerFactors>& layers) {
+  return static_cast<int64_t>(layers.back().kernel) + 1;
+}
+
+// The scale of each kernel.
+std::vector<double> kernel_scales(const std::vector<LayerFactors>& layers);
+
+// Checks that v is [n, o, columns] in float64.
+void check_columns(const std::string& op, const LayerFactors& layer, const Tensor& v);
+
+void check_precision(const std::string& op, const std::string& precision);
+
+// out [count] = the sum of layer(which, to) over the layers, each of which writes `count` numbers: one after the other,
+// in fp64.
+template <class Layer>
+void sum_over_layers(size_t layers, int64_t count, double* out, const Layer& layer) {
+  layer(0, out);
+  std::vector<double> next(layers > 1 ? count : 0);
+  for (size_t which = 1; which < layers; ++which) {
+    layer(which, next.data());
+    for (int64_t i = 0; i < count; ++i) out[i] += next[i];
+  }
+}
+
+}  // namespace ahkernels::cpu
