@@ -116,6 +116,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Puts the model in eval mode, and then restores the mode of each module, also after an error.
 
     The flags are set directly, since an overridden train() may have side effects.
+
+    Args:
+        model: The network; its modules may be in different modes.
+
+    Example:
+        >>> import torch, ahkernels as ah
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout())
+        >>> with ah.evaluating(model):
+        ...     model.training
+        False
+        >>> model.training
+        True
     """
     flags = [(module, module.training) for module in model.modules()]
     try:

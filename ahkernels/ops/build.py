@@ -12,8 +12,8 @@ try:
 except ImportError as error:
     raise ImportError(
         "ahkernels: the compiled extension is missing or does not load "
-        f"({error}). Build it with 'pip install .' in the repository and import ahkernels from another folder, or "
-        "with 'pip install --no-build-isolation -e .' to import it from there."
+        f"({error}). Build it with 'pip install -e .' in the repository, or with 'pip install .' to import ahkernels "
+        "from another folder than that."
     ) from error
 
 
@@ -48,6 +48,11 @@ def build_info() -> dict[str, Any]:
         in use), ``cuda`` (the version that the CUDA kernels were built with, or why they are not in use),
         ``cuda_architectures`` (where they are: compute capabilities times ten), ``cpu_capability`` (instruction sets in
         use, best first) and ``implementations`` (device type -> "kernels" or "plain torch").
+
+    Example:
+        >>> import ahkernels as ah
+        >>> ah.build_info()["implementations"]["cpu"]
+        'kernels'
     """
     facts = dict(_FACTS)
     library = cuda_library()
