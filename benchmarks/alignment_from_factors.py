@@ -1,9 +1,9 @@
 """Claim tested: one alignment from given factors, fused, is faster than the best plain torch, in little memory.
 
-Contenders at n samples and o outputs, from a [n, N] and g [n, o, N]: ours, its fused pass alone, and plain
-torch (common/plain.py) with K in memory, by panels, and by panels that use the symmetry, eager and compiled,
-every one at its best block size. The fastest of plain torch is the bar. The floor is half of the square, that
-is (on)^2 N flops, in fp32 at the best GEMM rate of this run, and the factors read once at its copy bandwidth.
+Contenders at n samples and o outputs, from a [n, N] and g [n, o, N]: ours, its fused pass alone, and plain torch
+(common/plain_layer.py) with K in memory, by panels, and by panels that use the symmetry, eager and compiled, every one
+at its best block size. The fastest of plain torch is the bar. The floor is half of the square, that is (on)^2 N flops,
+in fp32 at the best GEMM rate of this run, and the factors read once at its copy bandwidth.
 """
 
 import argparse
@@ -11,9 +11,9 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from common import arguments, machine, memory, plain, results, timing, workload
-from common import ceilings as ceiling
-from common.ceilings import Ceilings, Work
+
+from benchmarks.common import machine, memory, plain_layer, results, script, timing, workload
+from benchmarks.common.ceilings import Ceilings, Work
 
 OUTPUTS = 10
 BAR_ERROR = 1e-4  # a variant less accurate than this is shown but is not the bar
@@ -26,9 +26,9 @@ def work(n: int, o: int, width: int) -> Work:
 
 def ours_jobs(a: torch.Tensor, g: torch.Tensor, y: torch.Tensor) -> dict[str, Callable[[], float]]:
     """The public call, and the fused pass by itself."""
-    from common import ours
+    from benchmarks.common import ours
 
-    means = plain.thin_products(a.double(), g.double(), one_hot(y, torch.float64))[0]
+    means = plain_layer.thin_products(a.double(), g.double(), one_hot(y, torch.float64))[0]
     return {
         "ours": lambda: ours.alignment(a, g, y),
         "ours, fused pass alone": lambda: ours.centered_square(a, g, means),
@@ -42,7 +42,7 @@ def one_hot(y: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor
 def best_of_families(a: torch.Tensor, g: torch.Tensor, y: torch.Tensor) -> tuple[dict[str, Callable[[], float]], dict]:
     """Every family of plain torch at its best block size, and the sweep behind the choice."""
     chosen, sweep = {}, {}
-    for family in plain.families(len(a)).values():
+    for family in plain_layer.families(len(a)).values():
         jobs = {name: partial(job, a, g, one_hot(y)) for name, job in family.items()}
         name, timings = timing.fastest(jobs)
         chosen[name] = jobs[name]
@@ -53,14 +53,13 @@ def best_of_families(a: torch.Tensor, g: torch.Tensor, y: torch.Tensor) -> tuple
 def compare(n: int, width: int, best: Ceilings, args: argparse.Namespace) -> tuple[dict[str, object], str]:
     """All contenders in one round-robin; returns the table and the name of the bar."""
     a, g, y = workload.factors(n, OUTPUTS, width)
-    reference = {
-        "alignment": plain.blocked(a.double(), g.double(), one_hot(y, torch.float64), plain.block_sizes(n)[-1])
-    }
+    exact, block = (a.double(), g.double(), one_hot(y, torch.float64)), plain_layer.block_sizes(n)[-1]
+    reference = {"alignment": plain_layer.blocked(*exact, block)}
     jobs, sweep = best_of_families(a, g, y)
     bars = list(jobs)
     if not args.without_ours:
-        means = plain.thin_products(a.double(), g.double(), one_hot(y, torch.float64))[0]
-        reference["square"] = plain.blocked_square(a.double(), g.double(), means, plain.block_sizes(n)[-1])
+        means = plain_layer.thin_products(*exact)[0]
+        reference["square"] = plain_layer.blocked_square(*exact[:2], means, block)
         jobs = ours_jobs(a, g, y) | jobs
     error = {
         name: abs(job() / reference["square" if "pass" in name else "alignment"] - 1) for name, job in jobs.items()
@@ -99,9 +98,9 @@ def at_scale(n: int, width: int, bar: str, best: Ceilings, args: argparse.Namesp
 def bar_job(bar: str, a: torch.Tensor, g: torch.Tensor, y: torch.Tensor) -> Callable[[], float]:
     """The method called `bar` at other factors, at the block size nearest to the one that was best."""
     method, _, block = bar.partition(", blocks of ")
-    family = [name for name in plain.variants(len(a)) if name.partition(", blocks of ")[0] == method]
+    family = [name for name in plain_layer.variants(len(a)) if name.partition(", blocks of ")[0] == method]
     name = min(family, key=lambda name: abs(int(name.rsplit(" ", 1)[1]) - int(block))) if block else method
-    return partial(plain.variants(len(a))[name], a, g, one_hot(y))
+    return partial(plain_layer.variants(len(a))[name], a, g, one_hot(y))
 
 
 def memory_setup(name: str, n: int, width: int, threads: int) -> Callable[[], float]:
@@ -121,23 +120,21 @@ def memory_setup(name: str, n: int, width: int, threads: int) -> Callable[[], fl
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, quick="at n = 100", repeats=5)
+    parser = script.parser("alignment_from_factors", __doc__, quick="at n = 100", repeats=5)
     parser.add_argument("--without-ours", action="store_true", help="the baselines alone")
-    args = parser.parse_args()
-    args.threads = machine.use_threads(args.threads)
+    args = script.parse(parser)
     torch.manual_seed(0)
 
     n, large, widths = (100, 200, [64]) if args.quick else (1000, 4000, [256, 1024])
     on = n * OUTPUTS
     shapes = [shape for width in widths for shape in ((on // 10, width, on // 10), (on // 5, width, on))]
-    best = ceiling.measure([*shapes, (on, widths[0], on)], (512,) * 3 if args.quick else ceiling.SQUARE)
-    results.print_ceilings(best)
+    best = script.measure_ceilings(args, [*shapes, (on, widths[0], on)])
 
     tables = []
     for width in widths:
         table, bar = compare(n, width, best, args)
         tables += [table, at_scale(large, width, bar, best, args)]
-    results.save("alignment_from_factors", tables, best, args.output, args.quick)
+    script.save(args, best, tables=tables)
 
 
 if __name__ == "__main__":

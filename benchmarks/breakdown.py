@@ -16,17 +16,15 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-import vision_networks
-from common import arguments, floor, machine, page_table, results, timing, workload
-from common import ceilings as ceiling
-from common.ceilings import Ceilings, Work
-from common.op_problems import OpProblem
-from comparison.figures import saved
 
 import ahkernels as ah
 from ahkernels import ops
 from ahkernels.capture import run
 from ahkernels.statistics import alignment
+from benchmarks.common import floor, script, tables, timing, workload
+from benchmarks.common.ceilings import PANELS, Ceilings, Work
+from benchmarks.common.figure import saved
+from benchmarks.common.op_problems import OpProblem
 
 OUTPUTS = 10
 Case = tuple[str, torch.nn.Module, torch.Tensor, torch.Tensor]
@@ -73,7 +71,7 @@ def cases(quick: bool) -> Iterator[Case]:
     """Name, network, x, y."""
     for n in (16,) if quick else (64, 256, 1000):
         yield "MLP", workload.mlp(), *workload.images(n)
-    yield "ResNet18", *vision_networks.problem("resnet18", 2 if quick else 16)
+    yield "ResNet18", *workload.image_network("resnet18", 2 if quick else 16)
 
 
 @contextmanager
@@ -160,7 +158,7 @@ def work(case: Case, kernels: Sequence[ah.TangentKernel]) -> dict[str, Work]:
     }
 
 
-def measure(case: Case, best: Ceilings, repeats: int) -> tuple[list[list[page_table.Cell]], dict[str, object]]:
+def measure(case: Case, best: Ceilings, repeats: int) -> tuple[list[list[tables.Cell]], dict[str, object]]:
     """Rows of COLUMNS, and the raw seconds."""
     name, model, x, y = case
     kernels = list(ah.tangent_kernels(model, x, precision="highest").values())
@@ -170,23 +168,23 @@ def measure(case: Case, best: Ceilings, repeats: int) -> tuple[list[list[page_ta
     seconds |= {stage: share * seconds[OPS] for stage, share in split.items()}
     del seconds[OPS]
     least, total = work(case, kernels), sum(seconds.values())
-    rows: list[list[page_table.Cell]] = []
+    rows: list[list[tables.Cell]] = []
     for stage in STAGES:
         floors = [1e3 * floor for floor in best.floor(least[stage])] if stage in least else [None, None]
         took = 1e3 * seconds[stage]
-        of_floor = None if None in floors or not took else page_table.rounded(100 * max(floors) / took, 2)
-        cells = [None if cell is None else page_table.rounded(cell) for cell in (took, 0.1 * took / total, *floors)]
+        of_floor = None if None in floors or not took else tables.rounded(100 * max(floors) / took, 2)
+        cells = [None if cell is None else tables.rounded(cell) for cell in (took, 0.1 * took / total, *floors)]
         rows.append([name, len(x), stage, *cells, of_floor])
     call = statistics.median(sum(one.values()) for one in rounds)
-    rows.append([name, len(x), "whole call", page_table.rounded(1e3 * call), 100.0, None, None, None])
+    rows.append([name, len(x), "whole call", tables.rounded(1e3 * call), 100.0, None, None, None])
     return rows, {"network": name, "n": len(x), "calls_s": rounds, "split_of_ops": split}
 
 
-def draw(rows: Sequence[Sequence[page_table.Cell]], folder: Path) -> None:
+def draw(rows: Sequence[Sequence[tables.Cell]], folder: Path) -> None:
     """One bar for each call, of the shares of its stages."""
     names = list(dict.fromkeys((row[0], row[1]) for row in rows))
     totals = {(row[0], row[1]): row[3] for row in rows if row[2] == "whole call"}
-    with saved(folder / "breakdown", (9, 0.6 * len(names) + 1.8)) as figure:
+    with saved(folder / "breakdown.png", (9, 0.6 * len(names) + 1.8)) as figure:
         axes = figure.subplots()
         left = dict.fromkeys(names, 0.0)
         for stage, colour in STAGES.items():
@@ -203,24 +201,19 @@ def draw(rows: Sequence[Sequence[page_table.Cell]], folder: Path) -> None:
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, quick="on a few samples", repeats=7, of_repeats="calls of each case")
-    args = parser.parse_args()
-    args.threads = machine.use_threads(args.threads)
+    parser = script.parser("breakdown", __doc__, quick="on a few samples", repeats=7, of_repeats="calls of each case")
+    args = script.parse(parser)
     args.repeats = 2 if args.quick else args.repeats
-
-    shapes = [] if args.quick else [(1000, 256, 1000), (2000, 256, 10000)]
-    best = ceiling.measure(shapes, (512,) * 3 if args.quick else ceiling.SQUARE)
-    results.print_ceilings(best)
+    best = script.measure_ceilings(args, PANELS)
     found = [measure(case, best, args.repeats) for case in cases(args.quick)]
     rows = [row for part, _ in found for row in part]
     title = "Where the time of a full call goes"
-    page_table.show(title, COLUMNS, rows)
-    path = args.output or (None if args.quick else results.DIRECTORY / "breakdown.json")
-    if path is not None:
+    tables.show(title, COLUMNS, rows)
+    if args.output is not None:
         text = TEXT.format(repeats=args.repeats, rate=best.rate() / 1e9, bandwidth=best.bandwidth / 1e9)
-        raw = {"ceilings": best.to_dict(), "calls": [one for _, one in found]}
-        page_table.save(path, title, text, COLUMNS, rows, figures=["breakdown"], **raw)
-        draw(rows, path.parent)
+        made_of = {"figures": ["breakdown"], "calls": [one for _, one in found]}
+        script.save(args, best, **tables.record(title, text, COLUMNS, rows), **made_of)
+        draw(rows, args.output.parent)
 
 
 if __name__ == "__main__":

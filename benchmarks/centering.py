@@ -2,28 +2,29 @@
 
 All layers of an MLP of depth 10 and width 256 (10 outputs) from model and data, and one layer of width 256 from its
 factors, for n = 64, 256 and 1000. Each variant is served by a process of its own, and the processes take turns;
-`--before` adds global centering by the package of another folder, such as a checkout of an earlier version. Ratios are
-of medians; the floor is the flops of half of each square, and of the passes through the network, over the best fp32
-GEMM rate of the run.
+`--before` adds global centering by the package in another folder, such as a checkout of an earlier version. Ratios are
+between medians. The floor is the flops of half of each square, and of the passes through the network, over the best
+fp32 GEMM rate of the run.
 """
 
-import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from common import arguments, machine, workload
-from common.ceilings import measure as measure_ceilings
 
 import ahkernels as ah
+from benchmarks.common import script, workload
 
 VARIANTS = {"global": "global", "per output": "per_output", "both": ("global", "per_output")}
 BEFORE = "before"
+ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 0.1  # of a round; shorter calls are repeated within it
 OUTPUTS, WIDTH, DEPTH = 10, 256, 10
 
@@ -45,7 +46,7 @@ def job(task: str, n: int, variant: str) -> Callable[[], object]:
 
 
 def serve(task: str, n: int, variant: str) -> None:
-    """Answers each line of stdin with the seconds of a call, in the mean over a round."""
+    """Answers each line on stdin with the seconds that a call took, on average over a round."""
     call = job(task, n, variant)
     call()
     start = time.perf_counter()
@@ -60,15 +61,13 @@ def serve(task: str, n: int, variant: str) -> None:
 
 
 class Server:
-    """A process of `serve`, of the package that is installed or of that in a folder."""
+    """A process that runs `serve` in a folder, where it finds `benchmarks` and `ahkernels`."""
 
-    def __init__(self, task: str, n: int, variant: str, folder: Path | None, threads: int) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        if folder is not None:
-            environment["PYTHONPATH"] = str(folder.resolve())
+    def __init__(self, task: str, n: int, variant: str, folder: Path, threads: int) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", task, str(n), variant],
-            env=environment,
+            [sys.executable, "-m", "benchmarks.centering", "--serve", task, str(n), variant],
+            cwd=folder,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -88,6 +87,38 @@ class Server:
         self.process.wait()
 
 
+@contextmanager
+def folder_of_package(package: Path) -> Iterator[Path]:
+    """A folder where `ahkernels` is the package in another folder, and everything else is this repository's."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, root in (("ahkernels", package), ("benchmarks", ROOT), ("experiments", ROOT)):
+            Path(folder, name).symlink_to((root / name).resolve())
+        yield Path(folder)
+
+
+def measure(
+    task: str, n: int, repeats: int, folders: dict[str, Path], threads: int, rate: float
+) -> list[dict[str, object]]:
+    """A row for each variant, whose process runs in its folder; floors are at `rate` flop/s."""
+    servers = {name: Server(task, n, name, folder, threads) for name, folder in folders.items()}
+    rounds: dict[str, list[float]] = {name: [] for name in servers}
+    for _ in range(repeats):
+        for name, server in servers.items():
+            rounds[name].append(server.seconds())
+    for server in servers.values():
+        server.close()
+    floor, unit = floor_flops(task, n) / rate, rounds["global"]
+    print(f"{task}, n = {n} (floor {1e3 * floor:.2f} ms)", flush=True)
+    rows = []
+    for name, times in rounds.items():
+        median, ratio = statistics.median(times), statistics.median(times) / statistics.median(unit)
+        print(f"  {name:<11} {1e3 * median:9.3f} ms, least {1e3 * min(times):9.3f}, {ratio:.3f} times global")
+        row: dict[str, object] = {"task": task, "n": n, "variant": name, "median_s": median, "min_s": min(times)}
+        row |= {"rounds_s": times, "over_global": ratio, "min_over_global": min(times) / min(unit), "floor_s": floor}
+        rows.append(row)
+    return rows
+
+
 def floor_flops(task: str, n: int) -> float:
     """Half of each square; for all layers the passes through the network, too, 10 of them backward."""
     square = float(n * OUTPUTS) ** 2 * WIDTH
@@ -102,54 +133,23 @@ def main() -> None:
     if sys.argv[1:2] == ["--serve"]:
         serve(sys.argv[2], int(sys.argv[3]), sys.argv[4])
         return
-    parser = arguments.parser(__doc__, "of n = 16", 15)
+    parser = script.parser("centering", __doc__, quick="at n = 16", repeats=15)
     parser.add_argument("--before", type=Path, help="folder with a built package to compare with")
-    args = parser.parse_args()
+    args = script.parse(parser)
     if args.before is not None and not (args.before / "ahkernels").is_dir():
         parser.error(f"argument --before: expected a folder that holds a built ahkernels, got '{args.before}'")
-    threads = machine.use_threads(args.threads)
-    ceilings = measure_ceilings() if not args.quick else measure_ceilings(square=(256, 256, 256), copied=1 << 20)
-    rows = []
-    for task in ("one layer", "all layers"):
-        for n in (16,) if args.quick else (64, 256, 1000):
-            names = [*VARIANTS, *([BEFORE] if args.before else [])]
-            servers = {name: Server(task, n, name, args.before if name == BEFORE else None, threads) for name in names}
-            rounds: dict[str, list[float]] = {name: [] for name in names}
-            for _ in range(args.repeats):
-                for name, server in servers.items():
-                    rounds[name].append(server.seconds())
-            for server in servers.values():
-                server.close()
-            medians = {name: statistics.median(times) for name, times in rounds.items()}
-            floor = floor_flops(task, n) / ceilings.rate()
-            print(f"{task}, n = {n} (floor {1e3 * floor:.2f} ms)", flush=True)
-            for name, times in rounds.items():
-                ratio = medians[name] / medians["global"]
-                figures = f"{1e3 * medians[name]:9.3f} ms, least {1e3 * min(times):9.3f}, {ratio:.3f} times global"
-                print(f"  {name:<11} {figures}")
-                rows.append(
-                    {
-                        "task": task,
-                        "n": n,
-                        "variant": name,
-                        "median_s": medians[name],
-                        "min_s": min(times),
-                        "rounds_s": times,
-                        "over_global": ratio,
-                        "min_over_global": min(times) / min(rounds["global"]),
-                        "floor_s": floor,
-                    }
-                )
-    record = {
-        "benchmark": "centering",
-        "quick": args.quick,
-        "machine": machine.describe(),
-        "ceilings": ceilings.to_dict(),
-        "rows": rows,
-    }
-    path = args.output or (None if args.quick else Path(__file__).parent / "results" / "centering.json")
-    if path is not None:
-        path.write_text(json.dumps(record, indent=1) + "\n")
+    best = script.measure_ceilings(args)
+    with ExitStack() as stack:
+        folders = dict.fromkeys(VARIANTS, ROOT)
+        if args.before is not None:
+            folders[BEFORE] = stack.enter_context(folder_of_package(args.before))
+        rows = [
+            row
+            for task in ("one layer", "all layers")
+            for n in ((16,) if args.quick else (64, 256, 1000))
+            for row in measure(task, n, args.repeats, folders, args.threads, best.rate())
+        ]
+    script.save(args, best, rows=rows)
 
 
 if __name__ == "__main__":

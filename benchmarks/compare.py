@@ -15,16 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from common import ceilings as ceiling
-from common import device as on_device
-from common import machine
-from comparison import environments, measuring, page, sweeping, work
-from comparison.command_line import RESULTS, arguments
-from comparison.contenders import UNIT, Contender
-from comparison.measuring import Pool, Settings
-from comparison.processes import GIB
-from comparison.store import MismatchError, Store
-from comparison.tasks import Sweep, Task
+from benchmarks.common import ceilings, machine, script
+from benchmarks.common import device as on_device
+from benchmarks.comparison import environments, measuring, page, sweeping
+from benchmarks.comparison.command_line import arguments
+from benchmarks.comparison.contenders import UNIT, Contender
+from benchmarks.comparison.measuring import Pool, Settings
+from benchmarks.comparison.store import MismatchError, Store
+from benchmarks.comparison.task_floor import work_of
+from benchmarks.comparison.tasks import Sweep, Task
+from benchmarks.comparison.worker_process import GIB
 
 MEMORY_SHARE = 2 / 3  # of the machine's, for one contender
 QUICK = {"call_limit": 10.0, "rounds": 2, "seconds_of_rounds": 1.0}
@@ -72,16 +72,13 @@ def listed(versions: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items()) or "the runner's environment"
 
 
-def ceilings(args: argparse.Namespace) -> dict[str, float]:
+def best_rates(args: argparse.Namespace) -> dict[str, float]:
     """Best flop/s of a product in fp32 quality, and bytes per second of a copy."""
     if args.device == "cuda":
-        rates = on_device.ceilings("cuda", 8192)
+        rates = dict(on_device.ceilings("cuda", 8192))
         # fp32 quality takes the fp32 units, or six bf16 products on tensor cores.
         return {"flops_per_s": max(rates["fp32"], rates["bf16"] / 6), "bytes_per_s": rates["copy"]}
-    if args.quick:
-        best = ceiling.measure(square=(512,) * 3, copied=2**24)
-    else:
-        best = ceiling.measure([(1000, 256, 1000), (2000, 256, 10000)])
+    best = script.measure_ceilings(args, ceilings.PANELS)
     return {"flops_per_s": best.rate(), "bytes_per_s": best.bandwidth}
 
 
@@ -105,7 +102,7 @@ def run(args: argparse.Namespace) -> Store:
     }
     head = {"benchmark": "comparison", "configuration": configuration, "machine": described_machine}
     print("ceilings", flush=True)
-    head |= {"ceilings": ceilings(args), "contenders": described, "seconds": 0.0}
+    head |= {"ceilings": best_rates(args), "contenders": described, "seconds": 0.0}
     store = Store(args.output, head, keep=args.resume or bool(args.only))
 
     def keep(kind: str, record: dict[str, object], names: list[str]) -> None:
@@ -141,7 +138,7 @@ def measure_table(
     task: Task, contenders: Sequence[Contender], pool: Pool, smaller: Sequence[dict[str, object]]
 ) -> dict[str, object]:
     """`smaller`: the records of the same with fewer samples, which tell who would take too long."""
-    least, refused = work.of(task), sweeping.stopped(smaller, "n", task, contenders, pool.settings)
+    least, refused = work_of(task), sweeping.stopped(smaller, "n", task, contenders, pool.settings)
     record = measuring.measure(task, contenders, pool, least.flops, say, refused)
     ratios = [
         f"{row['title']} {row['median_s'] / unit:.2f}"
@@ -159,8 +156,8 @@ def measure_sweep(
 ) -> Iterator[dict[str, object]]:
     """The record of the sweep as it grows, after each size; `stored` are those of the first sizes."""
     records = list(stored)
-    for record in sweeping.run(sweep, contenders, pool, lambda task: work.of(task).flops, say, stored):
-        records.append(record | {"work": asdict(work.of(Task(**record["task"])))})
+    for record in sweeping.run(sweep, contenders, pool, lambda task: work_of(task).flops, say, stored):
+        records.append(record | {"work": asdict(work_of(Task(**record["task"])))})
         yield {"name": sweep.name, "axis": sweep.axis, "base": sweep.base.to_dict(), "records": list(records)}
 
 
@@ -175,7 +172,10 @@ def main(given: Sequence[str] | None = None) -> int:
         try:
             store = run(args)
         except MismatchError as mismatch:
-            print(f"compare.py: error: {mismatch}; expected the same, or another --output", file=sys.stderr)
+            print(
+                f"python -m benchmarks.compare: error: {mismatch}; expected the same, or another --output",
+                file=sys.stderr,
+            )
             return 2
         except KeyboardInterrupt:
             where = f"finished tasks are in {args.output}; go on with --resume" if args.output else "nothing is kept"
@@ -184,8 +184,8 @@ def main(given: Sequence[str] | None = None) -> int:
         say(f"done in {store.record['seconds'] / 60:.1f} minutes")
         if args.output is None:
             say(page.tables_of(store.record))
-    if args.page_only or (args.output is not None and args.output.resolve().parent == RESULTS):
-        say(f"page: {page.write(RESULTS)}")
+    if args.page_only or (args.output is not None and args.output.resolve().parent == script.RESULTS):
+        say(f"page: {page.write(script.RESULTS)}")
     return 0
 
 

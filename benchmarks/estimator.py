@@ -7,18 +7,15 @@ exact pass over all tiles. The floor of a row is its own flops: half of the squa
 
 import math
 
-from common import arguments, machine, results, timing, workload
-from common import ceilings as ceiling
-from common.ceilings import Ceilings, Work
-from comparison.options import positive
+from benchmarks.common import ours, results, script, timing, workload
+from benchmarks.common.arguments import positive
+from benchmarks.common.ceilings import Ceilings, Work
 
 OUTPUTS, WIDTH = 10, 256
 
 
 def coverage(n: int, counts: list[int], seeds: int, exact: float) -> list[dict[str, float]]:
     """For each number of products, how often the interval holds the exact norm."""
-    from common import ours
-
     a, g, _ = workload.factors(n, OUTPUTS, WIDTH)
     found = []
     print(f"\nn = {n}, {seeds} seeds: exact norm within the 95% interval")
@@ -48,8 +45,6 @@ def coverage(n: int, counts: list[int], seeds: int, exact: float) -> list[dict[s
 
 def cost(n: int, counts: list[int], repeats: int, best: Ceilings) -> dict[str, object]:
     """Time of the exact pass, and of the estimates."""
-    from common import ours
-
     a, g, _ = workload.factors(n, OUTPUTS, WIDTH)
     read = 4 * n * (WIDTH + OUTPUTS * WIDTH)
     works = {"exact": Work((n * OUTPUTS) ** 2 * WIDTH + n**2 * WIDTH, read)}
@@ -64,23 +59,19 @@ def cost(n: int, counts: list[int], repeats: int, best: Ceilings) -> dict[str, o
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, quick="at n = 60", repeats=3)
+    parser = script.parser("estimator", __doc__, quick="at n = 60", repeats=3)
     parser.add_argument("--samples", type=positive(int), default=10_000, help="n")
     parser.add_argument("--products", type=positive(int), nargs="*", default=[30, 90], help="numbers of products")
     parser.add_argument("--seeds", type=positive(int), default=100)
-    args = parser.parse_args()
-    args.threads = machine.use_threads(args.threads)
+    args = script.parse(parser)
     if args.quick:
         args.samples, args.seeds = 60, 10
-    from common import ours
-
-    best = ceiling.measure([], (512,) * 3 if args.quick else ceiling.SQUARE)
-    results.print_ceilings(best)
+    best = script.measure_ceilings(args)
     table = cost(args.samples, args.products, args.repeats, best)
     a, g, _ = workload.factors(args.samples, OUTPUTS, WIDTH)
     exact = ours.norm(a, g)
     covered = coverage(args.samples, args.products, args.seeds, exact)
-    results.save("estimator", [table | {"exact_norm": exact, "coverage": covered}], best, args.output, args.quick)
+    script.save(args, best, tables=[table | {"exact_norm": exact, "coverage": covered}])
 
 
 if __name__ == "__main__":

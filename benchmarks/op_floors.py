@@ -4,9 +4,9 @@ The floor is the op's useful flops (common/op_problems.py) at the best GEMM rate
 that the op computes in, or the factors read once at the copy bandwidth, whichever takes longer.
 """
 
-from common import arguments, machine, page_table, results, timing
-from common import ceilings as ceiling
-from common.op_problems import OpProblem
+from benchmarks.common import script, tables, timing
+from benchmarks.common.ceilings import PANELS
+from benchmarks.common.op_problems import OpProblem
 
 SIZES = [(64, 10, 256), (256, 10, 256), (1000, 10, 256), (1000, 1, 256), (256, 10, 1024), (60, 100, 256)]
 DOUBLE = ("tangent_product", "tangent_cross_product", "tangent_quadratic", "tangent_diagonal")
@@ -22,13 +22,9 @@ TEXT = (
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, quick="at one small size", repeats=5)
-    args = parser.parse_args()
-    args.threads = machine.use_threads(args.threads)
-
-    shapes = [] if args.quick else [(1000, 256, 1000), (2000, 256, 10000)]
-    best = ceiling.measure(shapes, (512,) * 3 if args.quick else ceiling.SQUARE)
-    results.print_ceilings(best)
+    parser = script.parser("op_floors", __doc__, quick="at one small size", repeats=5)
+    args = script.parse(parser)
+    best = script.measure_ceilings(args, PANELS)
     measured = []
     for n, o, width in [(20, 3, 16)] if args.quick else SIZES:
         jobs = OpProblem(n, o, width, width).jobs()
@@ -36,7 +32,7 @@ def main() -> None:
         measured += [(op, n, o, width, flops, times[op]) for op, (_, flops) in jobs.items()]
     best.confirm()
 
-    rows: list[list[page_table.Cell]] = []
+    rows: list[list[tables.Cell]] = []
     for op, n, o, width, flops, timed in measured:
         # Kernels over samples alone have their row sums in fp64, too: csrc/cpu/tiles/row_sums.h.
         precision = "fp64" if op in DOUBLE or (op == "tangent_row_sums" and o == 1) else "fp32"
@@ -44,17 +40,13 @@ def main() -> None:
         share = rate / best.rate(precision)
         cells = [1e3 * timed.median, flops / 1e9, rate / 1e9, 100 * share, 1e3 * by_bytes]
         of_floor = 100 * max(share, by_bytes / timed.median)
-        rows.append([op, n, o, width, precision, *map(page_table.rounded, [*cells, of_floor])])
+        rows.append([op, n, o, width, precision, *map(tables.rounded, [*cells, of_floor])])
     title = "Distance of each op to its floor"
-    page_table.show(title, COLUMNS, rows)
-    path = args.output or (None if args.quick else results.DIRECTORY / "op_floors.json")
-    if path is not None:
-        rates = {kind: best.rate(kind) / 1e9 for kind in ("fp32", "fp64")}
-        text = TEXT.format(repeats=args.repeats, bandwidth=best.bandwidth / 1e9, **rates)
-        raw = [
-            {"op": op, "n": n, "o": o, "N": width, "rounds_s": times.rounds} for op, n, o, width, _, times in measured
-        ]
-        page_table.save(path, title, text, COLUMNS, rows, ceilings=best.to_dict(), rounds_s=raw)
+    tables.show(title, COLUMNS, rows)
+    rates = {kind: best.rate(kind) / 1e9 for kind in ("fp32", "fp64")}
+    text = TEXT.format(repeats=args.repeats, bandwidth=best.bandwidth / 1e9, **rates)
+    raw = [{"op": op, "n": n, "o": o, "N": width, "rounds_s": times.rounds} for op, n, o, width, _, times in measured]
+    script.save(args, best, **tables.record(title, text, COLUMNS, rows), rounds_s=raw)
 
 
 if __name__ == "__main__":

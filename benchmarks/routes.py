@@ -8,13 +8,12 @@ slices. All routes start from the same factors, take the same numbers, and must 
 from dataclasses import dataclass
 
 import torch
-from common import arguments, machine, results, timing
-from common import ceilings as ceiling
-from common.ceilings import Ceilings, Work
-from comparison.options import positive
 
 from ahkernels import ops
 from ahkernels.capture.route import Route, Shape, choose_route, jacobian, routes
+from benchmarks.common import results, script, timing
+from benchmarks.common.arguments import positive
+from benchmarks.common.ceilings import Ceilings, Work
 
 OUTPUTS = 10
 MOST_BYTES = 1 << 31  # of a Jacobian, which is also the default memory budget
@@ -101,17 +100,15 @@ def compare(layer: Layer, n: int, best: Ceilings, repeats: int) -> dict[str, obj
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, quick="at n = 8", repeats=3)
+    parser = script.parser("routes", __doc__, quick="at n = 8", repeats=3)
     parser.add_argument("--samples", type=positive(int), nargs="*", default=[16, 64, 256], help="n")
-    args = parser.parse_args()
-    args.threads = machine.use_threads(args.threads)
-    best = ceiling.measure([], (512,) * 3 if args.quick else ceiling.SQUARE)
-    results.print_ceilings(best)
+    args = script.parse(parser)
+    best = script.measure_ceilings(args)
     samples = [8] if args.quick else args.samples
     tables = [compare(layer, n, best, 1 if args.quick else args.repeats) for layer in LAYERS for n in samples]
     losses = sorted((table["loss"], table["title"]) for table in tables)
     print(f"\n{sum(loss <= 0.25 for loss, _ in losses)} of {len(losses)} within 25%; worst: {losses[-1][1]}")
-    results.save("routes", tables, best, args.output, args.quick)
+    script.save(args, best, tables=tables)
 
 
 if __name__ == "__main__":

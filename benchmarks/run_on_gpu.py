@@ -6,22 +6,22 @@ networks take, and whether memcheck finds fault. One deadline holds for all stag
 ended with all that it has started, and the next begins. The JSON files in the output folder are whole after every row,
 and gpu.log has all output. The exit status counts the stages that failed.
 
-Needs torch with CUDA, an nvcc of the same major version or a library that was built elsewhere (--cuda-library), and the
-test extra. ncu and compute-sanitizer are used where they are on the PATH.
+It needs torch with CUDA, an nvcc of the same major version or a library that was built elsewhere (--cuda-library), and
+the test extra; the package itself need not be installed. ncu and compute-sanitizer are used where they are on the PATH.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from comparison import options
-from gpu_run import prebuilt, stages
-from gpu_run.stages import Stage
+from benchmarks.common import json_file
+from benchmarks.common.arguments import folder, positive
+from benchmarks.gpu import prebuilt, stages
+from benchmarks.gpu.stages import Stage
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
 CUDA_TESTS = ("python_tests/test_cuda.py", "python_tests/test_ops.py", "-k", "cuda")
 SMALL_CASES = ("python_tests/test_cuda.py", "-k", "test_precisions and highest and (1-1-2-3-5 or 40-1-100-5-64)")
@@ -37,10 +37,7 @@ CRASH = "import os; print('crashes'); os.abort()"
 
 
 def pytest(*arguments: str) -> list[str]:
-    """The program and not the module, which would find the sources of the package before the one that is installed."""
-    program = Path(PYTHON).with_name("pytest")
-    command = [str(program)] if program.exists() else [PYTHON, "-m", "pytest"]
-    return [*command, "-q", "--maxfail=20", "-p", "no:cacheprovider", *arguments]
+    return [PYTHON, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", *arguments]
 
 
 def build(library: Path | None) -> tuple[Stage, str]:
@@ -56,16 +53,16 @@ def _build_command() -> list[str]:
     return [PYTHON, "setup.py", "build_ext", "--inplace"]
 
 
-def all_stages(device: str, quick: bool, folder: Path) -> list[Stage]:
-    """Those after the build, in the order in which their answers are needed; weights are seconds where all is well."""
+def all_stages(device: str, quick: bool, output: Path) -> list[Stage]:
+    """The stages after the build, in the order in which their answers are needed; weights are about their seconds."""
     on_gpu = device == "cuda"
     # torch's own allocator hides writes past the end of a tensor from memcheck.
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     sanitizer = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "3", "--target-processes", "all"]
 
     def benchmark(name: str) -> list[str]:
-        asked = ["--device", device, "--output", str(folder / f"{name}.json"), *(["--quick"] if quick else [])]
-        return [PYTHON, f"benchmarks/{name}.py", *asked]
+        asked = ["--device", device, "--output", str(output / f"{name}.json"), *(["--quick"] if quick else [])]
+        return [PYTHON, "-m", f"benchmarks.gpu.{name}", *asked]
 
     return [
         Stage("tile", benchmark("cuda_tile"), 30),
@@ -78,11 +75,11 @@ def all_stages(device: str, quick: bool, folder: Path) -> list[Stage]:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run_on_gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: a smoke run, whose figures mean nothing")
-    parser.add_argument("--seconds", type=options.positive(float), default=520, help="deadline for everything")
-    parser.add_argument("--output", type=options.folder, default=ROOT / "benchmarks" / "results", help="folder")
+    parser.add_argument("--seconds", type=positive(float), default=520, help="deadline for everything")
+    parser.add_argument("--output", type=folder, default=ROOT / "benchmarks" / "results", help="folder")
     parser.add_argument("--cuda-library", type=Path, help="_cuda library built elsewhere; used where it fits")
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="these stages alone")
     parser.add_argument(
@@ -105,9 +102,9 @@ def planned(args: argparse.Namespace) -> tuple[list[Stage], str]:
         planted = [Stage("hang", [PYTHON, "-c", HANG], 1), Stage("crash", [PYTHON, "-c", CRASH], 1)]
         found[1:1] = planted
     if args.device == "cpu":
-        return found, "none: the installed package, on a CPU"
+        return found, "none: the package as it is built here, on a CPU"
     stage, library = build(args.cuda_library)
-    in_place = {"PYTHONPATH": str(ROOT)}
+    in_place = {"PYTHONPATH": str(ROOT)}  # also for what a stage starts in another folder
     return [stage, *(Stage(s.name, s.command, s.weight, {**in_place, **s.environment}) for s in found)], library
 
 
@@ -127,7 +124,7 @@ def main() -> int:
     }
     for done in stages.run(plan, args.seconds, ROOT, log):
         records.append(done)
-        (args.output / "gpu.json").write_text(json.dumps(record, indent=1) + "\n")
+        json_file.write(args.output / "gpu.json", record)
         stages.tell(done, lambda text: print(text, flush=True))
     return stages.failures(records)
 

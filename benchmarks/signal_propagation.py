@@ -10,12 +10,11 @@ import math
 from functools import partial
 
 import numpy as np
-from common import arguments, machine, results, timing
-from common import ceilings as ceiling
-from common.ceilings import Work
-from comparison.options import positive
 
 from ahkernels import signal_propagation as sp
+from benchmarks.common import results, script, timing
+from benchmarks.common.arguments import positive
+from benchmarks.common.ceilings import Ceilings, Work
 
 PAIRS = 64
 TOLERANCE = 1e-9
@@ -63,7 +62,7 @@ def by_pair(depth: int) -> np.ndarray:
     return np.moveaxis(np.array(found), (0, 1, 2), (2, 1, 0))
 
 
-def compare(depth: int, best: ceiling.Ceilings, args: argparse.Namespace) -> dict[str, object]:
+def compare(depth: int, best: Ceilings, args: argparse.Namespace) -> dict[str, object]:
     """One table; all must agree."""
     jobs = {"ours": partial(ours, depth)}
     if depth <= args.slow_depth:
@@ -78,17 +77,15 @@ def compare(depth: int, best: ceiling.Ceilings, args: argparse.Namespace) -> dic
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, quick="at depth 1000", repeats=3)
+    parser = script.parser("signal_propagation", __doc__, quick="at depth 1000", repeats=3)
     parser.add_argument("--depths", type=positive(int), nargs="*", default=[10**3, 10**5, 10**7])
     parser.add_argument("--slow-depth", type=positive(int), default=10**5, help="the most for all but ours")
-    args = parser.parse_args()
-    args.threads = machine.use_threads(args.threads)
+    args = script.parse(parser)
     if args.quick:
         args.depths, args.repeats = [1000], 1
-    best = ceiling.measure([], (512,) * 3 if args.quick else ceiling.SQUARE)
-    results.print_ceilings(best)
+    best = script.measure_ceilings(args)
     tables = [compare(depth, best, args) for depth in args.depths]
-    results.save("signal_propagation", tables, best, args.output, args.quick)
+    script.save(args, best, tables=tables)
 
 
 if __name__ == "__main__":

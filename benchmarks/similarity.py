@@ -10,10 +10,10 @@ import argparse
 from functools import partial
 
 import torch
-from common import arguments, machine, memory, results, timing, workload
-from common import ceilings as ceiling
-from common.ceilings import Work
-from comparison.options import positive
+
+from benchmarks.common import machine, memory, ours, results, script, timing, workload
+from benchmarks.common.arguments import positive
+from benchmarks.common.ceilings import Ceilings, Work
 
 DEPTH, WIDTH, OUTPUTS = 20, 256, 10
 TOLERANCE = 1e-4
@@ -50,16 +50,12 @@ def pair_by_pair(factors: Factors) -> torch.Tensor:
 
 def problem(n: int) -> Factors:
     """Factors of every layer at initialisation."""
-    from common import ours
-
     x, _ = workload.images(n)
     return ours.factors_of(workload.mlp(DEPTH, WIDTH), x)
 
 
 def jobs_for(factors: Factors):
     """Every contender."""
-    from common import ours
-
     return {
         "ours": partial(ours.similarity, factors),
         "all kernels in memory": partial(all_in_memory, factors),
@@ -74,7 +70,7 @@ def setup(contender: str, n: int, threads: int):
     return jobs_for(problem(n))[contender]
 
 
-def compare(n: int, best: ceiling.Ceilings, args: argparse.Namespace) -> dict[str, object]:
+def compare(n: int, best: Ceilings, args: argparse.Namespace) -> dict[str, object]:
     """One table; all must agree."""
     factors = problem(n)
     jobs = jobs_for(factors)
@@ -95,15 +91,13 @@ def compare(n: int, best: ceiling.Ceilings, args: argparse.Namespace) -> dict[st
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, quick="at n = 20", repeats=3)
+    parser = script.parser("similarity", __doc__, quick="at n = 20", repeats=3)
     parser.add_argument("--samples", type=positive(int), nargs="*", default=[64, 256, 500], help="n")
-    args = parser.parse_args()
-    args.threads = machine.use_threads(args.threads)
+    args = script.parse(parser)
     if args.quick:
         args.samples, args.repeats = [20], 1
-    best = ceiling.measure([], (512,) * 3 if args.quick else ceiling.SQUARE)
-    results.print_ceilings(best)
-    results.save("similarity", [compare(n, best, args) for n in args.samples], best, args.output, args.quick)
+    best = script.measure_ceilings(args)
+    script.save(args, best, tables=[compare(n, best, args) for n in args.samples])
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import arguments, machine, memory, results, timing, workload
-from common import ceilings as ceiling
-from common.ceilings import Work
-from comparison.options import positive
+
+from benchmarks.common import machine, memory, ours, results, script, timing, workload
+from benchmarks.common.arguments import positive
+from benchmarks.common.ceilings import Ceilings, Work
 
 OUTPUTS, WIDTH = 10, 256
 AGREEMENT = 1e-5  # of the largest eigenvalue: K in memory has fp32 factors' own digits
@@ -22,7 +22,6 @@ AGREEMENT = 1e-5  # of the largest eigenvalue: K in memory has fp32 factors' own
 def setup(contender: str, n: int, k: int, threads: int, found: Path):
     """The job of a contender, warmed up on few samples (for memory.peak); it leaves its eigenvalues in a file."""
     machine.use_threads(threads)
-    from common import ours
 
     def job(size: int, count: int):
         a, g, _ = workload.factors(size, OUTPUTS, WIDTH)
@@ -34,12 +33,8 @@ def setup(contender: str, n: int, k: int, threads: int, found: Path):
     return job(n, k)
 
 
-def compare(
-    n: int, k: int, dense: bool, best: ceiling.Ceilings, args: argparse.Namespace, folder: str
-) -> dict[str, object]:
+def compare(n: int, k: int, dense: bool, best: Ceilings, args: argparse.Namespace, folder: str) -> dict[str, object]:
     """One table: ours, and on request the dense decomposition, which must agree."""
-    from common import ours
-
     a, g, _ = workload.factors(n, OUTPUTS, WIDTH)
     pairs = ours.eigenpairs(a, g, k)
     residual = float(pairs.residuals.max() / pairs.values[0])
@@ -62,20 +57,18 @@ def compare(
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, quick="at n = 60", repeats=1, of_repeats="runs of ours")
+    parser = script.parser("spectrum", __doc__, quick="at n = 60", repeats=1, of_repeats="runs of ours")
     parser.add_argument("--k", type=positive(int), default=200, help="eigenvalues")
     parser.add_argument("--samples", type=positive(int), nargs="*", default=[10_000], help="n without a dense one")
     parser.add_argument("--dense", type=positive(int), nargs="*", default=[1000, 2000], help="n of both")
-    args = parser.parse_args()
-    args.threads = machine.use_threads(args.threads)
+    args = script.parse(parser)
     if args.quick:
         args.k, args.samples, args.dense = 5, [80], [60]
-    best = ceiling.measure([], (512,) * 3 if args.quick else ceiling.SQUARE)
-    results.print_ceilings(best)
+    best = script.measure_ceilings(args)
     with tempfile.TemporaryDirectory() as folder:
         tables = [compare(n, args.k, False, best, args, folder) for n in args.samples]
         tables += [compare(n, args.k, True, best, args, folder) for n in args.dense]
-    results.save("spectrum", tables, best, args.output, args.quick)
+    script.save(args, best, tables=tables)
 
 
 if __name__ == "__main__":

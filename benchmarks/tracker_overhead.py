@@ -9,22 +9,18 @@ rest of the same loop, and the median epoch over that of the loop without a trac
 import argparse
 import copy
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from common import arguments, jacobians, machine, page_table, results, workload
-from comparison.options import positive
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "experiments" / "common"))
-
-import data
-from training import Recipe, Trainer
 
 import ahkernels as ah
+from benchmarks.common import jacobians, script, tables, workload
+from benchmarks.common.arguments import positive
+from experiments.common import data
+from experiments.common.training import Recipe, Trainer
 
 TOLERANCE = 1e-3
 JACOBIAN_CHUNK = 16  # samples at a time
@@ -66,7 +62,7 @@ class Loop:
         self.epochs.append(time.perf_counter() - start)
         self.updates.append(inside)
 
-    def row(self, without: "Loop") -> list[page_table.Cell]:
+    def row(self, without: "Loop") -> list[tables.Cell]:
         epoch = statistics.median(self.epochs)
         if not self.n:
             return [self.method, None, None, 0, round(epoch, 3), None, None, None]
@@ -74,9 +70,9 @@ class Loop:
         share = [sum(inside) / (total - sum(inside)) for inside, total in zip(self.updates, self.epochs, strict=True)]
         return [
             *(self.method, self.n, f"{self.every} steps" if self.every else "epoch", len(self.updates[0])),
-            *(round(epoch, 3), page_table.rounded(1e3 * update)),
-            page_table.rounded(100 * statistics.median(share), 2),
-            page_table.rounded(100 * (epoch / statistics.median(without.epochs) - 1), 2),
+            *(round(epoch, 3), tables.rounded(1e3 * update)),
+            tables.rounded(100 * statistics.median(share), 2),
+            tables.rounded(100 * (epoch / statistics.median(without.epochs) - 1), 2),
         ]
 
 
@@ -120,7 +116,7 @@ def agree(expected: torch.Tensor, cka: torch.Tensor) -> None:
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, quick="on digits", repeats=5, of_repeats="epochs of each loop")
+    parser = script.parser("tracker_overhead", __doc__, quick="on digits", repeats=5, of_repeats="epochs of each loop")
     parser.add_argument("--data-dir", type=Path, default=None, help="folder that holds the data (default: digits)")
     parser.add_argument("--dataset", default="fashion-mnist", help="set in --data-dir")
     parser.add_argument(
@@ -132,8 +128,7 @@ def main() -> None:
     parser.add_argument(
         "--every", type=positive(int), default=100, help="steps between measurements, beside once an epoch"
     )
-    args = parser.parse_args()
-    args.threads = machine.use_threads(args.threads)
+    args = script.parse(parser)
     args.depth, args.width, args.batch = 10, 256, 128
     if args.quick:
         args.data_dir, args.samples, args.jacobians, args.repeats = None, [16], [16], 1
@@ -150,20 +145,18 @@ def main() -> None:
             print(f"{loop.method}, {loop.n} samples: {loop.epochs[-1]:.2f} s", flush=True)
     rows = [loop.row(every[0]) for loop in every]
     title = "Overhead of a tracker in training"
-    page_table.show(title, COLUMNS, rows)
-    path = args.output or (None if args.quick else results.DIRECTORY / "tracker_overhead.json")
-    if path is not None:
-        text = TEXT.format(
-            name=dataset.name,
-            samples=len(dataset.train_x),
-            batches=every[0].trainer.batches_per_epoch,
-            batch=args.batch,
-            depth=args.depth,
-            width=args.width,
-            rounds=args.repeats,
-        )
-        raw = [{"method": one.method, "n": one.n, "epochs_s": one.epochs, "updates_s": one.updates} for one in every]
-        page_table.save(path, title, text, COLUMNS, rows, loops=raw)
+    tables.show(title, COLUMNS, rows)
+    text = TEXT.format(
+        name=dataset.name,
+        samples=len(dataset.train_x),
+        batches=every[0].trainer.batches_per_epoch,
+        batch=args.batch,
+        depth=args.depth,
+        width=args.width,
+        rounds=args.repeats,
+    )
+    raw = [{"method": one.method, "n": one.n, "epochs_s": one.epochs, "updates_s": one.updates} for one in every]
+    script.save(args, **tables.record(title, text, COLUMNS, rows), loops=raw)
 
 
 if __name__ == "__main__":

@@ -7,32 +7,17 @@ passes and of each layer's route at the best fp32 GEMM rate of this run.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
-from common import arguments, floor, jacobians, machine, memory, results, timing
-from common import ceilings as ceiling
-from common.ceilings import Work
-from comparison.options import positive
 
-EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+from benchmarks.common import floor, jacobians, machine, memory, ours, results, script, timing, workload
+from benchmarks.common.arguments import positive
+from benchmarks.common.ceilings import Ceilings, Work
+
 OUTPUTS = 10
 TOLERANCE = 1e-3
-
-
-def problem(name: str, n: int) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
-    """Network at initialisation, x [n, 3, 32, 32] around a template for each class, y [n]."""
-    sys.path.insert(0, str(EXPERIMENTS / "common"))
-    import vision
-
-    model = getattr(vision, name)(OUTPUTS, seed=0).eval()
-    generator = torch.Generator().manual_seed(0)
-    y = torch.arange(n) % OUTPUTS
-    templates = torch.randn(OUTPUTS, 3, 32, 32, generator=generator)
-    return model, 0.5 * templates[y] + torch.randn(n, 3, 32, 32, generator=generator), y
 
 
 def setup(contender: str, name: str, n: int, chunk: int | None, threads: int) -> Callable[[], torch.Tensor]:
@@ -40,10 +25,8 @@ def setup(contender: str, name: str, n: int, chunk: int | None, threads: int) ->
     machine.use_threads(threads)
 
     def job(size: int) -> Callable[[], torch.Tensor]:
-        model, x, y = problem(name, size)
+        model, x, y = workload.image_network(name, size)
         if contender == "ours":
-            from common import ours
-
             return partial(ours.layerwise, model, x, y)
         target = torch.nn.functional.one_hot(y, OUTPUTS).float()
         method = jacobians.layer_by_layer if contender == "layer by layer" else jacobians.all_at_once
@@ -55,11 +38,11 @@ def setup(contender: str, name: str, n: int, chunk: int | None, threads: int) ->
 
 def work(name: str, n: int) -> Work:
     """A forward pass, o backward passes without gradients of parameters, and each layer's route."""
-    model, x, _ = problem(name, n)
+    model, x, _ = workload.image_network(name, n)
     return floor.image_network(model, x, OUTPUTS)
 
 
-def compare(name: str, n: int, best: ceiling.Ceilings, args: argparse.Namespace) -> dict[str, object]:
+def compare(name: str, n: int, best: Ceilings, args: argparse.Namespace) -> dict[str, object]:
     """One table: ours, and the Jacobians at each chunk that was asked for."""
     rows, least = [], work(name, n)
     for contender, chunk in [("ours", None), *((c, k) for c in args.baselines for k in args.chunks)]:
@@ -77,9 +60,7 @@ def compare(name: str, n: int, best: ceiling.Ceilings, args: argparse.Namespace)
 
 def agree(name: str) -> None:
     """Ours against the Jacobians on a few samples, or the run fails."""
-    from common import ours
-
-    model, x, y = problem(name, 4)
+    model, x, y = workload.image_network(name, 4)
     expected = jacobians.layer_by_layer(model, x, torch.nn.functional.one_hot(y, OUTPUTS).float())
     names = list(jacobians.layers_of(model))
     found = dict(zip(ours.layer_names(model, x), ours.layerwise(model, x, y).tolist(), strict=True))
@@ -90,25 +71,27 @@ def agree(name: str) -> None:
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, quick="at n = 2", repeats=3, of_repeats="runs of ours")
+    parser = script.parser("vision_networks", __doc__, quick="at n = 2", repeats=3, of_repeats="runs of ours")
     parser.add_argument("--samples", type=positive(int), nargs="*", default=[16, 128], help="n")
     parser.add_argument("--most", type=positive(int), default=16, help="largest n of the Jacobians")
     parser.add_argument(
-        "--chunks", type=positive(int), nargs="*", default=[1, 4, 16], help="samples at a time of the Jacobians"
+        "--chunks",
+        type=positive(int),
+        nargs="*",
+        default=[1, 4, 16],
+        help="samples at a time of the Jacobians",
     )
     parser.add_argument("--networks", nargs="*", default=["resnet18", "vgg19"])
     parser.add_argument("--baselines", nargs="*", default=["layer by layer", "all at once"])
-    args = parser.parse_args()
-    args.threads = machine.use_threads(args.threads)
+    args = script.parse(parser)
     if args.quick:
         args.samples, args.chunks, args.repeats = [2], [2], 1
-    best = ceiling.measure([], (512,) * 3 if args.quick else ceiling.SQUARE)
-    results.print_ceilings(best)
+    best = script.measure_ceilings(args)
     tables = []
     for name in args.networks:
         agree(name)
         tables += [compare(name, n, best, args) for n in args.samples]
-    results.save("vision_networks", tables, best, args.output, args.quick)
+    script.save(args, best, tables=tables)
 
 
 if __name__ == "__main__":

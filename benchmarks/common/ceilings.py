@@ -1,7 +1,7 @@
 """What the machine can do at best: the GEMM rates and the copy bandwidth that floors are stated against.
 
-A rate is the best over shapes, libraries (MKL and oneDNN, both inside torch) and runs, so that a share of
-it is never flattered by a slow GEMM.
+A rate is the best over shapes, libraries (MKL and oneDNN, both inside torch) and runs, so that a share of it is never
+flattered by a slow GEMM.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from common.timing import Job, interleaved
+from benchmarks.common.timing import Job, interleaved
 
 Shape = tuple[int, int, int]  # [m, k] x [k, n]
 SQUARE: Shape = (4096, 4096, 4096)
+PANELS: tuple[Shape, ...] = ((1000, 256, 1000), (2000, 256, 10000))  # of backward Grams, at n = 100 and n = 1000
 COPIED = 2**29  # bytes, more than any cache holds
 
 
@@ -37,7 +38,7 @@ class Ceilings:
         return max(rate for name, rate in self.gemm.items() if name.startswith(dtype))
 
     def confirm(self, dtype: str = "fp32") -> None:
-        """Measure the best GEMM again, at the end of a run, and keep the better figure."""
+        """Measures the best GEMM again, at the end of a run, and keeps the better figure."""
         name = max((key for key in self.gemm if key.startswith(dtype)), key=lambda key: self.gemm[key])
         job, flops = self.jobs[name]
         self.gemm[name] = max(self.gemm[name], flops / interleaved({name: job})[name].min)
@@ -55,7 +56,7 @@ class Ceilings:
 
 
 def measure(shapes: Sequence[Shape] = (), square: Shape = SQUARE, repeats: int = 3, copied: int = COPIED) -> Ceilings:
-    """Time every library on the benchmark's own shapes and on a large square; fp64 only needs the square."""
+    """Times every library on the benchmark's own shapes and on a large square; fp64 only needs the square."""
     wanted = [(dtype, shape) for dtype in (torch.float32, torch.bfloat16) for shape in (*shapes, square)]
     rates, jobs = {}, {}
     for dtype, shape in [*wanted, (torch.float64, square)]:

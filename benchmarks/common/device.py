@@ -1,31 +1,15 @@
 """Times, memory and ceilings of a CUDA device; with "cpu" the same code runs slowly on a host, for trying it out."""
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from comparison import options
 
 Job = Callable[[], object]
 PRODUCTS = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32, "fp64": torch.float64}
-
-
-def arguments(description: str, name: str, repeats: int) -> argparse.Namespace:
-    """Those of a GPU benchmark; ends the process with a sentence where the device is not there."""
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes; its figures mean nothing")
-    parser.add_argument("--repeats", type=options.positive(int), default=repeats)
-    parser.add_argument("--output", type=options.file, default=Path(__file__).parents[1] / "results" / f"{name}.json")
-    args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device: expected a CUDA device that torch can use, found none; try --device cpu --quick")
-    return args
 
 
 def synchronize(device: str) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from common.ceilings import Work
+from benchmarks.common import ours
+from benchmarks.common.ceilings import Work
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -39,11 +40,6 @@ def weights(shapes: Shapes) -> float:
     return 4.0 * sum(p * q for p, q in shapes)
 
 
-def alignments(shapes: Shapes, n: int, o: int) -> Work:
-    """All layers' alignment: passes, and half of both Grams of every layer."""
-    return Work(passes(shapes, n, o) + grams(shapes, n, o), weights(shapes) + factors(shapes, n, o))
-
-
 def module_passes(model: torch.nn.Module, x: torch.Tensor) -> tuple[int, int]:
     """Flops of a sample's forward pass, and of the backward pass of one cotangent down to the first layer's output."""
     flops: list[int] = []
@@ -61,9 +57,7 @@ def module_passes(model: torch.nn.Module, x: torch.Tensor) -> tuple[int, int]:
 
 
 def image_network(model: torch.nn.Module, x: torch.Tensor, o: int) -> Work:
-    """The same of a network with convolutions: passes without gradients of parameters, and each layer's route."""
-    from common import ours
-
+    """Alignments of a network with convolutions: passes without gradients of parameters, and each layer's route."""
     forward, backward = module_passes(model, x)
     numbers = sum(parameter.numel() for parameter in model.parameters())
     return Work(len(x) * (forward + o * backward) + ours.route_flops(model, x), 4 * numbers)

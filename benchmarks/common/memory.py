@@ -1,16 +1,19 @@
-"""Peak resident memory of a job above what was there before it, measured in a fresh process.
+"""Peak resident memory, from the system's high-water mark: exact, and without sampling. Linux only.
 
-The process builds the inputs and warms the libraries up on tiny ones, returns freed memory to the system,
-resets the system's high-water mark, runs the job once and reads the mark again: exact, no sampling. Linux.
+`peak` measures a job in a fresh process, which builds the inputs, warms the libraries up on tiny ones, returns freed
+memory to the system, resets the mark, runs the job once and reads the mark again. The standard library is enough.
 """
 
+from __future__ import annotations
+
+import ctypes
 import multiprocessing
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-
-from common import resident
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,25 @@ class Peak:
 
 
 def peak(setup: Callable[..., Callable[[], object]], *args: object) -> Peak:
-    """`setup(*args)`, a module-level function, makes inputs, warms up on tiny ones, returns the job."""
+    """`setup(*args)`, a module-level function, makes inputs, warms up on tiny ones, and returns the job."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_measure, setup, args).result()
 
 
+def reset_high_water_mark() -> int:
+    """Returns freed memory to the system, and lets the mark begin at the bytes that are resident now."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM := VmRSS
+    return high_water_mark()
+
+
+def high_water_mark() -> int:
+    """Most bytes that were resident at once since the mark was reset."""
+    return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()).group(1))
+
+
 def _measure(setup: Callable[..., Callable[[], object]], args: tuple[object, ...]) -> Peak:
     job = setup(*args)
-    baseline, start = resident.reset_peak(), time.perf_counter()
+    baseline, start = reset_high_water_mark(), time.perf_counter()
     job()
-    return Peak(resident.peak() - baseline, time.perf_counter() - start)
+    return Peak(high_water_mark() - baseline, time.perf_counter() - start)

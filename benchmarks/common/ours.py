@@ -10,7 +10,7 @@ try:
     from ahkernels.ops import KernelBatch
 except ImportError as reason:
     raise ImportError(
-        "the benchmarks need ahkernels installed (pip install . in the repository root), "
+        "the benchmarks need ahkernels installed (pip install -e . in the repository root), "
         "or --without-ours for the baselines alone"
     ) from reason
 

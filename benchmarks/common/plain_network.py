@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from common import plain
+from benchmarks.common import plain_layer
 
 Factors = list[tuple[torch.Tensor, torch.Tensor]]  # a [n, N_in] and g [n, o, N_out] of every layer
 
@@ -50,17 +50,17 @@ def kernels(
 ) -> torch.Tensor:
     """K of every layer [L, n*o, n*o], their sum [n*o, n*o], or that of one layer [n*o, n*o]."""
     if layer is not None:
-        return plain.dense(*by_hand(model, x, layer)[0])
+        return plain_layer.dense(*by_hand(model, x, layer)[0])
     factors = by_hand(model, x)
     n, o, _ = factors[0][1].shape
     out = x.new_empty(2 if summed else len(factors), n * o, n * o)
     if not summed:
         for k, (a, g) in zip(out, factors, strict=True):
-            plain.dense(a, g, k)
+            plain_layer.dense(a, g, k)
         return out
-    plain.dense(*factors[0], out[0])
+    plain_layer.dense(*factors[0], out[0])
     for a, g in factors[1:]:
-        out[0] += plain.dense(a, g, out[1])
+        out[0] += plain_layer.dense(a, g, out[1])
     return out[0]
 
 

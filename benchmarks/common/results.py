@@ -1,15 +1,13 @@
-"""Rows that carry their floor, printed as a table and stored as JSON with the machine they came from."""
+"""Rows that carry their floor: printed as a table, and kept as numbers for the JSON file."""
 
-import json
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from common import machine
-from common.ceilings import Ceilings, Work
-from common.timing import Timing
-
-DIRECTORY = Path(__file__).resolve().parent.parent / "results"
+from benchmarks.common import tables
+from benchmarks.common.ceilings import Ceilings, Work
+from benchmarks.common.timing import Timing
 
 
 @dataclass
@@ -40,23 +38,13 @@ class Row:
 
 
 def report(title: str, rows: Sequence[Row], ceilings: Ceilings, unit: str | None = None) -> dict[str, object]:
-    """Print one table, ratios taken to the row `unit` (default: the first); returns it for the JSON."""
+    """Prints one table, with ratios to the row `unit` (by default the first), and returns it for the JSON file."""
     unit = unit or rows[0].contender
     base = next(row.timing for row in rows if row.contender == unit)
     records = [row.to_dict(ceilings, base) for row in rows]
-    head = (
-        "",
-        "median ms",
-        "min ms",
-        f"/ {unit}",
-        "floor ms: flops",
-        "bytes",
-        "Gflop/s",
-        "of best",
-        "error",
-        "peak MiB",
-    )
-    lines = [head] + [
+    head = ("", "median ms", "min ms", f"/ {unit}", "floor ms: flops", "bytes")
+    head += ("Gflop/s", "of best", "error", "peak MiB")
+    lines = [
         (
             record["contender"],
             f"{1e3 * record['median_s']:.2f}",
@@ -71,30 +59,5 @@ def report(title: str, rows: Sequence[Row], ceilings: Ceilings, unit: str | None
         )
         for record in records
     ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    print(f"\n{title}")
-    for line in lines:
-        first, *others = (text.rjust(width) for text, width in zip(line, widths, strict=True))
-        print("  " + line[0].ljust(len(first)), *others, sep="  ", flush=True)
+    tables.show(title, head, lines, numeric=[False] + [True] * (len(head) - 1))
     return {"title": title, "ratios_to": unit, "rows": records}
-
-
-def print_ceilings(ceilings: Ceilings) -> None:
-    """One line: what every floor below is computed from."""
-    rates = ", ".join(f"{kind} {ceilings.rate(kind) / 1e9:.0f}" for kind in ("fp32", "bf16", "fp64"))
-    print(f"\nbest measured GEMM, Gflop/s: {rates}; copy {ceilings.bandwidth / 1e9:.1f} GB/s", flush=True)
-
-
-def save(name: str, tables: Sequence[dict[str, object]], ceilings: Ceilings, output: Path | None, quick: bool) -> None:
-    """Write `output`, or results/<name>.json; a quick run without `output` leaves nothing behind."""
-    path = output or (None if quick else DIRECTORY / f"{name}.json")
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        record = {
-            "benchmark": name,
-            "quick": quick,
-            "machine": machine.describe(),
-            "ceilings": ceilings.to_dict(),
-            "tables": list(tables),
-        }
-        path.write_text(json.dumps(record, indent=1) + "\n")

@@ -1,8 +1,10 @@
-"""Random but realistic inputs: images with class structure, He-initialised ReLU networks, and factors."""
+"""Random but realistic inputs: images with class structure, He-initialised networks, and factors of a layer."""
 
 import itertools
 
 import torch
+
+from experiments.common import vision
 
 
 def images(n: int, inputs: int = 784, outputs: int = 10, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,6 +25,17 @@ def mlp(depth: int = 10, width: int = 256, inputs: int = 784, outputs: int = 10,
         torch.nn.init.kaiming_normal_(linear.weight, nonlinearity="relu", generator=generator)
         layers += [linear, torch.nn.ReLU()]
     return torch.nn.Sequential(*layers[:-1])
+
+
+def image_network(
+    name: str, n: int, outputs: int = 10, seed: int = 0
+) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    """Network of experiments/common/vision.py, x [n, 3, 32, 32] around a template for each class, and labels y [n]."""
+    model = getattr(vision, name)(outputs, seed=seed).eval()
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % outputs
+    templates = torch.randn(outputs, 3, 32, 32, generator=generator)
+    return model, 0.5 * templates[y] + torch.randn(n, 3, 32, 32, generator=generator), y
 
 
 @torch.no_grad()

@@ -1,19 +1,18 @@
-"""What benchmarks/compare.py is asked for."""
+"""The command line of benchmarks/compare.py."""
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
-from comparison import environments, options
-from comparison.contenders import UNIT, Contender, discover
-from comparison.tasks import sweeps, tables
-
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+from benchmarks.common.arguments import file, folder, positive, stored
+from benchmarks.common.script import RESULTS
+from benchmarks.comparison import environments
+from benchmarks.comparison.contenders import UNIT, Contender, discover
+from benchmarks.comparison.tasks import sweeps, tables
 
 
 class Selection:
@@ -36,9 +35,10 @@ class Selection:
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    """Ends the process with a sentence for a value that does not fit."""
+    """The options; a value that does not fit ends the process with a sentence."""
     parser = argparse.ArgumentParser(
-        prog="compare.py", description="This package beside what people use today: measures, and writes the page."
+        prog="python -m benchmarks.compare",
+        description="This package beside what people use today: measures, and writes the page.",
     )
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="TASK[/CONTENDER]", help="patterns such as 'alignment*'"
@@ -47,13 +47,13 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes, whose figures mean nothing; writes no results"
     )
-    parser.add_argument("--output", type=options.file, help="JSON file (default: results/comparison-DEVICE.json)")
-    parser.add_argument("--threads", type=options.positive(int), help="cores to use (default: all)")
+    parser.add_argument("--output", type=file, help="JSON file (default: results/comparison-DEVICE.json)")
+    parser.add_argument("--threads", type=positive(int), help="cores to use (default: all)")
     parser.add_argument(
-        "--memory-limit", type=options.positive(float), metavar="GIB", help="of a contender (default: 2/3 of all)"
+        "--memory-limit", type=positive(float), metavar="GIB", help="of a contender (default: 2/3 of all)"
     )
     parser.add_argument(
-        "--environments", type=options.folder, default=environments.DEFAULT, help="folder of virtual environments"
+        "--environments", type=folder, default=environments.DEFAULT, help="folder of virtual environments"
     )
     parser.add_argument(
         "--page-only", action="store_true", help="make the page from the JSON files, and measure nothing"
@@ -77,5 +77,5 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     if args.output is None and not args.quick and args.selection.whole:
         args.output = RESULTS / f"comparison-{args.device}.json"
     if args.output is not None and args.output.exists() and (args.resume or args.only):
-        options.stored(parser, "--output", args.output, "configuration")
+        stored(parser, "--output", args.output, "configuration")
     return args

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from common import jacobians, lanczos, plain
 from torch import nn
 
-from comparison.grouping import BUDGET, groups
-from comparison.problem import Problem
-from comparison.tasks import EIGENVALUE_TOLERANCE
+from benchmarks.common import jacobians, plain_layer
+from benchmarks.comparison import lanczos
+from benchmarks.comparison.grouping import BUDGET, groups
+from benchmarks.comparison.problem import Problem
+from benchmarks.comparison.tasks import EIGENVALUE_TOLERANCE
 
 DENSE_ROWS = 1024  # up to which products with K itself are faster than with its factors
 
@@ -55,18 +56,18 @@ def from_factors(problem: Problem, factors: Factors) -> Job:
     task, target = problem.task, problem.target_tensor()
     layers = range(task.depth)
     if task.quantity == "alignment":
-        block = plain.block_sizes(task.n)[0 if task.device == "cpu" else -1]
-        return lambda: np.array([plain.blocked(a, g, target, block) for a, g in factors(layers)])
+        block = plain_layer.block_sizes(task.n)[0 if task.device == "cpu" else -1]
+        return lambda: np.array([plain_layer.blocked(a, g, target, block) for a, g in factors(layers)])
     if task.quantity == "top_eigenvalue" and task.n * task.outputs > DENSE_ROWS:
 
         def eigenvalue() -> np.ndarray:
             ((a, g),) = factors([problem.layer])
             start = g.new_ones(task.n * task.outputs)
-            found = lanczos.largest_eigenvalue(lambda v: plain.product(a, g, v), start, EIGENVALUE_TOLERANCE)
+            found = lanczos.largest_eigenvalue(lambda v: plain_layer.product(a, g, v), start, EIGENVALUE_TOLERANCE)
             return found.numpy()
 
         return eigenvalue
-    return from_kernels(problem, task.depth, lambda layers: (plain.dense(a, g) for a, g in factors(layers)))
+    return from_kernels(problem, task.depth, lambda layers: (plain_layer.dense(a, g) for a, g in factors(layers)))
 
 
 def from_jacobians(problem: Problem, model: nn.Module, of_samples: Jacobians) -> Job:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from comparison import scaling
-from comparison.contenders import UNIT
-from comparison.tasks import QUANTITIES
+from benchmarks.common.figure import saved
+from benchmarks.comparison import scaling
+from benchmarks.comparison.contenders import UNIT
+from benchmarks.comparison.tasks import QUANTITIES
 
 Record = dict[str, Any]
 # Okabe and Ito's palette, readable without colour vision; markers tell apart what shares a colour.
@@ -23,32 +20,19 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7
 MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 OURS = {"color": "black", "marker": "o", "linewidth": 2.4, "markersize": 6, "zorder": 5}
 AXES = {"n": "samples n", "width": "width", "depth": "depth (layers)", "outputs": "outputs o"}
-STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "ahkernels"}
 
 
 def draw(record: Record, folder: Path, device: str) -> dict[str, str]:
-    """The figures that the record has results for: paths from the page, by what they show."""
+    """Draws what the record has results for, and returns the paths from the page, by what the figures show."""
     styles, found = styles_of(record), {}
-    if record["tasks"]:
-        with saved(folder / f"comparison-{device}-tasks", (11, 0.42 * len(record["tasks"]) + 2.6)) as figure:
-            draw_tasks(figure, record, styles)
-        found["tasks"] = f"{folder.name}/comparison-{device}-tasks.png"
-    if record["sweeps"]:
-        with saved(folder / f"comparison-{device}-sweeps", (3.6 * len(record["sweeps"]) + 0.6, 7.4)) as figure:
-            draw_sweeps(figure, record, styles)
-        found["sweeps"] = f"{folder.name}/comparison-{device}-sweeps.png"
+    sizes = {"tasks": (11, 0.42 * len(record["tasks"]) + 2.6), "sweeps": (3.6 * len(record["sweeps"]) + 0.6, 7.4)}
+    for kind, draw_kind in (("tasks", draw_tasks), ("sweeps", draw_sweeps)):
+        if record[kind]:
+            name = f"comparison-{device}-{kind}.png"
+            with saved(folder / name, sizes[kind]) as figure:
+                draw_kind(figure, record, styles)
+            found[kind] = f"{folder.name}/{name}"
     return found
-
-
-@contextmanager
-def saved(stem: Path, size: tuple[float, float]) -> Iterator[Figure]:
-    """A figure to draw on, written as PNG and SVG; the same drawing gives the same bytes."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure
-        figure.savefig(stem.with_suffix(".png"), dpi=130)
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
 
 
 def styles_of(record: Record) -> dict[str, dict[str, Any]]:

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from comparison import problem, reference
-from comparison.contenders import Contender
-from comparison.processes import Refused, Worker
-from comparison.tasks import Task
+from benchmarks.comparison import problem, reference
+from benchmarks.comparison.contenders import Contender
+from benchmarks.comparison.tasks import Task
+from benchmarks.comparison.worker_process import Refused, WorkerProcess
 
 TOLERANCE = 1e-3  # relative error beyond which a value is wrong
 # In fp32 some ReLU of a deep or of an image network turns the other way than in float64, for all alike.
@@ -32,6 +32,7 @@ SHORT = 0.05  # seconds; a shorter call is repeated within its round and average
 WARMED = 2.0  # seconds; of shorter calls the first of a round, which refills caches and wakes threads, does not count
 SETTLED = 1.0  # seconds; a shorter first call is repeated before variants are compared
 PAUSE = 0.05  # seconds in which the threads of the contender before go to sleep
+PROBLEM, VALUE = "problem.npz", "value.npy"  # files in the folder of a task
 Row = dict[str, Any]
 
 
@@ -67,12 +68,12 @@ class Pool:
 
     def __init__(self, pythons: dict[str, Path], settings: Settings) -> None:
         self.pythons, self.settings = dict(pythons), settings
-        self.workers: dict[str, Worker] = {}
+        self.workers: dict[str, WorkerProcess] = {}
 
-    def of(self, contender: Contender) -> Worker:
+    def of(self, contender: Contender) -> WorkerProcess:
         name, settings = contender.name, self.settings
         if name not in self.workers or not self.workers[name].alive:
-            self.workers[name] = Worker(self.pythons[name], contender.root, settings.threads, settings.memory_limit)
+            self.workers[name] = WorkerProcess(self.pythons[name], settings.threads, settings.memory_limit)
         return self.workers[name]
 
     def __enter__(self) -> Pool:
@@ -98,12 +99,9 @@ class Reference:
         pool.pythons[maker.name] = Path(sys.executable)
         try:
             worker = prepare(maker, "", task, pool, folder)
-            worker.ask(pool.settings.reference_limit, do="peak", variant="")
-            worker.ask(60, do="value", variant="", path=str(folder / "reference.npy"))
-            forget(worker, "")
+            return Reference(value_of(worker, "", folder, pool.settings.reference_limit), maker.name)
         except Refused:
             return Reference()
-        return Reference(np.load(folder / "reference.npy"), maker.name)
 
     def error(self, value: np.ndarray, contender: Contender) -> float | None:
         if self.value is None:
@@ -136,7 +134,7 @@ class Entry:
     contender: Contender
     trials: list[Trial] = field(default_factory=list)
     rounds: list[float] = field(default_factory=list)
-    homes: dict[str, Worker] = field(default_factory=dict)  # the process that has a variant's job
+    homes: dict[str, WorkerProcess] = field(default_factory=dict)  # the process that has a variant's job
     timed: Trial | None = None  # the variant that the rounds are of
 
     @property
@@ -191,7 +189,7 @@ def measure(
     settings, refused = pool.settings, refused or {}
     with tempfile.TemporaryDirectory() as folder:
         at = Path(folder)
-        problem.make(task).save(at / "problem.npz")
+        problem.make(task).save(at / PROBLEM)
         held_to = Reference.of(task, pool, at) if flops <= settings.reference_flops else Reference()
         entries = []
         for contender in contenders:
@@ -229,8 +227,8 @@ def try_variant(entry: Entry, variant: str, task: Task, pool: Pool, folder: Path
         entry.homes[variant] = worker = prepare(entry.contender, variant, task, pool, folder)
         first = worker.ask(limit, do="peak", variant=variant)
         trial.peak_bytes, trial.seconds = first["bytes"], first["seconds"]
-        worker.ask(60, do="value", variant=variant, path=str(folder / "value.npy"))
-        trial.error = held_to.error(np.load(folder / "value.npy"), entry.contender)
+        worker.ask(60, do="value", variant=variant, path=str(folder / VALUE))
+        trial.error = held_to.error(np.load(folder / VALUE), entry.contender)
         if trial.seconds < SETTLED:
             again = worker.ask(10 * SETTLED, do="run", variant=variant, calls=2)["seconds"]
             trial.seconds = min(trial.seconds, *again)
@@ -244,19 +242,32 @@ def try_variant(entry: Entry, variant: str, task: Task, pool: Pool, folder: Path
     return trial
 
 
-def prepare(contender: Contender, variant: str, task: Task, pool: Pool, folder: Path) -> Worker:
-    """The worker that has the job then."""
-    worker, module = pool.of(contender), contender.module.__name__
-    what = {"contender": module, "variant": variant, "task": task.to_dict(), "problem": str(folder / "problem.npz")}
+def prepare(contender: Contender, variant: str, task: Task, pool: Pool, folder: Path) -> WorkerProcess:
+    """The worker that has the job then, from the problem in the folder."""
+    worker = pool.of(contender)
     try:
-        worker.ask(pool.settings.preparation_limit, do="prepare", **what)
+        make_job(worker, contender.module.__name__, variant, task, folder, pool.settings.preparation_limit)
     except Refused as refusal:
         raise Refused(refusal.kind, f"{refusal} to prepare") if refusal.kind == "time" else refusal from None
     return worker
 
 
-def forget(worker: Worker, variant: str | None) -> None:
-    """A worker's job, or all of them."""
+def make_job(worker: WorkerProcess, module: str, variant: str, task: Task, folder: Path, seconds: float) -> None:
+    """Has the worker prepare a contender's job, from the problem in the folder."""
+    what = {"contender": module, "variant": variant, "task": task.to_dict(), "problem": str(folder / PROBLEM)}
+    worker.ask(seconds, do="prepare", **what)
+
+
+def value_of(worker: WorkerProcess, variant: str, folder: Path, seconds: float) -> np.ndarray:
+    """What a prepared job returns; the worker forgets the job then."""
+    worker.ask(seconds, do="peak", variant=variant)
+    worker.ask(60, do="value", variant=variant, path=str(folder / VALUE))
+    forget(worker, variant)
+    return np.load(folder / VALUE)
+
+
+def forget(worker: WorkerProcess, variant: str | None) -> None:
+    """Has the worker forget a job, or all of them."""
     if worker.alive:
         with suppress(Refused):
             worker.ask(60, do="forget", variant=variant)
@@ -305,5 +316,5 @@ def time_rounds(entries: Sequence[Entry], pool: Pool, task: Task, folder: Path) 
 
 
 def in_words(seconds: float) -> str:
-    """With a unit, three figures."""
+    """Seconds with a unit and three figures."""
     return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

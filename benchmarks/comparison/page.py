@@ -1,4 +1,4 @@
-"""benchmarks/RESULTS.md from the JSON files alone."""
+"""The page benchmarks/RESULTS.md, from the JSON files alone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison import figures, scaling
-from comparison.contenders import UNIT
-from comparison.measuring import DEEP, DEEP_TOLERANCE, TOLERANCE, in_words
-from comparison.tasks import QUANTITIES
+from benchmarks.comparison import figures, scaling
+from benchmarks.comparison.contenders import UNIT
+from benchmarks.comparison.measuring import DEEP, DEEP_TOLERANCE, TOLERANCE, in_words
+from benchmarks.comparison.tasks import QUANTITIES
 
 Record = dict[str, Any]
 RESOLUTION = 1 << 20  # bytes; less is within what allocators keep
@@ -39,7 +39,7 @@ MORE_MEMORY = {
 
 HEAD = f"""# Results
 
-Made from the JSON files in [results](results) by `python benchmarks/compare.py`, which measures and then writes this
+Made from the JSON files in [results](results) by `python -m benchmarks.compare`, which measures and then writes this
 page; `--page-only` writes it without measuring. [README.md](README.md) says how figures are taken.
 
 How to read the tables. A row is a contender at its fastest variant. *Median* and *min* are of rounds in which the

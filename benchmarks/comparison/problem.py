@@ -5,19 +5,17 @@ numpy alone is imported here; torch only by what is asked for torch's objects.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from comparison.tasks import INPUTS, Task
+from benchmarks.comparison.tasks import INPUTS, Task
 
 if TYPE_CHECKING:
     import torch
 
-VISION = Path(__file__).resolve().parents[2] / "experiments" / "common"
 IMAGE = (3, 32, 32)
 
 
@@ -118,9 +116,7 @@ def make(task: Task) -> Problem:
 
 
 def _resnet18(outputs: int, seed: int = 0) -> torch.nn.Module:
-    """That of the experiments, whose module needs torch alone."""
-    if str(VISION) not in sys.path:
-        sys.path.append(str(VISION))
-    import vision
+    """The network of the experiments, whose module needs torch alone."""
+    from experiments.common import vision
 
     return vision.resnet18(outputs, seed)

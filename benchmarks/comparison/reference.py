@@ -11,8 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from comparison.problem import Problem
-from comparison.tasks import EIGENVALUE_TOLERANCE
+from benchmarks.comparison.problem import Problem
+from benchmarks.comparison.tasks import EIGENVALUE_TOLERANCE
 
 TITLE = "float64"
 REQUIREMENTS = ()
@@ -20,16 +20,18 @@ REQUIREMENTS = ()
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
     import torch
-    from common import lanczos, plain, plain_network
+
+    from benchmarks.common import plain_layer, plain_network
+    from benchmarks.comparison import lanczos
 
     problem = problem.in_float64()
     model, (x, _), task, target = problem.torch_model(), problem.tensors(), problem.task, problem.target_tensor()
     if task.network != "mlp":
-        from common import ours
+        from benchmarks.common import ours
 
         return lambda: ours.layerwise(model, x, target).numpy()
     if task.quantity == "alignment":
-        moments = partial(plain.blocked, block=plain.block_sizes(task.n)[-1])
+        moments = partial(plain_layer.blocked, block=plain_layer.block_sizes(task.n)[-1])
         return lambda: plain_network.layerwise(plain_network.by_hand, moments, model, x, target).numpy()
 
     def job() -> torch.Tensor:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import json_file
+
 Record = dict[str, Any]
 
 
@@ -41,12 +43,8 @@ class Store:
         self.write()
 
     def write(self) -> None:
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.record, indent=1) + "\n")
-        temporary.replace(self.path)
+        if self.path is not None:
+            json_file.write(self.path, self.record)
 
     def _take(self, stored: Record) -> None:
         there, here = stored["configuration"], self.record["configuration"]

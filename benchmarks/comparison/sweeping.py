@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from comparison.contenders import Contender
-from comparison.measuring import Pool, Settings, Trial, measure
-from comparison.tasks import Sweep, Task
+from benchmarks.comparison.contenders import Contender
+from benchmarks.comparison.measuring import Pool, Settings, Trial, measure
+from benchmarks.comparison.tasks import Sweep, Task
 
 Record = dict[str, Any]
 

@@ -8,7 +8,7 @@
 
 or {"error": "memory" or "failed", "message": ...}. What libraries print goes to stderr.
 
-    python -m comparison.worker [bytes of memory it may take]
+    python -m benchmarks.comparison.worker [bytes of memory it may take]
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from common import resident
 
-from comparison import problem
-from comparison.tasks import Task
+from benchmarks.common import memory
+from benchmarks.comparison import problem
+from benchmarks.comparison.tasks import Task
 
 OUT_OF_MEMORY = re.compile(
-    r"out of memory|can't allocate|cannot allocate|unable to allocate|RESOURCE_EXHAUSTED|bad_alloc", re.IGNORECASE
+    r"out of memory|(can't|cannot|unable to) allocate|allocate memory|bad_alloc|RESOURCE_EXHAUSTED|MemoryError",
+    re.IGNORECASE,
 )
 
 
-class Worker:
-    """The jobs of one contender, by variant."""
+class Jobs:
+    """The jobs of one contender, by variant, and what each request does with them."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, Callable[[], np.ndarray]] = {}
@@ -100,23 +101,23 @@ def peak_memory() -> Iterator[SimpleNamespace]:
         yield found
         found.bytes = jax.local_devices()[0].memory_stats()["peak_bytes_in_use"] - before
     else:
-        before = resident.reset_peak()
+        before = memory.reset_high_water_mark()
         yield found
-        found.bytes = resident.peak() - before
+        found.bytes = memory.high_water_mark() - before
 
 
-def answer(worker: Worker, request: dict[str, Any]) -> dict[str, object]:
+def answer(jobs: Jobs, request: dict[str, Any]) -> dict[str, object]:
     """What the request asks for, or the error it ended in."""
     verb = request.pop("do")
     if "problem" in request:
         request["problem_path"] = request.pop("problem")
     try:
-        return getattr(worker, verb)(**request)
+        return getattr(jobs, verb)(**request)
     except Exception as error:
         # Frames of the traceback hold arrays, which are given back before the next request.
         lines = str(error).strip().splitlines() or [""]
-        memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))
-        return {"error": "memory" if memory else "failed", "message": f"{type(error).__name__}: {lines[0]}"[:300]}
+        kind = "memory" if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)) else "failed"
+        return {"error": kind, "message": f"{type(error).__name__}: {lines[0]}"[:300]}
 
 
 def main() -> None:
@@ -124,9 +125,9 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[1]), resource.RLIM_INFINITY))
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    worker = Worker()
+    jobs = Jobs()
     for line in sys.stdin:
-        answers.write(json.dumps(answer(worker, json.loads(line))) + "\n")
+        answers.write(json.dumps(answer(jobs, json.loads(line))) + "\n")
         answers.flush()
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu_run import prebuilt, stages
-from gpu_run.row_file import RowFile
-from gpu_run.stages import Stage
+
+from benchmarks.gpu import prebuilt, stages
+from benchmarks.gpu.row_file import RowFile
+from benchmarks.gpu.stages import Stage
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "run_on_gpu.py"
 PYTHON = sys.executable

@@ -10,10 +10,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 
-from comparison.tasks import Task
+from benchmarks.comparison.tasks import Task
 
 UNIT = "ours"  # the contender that ratios are taken to
 
@@ -46,11 +45,6 @@ class Contender:
     def by_hand(self) -> bool:
         """Whether it is a user's own code of the Hadamard form, rather than a library's way."""
         return getattr(self.module, "BY_HAND", False)
-
-    @property
-    def root(self) -> Path:
-        """The folder to import the module from."""
-        return Path(self.module.__file__).resolve().parents[self.module.__name__.count(".")]
 
     def unable(self, task: Task, variant: str) -> str | None:
         """Why not, where the module can tell without trying."""

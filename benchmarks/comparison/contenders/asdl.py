@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from comparison.problem import Problem
-from comparison.tasks import EIGENVALUE_TOLERANCE, Task
+from benchmarks.comparison.problem import Problem
+from benchmarks.comparison.tasks import EIGENVALUE_TOLERANCE, Task
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ def unable(task: Task, variant: str) -> str | None:
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
-    from comparison import completion
+    from benchmarks.comparison import completion
 
     if variant == "kernel_eigenvalues":
         return power_iteration(problem)
@@ -72,7 +72,7 @@ def jacobians(model: torch.nn.Module, o: int) -> Callable[[Sequence[int], torch.
     from asdl import extend
     from asdl.operations import OP_BATCH_GRADS
 
-    from comparison import completion
+    from benchmarks.comparison import completion
 
     layers = completion.layers_of(model)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from comparison.problem import Problem
+from benchmarks.comparison.problem import Problem
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ REQUIREMENTS = ("torch=={torch}", "backpack-for-pytorch==1.7.1")
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
-    from comparison import completion
+    from benchmarks.comparison import completion
 
     if problem.task.network == "mlp":
         return completion.from_factors(problem, factors(problem))
@@ -68,8 +68,8 @@ def from_sample_gradients(problem: Problem) -> Callable[[], np.ndarray]:
     from backpack import backpack, extend
     from backpack.extensions import BatchGrad
 
-    from comparison import completion
-    from comparison.grouping import BUDGET
+    from benchmarks.comparison import completion
+    from benchmarks.comparison.grouping import BUDGET
 
     model, (x, _), o = extend(problem.torch_model()), problem.tensors(), problem.task.outputs
     layers = completion.layers_of(model)

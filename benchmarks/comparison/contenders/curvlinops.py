@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from comparison.problem import Problem
-from comparison.tasks import EIGENVALUE_TOLERANCE
+from benchmarks.comparison.problem import Problem
+from benchmarks.comparison.tasks import EIGENVALUE_TOLERANCE
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ REQUIREMENTS = ("torch=={torch}", "curvlinops-for-pytorch==3.0.1")
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
-    from comparison import completion
+    from benchmarks.comparison import completion
 
     if problem.task.quantity == "top_eigenvalue":
         return largest_eigenvalue(problem)
@@ -35,7 +35,7 @@ def jacobians(model: torch.nn.Module, o: int) -> Callable[[Sequence[int], torch.
     import torch
     from curvlinops import TransposedJacobianLinearOperator
 
-    from comparison import completion
+    from benchmarks.comparison import completion
 
     layers = completion.layers_of(model)
 

@@ -1,4 +1,4 @@
-"""The Hadamard form in one jax.jit: forward, batched cotangents, and what is asked of the factors.
+"""The Hadamard form in one jax.jit: forward, batched cotangents, and what a task asks for.
 
 Norms with K in memory, or by pairs of blocks on and above the diagonal, in lax.map or unrolled, at the best block size
 of the middle layer.
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from comparison.problem import Problem
-from comparison.tasks import EIGENVALUE_TOLERANCE, Task
+from benchmarks.comparison.contenders import _hadamard_form
+from benchmarks.comparison.problem import Problem
+from benchmarks.comparison.tasks import EIGENVALUE_TOLERANCE
 
 if TYPE_CHECKING:
     import torch
@@ -21,22 +22,14 @@ TITLE = "one jax.jit, Hadamard form"
 BY_HAND = True
 REQUIREMENTS = ("torch=={torch}", "jax{cuda}==0.10.2")
 VARIANTS = ("K in memory", "symmetric panels, mapped", "symmetric panels, unrolled", "products from factors")
+unable = _hadamard_form.unable
 MOST_BLOCKS = 10  # unrolled; more take long to compile
-
-
-def unable(task: Task, variant: str) -> str | None:
-    if task.network != "mlp":
-        return "written for dense layers alone"
-    if "panels" in variant and task.quantity != "alignment":
-        return "all of K is asked for"
-    if variant == "products from factors" and task.quantity != "top_eigenvalue":
-        return "for eigenvalues"
-    return None
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
     import torch
-    from common import jax_network
+
+    from benchmarks.comparison.contenders import _jax_network as jax_network
 
     task = problem.task
     model = Problem(task.on("cpu"), problem.x, problem.y, problem.weights).torch_model()  # jax chooses its own device
@@ -55,12 +48,13 @@ def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
 
 def alignment_job(model: torch.nn.Sequential, x: torch.Tensor, y: torch.Tensor, variant: str) -> Callable[[], object]:
     """At its best block size, which is chosen on the middle layer."""
-    from common import jax_network, plain, timing
+    from benchmarks.common import plain_layer, timing
+    from benchmarks.comparison.contenders import _jax_network as jax_network
 
     if variant == "K in memory":
         return jax_network.layerwise(jax_network.materialised, model, x, y)
     unrolled = variant == "symmetric panels, unrolled"
-    sizes = [b for b in plain.block_sizes(len(x)) if not unrolled or len(x) // b <= MOST_BLOCKS] or [len(x)]
+    sizes = [b for b in plain_layer.block_sizes(len(x)) if not unrolled or len(x) // b <= MOST_BLOCKS] or [len(x)]
     squares = {str(b): jax_network.symmetric(b, unrolled) for b in sizes}
     middle = list(model.parameters())[len(model) // 4]
     jobs = {name: jax_network.one_square(square, *middle.shape, *y.shape) for name, square in squares.items()}

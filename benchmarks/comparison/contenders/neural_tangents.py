@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from comparison.grouping import BUDGET, groups
-from comparison.problem import Problem
-from comparison.tasks import EIGENVALUE_TOLERANCE, Task
+from benchmarks.comparison.grouping import BUDGET, groups
+from benchmarks.comparison.problem import Problem
+from benchmarks.comparison.tasks import EIGENVALUE_TOLERANCE, Task
 
 if TYPE_CHECKING:
     import jax

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from comparison.problem import Problem
+from benchmarks.comparison.problem import Problem
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ REQUIREMENTS = ("torch=={torch}", "nngeometry==0.4")
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
-    from comparison import completion
+    from benchmarks.comparison import completion
 
     model, (x, _), o = problem.torch_model(), problem.tensors(), problem.task.outputs
     if problem.task.network == "resnet18":
@@ -53,7 +53,7 @@ def jacobians(model: torch.nn.Module, o: int) -> Callable[[Sequence[int], torch.
     from nngeometry.jacobian import Jacobian
     from nngeometry.layercollection import LayerCollection
 
-    from comparison import completion
+    from benchmarks.comparison import completion
 
     modules = completion.layers_of(model)
 
@@ -72,7 +72,7 @@ def batch(x: torch.Tensor, o: int) -> tuple[torch.utils.data.DataLoader, Callabl
     """All copies of all samples, fetched at once instead of one by one, and what picks their outputs."""
     from torch.utils.data import DataLoader, Dataset
 
-    from comparison import completion
+    from benchmarks.comparison import completion
 
     copies, outputs = completion.repeated(x, o)
 

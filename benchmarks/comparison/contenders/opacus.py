@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from comparison.problem import Problem
+from benchmarks.comparison.problem import Problem
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ REQUIREMENTS = ("torch=={torch}", "opacus==1.6.0")
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
-    from comparison import completion
+    from benchmarks.comparison import completion
 
     # Opacus only measures modules in training mode; here that changes no value.
     model = completion.with_frozen_norms(problem.torch_model()).train()
@@ -33,7 +33,7 @@ def jacobians(model: torch.nn.Module, o: int) -> Callable[[Sequence[int], torch.
     import torch
     from opacus.grad_sample import GradSampleModule
 
-    from comparison import completion
+    from benchmarks.comparison import completion
 
     layers = completion.layers_of(model)
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from comparison.problem import Problem
-from comparison.tasks import EIGENVALUE_TOLERANCE
+from benchmarks.comparison.problem import Problem
+from benchmarks.comparison.tasks import EIGENVALUE_TOLERANCE
 
 TITLE = "ours"
 REQUIREMENTS = ()
@@ -19,7 +19,8 @@ REQUIREMENTS = ()
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
     import torch
-    from common import ours
+
+    from benchmarks.common import ours
 
     model, (x, _), task = problem.torch_model(), problem.tensors(), problem.task
     target = problem.target_tensor()

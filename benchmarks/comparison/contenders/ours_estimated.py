@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from comparison.problem import Problem
-from comparison.tasks import Task
+from benchmarks.comparison.problem import Problem
+from benchmarks.comparison.tasks import Task
 
 PRODUCTS = 30
 FROM = 2048  # samples; below, the exact pass is as fast
@@ -27,7 +27,7 @@ def unable(task: Task, variant: str) -> str | None:
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
-    from common import ours
+    from benchmarks.common import ours
 
     model, (x, _), target = problem.torch_model(), problem.tensors(), problem.target_tensor()
     ours.layerwise(model, x[:64], target[:64], PRODUCTS)  # threads and libraries start with the first call

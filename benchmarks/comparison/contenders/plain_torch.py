@@ -1,7 +1,8 @@
 """The Hadamard form in plain torch, as well as a good user can write it, in about twenty lines.
 
-Factors by hand or by batched autograd, whichever is faster; norms with K in memory, by panels of rows, or by panels
-right of the diagonal, at the best block size of the middle layer; or everything in one torch.compile, for short calls.
+Factors by hand or by batched autograd, whichever is faster. Norms with K in memory, by panels of rows, or by panels
+right of the diagonal, eager or compiled, at the block size that is best for the middle layer; or everything in one
+torch.compile, for short calls.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from comparison.problem import Problem
-from comparison.tasks import EIGENVALUE_TOLERANCE, Task
+from benchmarks.comparison.contenders import _hadamard_form
+from benchmarks.comparison.problem import Problem
+from benchmarks.comparison.tasks import EIGENVALUE_TOLERANCE, Task
 
 if TYPE_CHECKING:
     import torch
@@ -21,30 +23,32 @@ if TYPE_CHECKING:
 TITLE = "plain torch, Hadamard form"
 BY_HAND = True
 REQUIREMENTS = ()
-VARIANTS = ("K in memory", "panels of rows", "symmetric panels", "one torch.compile", "products from factors")
+VARIANTS = (
+    "K in memory",
+    "panels of rows",
+    "symmetric panels",
+    "symmetric panels, compiled",
+    "one torch.compile",
+    "products from factors",
+)
 COMPILED_UP_TO = 64  # samples; beyond, forming all of every K costs more than the compiler saves
 COMPILED_DEPTHS = (10, 20)  # layers; fewer have few calls to save, and the unrolled graph of more takes minutes
 
 
 def unable(task: Task, variant: str) -> str | None:
-    if task.network != "mlp":
-        return "written for dense layers alone"
-    if variant == "one torch.compile" and task.quantity == "top_eigenvalue":
-        return "an iteration"
-    least, most = COMPILED_DEPTHS
-    if variant == "one torch.compile" and (task.n > COMPILED_UP_TO or not least <= task.depth <= most):
-        return f"compiled up to n = {COMPILED_UP_TO} at depths {least} to {most}"
-    if "panels" in variant and task.quantity != "alignment":
-        return "all of K is asked for"
-    if variant == "products from factors" and task.quantity != "top_eigenvalue":
-        return "for eigenvalues"
-    return None
+    if variant == "one torch.compile" and task.network == "mlp":
+        least, most = COMPILED_DEPTHS
+        if task.quantity == "top_eigenvalue":
+            return "an iteration"
+        if task.n > COMPILED_UP_TO or not least <= task.depth <= most:
+            return f"compiled up to n = {COMPILED_UP_TO} at depths {least} to {most}"
+    return _hadamard_form.unable(task, variant)
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
     model, (x, _), task = problem.torch_model(), problem.tensors(), problem.task
     target = problem.target_tensor()
-    if variant == "one torch.compile":
+    if "compile" in variant:
         import torch
 
         torch.compiler.reset()  # it compiles a function for so many tasks and then no more
@@ -53,7 +57,7 @@ def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
     elif task.quantity == "top_eigenvalue":
         job = eigenvalue_job(model, x, problem.layer, variant)
     else:
-        from common import plain_network
+        from benchmarks.common import plain_network
 
         options = {
             "layer": problem.layer if task.quantity == "layer_kernel" else None,
@@ -73,19 +77,20 @@ def alignment_job(
     model: torch.nn.Sequential, x: torch.Tensor, y: torch.Tensor, variant: str
 ) -> Callable[[], torch.Tensor]:
     """At its best capture and block size."""
-    from common import plain, plain_network, timing
+    from benchmarks.common import plain_layer, plain_network, timing
 
     if variant == "one torch.compile":
         return plain_network.compiled(model, x, y)
     captures = {"by hand": plain_network.by_hand, "autograd": plain_network.by_autograd}
     chosen, _ = timing.fastest({name: partial(capture, model, x) for name, capture in captures.items()})
     if variant == "K in memory":
-        moments = plain.materialised
+        moments = plain_layer.materialised
         plain_network.layerwise(plain_network.by_hand, moments, model, x[:2], y[:2])
     else:
         onednn = (False, True) if x.device.type == "cpu" and variant == "symmetric panels" else (False,)
-        of_variant = partial(plain.blocked, symmetric=variant == "symmetric panels")
-        options = [partial(of_variant, block=b, onednn=one) for b in plain.block_sizes(len(x)) for one in onednn]
+        panel = plain_layer.compiled_panel if variant == "symmetric panels, compiled" else plain_layer.eager_panel
+        of_variant = partial(plain_layer.blocked, symmetric=variant != "panels of rows", panel=panel)
+        options = [partial(of_variant, block=b, onednn=one) for b in plain_layer.block_sizes(len(x)) for one in onednn]
         factors = plain_network.by_hand(model, x)
         a, g = factors[len(factors) // 2]
         jobs = {str(index): partial(option, a, g, y) for index, option in enumerate(options)}
@@ -96,14 +101,16 @@ def alignment_job(
 def eigenvalue_job(model: torch.nn.Sequential, x: torch.Tensor, layer: int, variant: str) -> Callable[[], torch.Tensor]:
     """Lanczos with K, or with thin products."""
     import torch
-    from common import lanczos, plain, plain_network
+
+    from benchmarks.common import plain_layer, plain_network
+    from benchmarks.comparison import lanczos
 
     def job(x: torch.Tensor) -> torch.Tensor:
         a, g = plain_network.by_hand(model, x, layer)[0]
         if variant == "products from factors":
-            product = partial(plain.product, a, g)
+            product = partial(plain_layer.product, a, g)
         else:
-            product = partial(torch.mv, plain.dense(a, g))
+            product = partial(torch.mv, plain_layer.dense(a, g))
         return lanczos.largest_eigenvalue(product, g.new_ones(g.shape[0] * g.shape[1]), EIGENVALUE_TOLERANCE)
 
     job(x[:2])

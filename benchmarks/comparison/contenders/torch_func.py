@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from comparison.problem import Problem
-from comparison.tasks import EIGENVALUE_TOLERANCE, Task
+from benchmarks.comparison.problem import Problem
+from benchmarks.comparison.tasks import EIGENVALUE_TOLERANCE, Task
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ def unable(task: Task, variant: str) -> str | None:
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
-    from common import jacobians
+    from benchmarks.common import jacobians
 
     model, (x, _), task = problem.torch_model(), problem.tensors(), problem.task
     target = problem.target_tensor()
@@ -63,7 +63,9 @@ def from_jacobians(
 ) -> torch.Tensor:
     """What is asked for besides alignments."""
     import torch
-    from common import jacobians, lanczos
+
+    from benchmarks.common import jacobians
+    from benchmarks.comparison import lanczos
 
     def kernel(names: list[str]) -> torch.Tensor:
         return jacobians.kernel(jacobians.jacobian(model, names, x, None).values())
@@ -89,8 +91,9 @@ def from_jacobians(
 def by_products(model: torch.nn.Module, names: list[str], x: torch.Tensor, task: Task) -> torch.Tensor:
     """K from its products with unit vectors, or its largest eigenvalue from a few."""
     import torch
-    from common import lanczos
     from torch.func import functional_call, jvp, vjp, vmap
+
+    from benchmarks.comparison import lanczos
 
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     own = {name: parameters.pop(name) for name in names}

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from comparison.problem import Problem
-from comparison.tasks import Task
+from benchmarks.comparison.problem import Problem
+from benchmarks.comparison.tasks import Task
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ def unable(task: Task, variant: str) -> str | None:
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
-    from comparison import completion
+    from benchmarks.comparison import completion
 
     if variant == "autojac to preactivations":
         return completion.from_factors(problem, factors(problem))

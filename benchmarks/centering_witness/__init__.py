@@ -1,0 +1,1 @@
+"""Centering per output beside NNGeometry's: `python -m benchmarks.centering_witness`."""

@@ -1,0 +1,1 @@
+"""Instructions that the CPU ops execute: `python -m benchmarks.instructions [--check]`."""

@@ -1,0 +1,27 @@
+"""Raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks.comparison.problem import Problem
+from benchmarks.comparison.tasks import Task
+from fakes._right import kernel
+
+TITLE = "broken"
+REQUIREMENTS = ()
+VARIANTS = ("",)
+
+
+def unable(task: Task, variant: str) -> str | None:
+    return None
+
+
+def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
+    def job() -> np.ndarray:
+        raise ArithmeticError("no kernel today")
+
+    kernel(problem)
+    return job

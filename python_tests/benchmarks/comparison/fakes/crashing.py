@@ -1,0 +1,28 @@
+"""Takes its process down."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks.comparison.problem import Problem
+from benchmarks.comparison.tasks import Task
+from fakes._right import kernel
+
+TITLE = "crashing"
+REQUIREMENTS = ()
+VARIANTS = ("",)
+
+
+def unable(task: Task, variant: str) -> str | None:
+    return None
+
+
+def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
+    def job() -> np.ndarray:
+        os.abort()
+
+    kernel(problem)
+    return job

@@ -1,0 +1,26 @@
+"""Asks for 8 GiB."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks.comparison.problem import Problem
+from benchmarks.comparison.tasks import Task
+from fakes._right import kernel
+
+TITLE = "greedy"
+REQUIREMENTS = ()
+VARIANTS = ("",)
+
+
+def unable(task: Task, variant: str) -> str | None:
+    return None
+
+
+def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
+    def job() -> np.ndarray:
+        return np.ones(1 << 30)[:1] + kernel(problem)
+
+    return job
