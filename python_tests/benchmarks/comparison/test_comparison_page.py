@@ -1,4 +1,4 @@
-"""The page, the fits and the file of results, from small results made by hand."""
+"""The page of results, from small results made by hand."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.comparison import page, scaling
-from benchmarks.comparison.store import MismatchError, Store
+from benchmarks.comparison import page
 from benchmarks.comparison.tasks import Task
 
 MIB = 1 << 20
@@ -74,7 +73,6 @@ def text(record: dict[str, Any], tmp_path: Path) -> str:
     assert page.write(folder) == tmp_path / "RESULTS.md"
     for name in ("tasks", "sweeps"):
         assert (folder / f"comparison-cpu-{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert (folder / f"comparison-cpu-{name}.svg").exists()
     return (tmp_path / "RESULTS.md").read_text()
 
 
@@ -104,10 +102,10 @@ def test_the_page_has_exponents_and_the_sections_of_other_scripts(text: str) -> 
 
 
 def test_the_same_results_give_the_same_page(text: str, tmp_path: Path) -> None:
-    before = (tmp_path / "results" / "comparison-cpu-tasks.svg").read_bytes()
+    before = (tmp_path / "results" / "comparison-cpu-tasks.png").read_bytes()
     page.write(tmp_path / "results")
     assert (tmp_path / "RESULTS.md").read_text() == text
-    assert (tmp_path / "results" / "comparison-cpu-tasks.svg").read_bytes() == before
+    assert (tmp_path / "results" / "comparison-cpu-tasks.png").read_bytes() == before
 
 
 def test_a_wrong_ours_is_no_unit(record: dict[str, Any]) -> None:
@@ -116,46 +114,3 @@ def test_a_wrong_ours_is_no_unit(record: dict[str, Any]) -> None:
     text = page.tables_of(record)
     assert "ours has no right value" in text
     assert "| Library |  | 4 s | 3.6 s |  |" in text
-
-
-# ---- fits
-
-
-def test_exponents_are_of_the_larger_half() -> None:
-    sizes = (1, 2, 4, 8, 16, 32, 64)
-    seconds = tuple(1.0 if size < 8 else 3 * size**1.5 for size in sizes)
-    curve = scaling.Curve("a", "A", sizes, seconds, (1,) * 7, tuple(size**2.0 for size in sizes), None)
-    assert curve.fitted == (8, 16, 32, 64)
-    assert curve.exponent(curve.seconds) == pytest.approx(1.5)
-    assert curve.exponent(curve.flops) == pytest.approx(2)
-    assert curve.exponent(curve.bytes) == pytest.approx(0)
-    assert scaling.Curve("a", "A", (1, 2), (1.0, 2.0), (1, 1), (1.0, 2.0), None).exponent((1.0, 2.0)) is None
-
-
-# ---- the file
-
-
-def head(torch: str = "2.13.0", rate: float = 1.0) -> dict[str, Any]:
-    found: dict[str, Any] = {"configuration": {"device": "cpu", "torch": torch}, "ceilings": {"flops_per_s": rate}}
-    return found | {"seconds": 1.0, "contenders": {"ours": {"title": "ours"}}}
-
-
-def test_finished_tasks_are_found_again(tmp_path: Path) -> None:
-    path, order = tmp_path / "results.json", ["a", "b"]
-    store = Store(path, head(), keep=False)
-    store.put("tasks", {"name": "b", "rows": []}, order)
-    store.put("tasks", {"name": "a", "rows": []}, order)
-    again = Store(path, head(rate=0.5), keep=True)
-    assert [one["name"] for one in again.record["tasks"]] == ["a", "b"]
-    assert again.record["ceilings"] == {"flops_per_s": 1.0}
-    again.put("tasks", {"name": "a", "rows": [1]}, order)
-    assert Store(path, head(), keep=True).task("a") == {"name": "a", "rows": [1]}
-    assert Store(path, head(), keep=False).task("a") is None
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_results_of_another_configuration_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    Store(path, head(), keep=False).write()
-    with pytest.raises(MismatchError, match=r"another configuration \(torch: 2\.13\.0 there, 2\.14\.0 now\)"):
-        Store(path, head("2.14.0"), keep=True)

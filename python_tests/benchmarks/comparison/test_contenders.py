@@ -1,26 +1,19 @@
-"""The contenders as the runner sees them, without their libraries, and the part of their jobs that is plain torch."""
+"""The contenders as the runner sees them, without their libraries."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from benchmarks.comparison import grouping, problem, reference
+from benchmarks.comparison.command_line import arguments
 from benchmarks.comparison.contenders import Contender, discover
-from benchmarks.comparison.measuring import relative_error
-from benchmarks.comparison.problem import Problem
-from benchmarks.comparison.tasks import QUANTITIES, Task, sweeps, tables
-from benchmarks.comparison.worker_process import Worker
+from benchmarks.comparison.tasks import Task, sweeps, tables
 
+ROOT = Path(__file__).resolve().parents[3]
 CONTENDERS = discover()
-(COMPLETED,) = discover("completed")
-VARIANTS_OF_MLP = ("factors", "Jacobians", "Jacobians of two samples", "copies of samples")
 PEERS = ("asdl", "backpack", "curvlinops", "neural_tangents", "nngeometry", "opacus", "torchjd")
 ids = {"ids": lambda one: one.name}
 
@@ -34,9 +27,8 @@ def test_all_peers_take_part() -> None:
 
 
 def test_no_library_is_imported_by_reading_what_a_contender_is() -> None:
-    code = "import sys; from comparison.contenders import discover; discover(); print(*sys.modules)"
-    root = Path(grouping.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    code = "import sys; from benchmarks.comparison.contenders import discover; discover(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "numpy" in done.stdout.split()
     assert not {"torch", "jax", "scipy", *PEERS} & set(done.stdout.split())
 
@@ -67,74 +59,12 @@ def test_peer_has_a_way_to_every_table_of_the_cpu(name: str) -> None:
         assert any(peer.unable(task, variant) is None for variant in peer.variants), task.name
 
 
-def test_groups_keep_order_and_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grouping, "BUDGET", 10)
-    assert list(grouping.groups([3, 4, 5, 6, 7], [4, 6, 1, 30, 2])) == [[3, 4], [5], [6], [7]]
-    assert list(grouping.groups([], [])) == []
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    """A process of its own: benchmarks and experiments have a package `common` each."""
-    process = Worker(Path(sys.executable), COMPLETED.root, 1, None)
-    yield process
-    process.close()
-
-
-def value(worker: Worker, module: str, variant: str, given: Problem, folder: Path) -> np.ndarray:
-    given.save(folder / "problem.npz")
-    about = {"contender": module, "task": given.task.to_dict(), "problem": str(folder / "problem.npz")}
-    worker.ask(120, do="prepare", variant=variant, **about)
-    worker.ask(120, do="peak", variant=variant)
-    worker.ask(60, do="value", variant=variant, path=str(folder / "value.npy"))
-    worker.ask(60, do="forget", variant=variant)
-    return np.load(folder / "value.npy")
-
-
-@pytest.mark.parametrize("variant", VARIANTS_OF_MLP)
-@pytest.mark.parametrize("quantity", QUANTITIES)
-def test_completion_against_float64(worker: Worker, tmp_path: Path, quantity: str, variant: str) -> None:
-    given = problem.make(Task(quantity, n=6, depth=4, width=16, outputs=3))
-    expected = value(worker, reference.__name__, "", given, tmp_path)
-    found = value(worker, COMPLETED.module.__name__, variant, given, tmp_path)
-    assert found.shape == expected.shape
-    assert relative_error(found, expected) < 1e-5
-
-
-def test_eigenvalue_from_products_with_factors(worker: Worker, tmp_path: Path) -> None:
-    # More rows than K is formed for.
-    given = problem.make(Task("top_eigenvalue", n=600, depth=3, width=8, outputs=2))
-    expected = value(worker, reference.__name__, "", given, tmp_path)
-    assert relative_error(value(worker, COMPLETED.module.__name__, "factors", given, tmp_path), expected) < 1e-5
-
-
-def small_and_trained() -> Problem:
-    """A ResNet whose norms do something, as they do after training, and images small enough for float64.
-
-    The norms of a new network have mean 0, variance 1, scale 1 and shift 0, and leaving one of them out goes unseen.
-    """
-    made = problem.make(Task("alignment", "resnet18", n=2, outputs=2))
-    generator, state = np.random.default_rng(1), dict(made.state)
-    for name in made.state:
-        norm, _, last = name.rpartition(".")
-        if last == "running_var":
-            channels = len(made.state[name])
-            for part in ("running_mean", "bias"):
-                state[f"{norm}.{part}"] = generator.normal(0, 0.1, channels).astype(np.float32)
-            for part in ("running_var", "weight"):
-                state[f"{norm}.{part}"] = generator.uniform(0.5, 1.5, channels).astype(np.float32)
-    return replace(made, x=made.x[..., ::2, ::2], state=state)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", ["Jacobians", "frozen norms"])
-def test_completion_for_residual_network(worker: Worker, tmp_path: Path, variant: str) -> None:
-    """In float64 like the reference, so that nothing is left of the error but what the completion does wrong.
-
-    In float32 each number of J J^T is a sum over up to 2.4 million parameters, whose error depends on the processor's
-    matrix product: on AMD Zen 4 it is 4e-4 of K, and 4e-3 of the alignment.
-    """
-    given = small_and_trained()
-    expected = value(worker, reference.__name__, "", given, tmp_path)
-    found = value(worker, COMPLETED.module.__name__, f"{variant} in float64", given, tmp_path)
-    assert relative_error(found, expected) < 1e-10
+def test_every_contender_answers_for_every_task_without_its_library() -> None:
+    given = arguments([])
+    for contender in discover():
+        assert contender.title
+        assert contender.variants
+        for task in (*given.tables, *(one for sweep in given.sweeps for one in sweep.tasks())):
+            for variant in contender.variants:
+                reason = contender.unable(task, variant)
+                assert reason is None or reason == reason.strip()

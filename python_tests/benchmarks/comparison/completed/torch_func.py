@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from benchmarks.comparison.problem import Problem
-from benchmarks.comparison.tasks import Task
 
 TITLE = "torch.func, completed"
 REQUIREMENTS = ()
@@ -20,10 +19,6 @@ VARIANTS = (
     "Jacobians in float64",
     "frozen norms in float64",
 )
-
-
-def unable(task: Task, variant: str) -> str | None:
-    return None
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:

@@ -11,7 +11,6 @@ from benchmarks.comparison.tasks import Task
 
 TITLE = "absent"
 REQUIREMENTS = ()
-VARIANTS = ("",)
 
 
 def unable(task: Task, variant: str) -> str | None:

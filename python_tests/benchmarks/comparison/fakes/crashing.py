@@ -8,16 +8,10 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.comparison.problem import Problem
-from benchmarks.comparison.tasks import Task
-from fakes._right import kernel
+from python_tests.benchmarks.comparison.fakes._right import kernel
 
 TITLE = "crashing"
 REQUIREMENTS = ()
-VARIANTS = ("",)
-
-
-def unable(task: Task, variant: str) -> str | None:
-    return None
 
 
 def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:

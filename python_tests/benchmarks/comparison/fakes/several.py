@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.comparison.problem import Problem
 from benchmarks.comparison.tasks import Task
-from fakes._right import kernel
+from python_tests.benchmarks.comparison.fakes._right import kernel
 
 TITLE = "several"
 REQUIREMENTS = ()

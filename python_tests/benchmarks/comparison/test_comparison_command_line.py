@@ -1,49 +1,14 @@
-"""benchmarks/compare.py: bad input, and a run with the contenders of this environment."""
+"""The command line of the comparison: bad values, patterns, and where results go."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import ahkernels
-from benchmarks.comparison.command_line import RESULTS, Selection, arguments
+from benchmarks.common.script import RESULTS
+from benchmarks.comparison.command_line import Selection, arguments
 from benchmarks.comparison.contenders import discover
-
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "compare.py"
-
-
-def run(*given: str) -> subprocess.CompletedProcess[str]:
-    assert ahkernels.__file__ is not None
-    path = os.pathsep.join([str(Path(ahkernels.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(SCRIPT), "--quick", "--threads", "1", *given]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=120)
-
-
-@pytest.mark.slow
-def test_a_quick_run_writes_its_file_and_resumes(tmp_path: Path) -> None:
-    output = tmp_path / "comparison.json"
-    before = sorted(RESULTS.iterdir())
-    done = run("--only", "top_eigenvalue*/plain_torch", "--output", str(output))
-    assert done.returncode == 0, done.stderr
-    record = json.loads(output.read_text())
-    (task,) = record["tasks"]
-    rows = {one["contender"]: one for one in task["rows"]}
-    assert set(rows) == {"ours", "plain_torch"}
-    assert all(one["outcome"] == "ok" and one["error"] < 1e-3 for one in rows.values())
-    assert task["work"]["flops"] > 0
-    assert record["ceilings"]["flops_per_s"] > 0
-    assert "times ours, medians of rounds: ours 1.00; plain torch" in done.stdout
-
-    again = run("--only", "top_eigenvalue*/plain_torch", "--output", str(output), "--resume")
-    assert again.returncode == 0, again.stderr
-    assert "medians of rounds" not in again.stdout
-    assert json.loads(output.read_text())["tasks"] == record["tasks"]
-    assert sorted(RESULTS.iterdir()) == before
 
 
 @pytest.mark.parametrize(
@@ -88,14 +53,3 @@ def test_ours_takes_part_wherever_another_does() -> None:
     assert [one.name for one in selection.of("alignment-mlp")] == ["ours", "torch_func"]
     assert selection.of("sweep-n") == contenders
     assert selection.of("layer_kernel-mlp") == []
-
-
-def test_every_contender_answers_for_every_task_without_its_library() -> None:
-    given = arguments([])
-    for contender in discover():
-        assert contender.title
-        assert contender.variants
-        for task in (*given.tables, *(one for sweep in given.sweeps for one in sweep.tasks())):
-            for variant in contender.variants:
-                reason = contender.unable(task, variant)
-                assert reason is None or reason == reason.strip()
