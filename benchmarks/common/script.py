@@ -43,7 +43,10 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
 
 def measure_ceilings(args: argparse.Namespace, shapes: Sequence[ceilings.Shape] = ()) -> ceilings.Ceilings:
     """The best rates of the machine, printed; a quick run measures them on a small square alone."""
-    best = ceilings.measure(square=SMALL_SQUARE, copied=SMALL_COPY) if args.quick else ceilings.measure(shapes)
+    if args.quick:
+        best = ceilings.measure(square=SMALL_SQUARE, repeats=1, copied=SMALL_COPY)
+    else:
+        best = ceilings.measure(shapes)
     rates = ", ".join(f"{kind} {best.rate(kind) / 1e9:.0f}" for kind in ("fp32", "bf16", "fp64"))
     print(f"\nbest measured GEMM, Gflop/s: {rates}; copy {best.bandwidth / 1e9:.1f} GB/s", flush=True)
     return best

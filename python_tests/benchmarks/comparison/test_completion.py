@@ -68,15 +68,23 @@ def small_and_trained() -> Problem:
     return replace(made, x=made.x[..., ::2, ::2], state=state)
 
 
+@pytest.fixture(scope="module")
+def residual(worker: WorkerProcess, tmp_path_factory: pytest.TempPathFactory) -> tuple[Problem, np.ndarray]:
+    """A problem of a residual network and the reference's value of it."""
+    given = small_and_trained()
+    return given, value(worker, REFERENCE, "", given, tmp_path_factory.mktemp("reference"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["Jacobians", "frozen norms"])
-def test_completion_for_residual_network(worker: WorkerProcess, tmp_path: Path, variant: str) -> None:
+def test_completion_for_residual_network(
+    worker: WorkerProcess, residual: tuple[Problem, np.ndarray], tmp_path: Path, variant: str
+) -> None:
     """In float64 like the reference, so that nothing is left of the error but what the completion does wrong.
 
     In float32 each number of J J^T is a sum over up to 2.4 million parameters, whose error depends on the processor's
     matrix product: on AMD Zen 4 it is 4e-4 of K, and 4e-3 of the alignment.
     """
-    given = small_and_trained()
-    expected = value(worker, REFERENCE, "", given, tmp_path)
+    given, expected = residual
     found = value(worker, MODULE, f"{variant} in float64", given, tmp_path)
     assert measuring.relative_error(found, expected) < 1e-10
