@@ -25,12 +25,12 @@ from benchmarks.common import script, workload
 VARIANTS = {"global": "global", "per output": "per_output", "both": ("global", "per_output")}
 BEFORE = "before"
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 0.1  # of a round; shorter calls are repeated within it
+SECONDS = 0.1  # a round takes so long: shorter calls are repeated within it
 OUTPUTS, WIDTH, DEPTH = 10, 256, 10
 
 
 def job(task: str, n: int, variant: str) -> Callable[[], object]:
-    """What is timed; `before` asks for nothing that an earlier version does not have."""
+    """The job that is timed; `before` asks for nothing that an earlier version lacks."""
     if task == "all layers":
         (x, y), model = workload.images(n), workload.mlp(DEPTH, WIDTH)
         options = {} if variant == BEFORE else {"centering": VARIANTS[variant]}

@@ -42,7 +42,7 @@ def settings(args: argparse.Namespace) -> Settings:
 
 
 def make_environments(contenders: Sequence[Contender], folder: Path) -> tuple[dict[str, Path], dict[str, object]]:
-    """The interpreter of every contender that can be installed, and what is stored of each."""
+    """The interpreter of every contender that can be installed, and the record of each."""
     pythons, described = {}, {}
 
     def made(contender: Contender) -> Path | environments.InstallationError:
@@ -154,7 +154,7 @@ def measure_table(
 def measure_sweep(
     sweep: Sweep, contenders: Sequence[Contender], pool: Pool, stored: Sequence[dict[str, object]]
 ) -> Iterator[dict[str, object]]:
-    """The record of the sweep as it grows, after each size; `stored` are those of the first sizes."""
+    """The record of the sweep as it grows, after each size; `stored` has the records of the first sizes."""
     records = list(stored)
     for record in sweeping.run(sweep, contenders, pool, lambda task: work_of(task).flops, say, stored):
         records.append(record | {"work": asdict(work_of(Task(**record["task"])))})

@@ -17,7 +17,7 @@ from benchmarks.common.ceilings import Ceilings, Work
 
 OUTPUTS = 10
 MOST_BYTES = 1 << 31  # of a Jacobian, which is also the default memory budget
-# A route is tried unless it takes so many flops, and several times those of the chosen one.
+# A route is left out if it takes more flops than this, and more than so many times those of the chosen route.
 MOST_FLOPS, MOST_TIMES = 2e10, 3
 TOLERANCE = 1e-4
 

@@ -1,6 +1,6 @@
-"""Everything a machine with a GPU is needed for, in one command of under nine minutes.
+"""Everything that needs a machine with a GPU, in one command of under nine minutes.
 
-What must be known first comes first: whether a tile comes out right at each precision, whether the CUDA tests pass,
+The most urgent questions come first: whether a tile comes out right at each precision, whether the CUDA tests pass,
 how fast one layer is beside the machine's ceilings, what the hardware counters say about its kernel, how long whole
 networks take, and whether memcheck finds fault. One deadline holds for all stages. A stage that exceeds its share is
 ended with all that it has started, and the next begins. The JSON files in the output folder are whole after every row,
@@ -41,7 +41,7 @@ def pytest(*arguments: str) -> list[str]:
 
 
 def build(library: Path | None) -> tuple[Stage, str]:
-    """The extension in place, with the library where it fits; and what is said of it."""
+    """The stage that builds the extension in place, with the library where it fits, and the library's origin."""
     reason = None if library is None else prebuilt.reason_against(library)
     if library is not None and reason is None:
         return Stage("build", _build_command(), 90, {"AHKERNELS_CUDA": str(library.resolve())}), "prebuilt"
@@ -104,7 +104,7 @@ def planned(args: argparse.Namespace) -> tuple[list[Stage], str]:
     if args.device == "cpu":
         return found, "none: the package as it is built here, on a CPU"
     stage, library = build(args.cuda_library)
-    in_place = {"PYTHONPATH": str(ROOT)}  # also for what a stage starts in another folder
+    in_place = {"PYTHONPATH": str(ROOT)}  # also for a process that a stage starts in another folder
     return [stage, *(Stage(s.name, s.command, s.weight, {**in_place, **s.environment}) for s in found)], library
 
 

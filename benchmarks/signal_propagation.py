@@ -22,7 +22,7 @@ GAMMA = np.linspace(0.05, 1.95, PAIRS)
 
 
 def layers_of(depth: int) -> list[int]:
-    """What is asked for."""
+    """The layers that are asked for."""
     return sorted({1, depth // 100, depth // 10, depth // 2, depth - 1, depth})
 
 
@@ -34,7 +34,7 @@ def ours(depth: int) -> np.ndarray:
 
 
 def by_layer(depth: int) -> np.ndarray:
-    """The same in numpy."""
+    """The values of `ours` in numpy, layer by layer."""
     gamma, log, found = GAMMA, np.zeros(PAIRS), []
     wanted = set(layers_of(depth))
     for layer in range(1, depth + 1):
@@ -47,7 +47,7 @@ def by_layer(depth: int) -> np.ndarray:
 
 
 def by_pair(depth: int) -> np.ndarray:
-    """The same in Python floats."""
+    """The values of `ours` in Python floats, pair by pair."""
     wanted, found = set(layers_of(depth)), []
     for start in GAMMA.tolist():
         gamma, log, values = start, 0.0, []

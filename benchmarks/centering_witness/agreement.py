@@ -1,4 +1,4 @@
-"""What counts as agreement of two ways to center: every layer, by every way of NNGeometry, to the tolerance."""
+"""When two ways to center agree: in every layer, by every way of NNGeometry, to the tolerance."""
 
 import math
 import sys

@@ -19,7 +19,7 @@ CHANNELS = 8  # of the convolutional network, whose images have one channel of 2
 
 
 def network(task: Task) -> nn.Sequential:
-    """With biases, in eval mode; its parameters are to be loaded, or drawn."""
+    """The network of a task, with biases and in eval mode; its parameters are to be loaded, or drawn."""
     if task.network == "convolutional":  # stride, padding, pooling, and a layer without a bias
         layers: list[nn.Module] = [nn.Unflatten(1, (1, 28, 28))]
         layers += [nn.Conv2d(1, CHANNELS, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
@@ -33,7 +33,7 @@ def network(task: Task) -> nn.Sequential:
 
 
 def network_of(problem: Problem) -> nn.Sequential:
-    """In the numbers of the problem's own arrays, float32 or float64."""
+    """The network with the problem's parameters, in the numbers of its arrays: float32 or float64."""
     model = network(problem.task).to(torch.from_numpy(problem.x).dtype)
     model.load_state_dict({name: torch.from_numpy(array) for name, array in problem.state.items()})
     return model
@@ -51,7 +51,7 @@ def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
     target -= target.mean(0)
 
     def job() -> np.ndarray:
-        # NNGeometry makes its matrix I - 11^T/n in torch's default numbers, whatever those of the kernel are.
+        # NNGeometry makes its matrix I - 11^T/n in torch's default numbers, whatever the kernel's are.
         torch.set_default_dtype(x.dtype)
         return np.array([alignment(kernel(model, layer, x, y), target) for layer in layers_of(model).values()])
 
@@ -59,7 +59,7 @@ def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
 
 
 def alignment(k: torch.Tensor, target: torch.Tensor) -> float:
-    """By NNGeometry's own products and norm, of K [o, n, o, n] and y~ [n, o]."""
+    """The alignment of K [o, n, o, n] with y~ [n, o] by NNGeometry's own products and norm."""
     from nngeometry.object import FMatDense, FVector
 
     # In float64, since the norm of so many float32 numbers can be off by more than is tolerated of an alignment.
@@ -78,14 +78,14 @@ def kernel_of_centered_jacobian(model: nn.Module, layer: nn.Module, x: torch.Ten
 
 
 def centered_kernel(model: nn.Module, layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The kernel that NNGeometry has formed first and then centered, which is what the paper's authors called."""
+    """The kernel that NNGeometry forms first and then centers, as the paper's authors had it do."""
     from nngeometry.object import FMatDense
 
     return FMatDense(generator=generator(model, layer), examples=(x, y)).to_torch()
 
 
 def generator(model: nn.Module, layer: nn.Module) -> object:
-    """Of the Jacobian of one layer, weight and bias together, with NNGeometry's centering."""
+    """NNGeometry's generator of one layer's Jacobian, weight and bias together, with its centering."""
     from nngeometry.backend import TorchHooksJacobianBackend
     from nngeometry.layercollection import LayerCollection
 

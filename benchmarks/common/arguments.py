@@ -1,4 +1,4 @@
-"""Values on the command line, refused with a sentence that says what was expected; the standard library alone."""
+"""Values on the command line, refused with a sentence that says what was expected. The standard library is enough."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def folder(text: str) -> Path:
 
 
 def stored(parser: argparse.ArgumentParser, option: str, path: Path, key: str) -> Any:
-    """What a JSON file with this key holds; ends the process with a sentence where it is no such file."""
+    """The record in a JSON file that has this key; another file ends the process with a sentence."""
     try:
         found = json.loads(path.read_text())
         found[key]

@@ -1,4 +1,4 @@
-"""What the machine can do at best: the GEMM rates and the copy bandwidth that floors are stated against.
+"""The best that the machine can do: the GEMM rates and the copy bandwidth that floors are stated against.
 
 A rate is the best over shapes, libraries (MKL and oneDNN, both inside torch) and runs, so that a share of it is never
 flattered by a slow GEMM.

@@ -39,9 +39,9 @@ def _once(job: Job, device: str, calls: int) -> float:
 
 
 def measured(job: Job, device: str, repeats: int = 7) -> tuple[Any, dict[str, Any], int | None]:
-    """What a job returns, its times (see `times`), and the most memory in use during it above what was before it.
+    """A job's value, its times (see `times`), and its peak of memory above the memory in use before.
 
-    One that takes over a second is called twice in all.
+    A job that takes over a second is called twice in all.
     """
     if device == "cuda":
         synchronize(device)

@@ -16,7 +16,7 @@ def layers_of(model: nn.Module) -> dict[str, list[str]]:
 
 
 def jacobian(model: nn.Module, names: list[str], x: torch.Tensor, chunk: int | None) -> dict[str, torch.Tensor]:
-    """Of the outputs with respect to the named parameters, name -> [n*o, numbers], so many samples at a time."""
+    """Jacobian of the outputs by the named parameters, name -> [n*o, numbers], formed `chunk` samples at a time."""
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     own = {name: parameters[name] for name in names}
     rest = {name: value for name, value in parameters.items() if name not in own}
@@ -57,7 +57,7 @@ def layer_by_layer(model: nn.Module, x: torch.Tensor, y: torch.Tensor, chunk: in
 
 
 def all_at_once(model: nn.Module, x: torch.Tensor, y: torch.Tensor, chunk: int | None = None) -> torch.Tensor:
-    """The same from a single pass that forms all Jacobians, which are then all in memory."""
+    """Alignment of every layer, fp64 [L], from one pass that forms all Jacobians and holds them in memory."""
     layers = layers_of(model)
     parts = jacobian(model, [name for names in layers.values() for name in names], x, chunk)
     return torch.stack([alignment([parts.pop(name) for name in names], y) for names in layers.values()]).detach()

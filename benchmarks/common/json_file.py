@@ -1,4 +1,4 @@
-"""JSON files that are whole at any moment, so that a run that is ended midway leaves what it has measured."""
+"""JSON files that are whole at any moment: a run that is ended midway leaves its measurements so far."""
 
 from __future__ import annotations
 

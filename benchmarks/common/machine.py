@@ -1,4 +1,4 @@
-"""What the figures were measured on: processor, instruction sets, threads and library versions."""
+"""The machine of a measurement: processor, instruction sets, threads and library versions."""
 
 import importlib.metadata
 import os

@@ -34,7 +34,7 @@ class OpProblem:
 
     @cached_property
     def factors(self) -> tuple[Tensor, Tensor]:
-        """a [n, s, d] and g [n, s, o, m], of entries around 1 and 0: those of a layer behind a ReLU."""
+        """a [n, s, d] and g [n, s, o, m], with entries around 1/2 and 0, as in a layer behind a ReLU."""
         generator = torch.Generator().manual_seed(0)
         forward = torch.rand(self.n, self.s, self.d, generator=generator, dtype=self.dtype)
         backward = torch.randn(self.n, self.s, self.o, self.m, generator=generator, dtype=self.dtype)
@@ -75,21 +75,21 @@ class OpProblem:
         }
 
     def square_flops(self) -> float:
-        """Of all entries of K on and below its diagonal."""
+        """Flops of all entries of K on and below its diagonal."""
         rows = self.n * self.o
         if self.by_jacobian:
             return 2 * rows * self.s * self.m * self.d + rows**2 * self.m * self.d
         return self.s**2 * (self.n**2 * self.d + rows**2 * self.m)
 
     def product_flops(self, passes: int) -> float:
-        """Of K v, and with one pass over the samples of v^T K v."""
+        """Flops of K v, and with one pass over the samples those of v^T K v."""
         rows = self.n * self.s
         through_parameters = passes * 2 * rows * self.d * self.m
         through_gram = rows**2 * self.d + 2 * rows**2 * self.m
         return passes * 2 * rows * self.o * self.m + min(through_parameters, through_gram)
 
     def diagonal_flops(self) -> float:
-        """Of the squares of the rows of the Jacobian, or of the pairs of positions of each sample."""
+        """Flops of the diagonal of K, from the rows of the Jacobian or from the pairs of positions of each sample."""
         if self.by_jacobian:
             return 2 * self.n * self.o * self.m * self.d * (self.s + 1)
         return self.n * self.s * (self.s + 1) * (self.d + self.o * self.m)

@@ -44,7 +44,7 @@ def dense_kernels(model: torch.nn.Module, x: torch.Tensor, layers: object = None
 
 
 def largest_eigenvalue(model: torch.nn.Module, x: torch.Tensor, layer: str, tolerance: float) -> torch.Tensor:
-    """Of one layer's K, not centered, fp64 [1]."""
+    """The largest eigenvalue of one layer's K, not centered, fp64 [1]."""
     kernel = ah.tangent_kernels(model, x, layers=[layer], precision="highest")[layer]
     return ah.eigenvalues(kernel, 1, centering=None, tolerance=tolerance)
 

@@ -1,8 +1,8 @@
 """The bar: the alignment from factors in plain torch, as well as a good user can write it.
 
-K = P o Q with P = A A^T [n, n] and Q = G G^T [on, on]. Everything thin is done by small GEMMs; what differs
-is how ||C K C||_F^2 is formed: with K in memory, by panels of rows, or by panels right of the diagonal that
-count twice. Rows are ordered (class, sample) in a block, so that P is broadcast along contiguous memory.
+K = P o Q with P = A A^T [n, n] and Q = G G^T [on, on]. Everything thin is done by small GEMMs. The variants differ in
+how they form ||C K C||_F^2: with K in memory, by panels of rows, or by panels right of the diagonal that count twice.
+Rows are ordered (class, sample) in a block, so that P is broadcast along contiguous memory.
 """
 
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def blocked(
     panel: Panel | None = None,
     onednn: bool = False,
 ) -> float:
-    """Alignment by panels of `block` samples; `symmetric` skips what is left of the diagonal."""
+    """Alignment by panels of `block` samples; `symmetric` skips everything left of the diagonal."""
     means, numerator = thin_products(a, g, y)
     total = blocked_square(a, g, means, block, symmetric, panel, onednn)
     return numerator / total**0.5
@@ -124,7 +124,7 @@ def block_sizes(n: int, smallest: int = 16, largest: int = 256, most: int = 3) -
 
 
 def families(n: int) -> dict[str, dict[str, Alignment]]:
-    """Every variant of the bar for n samples, grouped by what a reader would call one method."""
+    """Every variant of the bar for n samples, grouped by method."""
     sizes = block_sizes(n)
 
     def swept(name: str, **options: object) -> dict[str, Alignment]:
@@ -140,5 +140,5 @@ def families(n: int) -> dict[str, dict[str, Alignment]]:
 
 
 def variants(n: int) -> dict[str, Alignment]:
-    """All families in one."""
+    """Every variant of the bar for n samples, by name."""
     return {name: job for family in families(n).values() for name, job in family.items()}

@@ -1,7 +1,7 @@
 """All layers of a bias-free ReLU MLP in plain torch.
 
-Two ways to batch the o cotangents through the network, by hand and by autograd, of which the benchmark takes
-the faster; and everything in one torch.compile, which wins where calls are short.
+There are two ways to batch the o cotangents through the network, by hand and by autograd, and a benchmark takes the
+faster one; and everything in one torch.compile, which wins where calls are short.
 """
 
 from collections.abc import Callable

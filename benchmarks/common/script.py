@@ -1,4 +1,4 @@
-"""What every benchmark on a CPU does around its measurement: options, cores, ceilings, and the file of results."""
+"""The frame of every benchmark on a CPU: options, cores, ceilings, and the file of results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def parser(
     Args:
         name: The script's, which its file of results has as well.
         description: Its docstring, whose first line is the claim.
-        quick: What a smoke run is on.
+        quick: The problems of a smoke run.
         repeats: The default of --repeats.
         of_repeats: What --repeats counts.
     """
@@ -53,7 +53,7 @@ def measure_ceilings(args: argparse.Namespace, shapes: Sequence[ceilings.Shape] 
 
 
 def save(args: argparse.Namespace, best: ceilings.Ceilings | None = None, **measured: object) -> None:
-    """Writes the file of results, if there is to be one: what was measured, on which machine, and its best rates."""
+    """Writes the file of results, if there is to be one: the measurements, the machine, and its best rates."""
     if args.output is not None:
         head: dict[str, object] = {"benchmark": args.name, "quick": args.quick, "machine": machine.describe()}
         if best is not None:

@@ -1,1 +1,1 @@
-"""The comparison with what people use today: contenders, the tasks they are given, and the page of results."""
+"""The comparison with the tools that people use today: contenders, their tasks, and the page of results."""

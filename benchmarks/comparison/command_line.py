@@ -28,7 +28,7 @@ class Selection:
         return all(contender == "*" for _, contender in self.patterns)
 
     def of(self, name: str) -> list[Contender]:
-        """None, or those that match and ours, which ratios are taken to."""
+        """The contenders that match a task, and ours, which ratios are taken to; none where none matches."""
         wanted = [contender for task, contender in self.patterns if fnmatch.fnmatch(name, task)]
         found = [one for one in self.contenders if any(fnmatch.fnmatch(one.name, pattern) for pattern in wanted)]
         return [one for one in self.contenders if one in found or one.name == UNIT] if found else []

@@ -1,4 +1,4 @@
-"""From where a library stops (factors, kernels or Jacobians of layers) to what a task asks for, in plain torch."""
+"""The way from a library's last result (factors, kernels or Jacobians of layers) to a task's value, in plain torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 def from_kernels(
     problem: Problem, count: int, kernels: Kernels, network: Callable[[], torch.Tensor] | None = None
 ) -> Job:
-    """What is asked for, from the kernels of some of `count` layers; `network` gives their sum, if the library does."""
+    """The task's job, from the kernels of some of `count` layers; `network` gives their sum, if the library does."""
     quantity, target = problem.task.quantity, problem.target_tensor()
 
     def job() -> torch.Tensor:
@@ -52,7 +52,7 @@ def from_kernels(
 
 
 def from_factors(problem: Problem, factors: Factors) -> Job:
-    """What is asked for, from the factors of dense layers, as the plain torch contender does it."""
+    """The task's job, from the factors of dense layers, as the plain torch contender does it."""
     task, target = problem.task, problem.target_tensor()
     layers = range(task.depth)
     if task.quantity == "alignment":
@@ -71,7 +71,7 @@ def from_factors(problem: Problem, factors: Factors) -> Job:
 
 
 def from_jacobians(problem: Problem, model: nn.Module, of_samples: Jacobians) -> Job:
-    """What is asked for, from Jacobians of some layers at some samples: as many of each as fit in BUDGET."""
+    """The task's job, from Jacobians of some layers at some samples: as many of each as fit in BUDGET."""
     x, o = problem.tensors()[0], problem.task.outputs
     n = len(x)
     numbers = [sum(p.numel() for p in layer.parameters(recurse=False)) for layer in layers_of(model)]
@@ -121,7 +121,7 @@ class FrozenNorm(nn.Module):
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
         self.weight, self.bias = norm.weight, norm.bias
-        self.mean = norm.running_mean[:, None, None]  # neither is a buffer: those are refused, too
+        self.mean = norm.running_mean[:, None, None]  # neither is a buffer, which would be refused, too
         self.scale = (norm.running_var + norm.eps).rsqrt()[:, None, None]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

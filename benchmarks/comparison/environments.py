@@ -30,7 +30,7 @@ class InstallationError(RuntimeError):
 
 
 def filled(requirements: Sequence[str]) -> list[str]:
-    """With the runner's torch for {torch}, and jax's extra for the GPU, "[cuda13]" or nothing, for {cuda}."""
+    """Requirements with the runner's torch for {torch}, and for {cuda} the extra of jax for its GPU, or nothing."""
     import torch
 
     cuda = f"[cuda{torch.version.cuda.split('.')[0]}]" if torch.version.cuda and torch.cuda.is_available() else ""
@@ -62,7 +62,7 @@ def python_of(requirements: Sequence[str], folder: Path = DEFAULT) -> Path:
 
 
 def install(python: Path, requirements: Sequence[str]) -> None:
-    """Into the environment of this interpreter, by the runner's pip."""
+    """Installs into the environment of this interpreter, by the runner's pip."""
     command = [sys.executable, *PIP, "--python", str(python), "install", *requirements]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT)
@@ -74,7 +74,7 @@ def install(python: Path, requirements: Sequence[str]) -> None:
 
 
 def versions(python: Path, packages: Sequence[str]) -> dict[str, str]:
-    """Of those packages that the environment has."""
+    """The versions of the packages that the environment has."""
     done = subprocess.run([python, "-c", LIST_VERSIONS], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     return {package: found[package.lower()] for package in packages if package.lower() in found}

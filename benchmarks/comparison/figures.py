@@ -15,7 +15,7 @@ from benchmarks.comparison.contenders import UNIT
 from benchmarks.comparison.tasks import QUANTITIES
 
 Record = dict[str, Any]
-# Okabe and Ito's palette, readable without colour vision; markers tell apart what shares a colour.
+# Okabe and Ito's palette, readable without colour vision; markers tell contenders of one colour apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F")
 MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 OURS = {"color": "black", "marker": "o", "linewidth": 2.4, "markersize": 6, "zorder": 5}

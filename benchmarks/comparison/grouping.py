@@ -1,4 +1,4 @@
-"""Layers that are taken together, so that what is held for them stays within a budget; standard library alone."""
+"""Layers that are taken together within a budget of memory. The standard library is enough."""
 
 from __future__ import annotations
 

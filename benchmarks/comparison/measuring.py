@@ -57,7 +57,7 @@ class Settings:
     seconds_of_rounds: float = 5.0  # for each contender; the rounds are as many as fit, one at least
 
     def limit(self, task: Task, estimates: bool = False) -> float:
-        """Of one call."""
+        """The time limit of one call."""
         if estimates:
             return self.estimate_limit
         return self.call_limit if task.network == "mlp" else self.image_limit
@@ -94,7 +94,7 @@ class Reference:
 
     @staticmethod
     def of(task: Task, pool: Pool, folder: Path) -> Reference:
-        """In float64, from a process of its own."""
+        """The value in float64, from a process of its own."""
         maker = Contender("float64", reference)
         pool.pythons[maker.name] = Path(sys.executable)
         try:
@@ -129,7 +129,7 @@ class Trial:
 
 @dataclass
 class Entry:
-    """A contender at a task: what became of its variants, and the rounds of the best of them."""
+    """A contender at a task: the trials of its variants, and the rounds of the best one."""
 
     contender: Contender
     trials: list[Trial] = field(default_factory=list)
@@ -139,7 +139,7 @@ class Entry:
 
     @property
     def best(self) -> Trial | None:
-        """The fastest variant, of those with a right value if there is one."""
+        """The fastest variant with a right value, or where there is none the fastest."""
         ran = [trial for trial in self.trials if trial.ran]
         return min(ran, key=lambda trial: (trial.outcome == "wrong", trial.seconds), default=None)
 
@@ -152,7 +152,7 @@ class Entry:
         return found | {"peak_bytes": shown.peak_bytes, "trials": [vars(trial) for trial in self.trials]}
 
     def line(self) -> str:
-        """What a progress line says."""
+        """The text of a progress line."""
         best = self.best
         if best is None:
             failure = self._failure()
@@ -164,7 +164,7 @@ class Entry:
         return text
 
     def _failure(self) -> Trial:
-        """What says most of why there is no time: anything that was tried before what cannot be done."""
+        """The trial that says most about why there is no time: one that was made, before one that cannot be."""
         return min(self.trials, key=lambda trial: trial.outcome == "no")
 
 
@@ -176,13 +176,13 @@ def measure(
     say: Callable[[str], None],
     refused: dict[tuple[str, str], Trial] | None = None,
 ) -> dict[str, Any]:
-    """The record of a task: rows, and what the values were compared with.
+    """The record of a task: rows, and the source of the reference value.
 
     Args:
-        task: What is asked for.
+        task: The quantity and its problem.
         contenders: In the order of the table.
-        pool: Of their workers.
-        flops: Of the task, which decide whether a reference in float64 is worth its time.
+        pool: Their workers.
+        flops: Least flops of the task, which decide whether a reference in float64 is worth its time.
         say: Takes a line for each contender.
         refused: Outcomes that are known without a trial, by contender and variant.
     """
@@ -220,7 +220,7 @@ def unable(contender: Contender, task: Task, variant: str, pool: Pool) -> Trial 
 def try_variant(entry: Entry, variant: str, task: Task, pool: Pool, folder: Path, held_to: Reference) -> Trial:
     """Prepare a variant, and run it once or twice for its memory, value and time."""
     limit = pool.settings.limit(task, entry.contender.estimates)
-    if entry.best is not None:  # no need to wait for what cannot become the fastest
+    if entry.best is not None:  # no need to wait for a variant that cannot become the fastest
         limit = min(limit, max(pool.settings.patience * entry.best.seconds, 2 * SETTLED))
     trial = Trial(variant)
     try:
@@ -259,7 +259,7 @@ def make_job(worker: WorkerProcess, module: str, variant: str, task: Task, folde
 
 
 def value_of(worker: WorkerProcess, variant: str, folder: Path, seconds: float) -> np.ndarray:
-    """What a prepared job returns; the worker forgets the job then."""
+    """The value of a prepared job, which the worker forgets then."""
     worker.ask(seconds, do="peak", variant=variant)
     worker.ask(60, do="value", variant=variant, path=str(folder / VALUE))
     forget(worker, variant)

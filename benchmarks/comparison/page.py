@@ -13,7 +13,7 @@ from benchmarks.comparison.measuring import DEEP, DEEP_TOLERANCE, TOLERANCE, in_
 from benchmarks.comparison.tasks import QUANTITIES
 
 Record = dict[str, Any]
-RESOLUTION = 1 << 20  # bytes; less is within what allocators keep
+RESOLUTION = 1 << 20  # bytes; allocators keep as much
 COMPARISONS = "comparison-*.json"
 # Made by other scripts: {"title", "text", "columns", "rows", "machine"}.
 SECTIONS = ("breakdown", "op_floors", "tracker_overhead", "instructions")
@@ -72,7 +72,7 @@ def write(folder: Path) -> Path:
 
 
 def tables_of(record: Record, drawn: dict[str, str] | None = None) -> str:
-    """All tables of a comparison; `drawn` has the figures' paths, by what they show."""
+    """All tables of a comparison; `drawn` has the paths of the figures of tasks and sweeps."""
     drawn, parts = drawn or {}, []
     if record["tasks"]:
         parts += ["### Summary", summary(record)]
@@ -156,14 +156,14 @@ def failure(row: Record) -> str:
 
 
 def not_counted(row: Record) -> int:
-    """0 for a right value, 1 for a wrong one, 2 for none, 3 for what cannot be done."""
+    """0 for a right value, 1 for a wrong one, 2 for none, 3 for a task that cannot be done."""
     if row["outcome"] in ("ok", "estimate") and "median_s" in row:
         return 0
     return {"wrong": 1, "no": 3}.get(row["outcome"], 2)
 
 
 def other_variants(task: Record) -> str:
-    """What became of the variants that are not in the table, from their trial."""
+    """The trials of the variants that are not in the table."""
     found = []
     for row in task["rows"]:
         texts = []
@@ -224,7 +224,7 @@ def ratio(row: Record, ours: Record | None) -> str:
 
 
 def leanest(rows: Iterable[Record]) -> tuple[str, int] | None:
-    """Contender and bytes of the variant with the least memory, of those with a right value."""
+    """Contender and bytes of the variant that takes the least memory for a right value."""
     found = [
         (f"{row['title']} ({trial['variant']})" if trial["variant"] else row["title"], trial["peak_bytes"])
         for row in rows

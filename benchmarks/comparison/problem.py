@@ -1,6 +1,6 @@
 """The weights and data of a task as numpy arrays, the same in every environment.
 
-numpy alone is imported here; torch only by what is asked for torch's objects.
+Only numpy is imported here, and torch where a torch object is asked for.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Problem:
 
     @property
     def targets(self) -> np.ndarray:
-        """What alignment is with: one-hot labels [n, o] of x's dtype; for one output the label, 0 or 1, itself."""
+        """The labels of an alignment: one-hot [n, o] in x's dtype, and for one output the label itself, 0 or 1."""
         if self.task.outputs == 1:
             return self.y[:, None].astype(self.x.dtype)
         return np.eye(self.task.outputs, dtype=self.x.dtype)[self.y]
 
     def in_float64(self) -> Problem:
-        """The same numbers in float64, which is then the dtype of all that is made of them, too."""
+        """The same numbers in float64, which is then the dtype of everything that is made from them."""
 
         def double(array: np.ndarray) -> np.ndarray:
             return array.astype(np.float64) if array.dtype == np.float32 else array
@@ -89,7 +89,7 @@ class Problem:
 
 
 def load(path: Path, task: Task) -> Problem:
-    """What `save` wrote."""
+    """The problem that `save` wrote."""
     with np.load(path) as arrays:
         weights = [arrays[f"weight/{index}"] for index in range(sum(name.startswith("weight/") for name in arrays))]
         state = {name[len("state/") :]: arrays[name] for name in arrays if name.startswith("state/")}

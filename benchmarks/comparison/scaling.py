@@ -29,14 +29,14 @@ class Curve:
         return self.sizes[-max(LEAST, -(-len(self.sizes) // 2)) :]
 
     def exponent(self, values: Sequence[float]) -> float | None:
-        """Of these values, by least squares in the logarithms; None for too few sizes."""
+        """The exponent of these values, by least squares in the logarithms; None for too few sizes."""
         largest = self.fitted
         points = [(size, value) for size, value in zip(largest, values[-len(largest) :], strict=True) if value > 0]
         return fit_power_law(*zip(*points, strict=True)).exponent if len(points) >= LEAST else None
 
 
 def curves(sweep: dict[str, Any]) -> list[Curve]:
-    """Of every contender that has a size, in the order of the rows."""
+    """The curve of every contender that has a size, in the order of the rows."""
     found: dict[str, dict[str, Any]] = {}
     for record in sweep["records"]:
         size = record["task"][sweep["axis"]]

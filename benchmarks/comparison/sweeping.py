@@ -21,7 +21,7 @@ def run(
     say: Callable[[str], None],
     before: Sequence[Record] = (),
 ) -> Iterator[Record]:
-    """The record of each size, in order; `before` are those that are known, of the first sizes."""
+    """The record of each size, in order; `before` has the records of the first sizes, which are known."""
     records = list(before)
     for task in sweep.tasks()[len(records) :]:
         say(f"{sweep.name}: {sweep.axis} = {getattr(task, sweep.axis):,}")
@@ -69,7 +69,7 @@ def _ran(trial: dict[str, Any]) -> bool:
 
 
 def _histories(records: Sequence[Record], axis: str) -> dict[str, dict[str, list[tuple[int, dict[str, Any]]]]]:
-    """By contender and variant, every size and what became of it."""
+    """Every size and its trial, by contender and variant."""
     found: dict[str, dict[str, list[tuple[int, dict[str, Any]]]]] = {}
     for record in records:
         for row in record["rows"]:

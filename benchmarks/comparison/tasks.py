@@ -1,4 +1,4 @@
-"""What the contenders are asked for: data only, with the standard library alone, so that every environment reads it."""
+"""The tasks of the contenders, as data; the standard library is enough, so that every environment reads them."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ OUT_OF_MEMORY = re.compile(
 
 
 class Jobs:
-    """The jobs of one contender, by variant, and what each request does with them."""
+    """The jobs of one contender, by variant, with a method for each request."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, Callable[[], np.ndarray]] = {}
@@ -84,7 +84,7 @@ class Jobs:
 
 @contextmanager
 def peak_memory() -> Iterator[SimpleNamespace]:
-    """Afterwards `bytes` is the most that was in use above what was before, on the GPU if torch or jax uses one."""
+    """Afterwards `bytes` is the peak of memory above the memory in use before, on the GPU if torch or jax uses one."""
     found = SimpleNamespace(bytes=0)
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -107,7 +107,7 @@ def peak_memory() -> Iterator[SimpleNamespace]:
 
 
 def answer(jobs: Jobs, request: dict[str, Any]) -> dict[str, object]:
-    """What the request asks for, or the error it ended in."""
+    """The answer to a request, or the error that it ended in."""
     verb = request.pop("do")
     if "problem" in request:
         request["problem_path"] = request.pop("problem")

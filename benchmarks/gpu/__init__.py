@@ -1,1 +1,1 @@
-"""What run_on_gpu.py runs: benchmarks of a GPU, and the stages, row files and libraries that the run is made of."""
+"""Benchmarks of a GPU, and the parts of run_on_gpu.py: stages, files of rows, libraries that were built elsewhere."""

@@ -117,7 +117,7 @@ class Layer:
 
 
 def contenders(layer: Layer, precision: str, blocks: list[int]) -> dict[str, Callable[[], object]]:
-    """What gives ||C K C||_F^2, and our whole alignment; ours first."""
+    """Every way to ||C K C||_F^2, ours first, and our whole alignment."""
     found: dict[str, Callable[[], object]] = {
         "ours, moments": partial(layer.fused, precision),
         "ours, whole alignment": lambda: ah.cka(layer.kernel(precision), layer.y),

@@ -1,4 +1,4 @@
-"""A JSON file that is whole after every row: a benchmark that is ended midway leaves what it has measured."""
+"""A JSON file that is whole after every row: a benchmark that is ended midway leaves its measurements so far."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RowFile:
         self._write()
 
     def add(self, text: str, **row: object) -> None:
-        """Writes a row, and prints what it says."""
+        """Writes a row, and prints the text."""
         self.rows.append(row)
         self._write()
         print(text, flush=True)

@@ -1,4 +1,4 @@
-"""What every benchmark of a GPU does around its measurement: options, and the file that its rows go to."""
+"""The frame of every benchmark of a GPU: options, and the file that its rows go to."""
 
 import argparse
 

@@ -45,7 +45,7 @@ def count_all() -> None:
     torch.set_num_threads(1)
     jobs = {f"{op}, {problem}": job for problem in PROBLEMS for op, (job, _) in problem.jobs().items()}
     for job, _ in OpProblem(n=2, o=2, d=2, m=2).jobs().values():
-        job()  # what is done only once in a process
+        job()  # some things are done only once in a process
     callgrind.count(jobs)
 
 

@@ -84,7 +84,7 @@ def _read(path: Path, library: Path) -> tuple[str, int]:
             if line.startswith("ob="):
                 ours = objects[found[1]] == library.resolve()
         elif line.startswith("calls="):
-            called = True  # the next line is what the call cost as a whole
+            called = True  # the next line has the cost of the whole call
         elif found := re.match(r"[-+*\d]\S* (\d+)$", line):
             total += int(found[1]) if ours and not called else 0
             called = False

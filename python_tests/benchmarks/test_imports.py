@@ -31,6 +31,7 @@ def parts_imported_by(part: str) -> set[str]:
     return found
 
 
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # in torch.compile's own modules
 @pytest.mark.parametrize("name", [name for name in MODULES if name != WITHOUT_LIBRARY])
 def test_module_can_be_imported(name: str) -> None:
     assert importlib.import_module(name).__doc__

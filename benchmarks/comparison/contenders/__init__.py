@@ -19,7 +19,7 @@ UNIT = "ours"  # the contender that ratios are taken to
 
 @dataclass(frozen=True)
 class Contender:
-    """What the runner knows of a contender, without its library."""
+    """A contender as the runner knows it, without its library."""
 
     name: str
     module: ModuleType

@@ -1,4 +1,4 @@
-"""What contenders by hand have in common: variants of the Hadamard form that some tasks have no use for."""
+"""Variants of the Hadamard form by hand, and the tasks that have no use for them."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def kernels(
 def largest_eigenvalue(
     model: torch.nn.Sequential, x: torch.Tensor, o: int, layer: int, tolerance: float, materialised: bool
 ) -> Callable[[], jax.Array]:
-    """Of one layer's K, [1], by Lanczos iteration in a lax.while_loop, with K or with thin products."""
+    """The largest eigenvalue of one layer's K, [1], by Lanczos iteration in lax.while_loop, with K or thin products."""
 
     def job(weights: list[jax.Array], x: jax.Array) -> jax.Array:
         a, g = _factors(weights, x, o)[layer]
@@ -72,7 +72,7 @@ def largest_eigenvalue(
 
 
 def _lanczos(product: Callable[[jax.Array], jax.Array], rows: int, tolerance: float, most: int = 100) -> jax.Array:
-    """As comparison/lanczos.py, with a basis of fixed size."""
+    """The iteration of comparison/lanczos.py, with a basis of fixed size."""
     most = min(most, rows)
 
     def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -149,7 +149,7 @@ def materialised(p: jax.Array, g: jax.Array, means: jax.Array) -> jax.Array:
 
 
 def symmetric(block: int, unrolled: bool) -> Square:
-    """On and above the diagonal: pairs of blocks in lax.map, or a panel a block of rows, unrolled."""
+    """||C K C||_F^2 by blocks on and above the diagonal: pairs in lax.map, or a panel for each block row, unrolled."""
 
     def square(p: jax.Array, g: jax.Array, means: jax.Array) -> jax.Array:
         o, n, width = g.shape

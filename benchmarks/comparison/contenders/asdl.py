@@ -88,7 +88,7 @@ def jacobians(model: torch.nn.Module, o: int) -> Callable[[Sequence[int], torch.
 
 
 def power_iteration(problem: Problem) -> Callable[[], np.ndarray]:
-    """Of the network from the layer on, with that layer's parameters alone."""
+    """ASDL's power iteration on the network from the layer on, with that layer's parameters alone."""
     import torch
     from asdl import kernel_eigenvalues
 

@@ -77,7 +77,7 @@ def from_sample_gradients(problem: Problem) -> Callable[[], np.ndarray]:
     def visit(
         group: Sequence[int], x: torch.Tensor, take: Callable[[torch.Tensor], torch.Tensor]
     ) -> list[torch.Tensor]:
-        """What `take` makes of the Jacobian of each layer."""
+        """The result of `take` for the Jacobian of each layer."""
         import torch
 
         own = {layers[index]: index for index in group}

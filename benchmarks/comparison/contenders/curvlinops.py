@@ -59,7 +59,7 @@ def jacobians(model: torch.nn.Module, o: int) -> Callable[[Sequence[int], torch.
 
 
 def largest_eigenvalue(problem: Problem) -> Callable[[], np.ndarray]:
-    """Of the network from the layer on."""
+    """The eigenvalue from products with the Jacobian of the network from the layer on."""
     from curvlinops import JacobianLinearOperator
     from scipy.sparse.linalg import eigsh
 

@@ -1,7 +1,7 @@
 """The Hadamard form in one jax.jit: forward, batched cotangents, and what a task asks for.
 
-Norms with K in memory, or by pairs of blocks on and above the diagonal, in lax.map or unrolled, at the best block size
-of the middle layer.
+Norms come with K in memory, or by pairs of blocks on and above the diagonal, in lax.map or unrolled, at the block size
+that is best for the middle layer.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
 
 
 def alignment_job(model: torch.nn.Sequential, x: torch.Tensor, y: torch.Tensor, variant: str) -> Callable[[], object]:
-    """At its best block size, which is chosen on the middle layer."""
+    """The job at its best block size, which is chosen on the middle layer."""
     from benchmarks.common import plain_layer, timing
     from benchmarks.comparison.contenders import _jax_network as jax_network
 

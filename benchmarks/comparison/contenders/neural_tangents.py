@@ -153,7 +153,7 @@ def kernels(
 def alignments(
     network: Network, parameters: list[Any], x: jax.Array, problem: Problem, variant: str
 ) -> Callable[[], np.ndarray]:
-    """Of all layers; moments and centered squares are computed where K is, summed up outside in float64."""
+    """Alignments of all layers; moments and centered squares are computed where K is, and summed outside in float64."""
     import jax.numpy as jnp
 
     target = problem.targets - problem.targets.mean()
@@ -178,7 +178,7 @@ Moments = Callable[[], Iterator[tuple[float, float]]]  # <y~, K y~> and ||C K C|
 def whole_moments(
     network: Network, parameters: list[Any], x: jax.Array, y: jax.Array, group: list[int], variant: str
 ) -> Moments:
-    """From kernels of all samples at once."""
+    """Moments from the kernels of all samples at once."""
     import jax.numpy as jnp
 
     def moments(parameters: list[Any], x: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
@@ -196,7 +196,7 @@ def whole_moments(
 def blockwise_moments(
     network: Network, parameters: list[Any], x: jax.Array, y: jax.Array, layer: int, variant: str, block: int
 ) -> Moments:
-    """By pairs of blocks of samples, those off the diagonal twice."""
+    """Moments by pairs of blocks of samples, where pairs off the diagonal count twice."""
     import jax.numpy as jnp
     import neural_tangents as nt
 
@@ -293,7 +293,7 @@ def plan(
 
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
-    """For arguments of these shapes; nothing is run."""
+    """The function compiled for arguments of these shapes; nothing is run."""
     import jax
 
     return jax.jit(function).lower(*arguments).compile()

@@ -69,7 +69,7 @@ def jacobians(model: torch.nn.Module, o: int) -> Callable[[Sequence[int], torch.
 
 
 def batch(x: torch.Tensor, o: int) -> tuple[torch.utils.data.DataLoader, Callable]:
-    """All copies of all samples, fetched at once instead of one by one, and what picks their outputs."""
+    """A loader of all copies of all samples, fetched at once, and a function that picks their outputs."""
     from torch.utils.data import DataLoader, Dataset
 
     from benchmarks.comparison import completion

@@ -76,7 +76,7 @@ def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
 def alignment_job(
     model: torch.nn.Sequential, x: torch.Tensor, y: torch.Tensor, variant: str
 ) -> Callable[[], torch.Tensor]:
-    """At its best capture and block size."""
+    """The job at its best capture and block size."""
     from benchmarks.common import plain_layer, plain_network, timing
 
     if variant == "one torch.compile":

@@ -61,7 +61,7 @@ def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
 def from_jacobians(
     model: torch.nn.Module, layers: list[list[str]], middle: int, x: torch.Tensor, task: Task, at_once: bool
 ) -> torch.Tensor:
-    """What is asked for besides alignments."""
+    """The value of every task besides alignments."""
     import torch
 
     from benchmarks.common import jacobians

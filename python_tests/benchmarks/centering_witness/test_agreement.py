@@ -11,7 +11,7 @@ import pytest
 from benchmarks.centering_witness.agreement import side_by_side, verdict
 
 ROOT = Path(__file__).resolve().parents[3]
-# Our alignments, then those that NNGeometry is made to report, and whether that is agreement.
+# The alignments that NNGeometry is made to report beside ours, and whether they agree.
 PER_OUTPUT, GLOBAL = {"0": 0.02, "2": 0.03}, {"0": 0.01, "2": 0.004}
 SAID = {
     "the same": (PER_OUTPUT, True),
