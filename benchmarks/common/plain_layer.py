@@ -6,7 +6,7 @@ Rows are ordered (class, sample) in a block, so that P is broadcast along contig
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -113,7 +113,17 @@ def _fused_panel(
     return sums.sum(dtype=torch.float64), sums[:, :, 0].sum(dtype=torch.float64)
 
 
-compiled_panel: Panel = torch.compile(_fused_panel, dynamic=True)
+@cache
+def _compiled() -> Panel:
+    """Compiled when it is first needed: to import the compiler alone takes seconds."""
+    return torch.compile(_fused_panel, dynamic=True)
+
+
+def compiled_panel(
+    q: torch.Tensor, p: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums of `eager_panel` by a compiled function."""
+    return _compiled()(q, p, rows, columns)
 
 
 def block_sizes(n: int, smallest: int = 16, largest: int = 256, most: int = 3) -> list[int]:

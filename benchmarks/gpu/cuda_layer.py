@@ -8,7 +8,7 @@ and add) times the bf16 products that a precision takes (1, 3 or 6), over the be
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -51,7 +51,17 @@ def _fused_panel(
     return squares.sum(dtype=torch.float64), squares[:, :, : len(q)].sum(dtype=torch.float64)
 
 
-compiled_panel: Panel = torch.compile(_fused_panel, dynamic=True)
+@cache
+def _compiled() -> Panel:
+    """Compiled when it is first needed: to import the compiler alone takes seconds."""
+    return torch.compile(_fused_panel, dynamic=True)
+
+
+def compiled_panel(
+    q: torch.Tensor, p: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums of `eager_panel` by a compiled function."""
+    return _compiled()(q, p, rows, columns)
 
 
 def bar(
