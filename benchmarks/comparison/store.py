@@ -55,5 +55,5 @@ class Store:
         self.record["tasks"], self.record["sweeps"] = stored["tasks"], stored["sweeps"]
         self.record["seconds"] = stored.get("seconds", 0) + self.record.get("seconds", 0)
         self.record["contenders"] = stored["contenders"] | self.record["contenders"]
-        for kind, rate in stored["ceilings"].items():  # the best that any session has seen
+        for kind, rate in stored["ceilings"].items():  # the best that any run has seen
             self.record["ceilings"][kind] = max(rate, self.record["ceilings"].get(kind, 0))

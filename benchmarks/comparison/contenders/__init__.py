@@ -52,7 +52,7 @@ class Contender:
 
 
 def discover(package: str = __name__) -> list[Contender]:
-    """Every module of the package, ours first; names with an underscore are helpers."""
+    """Every module of the package, ours first; names with an underscore are shared code."""
     folder = importlib.import_module(package)
     names = [one.name for one in pkgutil.iter_modules(folder.__path__) if not one.name.startswith("_")]
     names.sort(key=lambda name: (not name.startswith(UNIT), name))
