@@ -18,9 +18,8 @@ from unittest import mock
 import torch
 
 import ahkernels as ah
-from ahkernels import ops
+from ahkernels import layerwise, ops
 from ahkernels.capture import run
-from ahkernels.statistics import alignment
 from benchmarks.common import floor, script, tables, timing, workload
 from benchmarks.common.ceilings import PANELS, Ceilings, Work
 from benchmarks.common.figure import saved
@@ -31,7 +30,7 @@ Case = tuple[str, torch.nn.Module, torch.Tensor, torch.Tensor]
 PLAN, FORWARD, BACKWARD, FACTORS, OPS = "plan", "forward pass", "backward pass", "factors", "ops"
 # Module, name of a function that the call makes, and the stage that it is.
 TIMED = [
-    (alignment, "plan_capture", PLAN),
+    (layerwise, "plan_capture", PLAN),
     (run, "call_model", FORWARD),
     (run, "_gradients", BACKWARD),
     (run, "_factors_of", FACTORS),
@@ -134,20 +133,20 @@ def work(case: Case, kernels: Sequence[ah.TangentKernel]) -> dict[str, Work]:
     held = {True: 0.0, False: 0.0}  # bytes of backward and of forward factors
     held_by_sums, flops = 0.0, Counter[str]()
     for layer, kernel in zip(ah.explain(model, x), kernels, strict=True):
-        (term,) = kernel.factors
-        d, (_, s, o, m) = term.forward.shape[2], term.backward.shape
-        held[True] += 4 * term.backward.numel()
+        (factors,) = kernel.factors
+        d, (_, s, o, m) = factors.forward.shape[2], factors.backward.shape
+        held[True] += 4 * factors.backward.numel()
         held[False] += 4 * n * s * d
-        one = OpProblem(n, o, d, m, s, term.by_jacobian)
+        one = OpProblem(n, o, d, m, s, factors.by_jacobian)
         if layer.route == "jacobian":
             flops[FACTORS] += layer.flops - (n * o) ** 2 * m
-        flops[FORWARD_GRAM] += 0 if term.by_jacobian else (n * s) ** 2 * d
-        flops[SQUARE] += one.square_flops() - (0 if term.by_jacobian else (n * s) ** 2 * d)
+        flops[FORWARD_GRAM] += 0 if factors.by_jacobian else (n * s) ** 2 * d
+        flops[SQUARE] += one.square_flops() - (0 if factors.by_jacobian else (n * s) ** 2 * d)
         # Row sums, <y, K y> and the trace by products, or from all entries of K, on and below the diagonal.
         products = one.product_flops(passes=2) + one.product_flops(passes=1) + one.diagonal_flops()
         entries = (n * o) ** 2 / 2
         flops[SUMS] += min(products, 4 * entries)
-        held_by_sums += min(4 * (term.forward.numel() + term.backward.numel()), 4 * entries)
+        held_by_sums += min(4 * (factors.forward.numel() + factors.backward.numel()), 4 * entries)
     return {
         FORWARD: Work(n * forward, weights + held[False]),
         BACKWARD: Work(n * backward * OUTPUTS, weights + held[True]),
