@@ -14,7 +14,8 @@ from torch.utils.cpp_extension import include_paths
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-# The sums of squares of layers used once: mma::tiles<parts, result, several uses> and wgmma::tiles<parts, result>.
+# Sums of squares for layers with one position: mma::tiles<parts, result, several positions> and wgmma::tiles<parts,
+# result>.
 HOT = re.compile(r"3mma5tilesILi\d+ELNS0_6ResultE0ELb0E|5wgmma5tilesILi\d+ELNS0_6ResultE0E")
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\S+)' for '(?P<target>\S+)'.*?(?P<stack>\d+) bytes stack frame, "

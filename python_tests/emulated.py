@@ -76,14 +76,14 @@ class Device:
         result: str,
         entries: Tensor,
     ) -> Tensor:
-        count, uses, rows, k = parts.shape
-        assert p.shape == (uses, uses, p.shape[2], n - sample) and p.is_contiguous()
-        hopper = self.hopper and uses == 1
+        count, positions, rows, k = parts.shape
+        assert p.shape == (positions, positions, p.shape[2], n - sample) and p.is_contiguous()
+        hopper = self.hopper and positions == 1
         sums = torch.full((self.library.warps(hopper, ctypes.c_int64(self.blocks)),), torch.nan, dtype=torch.float64)
         self._check(
             self.library.tangent_tiles(
                 *(hopper, ctypes.c_int64(self.blocks), count, RESULTS.index(result), pointer(parts)),
-                *(ctypes.c_int64(rows), k, uses, n, o, pointer(p), sample, ctypes.c_int64(p.shape[2])),
+                *(ctypes.c_int64(rows), k, positions, n, o, pointer(p), sample, ctypes.c_int64(p.shape[2])),
                 *(pointer(means), pointer(sums), pointer(entries), pointer(unscale)),
             )
         )

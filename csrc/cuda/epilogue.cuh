@@ -1,6 +1,6 @@
-// From sums of products in registers to entries of K, and to what is asked of them.
+// The epilogue: from sums of products in registers to entries of K, and to the result that is asked for.
 //
-// A thread's share of a tile are Blocks x Eights products of 16 x 8 as the matrix instructions leave them: number
+// A thread's share of a tile is Blocks x Eights products of 16 x 8 as the matrix instructions leave them: number
 // [block][eight][2 h + e] is at row `row + block * block_rows + 8 h` and column `col + 8 eight + e`.
 #pragma once
 
@@ -39,8 +39,8 @@ struct Place {
   __device__ int32_t row_of(int block, int h) const { return row + block * block_rows + 8 * h; }
 };
 
-// visit(block, h, number, row x, column x) over a fragment, column by column; x are samples, those past the last one
-// replaced by it. column(col) comes before the entries of each column.
+// Calls visit(block, h, number) for the numbers of a fragment, column by column, and before each column column(col, x)
+// with its sample x. The last sample stands for those past it.
 template <bool kWhole, int Blocks, int Eights, class Column, class Visit>
 __device__ inline void for_each_entry(const Problem& problem, const Place& place, Fragment<Blocks, Eights>& fragment,
                                       const Column& column, const Visit& visit) {
@@ -62,8 +62,8 @@ __device__ inline void for_each_entry(const Problem& problem, const Place& place
   }
 }
 
-// P at one pair of uses for the rows of a fragment. Offsets are in bytes and 32 bits, so that an address is one
-// addition.
+// The forward Gram P at one pair of positions, for the rows of a fragment. Offsets are 32-bit and in bytes, so that an
+// address takes one addition.
 template <int Blocks>
 class GramRows {
  public:
@@ -94,10 +94,10 @@ class GramRows {
   uint32_t row_[Blocks][2];
 };
 
-// sum += P o fragment, at one pair of uses.
+// sum += P o fragment, at one pair of positions.
 template <int Blocks, int Eights>
-__device__ inline void add_term(const Problem& problem, const Place& place, int pair,
-                                Fragment<Blocks, Eights>& fragment, Fragment<Blocks, Eights>& sum) {
+__device__ inline void add_position_pair(const Problem& problem, const Place& place, int pair,
+                                         Fragment<Blocks, Eights>& fragment, Fragment<Blocks, Eights>& sum) {
   const GramRows<Blocks> p(problem, place, pair);
   int32_t sample = 0;
   for_each_entry<false, Blocks, Eights>(
@@ -106,7 +106,7 @@ __device__ inline void add_term(const Problem& problem, const Place& place, int 
   add<Blocks, Eights>(fragment, sum);
 }
 
-// What is asked of the entries of K, which are the fragment's numbers, with kGram times P. Returns this thread's sum.
+// Does with the entries of K what kResult says: the fragment's numbers, times P with kGram. Returns this thread's sum.
 template <Result kResult, bool kGram, bool kWhole, int Blocks, int Eights>
 __device__ inline double finish_entries(const Problem& problem, const Place& place,
                                         Fragment<Blocks, Eights>& fragment) {
@@ -166,7 +166,7 @@ __device__ inline double finish(const Problem& problem, const Place& place, Frag
   return finish_entries<kResult, kGram, false>(problem, place, fragment);
 }
 
-// Each warp's sum to its place, so that the order of the last sum is fixed.
+// Stores each warp's sum in a place of its own, so that they can be added in a fixed order.
 __device__ inline void store_sum(const Problem& problem, double sum, int64_t warp) {
   sum = add_over_warp(sum);
   if (threadIdx.x % 32 == 0) problem.sums[warp] = sum;

@@ -1,7 +1,7 @@
-// The instructions that the tile kernels are made of, each a function of its own: copies into shared memory, barriers
-// and matrix products. Registers hold what PTX says they hold; see the instruction of the same name there.
+// The instructions that the tile kernels are made of, each as a function: copies into shared memory, barriers and
+// matrix products. The PTX manual says under each instruction which numbers its registers hold.
 //
-// With AHK_EMULATOR the same functions come from an emulator, and the kernels run on a host: python_tests/emulator.
+// With AHK_EMULATOR an emulator (python_tests/emulator) provides the same functions, and the kernels run on a host.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 #include "emulator.h"
 #else
 
-// Kernels of Hopper instructions are empty in the code for other architectures, where nothing launches them.
+// In code for other architectures, kernels with Hopper instructions are empty. Nothing launches them there.
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define AHK_WITH_HOPPER 1
 #else
@@ -42,7 +42,7 @@ __device__ inline void copy_16(uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 __device__ inline void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// All but the last `Pending` groups of this thread's copies are done.
+// Waits until all but the last `Pending` groups of this thread's copies are done.
 template <int Pending>
 __device__ inline void copies_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
@@ -81,14 +81,14 @@ __device__ inline void barriers_ready() { asm volatile("fence.mbarrier_init.rele
 __device__ inline void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// Arrives, and lets the phase end no sooner than this many bytes have come.
+// Arrives, and keeps the phase from ending before this many bytes have come.
 __device__ inline void barrier_arrive_expecting(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
-// Waits for the end of the phase of this parity. A build for the first runs on a device (AHK_WATCHDOG) ends the kernel
-// with an error after 2^26 tries, as a hang would take minutes. One block of assembly for each keeps the counter out of
-// the registers of the sums, which it would spill.
+// Waits for the end of the phase of this parity. A build for first runs on a device (AHK_WATCHDOG) ends the kernel with
+// an error after 2^26 tries, where a hang would cost minutes. The loop is one block of assembly, since a counter in C++
+// would take a register and spill the sums.
 __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n"
@@ -115,7 +115,7 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
-// The box of the tensor at (column, row), to a swizzled place in shared memory; its bytes arrive at the barrier.
+// Copies the tensor's box at (column, row) to a swizzled place in shared memory; its bytes arrive at the barrier.
 __device__ inline void copy_box(uint32_t to, const TensorMap& tensor, int32_t column, int32_t row, uint32_t barrier) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
@@ -129,7 +129,7 @@ __device__ inline void prefetch_tensor(const TensorMap& tensor) {
 
 __device__ inline void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// All but the last `Pending` groups of products are done.
+// Waits until all but the last `Pending` groups of products are done.
 template <int Pending>
 __device__ inline void products_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
@@ -156,7 +156,7 @@ __device__ inline void multiply_64x128(float (&c)[16][4], uint64_t a, uint64_t b
 #undef AHK_FOUR
 }
 
-// Hands registers from the warpgroups that need few to those that need many.
+// Move registers from warpgroups that need few to warpgroups that need many.
 template <int Registers>
 __device__ inline void release_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
@@ -172,7 +172,8 @@ __device__ inline void acquire_registers() {
 
 namespace ahkernels::cuda {
 
-// Of a matrix [rows][64] of 16-bit numbers in shared memory, swizzled in 128 bytes: 8 rows lie 1024 bytes apart.
+// The descriptor of a matrix [rows][64] of 16-bit numbers in shared memory, swizzled in 128 bytes: groups of 8 rows lie
+// 1024 bytes apart.
 __device__ inline uint64_t matrix_descriptor(uint32_t address) {
   return static_cast<uint64_t>((address & 0x3FFFF) >> 4) | (uint64_t{1} << 16) | (uint64_t{1024 >> 4} << 32) |
          (uint64_t{1} << 62);

@@ -1,41 +1,12 @@
-// The CUDA ops: a factor's bf16 parts, and all that is done tile by tile. ahkernels/ops/cuda.py puts them together.
-#include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+// The CUDA ops: the bf16 parts of a factor, and all that is done tile by tile. ahkernels/ops/cuda.py puts them
+// together.
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
-#include <string>
-
+#include "launch.cuh"
 #include "pack.cuh"
-#include "tile_mma.cuh"
-#include "tile_wgmma.cuh"
 
 namespace ahkernels::cuda {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-cudaStream_t current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-int attribute(cudaDeviceAttr what, const Tensor& tensor) {
-  int value = 0;
-  STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, what, tensor.get_device_index()));
-  return value;
-}
-
-template <class T>
-T* data(const Tensor& tensor) {
-  return tensor.numel() == 0 ? nullptr : static_cast<T*>(tensor.mutable_data_ptr());
-}
 
 void check_float64(const char* op, const char* name, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Double && tensor.is_contiguous(), op, ": ", name,
@@ -61,19 +32,19 @@ Tensor pack_parts(Tensor factor, Tensor scale, int64_t count) {
     default:
       STD_TORCH_CHECK(false, "pack_parts: factor: expected float32, float16 or bfloat16 numbers");
   }
-  const int64_t n = factor.size(0), uses = factor.size(1), o = factor.size(2), m = factor.size(3);
+  const int64_t n = factor.size(0), positions = factor.size(1), o = factor.size(2), m = factor.size(3);
   const int64_t rows = ceil_div(n * o, kTile) * kTile;
   const int64_t k = std::max<int64_t>(1, ceil_div(m, kKAlignment)) * kKAlignment;
   // Rows of all parts are counted in 32 bits by the tensor copies.
-  STD_TORCH_CHECK(rows * uses * count < (int64_t{1} << 31) && k < (int64_t{1} << 31),
+  STD_TORCH_CHECK(rows * positions * count < (int64_t{1} << 31) && k < (int64_t{1} << 31),
                   "pack_parts: factor: expected fewer than 2^31 rows n * s * o * count and numbers m, got shape [", n,
-                  ", ", uses, ", ", o, ", ", m, "] and count ", count);
+                  ", ", positions, ", ", o, ", ", m, "] and count ", count);
   const torch::stable::accelerator::DeviceGuard guard(factor.get_device_index());
-  Tensor parts = torch::stable::new_empty(factor, {count, uses, rows, k}, ScalarType::BFloat16);
+  Tensor parts = torch::stable::new_empty(factor, {count, positions, rows, k}, ScalarType::BFloat16);
   packing.factor = factor.const_data_ptr();
   for (int dim = 0; dim < 4; ++dim) packing.strides[dim] = factor.stride(dim);
   packing.n = static_cast<int32_t>(n);
-  packing.uses = static_cast<int32_t>(uses);
+  packing.positions = static_cast<int32_t>(positions);
   packing.o = static_cast<int32_t>(o);
   packing.m = static_cast<int32_t>(m);
   packing.scale = static_cast<const double*>(scale.const_data_ptr());
@@ -82,7 +53,7 @@ Tensor pack_parts(Tensor factor, Tensor scale, int64_t count) {
   packing.padded_rows = rows;
   packing.k = static_cast<int32_t>(k);
   constexpr int64_t kThreads = 256;
-  const int64_t blocks = ceil_div(uses * rows * k / 2, kThreads);
+  const int64_t blocks = ceil_div(positions * rows * k / 2, kThreads);
   const int64_t most = 32 * attribute(cudaDevAttrMultiProcessorCount, factor);
   pack<<<static_cast<unsigned>(std::min(blocks, most)), kThreads, 0, current_stream(factor)>>>(packing);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
@@ -105,82 +76,19 @@ std::string cuda_build() {
 
 // ---- tiles
 
-template <class Kernel, class... Arguments>
-void launch(Kernel kernel, int64_t blocks, int threads, uint32_t shared, const Tensor& on,
-            const Arguments&... arguments) {
-  STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
-  kernel<<<static_cast<unsigned>(blocks), threads, shared, current_stream(on)>>>(arguments...);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-// The parts as a matrix of rows of k numbers, read in boxes of box_rows x 64.
-CUtensorMap tensor_map(const Tensor& parts, uint32_t box_rows) {
-  static const auto encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    STD_CUDA_CHECK(
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found));
-    STD_TORCH_CHECK(found == cudaDriverEntryPointSuccess, "the CUDA driver lacks cuTensorMapEncodeTiled");
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
-  }();
-  const uint64_t k = parts.size(3);
-  const uint64_t sizes[2] = {k, static_cast<uint64_t>(parts.numel()) / k};
-  const uint64_t row_stride[1] = {k * 2};
-  const uint32_t box[2] = {wgmma::kSlice, box_rows}, steps[2] = {1, 1};
-  CUtensorMap map;
-  const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, parts.mutable_data_ptr(), sizes, row_stride,
-                                 box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  STD_TORCH_CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled failed with error ", static_cast<int>(result));
-  return map;
-}
-
-// The sums of the warps, [0] where the result has none.
-template <int kParts, Result kResult>
-Tensor run(Problem& problem, const Tensor& parts, const Tensor& p) {
-  constexpr bool kSums = kResult == Result::kSquares || kResult == Result::kProducts;
-  const int64_t processors = attribute(cudaDevAttrMultiProcessorCount, parts), tiles = problem.tiles.count();
-  const bool hopper = attribute(cudaDevAttrComputeCapabilityMajor, parts) == 9 && problem.uses == 1;
-  const int64_t blocks = std::min(hopper ? processors : 2 * processors, tiles);
-  const int64_t warps = blocks * (hopper ? wgmma::kWarps : mma::kWarps);
-  Tensor sums = torch::stable::new_empty(p, {kSums ? warps : 0}, ScalarType::Double);
-  problem.sums = data<double>(sums);
-  problem.set_steps(hopper ? wgmma::kBlockRows : mma::kBlockRows);
-  if (hopper) {
-    launch(wgmma::tiles<kParts, kResult>, blocks, wgmma::kThreads, wgmma::Shape<kParts>::kSharedBytes, parts, problem,
-           tensor_map(parts, wgmma::Shape<kParts>::kTurnRows), tensor_map(parts, kTile));
-  } else if (problem.uses == 1) {
-    launch(mma::tiles<kParts, kResult, false>, blocks, mma::kThreads, mma::kSharedBytes<kParts>, parts, problem);
-  } else {
-    launch(mma::tiles<kParts, kResult, true>, blocks, mma::kThreads, mma::kSharedBytes<kParts>, parts, problem);
-  }
-  return sums;
-}
-
-template <int kParts>
-Tensor run(const std::string& result, Problem& problem, const Tensor& parts, const Tensor& p) {
-  if (result == "squares") return run<kParts, Result::kSquares>(problem, parts, p);
-  if (result == "matrix") return run<kParts, Result::kMatrix>(problem, parts, p);
-  if (result == "rows") return run<kParts, Result::kRows>(problem, parts, p);
-  STD_TORCH_CHECK(result == "products", "tangent_tiles: result: expected squares, matrix, rows or products, got ",
-                  result);
-  return run<kParts, Result::kProducts>(problem, parts, p);
-}
-
-Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64_t n, int64_t o, int64_t sample,
-                     std::string result, Tensor entries) {
-  const int64_t count = parts.size(0), uses = parts.size(1), size = n * o;
+void check_tiles(const Tensor& parts, const Tensor& p, const Tensor& means, const Tensor& unscale, int64_t n, int64_t o,
+                 int64_t sample, const std::string& result, const Tensor& entries) {
+  const int64_t positions = parts.size(1), size = n * o;
   STD_TORCH_CHECK(parts.dim() == 4 && parts.is_contiguous() && parts.scalar_type() == ScalarType::BFloat16 &&
                       parts.size(2) == ceil_div(size, kTile) * kTile && parts.size(3) % kKAlignment == 0,
                   "tangent_tiles: parts: expected what pack_parts makes of a factor of n * o = ", size, " rows");
-  STD_TORCH_CHECK(p.dim() == 4 && p.is_contiguous() && p.scalar_type() == ScalarType::Float && p.size(0) == uses &&
-                      p.size(1) == uses && p.size(3) == n - sample && sample * o % kTile == 0 &&
+  STD_TORCH_CHECK(p.dim() == 4 && p.is_contiguous() && p.scalar_type() == ScalarType::Float && p.size(0) == positions &&
+                      p.size(1) == positions && p.size(3) == n - sample && sample * o % kTile == 0 &&
                       (p.size(2) * o % kTile == 0 || sample + p.size(2) == n),
                   "tangent_tiles: p: expected a contiguous float32 tensor [s, s, rows, n - sample] about whole tiles");
   STD_TORCH_CHECK(parts.size(2) < (int64_t{1} << 31), "tangent_tiles: n: expected n * o below 2^31, got ", n, " * ", o);
   STD_TORCH_CHECK(p.numel() < (int64_t{1} << 30), "tangent_tiles: p: expected fewer than 2^30 numbers, got ",
                   p.numel());
-  const int64_t end = ceil_div((sample + p.size(2)) * o, kTile);
   if (result == "matrix") {
     STD_TORCH_CHECK(unscale.numel() == 2 && unscale.scalar_type() == ScalarType::Double && unscale.is_contiguous(),
                     "tangent_tiles: unscale: expected two float64 numbers");
@@ -189,15 +97,22 @@ Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64
                         means.scalar_type() == ScalarType::Float,
                     "tangent_tiles: means: expected a contiguous float32 tensor [2, ", parts.size(2), "]");
   }
-  if (result != "squares") {
-    const int64_t rows = result == "matrix" ? size : std::min(end * kTile, size) - sample * o;
-    STD_TORCH_CHECK(entries.dim() == 2 && entries.size(0) == rows && entries.size(1) == size &&
-                        entries.is_contiguous() && entries.scalar_type() == ScalarType::Float,
-                    "tangent_tiles: entries: expected a contiguous float32 tensor [", rows, ", ", size, "]");
-  }
+  if (result == "squares") return;
+  const int64_t end = ceil_div((sample + p.size(2)) * o, kTile) * kTile;
+  const int64_t rows = result == "matrix" ? size : std::min(end, size) - sample * o;
+  STD_TORCH_CHECK(entries.dim() == 2 && entries.size(0) == rows && entries.size(1) == size && entries.is_contiguous() &&
+                      entries.scalar_type() == ScalarType::Float,
+                  "tangent_tiles: entries: expected a contiguous float32 tensor [", rows, ", ", size, "]");
+}
+
+Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64_t n, int64_t o, int64_t sample,
+                     std::string result, Tensor entries) {
+  check_tiles(parts, p, means, unscale, n, o, sample, result, entries);
   const torch::stable::accelerator::DeviceGuard guard(parts.get_device_index());
+  const int64_t size = n * o;
   Problem problem{};
-  problem.tiles = {static_cast<int32_t>(sample * o / kTile), static_cast<int32_t>(end),
+  problem.tiles = {static_cast<int32_t>(sample * o / kTile),
+                   static_cast<int32_t>(ceil_div((sample + p.size(2)) * o, kTile)),
                    static_cast<int32_t>(ceil_div(size, kTile))};
   problem.size = static_cast<int32_t>(size);
   problem.n = static_cast<int32_t>(n);
@@ -205,7 +120,7 @@ Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64
   problem.parts = static_cast<const uint16_t*>(parts.const_data_ptr());
   problem.padded_rows = parts.size(2);
   problem.k = static_cast<int32_t>(parts.size(3));
-  problem.uses = static_cast<int32_t>(uses);
+  problem.positions = static_cast<int32_t>(parts.size(1));
   problem.p = data<float>(p);
   problem.sample = static_cast<int32_t>(sample);
   problem.p_rows = p.size(2);
@@ -215,7 +130,7 @@ Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64
   problem.entries = data<float>(entries);
   problem.first_row = result == "matrix" ? 0 : static_cast<int32_t>(sample * o);
   problem.unscale = data<double>(unscale);
-  switch (count) {
+  switch (parts.size(0)) {
     case 1:
       return run<1>(result, problem, parts, p);
     case 2:

@@ -1,4 +1,4 @@
-// A factor as a sum of bf16 parts, in the layout that the tile kernels read.
+// Packs a factor as a sum of bf16 parts, in the layout that the tile kernels read.
 #pragma once
 
 #include "problem.cuh"
@@ -8,13 +8,13 @@ namespace ahkernels::cuda {
 enum class Element { kFloat, kHalf, kBFloat16 };
 
 struct Packing {
-  const void* factor;  // [n, uses, o, m], any strides (counted in elements)
+  const void* factor;  // [n, positions, o, m], any strides (counted in elements)
   Element element;
   int64_t strides[4];
-  int32_t n, uses, o, m;
+  int32_t n, positions, o, m;
   const double* scale;  // a power of two
-  uint16_t* parts;      // [parts][uses][padded_rows][k], zero where there is nothing
-  int32_t count;
+  uint16_t* parts;      // [count][positions][padded_rows][k], zero where there is nothing
+  int32_t count;        // parts
   int64_t padded_rows;
   int32_t k;
 };
@@ -33,7 +33,7 @@ __device__ inline uint32_t to_bits(float value) {
 
 __device__ inline float bfloat16_value(uint16_t bits) { return from_bits(static_cast<uint32_t>(bits) << 16); }
 
-// To the nearest, ties to even; the numbers are finite.
+// Rounds a finite number to the nearest, ties to even.
 __device__ inline uint16_t bfloat16_bits(float value) {
   const uint32_t bits = to_bits(value);
   return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
@@ -57,21 +57,22 @@ __device__ inline float read(const Packing& packing, int64_t index) {
   }
 }
 
-// A thread for two numbers of every part.
+// A thread packs two numbers of every part at a time.
 __global__ void pack(const __grid_constant__ Packing packing) {
   const float scale = static_cast<float>(*packing.scale);
-  const int64_t pairs_per_row = packing.k / 2, rows = packing.uses * packing.padded_rows;
+  const int64_t pairs_per_row = packing.k / 2, rows = packing.positions * packing.padded_rows;
   const int64_t part_size = rows * packing.k;
   for (int64_t pair = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; pair < rows * pairs_per_row;
        pair += int64_t{gridDim.x} * blockDim.x) {
-    const int64_t row = pair / pairs_per_row, use = row / packing.padded_rows, in_use = row % packing.padded_rows;
-    const int64_t x = in_use / packing.o, i = in_use % packing.o;
+    const int64_t row = pair / pairs_per_row, position = row / packing.padded_rows,
+                  in_position = row % packing.padded_rows;
+    const int64_t x = in_position / packing.o, i = in_position % packing.o;
     const int32_t begin = static_cast<int32_t>(pair % pairs_per_row) * 2;
     float rest[2] = {0, 0};
     for (int e = 0; e < 2; ++e) {
       if (x < packing.n && begin + e < packing.m) {
-        rest[e] = scale * read(packing, x * packing.strides[0] + use * packing.strides[1] + i * packing.strides[2] +
-                                            (begin + e) * packing.strides[3]);
+        rest[e] = scale * read(packing, x * packing.strides[0] + position * packing.strides[1] +
+                                            i * packing.strides[2] + (begin + e) * packing.strides[3]);
       }
     }
     for (int part = 0; part < packing.count; ++part) {

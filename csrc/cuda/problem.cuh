@@ -1,4 +1,5 @@
-// What the tile kernels read and write, for the tiles of some rows of K and all columns from there on.
+// The parameters of the tile kernels: what they read and write, for tiles in some rows of K and all columns from there
+// on.
 #pragma once
 
 #include <cstdint>
@@ -7,52 +8,54 @@
 
 namespace ahkernels::cuda {
 
-// Rows of K in a whole number of tiles, and numbers of a factor along k in a whole number of shared-memory rows.
+// The numbers of a factor along k are padded to a multiple of this, a row of shared memory.
 constexpr int64_t kKAlignment = 64;
 
-// What becomes of a centered entry v of K.
+// The result, in which v is a centered entry of K.
 enum class Result {
   kSquares,   // the sum of v v
   kMatrix,    // v itself on and above the diagonal, and its mirror image below
   kRows,      // v itself in the tiles alone
-  kProducts,  // the sum of v w, with the entries w of another kernel that kRows has left
+  kProducts,  // the sum of v w, with the entries w of another kernel as kRows has written them
 };
 
 struct Problem {
   TileBands tiles;
-  int32_t size;  // rows of K, n * o, and up to whole tiles less than 2^31
+  int32_t size;  // n * o, the rows of K; less than 2^31 also in whole tiles
   int32_t n, o;
-  SampleOf eight_rows, between_blocks;  // steps between the rows and columns of a fragment: see set_steps()
+  SampleOf eight_rows, between_blocks;  // steps between rows and between columns of a fragment: see set_steps()
 
-  // The backward factor, scaled, as a sum of bf16 parts: [parts][uses][padded_rows][k].
-  const uint16_t* parts;
+  // The backward factor, scaled, as a sum of bf16 parts.
+  const uint16_t* parts;  // [parts][positions][padded_rows][k]
   int64_t padded_rows;
-  int32_t k, uses;
+  int32_t k, positions;
 
-  // The forward Gram, scaled, at the samples [sample, ...) of rows and of columns: [uses][uses][p_rows][p_cols].
-  const float* p;
+  // The forward Gram, scaled, at samples from `sample` on, in rows and in columns.
+  const float* p;  // [positions][positions][p_rows][p_cols]
   int32_t sample;
   int64_t p_rows, p_cols;
 
-  // Subtracted from each entry, scaled, but for kMatrix: [padded_rows] each.
-  const float* row_means;
-  const float* col_means;
+  // Subtracted from each entry, scaled; kMatrix has none.
+  const float* row_means;  // [padded_rows]
+  const float* col_means;  // [padded_rows]
 
-  double* sums;    // kSquares, kProducts: one for each warp of each block
-  float* entries;  // the others and kProducts: rows of K from first_row on, [*, size]
+  double* sums;    // kSquares, kProducts: [blocks * warps]
+  float* entries;  // kMatrix, kRows, kProducts: [*, size], rows of K from first_row on
   int32_t first_row;
-  const double* unscale;  // kMatrix: two numbers that entries are multiplied by
+  const double* unscale;  // kMatrix: [2], by which entries are multiplied
 
-  // For fragments whose blocks begin so many rows apart.
+  // Sets the steps for fragments whose blocks begin `block_rows` rows apart.
   void set_steps(int32_t block_rows) {
     eight_rows = SampleOf::row(8, o);
     between_blocks = SampleOf::row(block_rows - 8, o);
   }
 
-  AHK_HOST_DEVICE int64_t part_rows(int part, int use) const { return (int64_t{part} * uses + use) * padded_rows; }
+  AHK_HOST_DEVICE int64_t part_rows(int part, int position) const {
+    return (int64_t{part} * positions + position) * padded_rows;
+  }
 };
 
-// The products of parts (a, b) that matter, a + b < parts: the smallest first.
+// Calls visit(a, b) for the products of parts that matter, a + b < parts, the smallest products first.
 template <int kParts, class Visit>
 AHK_HOST_DEVICE inline void for_each_product(const Visit& visit) {
 #pragma unroll

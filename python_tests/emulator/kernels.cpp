@@ -1,8 +1,8 @@
-// The CUDA kernels as functions on host memory, for test_cuda_kernels.py: what csrc/cuda/ops.cu does on a device.
+// The CUDA kernels as functions on host memory, for test_cuda_kernels.py: what csrc/cuda/launch.cuh does on a device.
 #include "emulator.h"
+#include "mainloop_mma.cuh"
+#include "mainloop_wgmma.cuh"
 #include "pack.cuh"
-#include "tile_mma.cuh"
-#include "tile_wgmma.cuh"
 
 namespace {
 
@@ -28,11 +28,11 @@ void run(Problem& problem, bool hopper, int64_t blocks) {
   problem.set_steps(hopper ? wgmma::kBlockRows : mma::kBlockRows);
   if (hopper) {
     if (wgmma::Shape<kParts>::kSharedBytes + 128 > emulator::Block::kSharedBytes) emulator::fail("too much memory");
-    const int64_t rows = int64_t{kParts} * problem.uses * problem.padded_rows;
+    const int64_t rows = int64_t{kParts} * problem.positions * problem.padded_rows;
     const emulator::Tensor row_tensor{problem.parts, rows, problem.k, wgmma::Shape<kParts>::kTurnRows, wgmma::kSlice};
     const emulator::Tensor col_tensor{problem.parts, rows, problem.k, static_cast<int32_t>(kTile), wgmma::kSlice};
     emulator::launch(blocks, wgmma::kThreads, [&] { wgmma::tiles<kParts, kResult>(problem, row_tensor, col_tensor); });
-  } else if (problem.uses == 1) {
+  } else if (problem.positions == 1) {
     emulator::launch(blocks, mma::kThreads, [&] { mma::tiles<kParts, kResult, false>(problem); });
   } else {
     emulator::launch(blocks, mma::kThreads, [&] { mma::tiles<kParts, kResult, true>(problem); });
@@ -61,14 +61,14 @@ const char* error() { return last_error.c_str(); }
 
 int64_t warps(int hopper, int64_t blocks) { return blocks * (hopper ? wgmma::kWarps : mma::kWarps); }
 
-int pack_parts(const void* factor, int element, const int64_t* strides, int n, int uses, int o, int m,
+int pack_parts(const void* factor, int element, const int64_t* strides, int n, int positions, int o, int m,
                const double* scale, uint16_t* parts, int count, int64_t padded_rows, int k) {
   return guarded([&] {
     Packing packing{factor,
                     static_cast<Element>(element),
                     {strides[0], strides[1], strides[2], strides[3]},
                     n,
-                    uses,
+                    positions,
                     o,
                     m,
                     scale,
@@ -81,8 +81,8 @@ int pack_parts(const void* factor, int element, const int64_t* strides, int n, i
 }
 
 int tangent_tiles(int hopper, int64_t blocks, int count, int result, const uint16_t* parts, int64_t padded_rows, int k,
-                  int uses, int n, int o, const float* p, int sample, int64_t p_rows, const float* means, double* sums,
-                  float* entries, const double* unscale) {
+                  int positions, int n, int o, const float* p, int sample, int64_t p_rows, const float* means,
+                  double* sums, float* entries, const double* unscale) {
   return guarded([&] {
     Problem problem{};
     problem.size = n * o;
@@ -93,7 +93,7 @@ int tangent_tiles(int hopper, int64_t blocks, int count, int result, const uint1
     problem.parts = parts;
     problem.padded_rows = padded_rows;
     problem.k = k;
-    problem.uses = uses;
+    problem.positions = positions;
     problem.p = p;
     problem.sample = sample;
     problem.p_rows = p_rows;

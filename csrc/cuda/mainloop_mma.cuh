@@ -1,8 +1,8 @@
-// Tiles by products of warps (mma.sync), for sm_80 and later and for layers used more than once.
+// The mainloop with products of warps (mma.sync), for sm_80 and later and for layers with several positions.
 //
-// A block of 8 warps makes a tile, a warp 64 x 32 of it. Slices of 32 numbers along k come by asynchronous copies into
-// a ring of stages: [stage][part][rows or columns][128][32], the four 16-byte pieces of a row swapped around so that a
-// matrix of eight rows is read from all banks at once.
+// A block of 8 warps makes a tile, and a warp 64 x 32 of it. Asynchronous copies bring slices of 32 numbers along k
+// into a ring of stages, [stage][part][rows or columns][128][32]. The four 16-byte pieces of a row are swapped around,
+// so that a matrix of eight rows is read from all banks at once.
 #pragma once
 
 #include "epilogue.cuh"
@@ -27,14 +27,14 @@ __device__ inline uint32_t piece(uint32_t panel, int32_t row, int32_t piece) {
   return panel + row * (kSlice * 2) + ((piece ^ (row / 2 % 4)) * 16);
 }
 
-// One tile of the backward Gram at one pair of uses.
+// One tile of the backward Gram at one pair of positions.
 template <int kParts>
 class Product {
  public:
-  __device__ Product(const Problem& problem, uint32_t shared, const PanelPair& tile, int use_row, int use_col)
+  __device__ Product(const Problem& problem, uint32_t shared, const PanelPair& tile, int row_position, int col_position)
       : problem_(problem), shared_(shared) {
-    from_[0] = problem.parts + (problem.part_rows(0, use_row) + tile.row * kTile) * problem.k;
-    from_[1] = problem.parts + (problem.part_rows(0, use_col) + tile.col * kTile) * problem.k;
+    from_[0] = problem.parts + (problem.part_rows(0, row_position) + tile.row * kTile) * problem.k;
+    from_[1] = problem.parts + (problem.part_rows(0, col_position) + tile.col * kTile) * problem.k;
   }
 
   __device__ void make(Fragment<kBlocks, kEights>& fragment) const {
@@ -131,7 +131,7 @@ class Product {
   const uint16_t* from_[2];
 };
 
-template <int kParts, Result kResult, bool kSeveralUses>
+template <int kParts, Result kResult, bool kSeveralPositions>
 __global__ void __launch_bounds__(kThreads) tiles(const __grid_constant__ Problem problem) {
   const int32_t warp = threadIdx.x / 32;
   double sum = 0;
@@ -139,12 +139,13 @@ __global__ void __launch_bounds__(kThreads) tiles(const __grid_constant__ Proble
     const PanelPair tile = problem.tiles.at(t);
     const Place place = Place::of(tile, warp % 2 * 64, warp / 2 * 32, kBlockRows);
     float fragment[kBlocks][kEights][4];
-    if constexpr (kSeveralUses) {
+    if constexpr (kSeveralPositions) {
       float entries[kBlocks][kEights][4] = {};
-      for (int pair = 0; pair < problem.uses * problem.uses; ++pair) {
-        Product<kParts>(problem, shared_address(shared_memory()), tile, pair / problem.uses, pair % problem.uses)
+      for (int pair = 0; pair < problem.positions * problem.positions; ++pair) {
+        Product<kParts>(problem, shared_address(shared_memory()), tile, pair / problem.positions,
+                        pair % problem.positions)
             .make(fragment);
-        add_term<kBlocks, kEights>(problem, place, pair, fragment, entries);
+        add_position_pair<kBlocks, kEights>(problem, place, pair, fragment, entries);
       }
       sum += finish<kResult, false, kBlocks, kEights>(problem, place, entries);
     } else {

@@ -1,10 +1,10 @@
-// Tiles by products of warpgroups (wgmma) on Hopper, for layers used once.
+// The mainloop with products of warpgroups (wgmma) on Hopper, for layers with one position.
 //
-// A persistent block: one warp brings slices of 64 numbers along k by bulk tensor copies into a ring of stages, and two
-// warpgroups make tiles by turns, so that while one works on its entries of K the other keeps the tensor cores busy.
-// Slices come in the order of the turns, and a group hands over when it has seen the last slice of its own: a barrier
-// tells only even phases from odd ones, so that nobody may wait for a slice before the one that its place held before
-// has come.
+// In a persistent block one warp, the producer, brings slices of 64 numbers along k by bulk tensor copies into a ring
+// of stages. Two warpgroups make tiles by turns, so that one keeps the tensor cores busy while the other works on its
+// entries of K. Slices come in the order of the turns. A barrier tells only even phases from odd ones, so that nobody
+// may wait for a slice before the earlier slice in the same stage has come. A group therefore hands over to the other
+// when it has seen the last slice of its turn.
 #pragma once
 
 #include "epilogue.cuh"
@@ -22,7 +22,7 @@ static_assert(kProducerRegisters + kGroups * kGroupRegisters <= (1 + kGroups) * 
 
 template <int kParts>
 struct Shape {
-  // With three parts a turn is half a tile, 64 rows of it: its registers hold the sums of a slice beside those of all.
+  // With three parts a turn is half a tile, 64 rows, since registers hold the sums of one slice beside those of all.
   static constexpr int kBlocks = kParts == 3 ? 1 : 2;
   static constexpr int kTurnRows = 64 * kBlocks, kTurnsPerTile = static_cast<int>(kTile) / kTurnRows;
   static constexpr int kStages = kParts == 1 ? 6 : 3;
@@ -32,7 +32,7 @@ struct Shape {
   using Sums = Fragment<kBlocks, kEights>;
 };
 
-// Slices in the order in which they come to a block: turn by turn.
+// The stages in shared memory and their barriers. Slices go through them in the order in which they come, turn by turn.
 template <int kParts>
 class Ring {
  public:
@@ -70,7 +70,7 @@ struct Slot {
   int32_t stage;
   uint32_t parity;
 
-  // Of a slice counted from the start of the kernel.
+  // The slot of a slice that is counted from the start of the kernel.
   __device__ static Slot of(int64_t slice) {
     return {static_cast<int32_t>(slice % Shape<kParts>::kStages),
             static_cast<uint32_t>(slice / Shape<kParts>::kStages % 2)};
@@ -81,7 +81,7 @@ struct Slot {
   }
 };
 
-// The turns of this block (fewer than 2^31: an hour's work), each about a tile or one of its halves.
+// The number of turns of this block, each of which makes a tile or half of one. It is below 2^31, an hour's work.
 template <int kParts>
 __device__ inline int32_t turns(const Problem& problem) {
   const int64_t tiles = problem.tiles.count() - blockIdx.x;
@@ -137,17 +137,17 @@ __device__ inline void multiply(const Ring<kParts>& ring, int stage, bool accumu
   products_commit();
 }
 
-// One arrival for each warp.
+// Each warp arrives once.
 __device__ inline void arrive(uint32_t barrier) {
   if (threadIdx.x % 32 == 0) barrier_arrive(barrier);
 }
 
-// A turn's sums over k.
+// fragment = a turn's sums over k
 template <int kParts>
 __device__ inline void consume(const Ring<kParts>& ring, int32_t turn, int slices,
                                typename Shape<kParts>::Sums& fragment) {
   auto slot = Slot<kParts>::of(int64_t{turn} * slices);
-  // The group's turns are every other one: the phases of its barrier, of which group 0 needs none for the first.
+  // Every other turn is the group's, and each of them is a phase of its barrier. The first turn of group 0 needs none.
   if (turn > 0) barrier_wait(ring.turn(turn % kGroups), static_cast<uint32_t>((turn - 1) / kGroups % 2));
   const auto hand_over = [&](int slice) {
     if (slice == slices - 1) arrive(ring.turn((turn + 1) % kGroups));
