@@ -6,14 +6,12 @@ cd "$(dirname "$0")/.."
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-cp -r setup.py pyproject.toml README.md LICENSE csrc ahkernels "$work"
+cp -r setup.py pyproject.toml README.md LICENSE csrc ahkernels python_tests "$work"
+cd "$work" # not the repository, whose own build would be found first
 
-(
-  cd "$work"
-  rm -f ahkernels/*.so
-  AHKERNELS_SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1" \
-    python setup.py -q build_ext --inplace
-)
+rm -f ahkernels/*.so
+AHKERNELS_SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1" \
+  python setup.py -q build_ext --inplace
 
 # torch is not built with the sanitizers: their runtime has to come first, and torch's own leaks are not ours.
 export LD_PRELOAD="$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so)"

@@ -14,6 +14,7 @@ from reference import factors, row_means
 from torch import Tensor
 
 from ahkernels import ops
+from ahkernels.factors import LayerFactors
 from ahkernels.ops import plain
 
 IMPLEMENTATIONS = [
@@ -697,6 +698,21 @@ def test_bad_arguments_of_centered_inner_products(change, message):
     rest |= {name: value for name, value in change.items() if name in rest}
     with pytest.raises(RuntimeError, match=message):
         ops.centered_inner_products(batch, **rest)
+
+
+def test_batches_of_layer_factors():
+    layers = [LayerFactors(*factors(4, s, 2, 3, 5, seed=s), bias=s == 1, by_jacobian=s > 1) for s in (1, 2, 3)]
+    layers[0].backward.requires_grad_()
+    batch = ops.KernelBatch.of([layers[:1], layers[1:]])
+    assert batch.bias == [1.0, 0.0, 0.0] and batch.by_jacobian == [False, True, True] and batch.layers == [1, 2]
+    assert not batch.backward[0].requires_grad
+    assert (batch.n, batch.o, batch.dtype, batch.kernel_count) == (4, 2, torch.float32, 2)
+    assert [len(kernel) for kernel in batch.kernels()] == [1, 2]
+    assert batch.kernels()[1][1].forward is batch.forward[2]
+    assert [part.layers for part in batch.split()] == [[1], [2]]
+    assert batch.split()[1].backward == batch.backward[1:]
+    assert batch.near_constant("per_output") and not batch.near_constant("global")
+    assert batch.double().dtype == torch.float64
 
 
 @pytest.mark.parametrize("op", [ops, plain])

@@ -29,7 +29,7 @@ PARTS = {"highest": 3, "high": 2, "medium": 1}
 
 
 def pack_parts(factor: Tensor, scale: Tensor, count: int) -> Tensor:
-    """A factor [n, s, o, m] times scale as bf16 parts [count, s, rows, k]: row x*o + i, zeros up to whole tiles."""
+    """A factor [n, s, o, m] times scale as bf16 parts [count, s, rows, k]: row x*o + i, and zeros up to whole tiles."""
     result: Tensor = torch.ops.ahkernels.pack_parts(factor, scale, count)
     return result
 
@@ -119,7 +119,7 @@ class ScaledKernel:
         unscale: Tensor | None = None,
         entries: Tensor | None = None,
     ) -> Tensor:
-        """`tangent_tiles` for the samples in rows."""
+        """Calls `tangent_tiles` for the samples in rows; arguments are as there."""
         p = self.forward_gram(rows)
         empty = p.new_empty(0)
         return tangent_tiles(

@@ -102,7 +102,7 @@ def jacobian_step(forward: Tensor, backward: Tensor) -> int:
 
 
 def jacobian_slices(forward: Tensor, backward: Tensor, bias: Tensor | float, step: int) -> Iterator[Tensor]:
-    """J = sum_s g_s a_s^T [n, o, numbers] in slices of the parameters, and last for a bias sqrt(b) sum_s g_s."""
+    """Jacobians J = sum_s g_s a_s^T [n, o, numbers] in slices of the weight; for a bias b, sqrt(b) sum_s g_s is last."""
     m, d = backward.shape[3], forward.shape[2]
     for begin in range(0, m if d else 0, step):
         yield torch.einsum("xsom,xsd->xomd", backward[..., begin : begin + step], forward).flatten(2)
@@ -163,7 +163,7 @@ def subtract_row_means(row_means: list[Tensor], scales: list[Tensor]) -> Callabl
 
 
 def gram_of_panels(panel_of: Callable[[slice], Tensor], rows: Sequence[slice], n: int, o: int, scale: Tensor) -> Tensor:
-    """K from its panels (see `ScaledLayer.panel`), times scale."""
+    """K [n*o, n*o] from its panels times scale (see `ScaledLayer.panel`)."""
     k: Tensor | None = None
     for now in rows:
         panel = panel_of(now)
@@ -178,7 +178,7 @@ def gram_of_panels(panel_of: Callable[[slice], Tensor], rows: Sequence[slice], n
 
 
 def mirrored(corner: Tensor) -> Tensor:
-    """[c, o, c, o] with what is above the diagonal also below it."""
+    """The symmetric matrix [c, o, c, o] of what is on and above the diagonal."""
     square = corner.reshape(corner.shape[0] * corner.shape[1], -1)
     return (square.triu() + square.triu(1).T).view(corner.shape)
 

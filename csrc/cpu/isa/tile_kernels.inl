@@ -26,8 +26,8 @@ struct MultiplyAdd {
 
 // ---- gemm
 
-// A register tile of Rows x (Vectors vectors): tile (+)= a^T b over k packed steps, where gemm() calls this for one block
-// of k at a time. Each block has a sum of its own, so that rounding does not grow with all of k.
+// A register tile of Rows x (Vectors vectors): tile (+)= a^T b over k packed steps, where gemm() calls this for one
+// block of k at a time. Each block has a sum of its own, so that rounding does not grow with all of k.
 template <class Step, int Rows, int Vectors>
 void register_tile(int64_t k, const typename Step::Packed* a, const typename Step::Packed* b, bool accumulate,
                    typename Step::Sum* tile) {
@@ -301,11 +301,11 @@ void sums_of_lanes(const typename Vector<T, Bytes>::type* across, int64_t rows, 
   }
 }
 
-// Form, square and sums of rows and columns for the numbers entry(r, c), a vector of row r from column c on. The sums of
-// up to Vectors vectors of columns stay in registers.
+// Form, square and sums of rows and columns for the numbers entry(r, c), a vector of row r from column c on. The sums
+// of up to Vectors vectors of columns stay in registers.
 template <class T, int Bytes, int Vectors, class Entry>
-FormAndSquare form_square_and_sums_of(const Entry& entry, const T* v_row, const T* v_col, int64_t rows, int64_t cols, T* row_sums,
-                         T* col_sums) {
+FormAndSquare form_square_and_sums_of(const Entry& entry, const T* v_row, const T* v_col, int64_t rows, int64_t cols,
+                                      T* row_sums, T* col_sums) {
   using V = typename Vector<T, Bytes>::type;
   constexpr int64_t kLanes = Bytes / sizeof(T);
   if constexpr (Vectors > 1) {
@@ -339,11 +339,12 @@ FormAndSquare form_square_and_sums_of(const Entry& entry, const T* v_row, const 
 }
 
 template <class T, int Bytes>
-FormAndSquare form_square_and_sums(const T* tile, const T* v_row, const T* v_col, int64_t rows, int64_t cols, T* row_sums,
-                      T* col_sums) {
+FormAndSquare form_square_and_sums(const T* tile, const T* v_row, const T* v_col, int64_t rows, int64_t cols,
+                                   T* row_sums, T* col_sums) {
   using V = typename Vector<T, Bytes>::type;
   const auto entry = [tile](int64_t r, int64_t c) { return *reinterpret_cast<const V*>(tile + r * kPanel + c); };
-  return form_square_and_sums_of<T, Bytes, kPanel * sizeof(T) / Bytes>(entry, v_row, v_col, rows, cols, row_sums, col_sums);
+  return form_square_and_sums_of<T, Bytes, kPanel * sizeof(T) / Bytes>(entry, v_row, v_col, rows, cols, row_sums,
+                                                                       col_sums);
 }
 
 template <class T, int Bytes, auto Gemm>
@@ -397,7 +398,7 @@ void sums(const T* tile, int64_t rows, int64_t cols, T* row_sums, T* col_sums) {
 
 template <class T, int Bytes>
 FormAndSquare centered_form_and_square(const T* tile, const T* row, const T* col, const T* v_row, const T* v_col,
-                                  int64_t rows, int64_t cols) {
+                                       int64_t rows, int64_t cols) {
   using V = typename Vector<T, Bytes>::type;
   using U = typename Vector<T, Bytes>::unaligned;
   constexpr int64_t kLanes = Bytes / sizeof(T);
@@ -427,7 +428,7 @@ FormAndSquare product_form_and_square(const ProductTiles<T>& of, T* tile) {
     Gemm(of.k, of.a, static_cast<const std::byte*>(of.b) + j * of.b_bytes, of.rows, of.cols, false, tile);
     hadamard<T, Bytes>(of.p, of.bias, tile, of.rows, of.cols, false, tile);
     const auto [form, square] = centered_form_and_square<T, Bytes>(tile, of.row, of.col + j * of.col_step, of.v_row,
-                                                              of.v_col + j * of.col_step, of.rows, of.cols);
+                                                                   of.v_col + j * of.col_step, of.rows, of.cols);
     total.form += form;
     total.square += square;
   }

@@ -28,7 +28,7 @@ void inner_products(const TileKernels<T>& tiles, const std::vector<LayerFactors>
       const auto [pair, i] = item;
       const auto row_mean = [&, i = i, pair = pair](int64_t k) { return means[k].row_at(i, pair.row); };
       const auto col_mean = [&, pair = pair](int64_t k) { return means[k].col_at(j, pair.col); };
-      const double weight = pair.row == pair.col && i == j ? 1 : 2;  // its transpose is not visited
+      const double weight = pair.row == pair.col && i == j ? 1 : 2;  // the transpose of a tile is not visited
       int64_t product = 0;
       for (int64_t a = 0; a < count; ++a) {
         for (int64_t b = 0; b <= a; ++b, ++product) {

@@ -24,7 +24,8 @@ void inner_products(const TileKernels<T>& tiles, const std::vector<LayerFactors>
   const auto visit = [&](const TileBlock& part, int64_t index, auto& maker, int64_t thread) {
     const TileBlock::Item item = part.item(index);
     scratch.for_each_tile(item, o, maker, thread, [&](int64_t j, const auto& tile) {
-      const double weight = item.pair.row == item.pair.col && item.output == j ? 1 : 2;  // its transpose is not visited
+      // The transpose of a tile is not visited.
+      const double weight = item.pair.row == item.pair.col && item.output == j ? 1 : 2;
       int64_t product = 0;
       for (int64_t a = 0; a < count; ++a) {
         T* of_rows = sums.at(index, j, a);

@@ -40,7 +40,7 @@ class PackedPanels {
     return total;
   }
 
-  // The group has room for `capacity` panels.
+  // There is room for the `capacity` panels that the constructor was told.
   void pack(int64_t begin, int64_t end) {
     begin_ = begin;
     for (size_t which = 0; which < layers_.size(); ++which) {

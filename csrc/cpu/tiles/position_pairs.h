@@ -14,8 +14,8 @@
 
 namespace ahkernels::cpu {
 
-// Whether a layer takes its positions as rows. Near-constant layers do not: their means leave each pair of positions
-// (near_constant_centering.h), which only the walk over packed panels can do.
+// Whether a layer takes its positions as rows. Near-constant layers do not: they have offsets for each pair of
+// positions (near_constant_centering.h), which only the walk over packed panels adds.
 inline bool takes_positions_as_rows(const LayerFactors& layer) {
   constexpr int64_t kMostCached = kForwardTileBytes / (kTileSize * 4);
   return layer.s > 1 && !layer.by_jacobian && !layer.near_constant &&
@@ -217,8 +217,8 @@ class PositionPairs {
     }
   }
 
-  // *entry(which, x, x') += the sum over positions of (p + bias) o q, with the tile of q at the rows of two panels, and
-  // those of each layer's p behind it.
+  // *entry(which, x, x') += the sum over the positions of x and x' of (p + bias) o q, where `q` points to the tile of q
+  // and the tiles of each layer's p follow it.
   template <class Entry>
   void add_sums_over_positions(const T* q, int64_t row, int64_t row_panel, int64_t col, int64_t col_panel,
                                const Entry& entry) const {

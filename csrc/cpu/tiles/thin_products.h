@@ -243,7 +243,7 @@ class ThinProduct {
   const int64_t columns_;
 };
 
-// The layer with a forward factor that has one stride over rows (x, s). Only with several positions can it lack that.
+// The layer with a forward factor that has one stride over rows (x, s), which it can lack with several positions.
 inline LayerFactors thin_layer(LayerFactors layer) {
   if (layer.s > 1) layer.forward = torch::stable::contiguous(layer.forward);
   return layer;

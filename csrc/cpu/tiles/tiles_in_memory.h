@@ -18,8 +18,8 @@
 namespace ahkernels::cpu {
 
 // Whether the rows of a Jacobian at all outputs are taken together, since there are too few samples to fill a panel. A
-// near-constant layer loses its means as its Jacobian is formed; without that, they leave as rows of a single output
-// are packed.
+// near-constant layer loses its means either as its Jacobian is formed in slices or as the rows of a single output are
+// packed, and the latter rules this out.
 inline bool takes_outputs_together(const LayerFactors& layer) {
   return layer.n < kPanel && layer.o > 1 && (layer.by_jacobian || !layer.near_constant);
 }
@@ -281,14 +281,13 @@ class TilesInMemory {
 
   int64_t samples(int64_t begin, int64_t end) const { return std::min(end * kPanel, layers_[0].n) - begin * kPanel; }
 
-  // Numbers along k with which so many panels fit the workspace, a multiple of 16, the numbers that are packed at a
-  // time.
+  // Numbers along k with which so many panels fit the workspace. A multiple of 16, since 16 are packed at a time.
   static int64_t width_of(int64_t panels, int64_t k) {
     const int64_t fitting = kWorkspaceBytes / (panels * kPanel * static_cast<int64_t>(sizeof(T))) / 16 * 16;
     return std::clamp<int64_t>(fitting, 16, std::max<int64_t>(k, 16));
   }
 
-  // A slice of a factor, packed at the panels of the block's rows and columns and at so many outputs of each.
+  // A slice of a factor, packed at the panels and outputs of the block's rows and columns.
   class Packed {
    public:
     Packed(const TilesInMemory& kept, int64_t row_outputs, int64_t col_outputs, int64_t width)
