@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from common import data, models
-from common.store import StoreError
-from common.training import DivergedError, Recipe
+from experiments.common import data, models
+from experiments.common.store import StoreError
+from experiments.common.training import DivergedError, Recipe
 
 DEFAULTS = Recipe()
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from common.store import Row, write_atomically
+from experiments.common.store import Row, write_atomically
 
 Array = NDArray[np.float64]
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.running import run, say, stopped
-from common.store import BusyError, Row, RunStore, make_folder, read_metrics, require_config
-from common.training import DivergedError, Trainer
+from experiments.common.running import run, say, stopped
+from experiments.common.store import BusyError, Row, RunStore, make_folder, read_metrics, require_config
+from experiments.common.training import DivergedError, Trainer
 
 
 @dataclass(frozen=True)

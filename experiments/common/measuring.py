@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from ahkernels import AlignmentReport, layerwise_alignment
 from ahkernels.capture.guard import evaluating
-from common.data import Dataset
-from common.store import Row
-from common.training import DivergedError, Trainer, evaluate
+from experiments.common.data import Dataset
+from experiments.common.store import Row
+from experiments.common.training import DivergedError, Trainer, evaluate
 
 TRAIN_EVALUATION = 10_000  # the training loss is taken on no more samples than this
 

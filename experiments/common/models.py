@@ -13,8 +13,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from common import vision
-from common.data import Dataset
+from experiments.common import vision
+from experiments.common.data import Dataset
 
 IMAGE_NETWORKS = {"vgg19": vision.vgg19, "resnet18": vision.resnet18}
 MODELS = ("feedforward", *IMAGE_NETWORKS)

@@ -14,8 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.store import Row, RunStore
-from common.training import Trainer
+from experiments.common.store import Row, RunStore
+from experiments.common.training import Trainer
 
 STDERR = 2  # file descriptor
 

@@ -1,16 +1,11 @@
-"""Lets the tests import the experiments as the scripts themselves do: ``common`` and the scripts by name."""
+"""Runs the tests of the experiments on one thread."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
-sys.path.insert(0, str(EXPERIMENTS))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -11,19 +10,17 @@ from pathlib import Path
 
 import pytest
 
-import ahkernels
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def start(script: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A script with one thread; its stderr has a line per measurement."""
-    assert ahkernels.__file__ is not None
-    path = os.pathsep.join([str(Path(ahkernels.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+def start(study: str, *arguments: str) -> subprocess.Popen[str]:
+    """A study with one thread in a process of its own; its stderr has a line per measurement."""
     return subprocess.Popen(
-        [sys.executable, str(script), *arguments, "--threads", "1"],
+        [sys.executable, "-m", f"experiments.{study}", *arguments, "--threads", "1"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        cwd=REPOSITORY,
     )
 
 

@@ -1,0 +1,1 @@
+"""Which layers' tangent kernels align with the labels, along training."""

@@ -1,0 +1,1 @@
+"""How tangent features move with the output Hessian early in training."""

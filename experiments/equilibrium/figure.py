@@ -1,0 +1,191 @@
+"""Curves of the theory of information at large depth, with what was fitted to them and random networks beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from experiments.common.figures import GREY, Array, layer_axis, saved
+
+BLUE, VERMILION, GREEN, PURPLE, SKY, YELLOW = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#E69F00",
+)  # of the Okabe-Ito palette
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY, YELLOW, "black", "0.5", "0.7", "#F0E442")
+MARKERS = "os^DvP*X<>"
+STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+NORMAL = 3  # standard errors of an error bar
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values, what was fitted to them, and the law that theory has for them.
+
+    Attributes:
+        label: for the legend, with the fits; empty for none.
+        x: [k].
+        y: [k].
+        theory: [k] at the same x, or None.
+        theory_label: for the legend; empty for none.
+        points: whether to draw markers instead of a line.
+    """
+
+    label: str
+    x: Array
+    y: Array
+    theory: Array | None = None
+    theory_label: str = ""
+    points: bool = True
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Log-log axes with curves.
+
+    Attributes:
+        title: above.
+        x: label of the x axis.
+        y: label of the y axis.
+        curves: to be drawn.
+        legend: where the legend goes; for "below" it is under the axes.
+    """
+
+    title: str
+    x: str
+    y: str
+    curves: Sequence[Curve]
+    legend: str = "best"
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What random networks have, beside the curve of infinite width, by layer.
+
+    Attributes:
+        label: of the pair of inputs.
+        theory: [L].
+        mean: [L].
+        error: [L], standard error of the mean.
+    """
+
+    label: str
+    theory: Array
+    mean: Array
+    error: Array
+
+
+def power_laws(panels: Sequence[Panel], title: str, paths: Sequence[Path], sampled: Sequence[Sampled] = ()) -> None:
+    """Draw log-log panels, and perhaps one of random networks' values by layer behind them.
+
+    Args:
+        panels: from left to right.
+        title: above the figure.
+        paths: files to write; the suffixes decide the formats.
+        sampled: losses of random networks, for a last panel.
+    """
+    count = len(panels) + bool(sampled)
+    with saved(
+        paths,
+        (7.6 if count == 1 else 6.2 * count, 8.0 if any(panel.legend == "below" for panel in panels) else 5.6),
+        STYLE,
+    ) as figure:
+        axes = figure.subplots(1, count, squeeze=False)[0]
+        for letter, ax, panel in zip("abcd", axes, panels, strict=False):
+            _draw_panel(ax, panel)
+            ax.set_title((f"({letter}) " if count > 1 else "") + panel.title, fontsize=11)
+        if sampled:
+            _draw_sampled(axes[-1], sampled)
+            axes[-1].set_yscale("log")
+            axes[-1].set_ylabel("loss of forward information")
+            axes[-1].set_title(f"({'abcd'[count - 1]}) random networks on the curves of infinite width", fontsize=11)
+        figure.suptitle(title, fontsize=12)
+
+
+def finite_width(quantities: Mapping[str, Sequence[Sampled]], title: str, paths: Sequence[Path]) -> None:
+    """Draw a panel for each quantity: means over random networks with error bars on curves of infinite width."""
+    with saved(paths, (6.4 * len(quantities), 5.0), STYLE) as figure:
+        axes = figure.subplots(1, len(quantities), squeeze=False)[0]
+        for letter, ax, (label, sampled) in zip("abcd", axes, quantities.items(), strict=False):
+            _draw_sampled(ax, sampled)
+            ax.set_ylabel(label)
+            low, high = ax.get_ylim()
+            ax.set_ylim(low, high + 0.4 * (high - low))  # room for the legend
+            ax.set_title(f"({letter}) {label.partition(' (')[0]}", fontsize=11)
+        figure.suptitle(title, fontsize=12)
+
+
+def alignment(panels: Mapping[str, tuple[Array, Mapping[int, Array]]], title: str, paths: Sequence[Path]) -> None:
+    """Draw predicted alignment with the labels by layer, and that of random networks, a panel for each kind of kernel.
+
+    Args:
+        panels: by heading, the prediction [L] of infinite width, and what was measured, [seeds, L] by width.
+        title: above the figure.
+        paths: files to write; the suffixes decide the formats.
+    """
+    with saved(paths, (6.4 * len(panels), 5.0), STYLE) as figure:
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for letter, ax, (heading, (predicted, measured)) in zip("abcd", axes, panels.items(), strict=False):
+            index = np.arange(1, len(predicted) + 1)
+            ax.plot(index, predicted, "-", color="black", lw=1.8, label="infinite width", zorder=3)
+            for i, (width, values) in reversed(list(enumerate(measured.items()))):
+                ax.fill_between(index, values.min(axis=0), values.max(axis=0), color=COLOURS[i], alpha=0.2, lw=0)
+                label = f"width {width:,}: mean and range"
+                ax.plot(index, values.mean(axis=0), MARKERS[i], color=COLOURS[i], ms=4.5, label=label)
+            ax.set_ylim(0, 1.3 * max(predicted.max(), *(values.max() for values in measured.values())))
+            ax.set_ylabel("alignment with labels at initialisation (CKA)")
+            layer_axis(ax, len(index))
+            ax.legend(loc="upper right", fontsize=9.5)
+            ax.set_title(f"({letter}) kernels {heading}", fontsize=11)
+        figure.suptitle(title, fontsize=12)
+
+
+def _draw_panel(ax: Axes, panel: Panel) -> None:
+    for i, curve in enumerate(panel.curves):
+        colour = COLOURS[i]
+        style = {"ls": "none", "marker": MARKERS[i]} if curve.points else {"ls": "-"}
+        ax.plot(curve.x, curve.y, color=colour, lw=1.8, ms=4.5, label=curve.label or None, **style)
+        if curve.theory is not None:
+            ax.plot(
+                curve.x,
+                curve.theory,
+                "--",
+                color=GREY if len(panel.curves) == 1 else colour,
+                lw=1.2,
+                label=curve.theory_label or None,
+            )
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel(panel.x)
+    ax.set_ylabel(panel.y)
+    if panel.legend == "below":
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=9.5)
+    else:
+        ax.legend(loc=panel.legend, fontsize=9.5)
+
+
+def _draw_sampled(ax: Axes, sampled: Sequence[Sampled]) -> None:
+    count = len(sampled[0].theory)
+    index = np.arange(1, count + 1)
+    for i, pair in enumerate(sampled):
+        shift = 0.5 * ((i + 0.5) / len(sampled) - 0.5)  # bars of different pairs side by side
+        ax.plot(index, pair.theory, "-", color=COLOURS[i], lw=1.4)
+        ax.errorbar(
+            index + shift,
+            pair.mean,
+            NORMAL * pair.error,
+            fmt=MARKERS[i],
+            color=COLOURS[i],
+            ms=4,
+            lw=1,
+            label=pair.label,
+        )
+    layer_axis(ax, count)
+    ax.legend(fontsize=9.5, title=f"lines: infinite width; bars: {NORMAL} standard errors", title_fontsize=9.5)

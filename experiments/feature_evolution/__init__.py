@@ -1,0 +1,1 @@
+"""What optimal feature evolution captures of gradient descent."""

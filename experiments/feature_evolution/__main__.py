@@ -1,0 +1,302 @@
+"""Evolution of tangent features: what optimal feature evolution captures of gradient descent (appendix D).
+
+Trains the paper's bias-free ReLU network by full-batch gradient descent on a few samples, and beside it three schemes
+that replace its tangent features: OFE, generalised OFE, and features that stay as they are. Along training it compares
+losses, parameters, kernels and alignments, and at a few iterations the change of every layer's alignment in one step
+with the paper's prediction (equation 25) and the stages of its derivation. All in float64. Without arguments it runs on
+scikit-learn's digits. A run that was interrupted goes on when the same command is given again, and ends with the same
+numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.nn import functional
+
+import ahkernels as ah
+from experiments.common import command_line, data, figures
+from experiments.common.figures import Array, layer_names
+from experiments.common.hessian import OutputHessian, ParameterVector, centered_labels, loss_gradient
+from experiments.common.measuring import progress
+from experiments.common.models import feedforward
+from experiments.common.running import opened, run, say, stopped
+from experiments.common.store import Row, RunStore, describe_environment
+from experiments.common.training import DivergedError, measurement_grid
+from experiments.feature_evolution import figure
+from experiments.feature_evolution.alignment_step import rademacher, step_changes
+from experiments.feature_evolution.figure import SCHEMES, STAGES
+from experiments.feature_evolution.schemes import (
+    Evolution,
+    Scheme,
+    TangentFeatures,
+    alignment,
+    generalised,
+    natural_rate,
+)
+
+# The paper's network; it derives the schemes, and measures none.
+PRESETS: dict[str, dict[str, Any]] = {
+    "fashion-mnist": {
+        "dataset": "fashion-mnist",
+        "train_size": 256,
+        "depth": 10,
+        "width": 256,
+        "lr": 0.001,
+        "steps": 1000,
+        "moments": [0, 60, 600],
+    },
+}
+STEPS = "alignment_steps"  # table of equation 25
+MOST_ROWS = 10_000  # of a dense kernel: 0.8 GB
+CAPTURED = 0.1  # a relative error up to which a scheme captures gradient descent
+
+
+# ---- command line
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    whole = command_line.whole
+    p = command_line.command_line(__doc__)
+    command_line.add(p, "--dataset", "--data-dir")
+    command_line.add(p, "--train-size", default=100, help="training samples, stratified; all are in every step")
+    command_line.add(p, "--depth", type=whole(2), default=5)
+    command_line.add(p, "--width", default=128)
+    command_line.add(p, "--lr", default=0.003, help="learning rate of gradient descent")
+    p.add_argument("--steps", type=whole(1), default=400, metavar="T", help="of gradient descent")
+    p.add_argument(
+        "--ofe-rate",
+        type=command_line.real("a number", lambda value: True),
+        metavar="R",
+        help="lambda of OFE (default: the one closest to generalised OFE in the first step, by least squares)",
+    )
+    command_line.add(p, "--measurements", default=20)
+    p.add_argument(
+        "--moments", type=whole(0), nargs="+", default=[0, 30, 300], metavar="T", help="iterations to predict a step at"
+    )
+    p.add_argument("--probes", type=whole(2), default=200, metavar="N", help="random vectors for each trace")
+    command_line.add(p, "--seed", help="of weights, subset and random vectors")
+    p.add_argument("--output", type=Path, help="folder for the results (default: runs/feature_evolution-DATASET)")
+    command_line.add(p, "--overwrite", help="discard this seed's run in the output folder")
+    command_line.add(p, "--checkpoint-every", default=100)
+    command_line.add(p, "--threads", "--device")
+    return p
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check the command line; exits with a message that names the option if a value is wrong."""
+    p = parser()
+    args = command_line.parse(p, PRESETS, arguments)
+    command_line.require_distinct(p, args, "--moments")
+    if max(args.moments) > args.steps:
+        p.error(f"argument --moments: expected at most {args.steps}, --steps, got {max(args.moments)}")
+    command_line.require_data_dir(p, args)
+    args.output = args.output or Path("runs") / f"feature_evolution-{args.dataset}"
+    return args
+
+
+# ---- the run
+
+
+def load(args: argparse.Namespace) -> data.Dataset:
+    """The data set with the samples to train on, in float64."""
+    dataset = data.load(args.dataset, args.data_dir)
+    most = MOST_ROWS // dataset.classes
+    if args.train_size > most:
+        raise command_line.UsageError(
+            f"argument --train-size: expected at most {most}, since kernels over {dataset.classes} outputs of each are "
+            f"held in memory, got {args.train_size}"
+        )
+    command_line.require_samples(args, dataset, "--train-size", args.train_size)
+    dataset = data.training_subset(dataset, args.train_size, args.seed)
+    return replace(dataset, train_x=dataset.train_x.double(), test_x=dataset.test_x.double())
+
+
+def config(args: argparse.Namespace, dataset: data.Dataset) -> dict[str, Any]:
+    """All that determines a run's numbers, up to the machine it runs on."""
+    names = ("dataset", "depth", "width", "lr", "steps", "ofe_rate", "measurements", "moments", "probes", "seed")
+    return {name: getattr(args, name) for name in names} | dataset.describe()
+
+
+class Comparison:
+    """Gradient descent and the schemes, from the network that the seed gives, and how to compare them."""
+
+    def __init__(self, args: argparse.Namespace, dataset: data.Dataset) -> None:
+        model = feedforward(dataset.train_x.shape[1], args.width, args.depth, dataset.classes, args.seed)
+        self.model = model.double().to(args.device)
+        self.dataset = dataset
+        self.x, self.y = dataset.train_x, dataset.train_y
+        self.labels = centered_labels(self.y, dataset.classes, self.x.dtype)
+        self.parameters = ParameterVector(self.model)
+        self.start, self.origin = TangentFeatures(self.model, self.x), self.parameters.get()
+        rate = self._natural_rate() if args.ofe_rate is None else args.ofe_rate
+        velocities = {"gofe": generalised(self.model, self.x), "ofe": lambda theta, w, gradient: rate * gradient}
+        outputs = self.model(self.x).detach()
+        schemes = {
+            name: Scheme(self.start, self.origin, outputs, self.y, args.lr, velocities.get(name)) for name in SCHEMES
+        }
+        self.trainer = Evolution(self.model, self.x, self.y, args.lr, args.steps, schemes)
+
+    def _natural_rate(self) -> float:
+        outputs = self.model(self.x)
+        w = loss_gradient(outputs, self.y)
+        return natural_rate(OutputHessian(self.parameters, outputs, w), w)
+
+    def measure(self) -> Row:
+        """Columns of ``progress``, then what the schemes make of training beside gradient descent.
+
+        collinearity: correlation of w with y~; natural_rate: lambda of OFE that fits the network's next step best.
+        For each scheme SCHEME_loss (nats), and SCHEME_distance of its parameters from the network's, relative to how
+        far these have come. By layer cka/LAYER and SCHEME_cka/LAYER, the alignment with the labels; and, relative to
+        the network's, SCHEME_kernel_error/LAYER in Frobenius norm and SCHEME_feature_error/LAYER, of Psi_l y~.
+        """
+        theta, w = self.parameters.get(), loss_gradient(self.model(self.x), self.y)
+        row = progress(self.trainer, self.dataset)
+        row["collinearity"] = float((w * self.labels).sum() / w.norm() / self.labels.norm())
+        row["natural_rate"] = self._natural_rate()
+        schemes, way = self.trainer.schemes, (theta - self.origin).norm()
+        for name, scheme in schemes.items():
+            row[f"{name}_loss"] = float(functional.cross_entropy(scheme.outputs, self.y))
+            row[f"{name}_distance"] = float((scheme.theta - theta).norm() / way) if way else 0.0
+
+        now = TangentFeatures(self.model, self.x)
+        features = now.product(self.labels)
+        sizes = self.parameters.inner_products(features, features).sqrt()
+        errors = {name: scheme.features(self.labels) - features for name, scheme in schemes.items()}
+        shares = {
+            name: (self.parameters.inner_products(error, error).sqrt() / sizes).tolist()
+            for name, error in errors.items()
+        }
+        changes = [scheme.kernel_changes() for scheme in schemes.values()]  # made layer by layer: they are large
+        for index, (layer, kernel) in enumerate(now.kernels.items()):
+            true, start = kernel.to_dense(), self.start.kernels[layer].to_dense()
+            row[f"cka/{layer}"] = alignment(true, self.labels)
+            for name, change in zip(schemes, changes, strict=True):
+                evolved = start + next(change)
+                row[f"{name}_cka/{layer}"] = alignment(evolved, self.labels)
+                row[f"{name}_kernel_error/{layer}"] = float((evolved - true).norm() / true.norm())
+                row[f"{name}_feature_error/{layer}"] = shares[name][index]
+        return row
+
+
+def train(store: RunStore, name: str, args: argparse.Namespace, dataset: data.Dataset) -> int:
+    """Train to the end; returns the signal that came, or 0."""
+    compared = Comparison(args, dataset)
+    trainer = compared.trainer
+
+    def step() -> list[Row]:
+        say(f"{name}: iteration {trainer.iteration}, {args.probes} random vectors for the traces of equation 25")
+        # A stream of its own for each iteration: no state to keep.
+        stream = np.random.SeedSequence(args.seed, spawn_key=(2, trainer.iteration))
+        signs = rademacher(compared.parameters.size, args.probes, stream, args.device)
+        rows = step_changes(compared.model, compared.x, compared.y, args.lr, signs)
+        return [{"iteration": trainer.iteration, **row} for row in rows]
+
+    def measured() -> Row:
+        try:
+            row = compared.measure()
+            if trainer.iteration in args.moments:
+                store.tables[STEPS] = store.tables.get(STEPS, []) + step()
+        except ValueError as error:  # the arguments fit: a layer's activations or gradients are not finite
+            raise DivergedError(f"training diverged: {error}") from error
+        return row
+
+    at = {*measurement_grid(trainer.total, args.measurements), *args.moments}
+    try:
+        return run(store, trainer, name, sorted(at), measured, args.checkpoint_every)
+    except DivergedError as error:
+        raise DivergedError(f"{name}: {error}; choose a smaller --lr and another --output") from error
+
+
+# ---- the study
+
+
+def relative_error(rows: Sequence[Row], name: str, of: str) -> Array:
+    """A relative error of a scheme at every measurement: of its parameters, or the mean over layers."""
+    if of == "distance":
+        return np.array([row[f"{name}_distance"] for row in rows])
+    mean: Array = figures.table([rows], f"{name}_{of}")[0].mean(axis=1)
+    return mean
+
+
+def captured(rows: Sequence[Row], errors: Array) -> str:
+    """The last measured iteration up to which the errors are no more than CAPTURED."""
+    within = np.logical_and.accumulate(errors <= CAPTURED).sum()
+    return "never" if within == 0 else "end" if within == len(rows) else f"{rows[within - 1]['iteration']:,}"
+
+
+def print_tables(rows: Sequence[Row], steps: Sequence[Row]) -> None:
+    """The schemes at the end, then alignment by layer, then the prediction of single steps."""
+    last, layers = rows[-1], layer_names(rows)
+    print(f"gradient descent: training loss {last['train_loss']:.4f} after {last['iteration']} iterations")
+    print("relative errors of the schemes at the end, and until which iteration they are", end="")
+    print(f" up to {CAPTURED:.0%}; of Psi y~ and kernels the means over layers:")
+    errors = {"distance": "parameters", "feature_error": "Psi y~", "kernel_error": "kernels"}
+    print(f"  {'scheme':<8}  {'loss':>8}" + "".join(f"  {heading:>10}  {'until':>7}" for heading in errors.values()))
+    for name, scheme in SCHEMES.items():
+        line = f"  {scheme.short:<8}  {last[f'{name}_loss']:>8.4f}"
+        for of in errors:
+            found = relative_error(rows, name, of)
+            line += f"  {found[-1]:>10.3f}  {captured(rows, found):>7}"
+        print(line)
+    print(f"rate of OFE that fits the network's next step best: {rows[0]['natural_rate']:.4g} at the start, ", end="")
+    print(f"{last['natural_rate']:.4g} at the end")
+
+    width = max(map(len, ["layer", *layers]))
+    names = ["start", "descent", *(scheme.short for scheme in SCHEMES.values())]
+    print(f"alignment with the labels after {last['iteration']} iterations:")
+    print(f"  {'layer':<{width}}" + "".join(f"  {name:>8}" for name in names))
+    for layer in layers:
+        values = [rows[0][f"cka/{layer}"], last[f"cka/{layer}"], *(last[f"{name}_cka/{layer}"] for name in SCHEMES)]
+        print(f"  {layer:<{width}}" + "".join(f"  {value:>8.4f}" for value in values))
+
+    print("change of the alignment in one step, in percent, and by the stages of equation 25:")
+    print(f"  {'iteration':>9}  {'layer':>5}" + "".join(f"  {stage:>10}" for stage in STAGES) + "     error")
+    for row in steps:
+        cells = "".join(f"  {100 * row[stage]:>10.3f}" for stage in STAGES)
+        print(f"  {row['iteration']:>9}  {row['layer']:>5}{cells}  {100 * row['traces_error']:>8.3f}")
+
+
+def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
+    """What a reader must know about a figure: data, network and how it was trained."""
+    return (
+        f"{args.dataset}, {len(dataset.train_y)} training images; depth {args.depth}, width {args.width}, "
+        f"full-batch gradient descent, learning rate {args.lr:g}, seed {args.seed}"
+    )
+
+
+def study(args: argparse.Namespace) -> int:
+    """The run, the figures and the tables; returns the exit status."""
+    dataset = load(args)
+    environment = describe_environment(args.device, ah.build_info())
+    name = f"seed-{args.seed}"
+    configs = {name: config(args, dataset)}
+    with opened(args.output, configs, environment, args.overwrite, tables=[STEPS]) as stores:
+        store = stores[name]
+        if not store.finished and (number := train(store, name, args, dataset.to(args.device))):
+            return stopped(store, name, number)
+        rows, steps = store.rows, store.tables[STEPS]
+    paths = figures.files(args.output, "feature_evolution")
+    rate = rows[0]["natural_rate"] if args.ofe_rate is None else args.ofe_rate
+    figure.feature_evolution(rows, rate, title(args, dataset), paths)
+    step_paths = figures.files(args.output, "alignment_step")
+    figure.alignment_step(rows, steps, title(args, dataset), step_paths)
+    print_tables(rows, steps)
+    print(f"figures: {paths[-1]} and {step_paths[-1]}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study; a mistake of the user's ends in one message and status 2, not in a traceback."""
+    return command_line.finish(__file__, study, parse(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

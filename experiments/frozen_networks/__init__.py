@@ -1,0 +1,1 @@
+"""How alignment changes in networks whose last layer alone is trained."""

@@ -1,0 +1,87 @@
+"""The paper's network as initialised, with the weights of one layer in memory at a time: features and tangent kernels.
+
+At width 75,000 the weights of a layer take 22.5 GB and those of ten layers more than a GPU holds, while the activations
+of a data set fit. Weights are drawn anew whenever they are needed, always the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import ahkernels as ah
+from experiments.common.models import initial_weight
+from experiments.common.training import EVALUATION_BATCH
+
+
+class InitialNetwork:
+    """``models.feedforward`` of the same arguments, which has the same weights.
+
+    Args:
+        inputs: dimension d of a sample.
+        width: units N of every hidden layer.
+        depth: number L of linear layers, at least 2.
+        outputs: dimension o of the last layer.
+        seed: of the weights.
+        device: where to compute; weights are drawn on the CPU.
+    """
+
+    def __init__(self, inputs: int, width: int, depth: int, outputs: int, seed: int, device: torch.device) -> None:
+        self._sizes = list(pairwise([inputs, *[width] * (depth - 1), outputs]))
+        self._generator, self._device = torch.Generator().manual_seed(seed), device
+        self._states = [self._generator.get_state()]  # before each layer, as far as known
+
+    @property
+    def depth(self) -> int:
+        """L."""
+        return len(self._sizes)
+
+    def weight(self, layer: int) -> Tensor:
+        """W_l for l from 1 to L, [N_l, N_(l-1)]; drawn here and now."""
+        while len(self._states) < layer:  # the state before a layer is the one after those below
+            self.weight(len(self._states))
+        self._generator.set_state(self._states[layer - 1])
+        weight = initial_weight(*self._sizes[layer - 1], self._generator)
+        if len(self._states) == layer:
+            self._states.append(self._generator.get_state())
+        return weight.to(self._device)
+
+    @torch.no_grad()
+    def features(self, x: Tensor, name: str) -> Tensor:
+        """What the last layer sees, relu(z_(L-1)) [n, N] for x: [n, d]; with a progress bar of this name."""
+        hidden = self.depth - 1
+        found = x.new_empty(len(x), self._sizes[-1][0])
+        with tqdm(total=hidden * len(x), desc=name, unit="image·layer", dynamic_ncols=True, disable=None) as bar:
+            for layer in range(1, self.depth):
+                weight = self.weight(layer)
+                below = x if layer == 1 else found
+                for part, to in zip(below.split(EVALUATION_BATCH), found.split(EVALUATION_BATCH), strict=True):
+                    to.copy_((part @ weight.T).relu_())
+                    bar.update(len(part))
+                del weight  # before the next is drawn
+        return found
+
+    @torch.no_grad()
+    def tangent_kernels(self, x: Tensor, last: Tensor, precision: str) -> Iterator[ah.TangentKernel]:
+        """Every layer's kernel over x: [n, d], from the last to the first, where the last layer's weights are ``last``.
+
+        Args:
+            x: the samples.
+            last: [o, N].
+            precision: see ``ah.tangent_kernels``.
+        """
+        inputs = [x]  # of each layer, [n, N_(l-1)]
+        for layer in range(1, self.depth):
+            inputs.append((inputs[-1] @ self.weight(layer).T).relu_())
+        gradient = torch.eye(len(last), dtype=x.dtype, device=x.device).expand(len(x), -1, -1)  # [n, o, N_l]
+        for layer in range(self.depth, 0, -1):
+            factors = ah.LayerFactors(inputs[layer - 1][:, None], gradient[:, None], bias=False, layer=f"layer{layer}")
+            yield ah.TangentKernel(factors, precision=precision)
+            del factors
+            if layer > 1:
+                gradient = gradient @ (last if layer == self.depth else self.weight(layer))
+                gradient *= (inputs.pop() > 0)[:, None]

@@ -1,0 +1,1 @@
+"""Alignment by layer over learning rates, batch sizes and optimizers."""

@@ -1,0 +1,1 @@
+"""What the tangent kernel of a single layer is worth in kernel regression."""

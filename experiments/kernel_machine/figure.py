@@ -1,0 +1,55 @@
+"""Test accuracy of kernel regression by layer, beside the alignment of the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from experiments.common.figures import layer_axis, layer_names, saved
+from experiments.common.store import Row
+
+NETWORK = "network"  # the kernel of all layers together
+START, END = ("#0072B2", "o"), ("#D55E00", "s")  # of the Okabe-Ito palette
+
+
+def kernel_machine(rows: Sequence[Row], title: str, paths: Sequence[Path]) -> None:
+    """Draw accuracy (left) and alignment (right) by layer, at the start and at the end.
+
+    Args:
+        rows: measurements, the first before training and the last at its end, with columns test_accuracy,
+            cka/<layer>, machine_accuracy/<layer> and machine_accuracy/network.
+        title: above the figure.
+        paths: files to write; the suffixes decide the formats.
+    """
+    layers = layer_names(rows)
+    with saved(paths, (12, 5.4), {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:
+        accuracy, alignment = figure.subplots(1, 2)
+        for row, label, (colour, marker) in ((rows[0], "before training", START), (rows[-1], "after training", END)):
+            _draw(accuracy, row, "machine_accuracy", layers, f"kernel of a layer, {label}", colour, marker, 100)
+            whole = 100 * row[f"machine_accuracy/{NETWORK}"]
+            accuracy.axhline(whole, color=colour, ls="--", lw=1.4, label=f"kernel of the network, {label}: {whole:.1f}")
+            _draw(alignment, row, "cka", layers, label, colour, marker, 1)
+        network = 100 * rows[-1]["test_accuracy"]
+        accuracy.axhline(network, color="black", ls=":", lw=1.6, label=f"the trained network itself: {network:.1f}")
+        accuracy.set_ylabel("test accuracy (%)")
+        accuracy.set_title("(a) kernel regression", fontsize=11)
+        alignment.set_ylabel("alignment with the labels (CKA)")
+        alignment.set_title("(b) alignment of the kernels", fontsize=11)
+        alignment.set_ylim(bottom=0)
+        alignment.legend(frameon=False)
+        for ax in (accuracy, alignment):
+            layer_axis(ax, len(layers))
+        handles, labels = accuracy.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+        figure.suptitle(title, fontsize=12)
+
+
+def _draw(
+    ax: Axes, row: Row, column: str, layers: Sequence[str], label: str, colour: str, marker: str, scale: float
+) -> None:
+    values = [scale * row[f"{column}/{layer}"] for layer in layers]
+    index = np.arange(1, len(layers) + 1)
+    ax.plot(index, values, color=colour, marker=marker, ms=5, lw=1.8, label=label, clip_on=False)

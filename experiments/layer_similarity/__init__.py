@@ -1,0 +1,1 @@
+"""How alike the tangent kernels of a network's layers are."""

@@ -1,0 +1,204 @@
+"""Alignment of the tangent kernels of a deep network's layers with one another, before and after training.
+
+Trains the paper's bias-free ReLU network, and compares every layer's kernel with every other's: at initialisation, at
+the end, and at the end with those at initialisation, where the diagonal is 1 less the kernel velocity. Forward and
+backward Grams at the end are compared likewise. Without arguments it trains on scikit-learn's digits. A run that was
+interrupted goes on when the same command is given again, and ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+import ahkernels as ah
+from experiments.common import command_line, data, figures
+from experiments.common.figures import Array
+from experiments.common.measuring import progress
+from experiments.common.models import feedforward
+from experiments.common.running import opened, run, stopped
+from experiments.common.store import Row, RunStore, describe_environment
+from experiments.common.training import DivergedError, Trainer, measurement_grid
+from experiments.layer_similarity import figure
+
+START, END, MOVED = "similarity-start", "similarity-end", "similarity-start-end"
+FORWARD, BACKWARD = "similarity-forward-end", "similarity-backward-end"
+TABLES = {
+    START: "tangent kernels at initialisation",
+    END: "tangent kernels after training",
+    MOVED: "initialisation with the end",
+    FORWARD: "forward Grams after training",
+    BACKWARD: "backward Grams after training",
+}
+DIGITS = 6  # of a similarity in its table
+
+
+# ---- command line
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = command_line.command_line(__doc__)
+    command_line.add(p, "--dataset", "--data-dir", "--train-size")
+    command_line.add(p, "--depth", default=20)
+    command_line.add(p, "--width", "--lr", "--momentum", "--weight-decay", "--batch-size", "--epochs")
+    command_line.add(p, "--probe-size", help="training samples to measure on, stratified; time grows as n squared")
+    command_line.add(p, "--measurements", default=12)
+    command_line.add(p, "--precision")
+    command_line.add(p, "--seed", help="of weights, batches and subsets")
+    p.add_argument("--output", type=Path, help="folder for the results (default: runs/layer_similarity-DATASET)")
+    command_line.add(p, "--overwrite", help="discard this seed's run in the output folder")
+    command_line.add(p, "--checkpoint-every", "--threads", "--device")
+    return p
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check the command line; exits with a message that names the option if a value is wrong."""
+    p = parser()
+    args = p.parse_args(arguments)
+    command_line.require_data_dir(p, args)
+    args.output = args.output or Path("runs") / f"layer_similarity-{args.dataset}"
+    return args
+
+
+# ---- one run
+
+
+def config(args: argparse.Namespace, dataset: data.Dataset) -> dict[str, Any]:
+    """All that determines a run's numbers, up to the machine it runs on."""
+    names = ("dataset", "depth", "width", "probe_size", "measurements", "precision")
+    return command_line.config(args, dataset, names)
+
+
+def matrix(similarity: Tensor, layers: Sequence[str]) -> list[Row]:
+    """[L, L] as a table, a line for each layer of the rows; layers are counted from the input."""
+    return [
+        {"layer": i, **{layer: float(f"{value:.{DIGITS}g}") for layer, value in zip(layers, line, strict=True)}}
+        for i, line in enumerate(similarity.tolist(), start=1)
+    ]
+
+
+def measure(
+    store: RunStore,
+    trainer: Trainer,
+    dataset: data.Dataset,
+    probe: Tensor,
+    start: dict[str, ah.TangentKernel],
+    precision: str,
+) -> Row:
+    """Losses, accuracies, and how similar every layer's kernel is to that at the start; at both ends, all matrices."""
+    row = progress(trainer, dataset)
+    kernels = ah.tangent_kernels(trainer.model, probe, precision=precision)
+    layers, count = list(kernels), len(kernels)
+    together = ah.similarity([*start.values(), *kernels.values()])  # one pass, of which every block is wanted
+    moved = together[:count, count:]
+    if trainer.iteration == 0:
+        store.tables[START] = matrix(together[:count, :count], layers)
+    if trainer.iteration == trainer.total:
+        grams = {
+            FORWARD: [kernel.forward_gram() for kernel in kernels.values()],
+            BACKWARD: [kernel.backward_gram() for kernel in kernels.values()],
+        }
+        store.tables[END] = matrix(together[count:, count:], layers)
+        store.tables[MOVED] = matrix(moved, layers)
+        store.tables |= {name: matrix(ah.similarity(of), layers) for name, of in grams.items()}
+    return row | {f"with_start/{layer}": value for layer, value in zip(layers, moved.diagonal().tolist(), strict=True)}
+
+
+def train(store: RunStore, name: str, args: argparse.Namespace, dataset: data.Dataset) -> int:
+    """Train to the end; returns the signal that came, or 0."""
+    model = feedforward(dataset.train_x.shape[1], args.width, args.depth, dataset.classes, args.seed).to(args.device)
+    chosen = data.stratified_subset(dataset.train_y, args.probe_size, args.seed).to(args.device)
+    probe = dataset.train_x[chosen]
+    # Before the trainer goes on from a checkpoint: the kernels of the initial network follow from the seed.
+    start = ah.tangent_kernels(model, probe, precision=args.precision)
+    trainer = Trainer(model, dataset.train_x, dataset.train_y, command_line.recipe(args))
+    try:
+        return run(
+            store,
+            trainer,
+            name,
+            measurement_grid(trainer.total, args.measurements),
+            lambda: measure(store, trainer, dataset, probe, start, args.precision),
+            args.checkpoint_every,
+        )
+    except DivergedError as error:
+        raise DivergedError(f"{name}: {error}; choose a smaller --lr and another --output") from error
+
+
+# ---- the study
+
+
+def array(rows: Sequence[Row]) -> Array:
+    """A table of ``matrix`` as [L, L]."""
+    return np.array([[value for name, value in row.items() if name != "layer"] for row in rows])
+
+
+def print_table(matrices: dict[str, Array], rows: Sequence[Row]) -> None:
+    """Similarity of each layer with the next and with its own start, then means over pairs of layers."""
+    layers = [name.removeprefix("with_start/") for name in rows[0] if name.startswith("with_start/")]
+    columns = {
+        "next, at start": matrices[START].diagonal(1),
+        "next, at end": matrices[END].diagonal(1),
+        "own start": matrices[MOVED].diagonal(),
+    }
+    width = max(map(len, ["layer", *layers]))
+    print(f"alignment of each layer's kernel with that of another, after {rows[-1]['iteration']} iterations:")
+    print(f"  {'layer':<{width}}" + "".join(f"  {name:>14}" for name in columns))
+    for i, layer in enumerate(layers):
+        cells = [f"{values[i]:.4f}" if i < len(values) else "" for values in columns.values()]
+        print(f"  {layer:<{width}}" + "".join(f"  {cell:>14}" for cell in cells))
+    if len(layers) > 1:
+        print("mean (least) over pairs of different layers:")
+        for name, heading in TABLES.items():
+            different = matrices[name][~np.eye(len(layers), dtype=bool)]
+            print(f"  {heading}: {np.mean(different):.4f} ({np.min(different):.4f})")
+    print(
+        f"test accuracy {rows[-1]['test_accuracy']:.1%}, train accuracy {rows[-1]['train_accuracy']:.1%}, "
+        f"train loss {rows[-1]['train_loss']:.3f}"
+    )
+
+
+def title(args: argparse.Namespace, dataset: data.Dataset, last: Row) -> str:
+    """What a reader must know about the figure: data, network, recipe and how well it did."""
+    return (
+        f"{args.dataset}, {len(dataset.train_y):,} training images: train accuracy {last['train_accuracy']:.1%}, "
+        f"test accuracy {last['test_accuracy']:.1%}\n"
+        f"depth {args.depth}, width {args.width}, learning rate {args.lr:g}, batch size {args.batch_size}, "
+        f"{args.epochs} epochs, seed {args.seed}; measured on {args.probe_size:,} training images"
+    )
+
+
+def study(args: argparse.Namespace) -> int:
+    """The run, the figure and the table; returns the exit status."""
+    dataset = command_line.load(args)
+    environment = describe_environment(args.device, ah.build_info())
+    name = f"seed-{args.seed}"
+    configs = {name: config(args, dataset)}
+    with opened(args.output, configs, environment, args.overwrite, tables=list(TABLES)) as stores:
+        store = stores[name]
+        if not store.finished and (number := train(store, name, args, dataset.to(args.device))):
+            return stopped(store, name, number)
+        rows, matrices = store.rows, {table: array(store.tables[table]) for table in TABLES}
+    paths = figures.files(args.output, "layer_similarity")
+    headings = {heading: matrices[table] for table, heading in TABLES.items()}
+    axes = {TABLES[MOVED]: ("layer at the end", "layer at initialisation")}
+    figure.layer_similarity(headings, axes, rows, title(args, dataset, rows[-1]), paths)
+    print_table(matrices, rows)
+    print(f"figure: {paths[-1]}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study; a mistake of the user's ends in one message and status 2, not in a traceback."""
+    return command_line.finish(__file__, study, parse(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

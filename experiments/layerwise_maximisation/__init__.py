@@ -1,0 +1,1 @@
+"""Alignment of networks that are trained layer by layer towards good features."""

@@ -1,0 +1,329 @@
+"""Layer-wise feature maximisation (LFM): alignment of networks trained layer by layer (figures 16 and 17).
+
+LFM networks learn one layer after the other, from the input on, each towards features that are alike within a class and
+orthogonal between classes (algorithm 1). Beside them stand networks trained end to end. Runs are independent: start the
+same command several times, and the processes share them; whatever was interrupted, also within a layer, goes on when
+the command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import ahkernels as ah
+from experiments.common import command_line, data, figures, jobs
+from experiments.common.measuring import aligned_progress
+from experiments.common.models import feedforward
+from experiments.common.running import say
+from experiments.common.store import Row, RunStore, csv_of, describe_environment, locked, read_metrics, write_atomically
+from experiments.common.training import Recipe, Trainer
+from experiments.layerwise_maximisation import figure
+from experiments.layerwise_maximisation.figure import Outcome
+from experiments.layerwise_maximisation.layerwise_trainer import LayerwiseTrainer, network
+
+Samples = tuple[Tensor, Tensor]  # x [n, d], y [n]
+LAYERS = "layers"  # the table of a run by LFM
+
+MNIST: dict[str, Any] = {
+    "dataset": "mnist",
+    "train_size": 50_000,
+    "lfm_widths": [32, 256],
+    "end_to_end_widths": [32],
+    "depth": 10,
+    "lfm_lr": 0.01,
+    "lr": 0.003,
+    "batch_size": 128,
+    "epochs": 100,
+    "probe_size": 1000,
+}
+PRESETS = {
+    "mnist": MNIST,
+    "cifar10": MNIST | {"dataset": "cifar10", "lfm_widths": [256, 1024], "end_to_end_widths": [256]},
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network: layer by layer or end to end, and its width."""
+
+    layerwise: bool
+    width: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder, and in all that is printed."""
+        return f"{'lfm' if self.layerwise else 'end-to-end'}-width{self.width}"
+
+
+# ---- command line
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    whole = command_line.whole
+    p = command_line.command_line(__doc__)
+    command_line.add(p, "--dataset", "--data-dir", "--train-size")
+    p.add_argument(
+        "--lfm-widths", type=whole(1), nargs="+", default=[32, 128], metavar="N", help="of networks trained by LFM"
+    )
+    p.add_argument(
+        "--end-to-end-widths", type=whole(1), nargs="+", default=[32], metavar="N", help="of the networks beside them"
+    )
+    command_line.add(p, "--depth")
+    p.add_argument(
+        "--lfm-lr", type=command_line.positive, default=0.01, metavar="LR", help="learning rate of Adam, LFM"
+    )
+    p.add_argument(
+        "--patience",
+        type=whole(1),
+        default=5,
+        metavar="P",
+        help="a layer ends after so many epochs without a lower validation loss, LFM",
+    )
+    p.add_argument("--max-epochs", type=whole(1), default=50, metavar="E", help="of a layer, LFM")
+    p.add_argument(
+        "--validation-fraction",
+        type=command_line.real("a number in (0, 1)", lambda value: 0 < value < 1),
+        default=0.1,
+        metavar="F",
+        help="of the training samples, stratified, LFM; end to end trains on them, too",
+    )
+    command_line.add(p, "--lr", default=0.03, help="learning rate of SGD, end to end")
+    command_line.add(p, "--momentum", help="momentum of SGD, first beta of Adam")
+    command_line.add(p, "--weight-decay", help="L2 penalty of SGD, end to end")
+    command_line.add(p, "--batch-size")
+    command_line.add(p, "--epochs", help="passes over the training set, end to end")
+    command_line.add(p, "--probe-size", help="training samples to measure on, stratified, the same for every network")
+    command_line.add(p, "--precision")
+    command_line.add(p, "--seed", help="of weights, batches and subsets")
+    p.add_argument("--output", type=Path, help="folder for the results (default: runs/layerwise_maximisation-DATASET)")
+    command_line.add(p, "--overwrite", help="discard these runs in the output folder; for one process")
+    command_line.add(p, "--checkpoint-every", "--threads", "--device")
+    return p
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check the command line; exits with a message that names the option if a value is wrong."""
+    p = parser()
+    args = command_line.parse(p, PRESETS, arguments)
+    command_line.require_distinct(p, args, "--lfm-widths", "--end-to-end-widths")
+    command_line.require_data_dir(p, args)
+    args.output = args.output or Path("runs") / f"layerwise_maximisation-{args.dataset}"
+    return args
+
+
+def networks(args: argparse.Namespace) -> list[Network]:
+    """In the order in which one process trains them, and of the figure."""
+    return [*(Network(True, n) for n in args.lfm_widths), *(Network(False, n) for n in args.end_to_end_widths)]
+
+
+# ---- data
+
+
+def load(args: argparse.Namespace) -> data.Dataset:
+    """All training samples that were asked for, of which the validation set leaves enough for the probe."""
+    dataset = command_line.load(args)
+    most = len(dataset.train_y) - args.probe_size
+    if not 1 <= validation_size(args, dataset) <= most:
+        raise command_line.UsageError(
+            f"argument --validation-fraction: expected one that makes a validation set of 1 to {most} samples, which "
+            f"leaves the {args.probe_size} of --probe-size, got {args.validation_fraction:g}"
+        )
+    return dataset
+
+
+def validation_size(args: argparse.Namespace, dataset: data.Dataset) -> int:
+    """In samples."""
+    return round(args.validation_fraction * len(dataset.train_y))
+
+
+def split(dataset: data.Dataset, size: int, seed: int) -> tuple[data.Dataset, Samples]:
+    """The data set without so many of its training samples, and these."""
+    held_out = data.stratified_subset(dataset.train_y, size, seed).to(dataset.train_y.device)
+    kept = dataset.train_y.new_ones(len(dataset.train_y)).bool()
+    kept[held_out] = False
+    training = replace(dataset, train_x=dataset.train_x[kept], train_y=dataset.train_y[kept])
+    return training, (dataset.train_x[held_out], dataset.train_y[held_out])
+
+
+# ---- one run
+
+
+def recipe(args: argparse.Namespace, one: Network) -> Recipe:
+    """How a network, or each of its layers, is trained."""
+    if not one.layerwise:
+        return command_line.recipe(args)
+    return command_line.recipe(args, optimizer="adam", lr=args.lfm_lr, weight_decay=0.0, epochs=args.max_epochs)
+
+
+def config(args: argparse.Namespace, one: Network, dataset: data.Dataset) -> dict[str, Any]:
+    """All that determines a run's numbers, up to the machine it runs on."""
+    stopping = ("patience",) if one.layerwise else ()
+    names = ("dataset", "depth", *stopping, "validation_fraction", "probe_size", "precision")
+    options = {name: getattr(args, name) for name in names}
+    return options | asdict(recipe(args, one)) | asdict(one) | dataset.describe()
+
+
+def layerwise_trainer(
+    store: RunStore, args: argparse.Namespace, one: Network, training: data.Dataset, validation: Samples
+) -> LayerwiseTrainer:
+    """Trains by LFM; the store's table gets a row for every layer at its end."""
+
+    def ended(layer: Row) -> None:
+        store.tables.setdefault(LAYERS, []).append(layer)
+        say(
+            f"{one.name}: layer {layer['layer']} of {args.depth} after {layer['epochs']} epochs: validation loss "
+            f"{layer['validation_loss']:.4f}, {layer['validation_loss_before']:.4f} before"
+        )
+
+    model = network(*sizes(args, one, training)).to(args.device)
+    return LayerwiseTrainer(
+        model, training.train_x, training.train_y, validation, recipe(args, one), args.patience, ended
+    )
+
+
+def end_to_end_trainer(args: argparse.Namespace, one: Network, dataset: data.Dataset) -> Trainer:
+    """Trains the paper's bias-free ReLU network."""
+    model = feedforward(*sizes(args, one, dataset)).to(args.device)
+    return Trainer(model, dataset.train_x, dataset.train_y, recipe(args, one))
+
+
+def sizes(args: argparse.Namespace, one: Network, dataset: data.Dataset) -> tuple[int, int, int, int, int]:
+    """Inputs, width, depth, outputs and seed of a network."""
+    return dataset.train_x.shape[1], one.width, args.depth, dataset.classes, args.seed
+
+
+def train(store: RunStore, args: argparse.Namespace, one: Network, dataset: data.Dataset) -> int:
+    """Train a network to its end; returns the signal that came, or 0."""
+    training, validation = split(dataset, validation_size(args, dataset), args.seed)
+    chosen = data.stratified_subset(training.train_y, args.probe_size, args.seed).to(args.device)
+    x, y = training.train_x[chosen], training.train_y[chosen]
+
+    def trained(trainer: Trainer, seen: data.Dataset, at: Sequence[int], reached: Callable[[], bool]) -> int:
+        def measured() -> Row:
+            return aligned_progress(trainer, seen, x, y, args.precision)
+
+        return jobs.train(store, trainer, one.name, at, measured, args.checkpoint_every, reached)
+
+    if one.layerwise:
+        by_layer = layerwise_trainer(store, args, one, training, validation)
+        return trained(by_layer, training, [0], lambda: by_layer.done)
+    whole = end_to_end_trainer(args, one, dataset)
+    return trained(whole, dataset, [0, whole.total], lambda: False)
+
+
+# ---- what came out
+
+
+def summary(one: Network, rows: Sequence[Row]) -> dict[str, Any]:
+    """One line of the table."""
+    last, (peak_before, cka_before), (peak, cka) = rows[-1], *map(figures.peak, rows)
+    return {
+        "method": "LFM" if one.layerwise else "end to end",
+        "width": one.width,
+        "epochs": last["epoch"],
+        "train_loss": last["train_loss"],
+        "test_loss": last["test_loss"],
+        "train_accuracy": last["train_accuracy"],
+        "test_accuracy": last["test_accuracy"],
+        "peak_before": peak_before,
+        "cka_before": cka_before,
+        "peak": peak,
+        "cka": cka,
+    }
+
+
+def print_table(lines: Sequence[dict[str, Any]]) -> None:
+    """A line for each network."""
+    names = (
+        "width",
+        "epochs",
+        "train loss",
+        "train acc.",
+        "test acc.",
+        "peak before",
+        "its CKA",
+        "peak after",
+        "its CKA",
+    )
+    print(f"{'method':<10}" + "".join(f"{name:>13}" for name in names))
+    for line in lines:
+        print(
+            f"{line['method']:<10}{line['width']:>13}{line['epochs']:>13g}{line['train_loss']:>13.3f}"
+            f"{line['train_accuracy']:>13.1%}{line['test_accuracy']:>13.1%}{line['peak_before']:>13g}"
+            f"{line['cka_before']:>13.4f}{line['peak']:>13g}{line['cka']:>13.4f}"
+        )
+
+
+def finished(rows: Sequence[Row]) -> bool:
+    """Whether these are all rows of a run: one before training, and one after it or where it diverged."""
+    return len(rows) == 2
+
+
+def draw(args: argparse.Namespace, dataset: data.Dataset) -> None:
+    """Figure and table of what there is; processes take turns, so that the last one draws the latest."""
+    with locked(args.output):
+        found = {one: read_metrics(args.output / one.name) for one in networks(args)}
+        trained = {
+            one: rows for one, rows in found.items() if finished(rows) and not math.isnan(rows[-1]["train_loss"])
+        }
+        if not trained:
+            say("nothing to draw: no network is trained yet")
+            return
+        lines = [summary(*item) for item in trained.items()]
+        write_atomically(args.output / "layerwise_maximisation.csv", csv_of(lines))
+        outcomes = [
+            Outcome(f"{line['method']}, width {line['width']}: test accuracy {line['test_accuracy']:.1%}", rows)
+            for line, rows in zip(lines, trained.values(), strict=True)
+        ]
+        paths = figures.files(args.output, "layerwise_maximisation")
+        figure.layerwise_maximisation(outcomes, title(args, dataset), paths)
+    print_table(lines)
+    print(f"figure: {paths[-1]}")
+
+
+def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
+    """What a reader must know about the figure: data, networks and training."""
+    samples, held_out = len(dataset.train_y), validation_size(args, dataset)
+    return (
+        f"{args.dataset}, {samples:,} training images, alignment on {args.probe_size:,} of them; depth {args.depth}, "
+        f"batch size {args.batch_size}, seed {args.seed}\n"
+        f"LFM: Adam, learning rate {args.lfm_lr:g}, {held_out:,} of the images for validation\n"
+        f"end to end: SGD, learning rate {args.lr:g}, {args.epochs} epochs"
+    )
+
+
+# ---- the study
+
+
+def job(args: argparse.Namespace, one: Network, dataset: data.Dataset) -> jobs.Job:
+    """A network as the processes share it out."""
+    return jobs.Job(one.name, config(args, one, dataset), finished, lambda store: train(store, args, one, dataset))
+
+
+def study(args: argparse.Namespace) -> int:
+    """All runs, the figure and the table; returns the exit status."""
+    dataset = load(args).to(args.device)
+    environment = describe_environment(args.device, ah.build_info())
+    everything = [job(args, one, dataset) for one in networks(args)]
+    status = jobs.share(args.output, everything, environment, args.overwrite, tables=[LAYERS])
+    if not status:
+        draw(args, dataset)
+    return status
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study; a mistake of the user's ends in one message and status 2, not in a traceback."""
+    return command_line.finish(__file__, study, parse(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The paper's figures 16 and 17: alignment by layer of networks trained layer by layer and end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from experiments.common.figures import GREY, layer_axis, layer_names, peak, saved, table
+from experiments.common.store import Row
+
+COLUMNS = 3
+BLUE = "#0072B2"  # of the Okabe-Ito palette
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One network: what to say of it, and its measurements before and after training."""
+
+    title: str
+    rows: Sequence[Row]
+
+
+def layerwise_maximisation(outcomes: Sequence[Outcome], title: str, paths: Sequence[Path]) -> None:
+    """Draw a panel for every network, all of one scale.
+
+    Args:
+        outcomes: at least one, with columns cka/<layer>.
+        title: above the figure.
+        paths: files to write; the suffixes decide the formats.
+    """
+    columns = min(len(outcomes), COLUMNS)
+    lines = -(-len(outcomes) // columns)
+    style = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    with saved(paths, (max(8.5, 4.7 * columns), 1.5 + 3.6 * lines), style) as figure:
+        axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
+        for ax, one in zip(axes.flat, outcomes, strict=False):
+            _draw(ax, one)
+        for ax in axes.flat[len(outcomes) :]:
+            ax.axis("off")
+        axes[0, 0].set_ylim(0, 1.1 * max(ax.dataLim.y1 for ax in axes.flat[: len(outcomes)]))  # room for the ring
+        for ax in axes[:, 0]:
+            ax.set_ylabel("alignment with the labels (CKA)")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        figure.suptitle(title, fontsize=12)
+
+
+def _draw(ax: Axes, one: Outcome) -> None:
+    before, after = table([one.rows], "cka")[0]
+    index = np.arange(1, len(layer_names(one.rows)) + 1)
+    ax.plot(index, before, "s--", color=GREY, lw=1.4, ms=5, mfc="white", label="before training")
+    ax.plot(index, after, "o-", color=BLUE, lw=2.2, ms=6, label="after training")
+    ax.plot(*peak(one.rows[-1]), "o", ms=14, mfc="none", mec=BLUE, mew=1.8, label="its peak")
+    layer_axis(ax, len(index))
+    ax.set_title(one.title, fontsize=11)

@@ -1,0 +1,1 @@
+"""Eigenvalues and stable ranks of tangent kernels and of the Fisher information."""

@@ -1,0 +1,248 @@
+"""Spectrum and stable rank of tangent kernels and Fisher information by layer, after training (figures 19 to 23).
+
+Trains the paper's bias-free ReLU network from the same start under several conditions: learning rates, and a fraction
+of the training labels drawn at random. Alignment and correlation are with the labels that the network was trained on,
+random ones included, for those are what training aligns the kernels with; test accuracy is on true labels. Without
+arguments it trains on scikit-learn's digits. A run that was interrupted goes on when the same command is given again,
+and ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+import ahkernels as ah
+from experiments.common import command_line, data, figures
+from experiments.common.figures import layer_names
+from experiments.common.measuring import alignments, progress
+from experiments.common.models import feedforward
+from experiments.common.running import opened, run, say, stopped
+from experiments.common.store import Row, RunStore, describe_environment
+from experiments.common.training import DivergedError, Trainer
+from experiments.spectrum import figure
+from experiments.spectrum.figure import Outcome
+
+STATISTICS = ("stable_rank", "label_correlation", "fisher_stable_rank", "fisher_label_correlation")
+DIGITS = 8  # of an eigenvalue in its table: it is known to 1e-10 of the largest
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A learning rate, and the fraction of the training labels that is drawn anew."""
+
+    lr: float
+    noise: float
+
+    def __str__(self) -> str:
+        """As on the command line."""
+        return f"{self.lr:g}" + (f":{self.noise:g}" if self.noise else "")
+
+    @property
+    def name(self) -> str:
+        """Of its folder, and in all that is printed."""
+        return f"lr{self.lr}" + (f"-noise{self.noise}" if self.noise else "")
+
+    @property
+    def label(self) -> str:
+        """In figures."""
+        return f"learning rate {self.lr:g}" + (f", {self.noise:.0%} random labels" if self.noise else "")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "fashion-mnist": {
+        "dataset": "fashion-mnist",
+        "conditions": [Condition(0.01, 0), Condition(0.003, 0), Condition(0.0005, 0), Condition(0.0005, 0.2)],
+        "batch_size": 64,
+        "epochs": 100,
+        "probe_size": 1000,
+    },
+}
+
+
+# ---- command line
+
+
+def condition(text: str) -> Condition:
+    """An argparse type: LR or LR:NOISE."""
+    lr, colon, noise = text.partition(":")
+    try:
+        return Condition(command_line.positive(lr), command_line.fraction(noise) if colon else 0.0)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a learning rate above 0, or with a fraction in [0, 1) of random labels LR:F, got {text!r}"
+        ) from error
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = command_line.command_line(__doc__)
+    command_line.add(p, "--dataset", "--data-dir", "--train-size")
+    p.add_argument(
+        "--conditions",
+        type=condition,
+        nargs="+",
+        default=[condition(text) for text in ("0.01", "0.0005", "0.0005:0.2")],
+        metavar="LR[:F]",
+        help="what to compare: learning rates of SGD, with a fraction F of the training labels drawn anew, uniformly",
+    )
+    command_line.add(p, "--depth", "--width", "--momentum", "--weight-decay", "--batch-size")
+    command_line.add(p, "--epochs", help="passes over the training set, in every condition")
+    command_line.add(p, "--probe-size", help="training samples to measure on, stratified, the same in every condition")
+    p.add_argument(
+        "--eigenvalues", type=command_line.whole(1), default=200, metavar="K", help="how many to keep, the largest"
+    )
+    command_line.add(p, "--precision", "--seed")
+    p.add_argument("--output", type=Path, help="folder for the results (default: runs/spectrum-DATASET)")
+    command_line.add(p, "--overwrite", "--checkpoint-every", "--threads", "--device")
+    return p
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check the command line; exits with a message that names the option if a value is wrong."""
+    p = parser()
+    args = command_line.parse(p, PRESETS, arguments)
+    command_line.require_distinct(p, args, "--conditions")
+    if len(args.conditions) > figure.MOST_CONDITIONS:
+        p.error(
+            f"argument --conditions: expected at most {figure.MOST_CONDITIONS}, which a figure can tell "
+            f"apart, got {len(args.conditions)}"
+        )
+    command_line.require_data_dir(p, args)
+    args.output = args.output or Path("runs") / f"spectrum-{args.dataset}"
+    return args
+
+
+# ---- one condition
+
+
+def config(args: argparse.Namespace, of: Condition, dataset: data.Dataset) -> dict[str, Any]:
+    """All that determines a run's numbers, up to the machine it runs on."""
+    names = ("dataset", "depth", "width", "probe_size", "eigenvalues", "precision")
+    return command_line.config(args, dataset, names, lr=of.lr) | {"label_noise": of.noise}
+
+
+def measure(trainer: Trainer, dataset: data.Dataset, probe_x: Tensor, probe_y: Tensor, precision: str) -> Row:
+    """Losses, accuracies, and every layer's alignment, stable ranks and correlations; draws no random number."""
+    row = progress(trainer, dataset)
+    report = ah.layerwise_alignment(trainer.model, probe_x, probe_y, statistics=STATISTICS, precision=precision)
+    return row | alignments(report)
+
+
+def spectra(model: nn.Module, x: Tensor, count: int, precision: str) -> list[Row]:
+    """The largest eigenvalues of every layer's C K C, a column for each layer, from the largest down."""
+    values = {
+        layer: ah.eigenvalues(kernel, count).tolist()
+        for layer, kernel in ah.iter_tangent_kernels(model, x, precision=precision)
+    }
+    return [
+        {"index": i + 1, **{layer: float(f"{of_layer[i]:.{DIGITS}g}") for layer, of_layer in values.items()}}
+        for i in range(count)
+    ]
+
+
+def train(store: RunStore, of: Condition, args: argparse.Namespace, published: data.Dataset) -> int:
+    """Train under a condition to the end; returns the signal that came, or 0."""
+    dataset = data.with_label_noise(published, of.noise, args.seed)
+    model = feedforward(dataset.train_x.shape[1], args.width, args.depth, dataset.classes, args.seed).to(args.device)
+    trainer = Trainer(model, dataset.train_x, dataset.train_y, command_line.recipe(args, lr=of.lr))
+    # By the published labels, so that every condition is measured on the same images.
+    probe = data.stratified_subset(published.train_y, args.probe_size, args.seed).to(args.device)
+    x, y = dataset.train_x[probe], dataset.train_y[probe]
+
+    def measured() -> Row:
+        if trainer.iteration == trainer.total:
+            say(f"{of.name}: trained; {args.eigenvalues} eigenvalues for each of {args.depth} layers")
+            store.tables["eigenvalues"] = spectra(model, x, args.eigenvalues, args.precision)
+        return measure(trainer, dataset, x, y, args.precision)
+
+    try:
+        return run(store, trainer, of.name, [0, trainer.total], measured, args.checkpoint_every)
+    except DivergedError as error:
+        raise DivergedError(
+            f"{of.name}: {error}; choose smaller learning rates in --conditions and another --output"
+        ) from error
+
+
+# ---- the study
+
+
+def print_tables(outcomes: Sequence[Outcome], count: int) -> None:
+    """For each condition all numbers by layer at the end, then where Fisher's stable rank is the greater."""
+    columns = {
+        "alignment": "cka",
+        "stable rank": "stable_rank",
+        "correlation": "label_correlation",
+        "Fisher rank": "fisher_stable_rank",
+        "Fisher corr.": "fisher_label_correlation",
+    }
+    tail = f"λ{count} / λ1"
+    greater: dict[str, list[str]] = {outcome.name: [] for outcome in outcomes}
+    for outcome in outcomes:
+        last, layers = outcome.rows[-1], layer_names(outcome.rows)
+        print(
+            f"{outcome.name}: test accuracy {last['test_accuracy']:.1%}, train accuracy {last['train_accuracy']:.1%}, "
+            f"test loss {last['test_loss']:.3f}, train loss {last['train_loss']:.3f}"
+        )
+        width = max(map(len, ["layer", *layers]))
+        print(f"  {'layer':<{width}}" + "".join(f"  {name:>12}" for name in (*columns, tail)))
+        for layer, relative in zip(layers, outcome.relative_eigenvalues.T, strict=True):
+            values = [last[f"{column}/{layer}"] for column in columns.values()]
+            print(f"  {layer:<{width}}" + "".join(f"  {v:>12.4f}" for v in values) + f"  {relative[-1]:>12.1e}")
+            rank, fisher = values[1], values[3]
+            if fisher > rank:
+                greater[outcome.name].append(f"{layer} ({fisher:.2f} to {rank:.2f})")
+    print("where the Fisher information's stable rank exceeds the kernel's:")
+    for name, where in greater.items():
+        print(f"  {name}: {', '.join(where) or 'nowhere'}")
+
+
+def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
+    """What a reader must know about a figure: data, network and how it was trained."""
+    return (
+        f"{args.dataset}, {len(dataset.train_y):,} training images; depth {args.depth}, width {args.width}, "
+        f"seed {args.seed}\n"
+        f"{args.epochs} epochs at batch size {args.batch_size}; measured on {args.probe_size:,} training images"
+    )
+
+
+def study(args: argparse.Namespace) -> int:
+    """All conditions, the figures and the tables; returns the exit status."""
+    dataset = command_line.load(args)
+    rows = args.probe_size * dataset.classes
+    if args.eigenvalues > rows:
+        raise command_line.UsageError(
+            f"argument --eigenvalues: expected at most {rows}, the rows of a kernel ({args.probe_size} samples, "
+            f"{dataset.classes} outputs), got {args.eigenvalues}"
+        )
+    environment = describe_environment(args.device, ah.build_info())
+    configs = {of.name: config(args, of, dataset) for of in args.conditions}
+    with opened(args.output, configs, environment, args.overwrite, tables=["eigenvalues"]) as stores:
+        dataset = dataset.to(args.device)
+        for of, store in zip(args.conditions, stores.values(), strict=True):
+            if not store.finished and (number := train(store, of, args, dataset)):
+                return stopped(store, of.name, number)
+        outcomes = [
+            Outcome(of.name, of.label, store.rows, store.tables["eigenvalues"])
+            for of, store in zip(args.conditions, stores.values(), strict=True)
+        ]
+    for name, draw in (("spectrum", figure.spectrum), ("stable_rank", figure.stable_rank)):
+        draw(outcomes, title(args, dataset), figures.files(args.output, name))
+    print_tables(outcomes, args.eigenvalues)
+    print(f"figures: {args.output / 'spectrum.png'} and {args.output / 'stable_rank.png'}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study; a mistake of the user's ends in one message and status 2, not in a traceback."""
+    return command_line.finish(__file__, study, parse(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

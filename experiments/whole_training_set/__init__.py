@@ -1,0 +1,1 @@
+"""Alignment on the whole training set, beside small probes."""

@@ -1,0 +1,1 @@
+"""The alignment hierarchy from narrow to wide networks."""

@@ -1,0 +1,256 @@
+"""The study from its command line: results, resuming after any kind of stop, and what it refuses."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import re
+import signal
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scripts
+import torch
+
+import ahkernels
+from experiments.alignment_hierarchy.__main__ import main, parse
+
+TINY = [
+    *("--depth", "3", "--width", "16", "--epochs", "3", "--batch-size", "300", "--lr", "0.05"),
+    *("--probe-size", "20", "--measurements", "4"),
+]
+
+
+# ---- results
+
+
+def test_a_run_leaves_metrics_figures_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--seeds", "0", "4", "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "mean of 2 seeds" in printed
+    assert re.search(r"layer3 +\*?0\.\d{4} +\*?0\.\d{4}", printed)
+    assert "per output" in printed and "global" in printed
+    assert f"figure: {tmp_path / 'alignment_hierarchy.png'}" in printed
+    assert (tmp_path / "alignment_hierarchy.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (tmp_path / "alignment_hierarchy.svg").read_bytes()
+
+    rows = {seed: scripts.texts(tmp_path / f"seed-{seed}" / "metrics.csv") for seed in (0, 4)}
+    assert [row["iteration"] for row in rows[0]] == ["0", "1", "4", "15"]
+    assert [float(row["epoch"]) for row in rows[0]] == [0, 0.2, 0.8, 3]
+    assert float(rows[0][-1]["train_loss"]) < float(rows[0][0]["train_loss"])
+    kinds = ("cka/per_output", "cka/global", "forward_cka", "backward_cka")
+    columns = [f"{kind}/layer{i}" for kind in kinds for i in (1, 2, 3)]
+    assert list(rows[0][0])[5:] == columns
+    *known, last_backward = columns  # per output nothing is left of the last layer's backward Gram
+    assert all(-1e-6 < float(row[column]) < 1 + 1e-6 for row in rows[0] for column in known)
+    assert all(row[last_backward] == "nan" for row in rows[0])
+    assert rows[0][0]["cka/global/layer1"] != rows[4][0]["cka/global/layer1"]
+    assert rows[0][0]["cka/global/layer1"] != rows[0][0]["cka/per_output/layer1"]
+
+    config = json.loads((tmp_path / "seed-4" / "config.json").read_text())
+    assert (config["seed"], config["depth"], config["momentum"], config["weight_decay"]) == (4, 3, 0.9, 5e-4)
+    environment = json.loads((tmp_path / "seed-4" / "environment.json").read_text())
+    assert environment[0]["torch"] == torch.__version__
+
+
+def test_the_last_row_is_the_final_network(tmp_path: Path) -> None:
+    """The file holds the library's alignments of the checkpointed network on the stratified probe."""
+    from experiments.common import data
+    from experiments.common.models import feedforward
+
+    main([*TINY, "--output", str(tmp_path)])
+    model = feedforward(64, 16, 3, 10, seed=9)
+    model.load_state_dict(torch.load(tmp_path / "seed-0" / "checkpoint.pt", weights_only=True)["state"]["model"])
+    digits = data.load("digits")
+    probe = data.stratified_subset(digits.train_y, 20, seed=0)
+    reports = ahkernels.layerwise_alignment(
+        model,
+        digits.train_x[probe],
+        digits.train_y[probe],
+        centering=("per_output", "global"),
+        precision="highest",
+    )
+    last = scripts.texts(tmp_path / "seed-0" / "metrics.csv")[-1]
+    for centering, report in reports.items():
+        assert [float(last[f"cka/{centering}/{layer}"]) for layer in report.layers] == report.cka.tolist()
+
+
+def test_measuring_more_often_does_not_change_training(tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    main([*TINY, "--output", str(tmp_path / "few")])
+    main([*TINY, "--measurements", "9", "--checkpoint-every", "2", "--output", str(tmp_path / "many")])
+    few, many = (scripts.texts(tmp_path / name / "seed-0" / "metrics.csv") for name in ("few", "many"))
+    assert (len(few), len(many)) == (4, 9)
+    assert few[-1] == many[-1]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_finished_run_is_only_drawn_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*TINY, "--output", str(tmp_path)]
+    main(command)
+    first = capsys.readouterr().out
+    checkpoint = tmp_path / "seed-0" / "checkpoint.pt"
+    before = checkpoint.stat().st_mtime_ns
+    (tmp_path / "alignment_hierarchy.png").unlink()
+    assert main(command) == 0
+    again = capsys.readouterr()
+    assert "finished before" in again.err
+    assert again.out == first
+    assert checkpoint.stat().st_mtime_ns == before
+    assert (tmp_path / "alignment_hierarchy.png").exists()
+
+
+def test_an_undefined_alignment_is_a_gap(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = ahkernels.layerwise_alignment
+
+    def with_gap(*args: Any, **options: Any) -> Any:
+        gap = torch.tensor([1])
+        reports = true(*args, **options).items()
+        return {one: replace(report, cka=report.cka.clone().index_fill_(0, gap, math.nan)) for one, report in reports}
+
+    monkeypatch.setattr(ahkernels, "layerwise_alignment", with_gap)
+    assert main([*TINY, "--seeds", "0", "1", "--output", str(tmp_path)]) == 0
+    assert re.search(r"layer2 +nan", capsys.readouterr().out)
+    assert scripts.texts(tmp_path / "seed-0" / "metrics.csv")[0]["cka/per_output/layer2"] == "nan"
+
+
+# ---- stopping and going on
+
+
+def start(output: Path) -> subprocess.Popen[str]:
+    """The script in a process of its own, on more epochs."""
+    more = ("--epochs", "60", "--measurements", "12", "--checkpoint-every", "7")
+    return scripts.start("alignment_hierarchy", *TINY, *more, "--output", str(output))
+
+
+def stopped(output: Path, after: int, number: signal.Signals) -> tuple[int, str]:
+    """Start, and send a signal once the measurement at iteration ``after`` is reported."""
+    with start(output) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if f"iteration {after}/" in line:
+                process.send_signal(number)
+                break
+        lines += process.stderr.readlines()
+    return process.returncode, "".join(lines)
+
+
+@pytest.mark.slow
+def test_stopped_runs_end_as_uninterrupted_ones(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    with start(whole) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+    status, errors = stopped(parts, after=3, number=signal.SIGKILL)
+    assert status == -signal.SIGKILL, errors
+    killed = (parts / "seed-0" / "metrics.csv").read_bytes()
+    status, errors = stopped(parts, after=29, number=signal.SIGINT)
+    assert status == 128 + signal.SIGINT, errors
+    assert "to go on:" in errors
+    assert "Traceback" not in errors
+    assert not (parts / "alignment_hierarchy.png").exists()
+    with start(parts) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "iteration 0/" not in errors  # it did go on, not start again
+
+    expected = (whole / "seed-0" / "metrics.csv").read_bytes()
+    assert expected.startswith(killed)
+    assert len(killed) < len(expected)
+    assert (parts / "seed-0" / "metrics.csv").read_bytes() == expected
+    states = [torch.load(run / "seed-0" / "checkpoint.pt", weights_only=True)["state"] for run in (whole, parts)]
+    assert all(torch.equal(states[0]["model"][name], value) for name, value in states[1]["model"].items())
+    momenta = [[entry["momentum_buffer"] for entry in state["optimizer"]["state"].values()] for state in states]
+    assert all(torch.equal(a, b) for a, b in zip(*momenta, strict=True))
+
+
+def test_another_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*TINY, "--output", str(tmp_path)]
+    main(command)
+    metrics = (tmp_path / "seed-0" / "metrics.csv").read_bytes()
+    assert main([*command, "--width", "17"]) == 2
+    message = capsys.readouterr().err
+    assert "width: 16 there, 17 asked for" in message
+    assert "--overwrite" in message
+    assert (tmp_path / "seed-0" / "metrics.csv").read_bytes() == metrics
+    assert main([*command, "--width", "17", "--overwrite"]) == 0
+    assert (tmp_path / "seed-0" / "metrics.csv").read_bytes() != metrics
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "expected"),
+    [
+        (["--dataset", "svhn"], "--dataset", "digits"),
+        (["--dataset", "mnist"], "--data-dir", "folder that holds mnist/"),
+        (["--depth", "0"], "--depth", "at least 1, got '0'"),
+        (["--width", "2.5"], "--width", "whole number of at least 1, got '2.5'"),
+        (["--lr", "0"], "--lr", "above 0, got '0'"),
+        (["--lr", "nan"], "--lr", "above 0, got 'nan'"),
+        (["--momentum", "1"], "--momentum", "[0, 1), got '1'"),
+        (["--weight-decay", "-0.001"], "--weight-decay", "at least 0, got '-0.001'"),
+        (["--batch-size", "-1"], "--batch-size", "at least 1, got '-1'"),
+        (["--epochs", "x"], "--epochs", "at least 1, got 'x'"),
+        (["--probe-size", "1"], "--probe-size", "at least 2, got '1'"),
+        (["--measurements", "1"], "--measurements", "at least 2, got '1'"),
+        (["--precision", "low"], "--precision", "highest"),
+        (["--seeds", "1", "2", "1"], "--seeds", "distinct numbers, got 1 2 1"),
+        (["--seeds", "-1"], "--seeds", "from 0 to 9223372036854775807, got '-1'"),
+        (["--checkpoint-every", "0"], "--checkpoint-every", "at least 1, got '0'"),
+        (["--threads", "0"], "--threads", "from 1 to 4096, got '0'"),
+        (["--device", "abacus"], "--device", "got 'abacus'"),
+        (["--device", "meta"], "--device", "got 'meta'"),
+    ],
+)
+def test_bad_values_name_option_expectation_and_value(
+    arguments: list[str], option: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = scripts.refused(parse, arguments, capsys)
+    assert f"argument {option}: " in message
+    assert expected in message
+
+
+def test_presets_are_the_papers_setting() -> None:
+    args = parse(["--preset", "kmnist", "--data-dir", "d", "--epochs", "3"])
+    assert (args.dataset, args.depth, args.width, args.lr, args.epochs) == ("kmnist", 10, 256, 0.003, 3)
+
+
+def test_help_states_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    text = scripts.helped(parse, capsys)
+    for default in ("0.9", "0.0005", "0.003", "128", "digits"):
+        assert f"(default: {default})" in text
+    assert "None" not in text
+
+
+def test_mistakes_only_the_data_show_are_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = ["--output", str(tmp_path / "out")]
+    assert main([*TINY, *output, "--probe-size", "1438"]) == 2
+    assert "--probe-size: expected at most 1437" in capsys.readouterr().err
+    assert main([*TINY, *output, "--dataset", "kmnist", "--data-dir", str(tmp_path)]) == 2
+    assert "train-images-idx3-ubyte.gz: no such file" in capsys.readouterr().err
+    (tmp_path / "kmnist").mkdir()
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (tmp_path / "kmnist" / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(b"junk"))
+    assert main([*TINY, *output, "--dataset", "kmnist", "--data-dir", str(tmp_path)]) == 2
+    assert "magic number" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # nothing is begun before the data are known to be good
+
+
+def test_divergence_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--lr", "1e18", "--output", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert "seed 0: training diverged" in message
+    assert "smaller --lr" in message
+    assert scripts.texts(tmp_path / "seed-0" / "metrics.csv")  # what was measured before is kept

@@ -1,0 +1,211 @@
+"""The study of depth: fits, presets, runs that processes share, and pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scripts
+import torch
+from scipy import stats
+
+import ahkernels
+from experiments.common import data
+from experiments.common.models import feedforward
+from experiments.common.training import Recipe, Trainer, evaluate, flushed_denormals
+from experiments.depth_scaling.__main__ import Variant, main, networks, parse
+from experiments.depth_scaling.line_fit import Line
+
+TINY = [
+    *("--depths", "2", "3", "5", "--width", "12", "--lrs", "0.05", "0.04", "0.03", "--epochs", "2", "4", "4"),
+    *("--epoch-fraction", "0.5", "--train-size", "300", "--probe-size", "20", "--measurements", "4"),
+]
+NAMES = ["depth2-lr0.05-batch32-seed0", "depth3-lr0.04-batch32-seed0", "depth5-lr0.03-batch32-seed0"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process that nobody disturbs makes of TINY."""
+    output = tmp_path_factory.mktemp("alone")
+    assert main([*TINY, "--output", str(output)]) == 0
+    return output
+
+
+# ---- results
+
+
+def test_a_study_leaves_runs_tables_and_a_figure(alone: Path) -> None:
+    assert sorted(path.name for path in alone.iterdir()) == sorted(
+        [*NAMES, "depth_scaling.csv", "depth_scaling.png", "depth_scaling.svg", "fits.csv"]
+    )
+    assert (alone / "depth_scaling.png").read_bytes().startswith(b"\x89PNG")
+    lines = [line for line in scripts.texts(alone / "depth_scaling.csv") if line["moment"] == "end"]
+    assert [int(line["depth"]) for line in lines] == [2, 3, 5]
+    assert [float(line["epoch"]) for line in lines] == [1, 2, 2]
+    for name, line in zip(NAMES, lines, strict=True):
+        last = {key: float(value) for key, value in scripts.texts(alone / name / "metrics.csv")[-1].items()}
+        of_layers = [last[f"cka/layer{layer + 1}"] for layer in range(int(line["depth"]))]
+        assert float(line["cka"]) == max(of_layers)
+        assert int(line["peak"]) == 1 + of_layers.index(max(of_layers))
+    fit = scripts.texts(alone / "fits.csv")[0]
+    expected = stats.linregress(np.log([2, 3, 5]), np.log([int(line["peak"]) for line in lines]))
+    assert float(fit["slope"]) == pytest.approx(expected.slope, abs=1e-12)
+    assert float(fit["low"]) <= float(fit["slope"]) <= float(fit["high"])
+
+
+def test_a_run_is_the_papers_network_trained_with_its_depths_recipe(alone: Path) -> None:
+    digits = data.training_subset(data.load("digits"), 300, 0)
+    trainer = Trainer(
+        feedforward(64, 12, 3, 10, seed=0), digits.train_x, digits.train_y, Recipe(lr=0.04, batch_size=32, epochs=2)
+    )
+    probe = data.stratified_subset(digits.train_y, 20, seed=0)
+    with flushed_denormals():
+        trainer.run([], lambda: None)
+        report = ahkernels.layerwise_alignment(
+            trainer.model, digits.train_x[probe], digits.train_y[probe], precision="highest"
+        )
+    rows = scripts.texts(alone / NAMES[1] / "metrics.csv")
+    assert [float(row["iteration"]) for row in rows] == [0, 1, 4, 20]
+    assert (float(rows[-1]["test_loss"]), float(rows[-1]["test_accuracy"])) == evaluate(
+        trainer.model, digits.test_x, digits.test_y
+    )
+    assert [float(rows[-1][f"cka/{layer}"]) for layer in report.layers] == report.cka.tolist()
+
+
+def test_the_line_finds_a_known_power_and_its_interval_covers_it() -> None:
+    depths = list(range(10, 101, 10))
+    exact = Line(depths, [round(1e6 * 1.5 * depth**0.6) for depth in depths])
+    assert exact.best.exponent == pytest.approx(0.6, abs=1e-6)
+    assert exact.theory_constant == pytest.approx(1.5e6, rel=1e-5)
+    assert exact.theory_residual < 1e-6
+    generator, covered, trials = np.random.default_rng(0), 0, 400
+    for _ in range(trials):
+        noise = np.exp(0.1 * generator.standard_normal(len(depths)))
+        line = Line(depths, [round(1e6 * depth**0.6 * factor) for depth, factor in zip(depths, noise, strict=True)])
+        low, high = line.interval
+        covered += low <= 0.6 <= high
+        left, right = line.band(np.array([30.0]))
+        assert left < line.best(30) < right
+    assert 0.92 < covered / trials < 0.98
+    assert not Line([10, 20, 20], [3, 4, 5]).fitted
+
+
+def test_peaks_of_several_seeds_are_fitted_together(tmp_path: Path) -> None:
+    assert main([*TINY, "--seeds", "0", "1", "--epoch-fraction", "0.25", "--output", str(tmp_path)]) == 0
+    assert {fit["networks"] for fit in scripts.texts(tmp_path / "fits.csv")} == {"6"}
+
+
+def test_a_run_that_diverges_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*TINY, "--lrs", "0.05", "0.04", "1e18", "--output", str(tmp_path)]
+    assert main(command) == 0
+    told = capsys.readouterr()
+    assert "depth5-lr1e+18-batch32-seed0: training diverged" in told.err
+    assert "slope" not in told.out  # two depths are too few
+    assert {line["depth"] for line in scripts.texts(tmp_path / "depth_scaling.csv")} == {"2", "3"}
+    assert main(command) == 0
+    assert "finished before" in capsys.readouterr().err
+
+
+# ---- presets
+
+
+@pytest.mark.parametrize(
+    ("preset", "width", "depth", "lr", "epochs"),
+    [
+        *[("fashion-mnist", 100, 10, 0.003, 100), ("fashion-mnist", 100, 70, 0.0003, 200)],
+        *[("mnist", 100, 90, 0.0002, 300), ("mnist", 100, 40, 0.002, 100)],
+        *[("cifar10", 256, 100, 0.0001, 700), ("cifar10", 256, 30, 0.003, 150)],
+    ],
+)
+def test_presets_are_the_papers_tables(preset: str, width: int, depth: int, lr: float, epochs: int) -> None:
+    args = parse(["--preset", preset, "--data-dir", "d"])
+    assert (args.dataset, args.width) == (preset, width)
+    found = networks(args)
+    assert len(found) == 30
+    of_depth = [one for one in found if one.depth == depth]
+    assert {one.epochs for one in of_depth} == {epochs}
+    rates = {(one.variant.lr_factor, one.variant.batch_size): one.lr for one in of_depth}
+    assert rates == {(1, 128): lr, (0.25, 128): lr / 4, (1, 512): lr}
+
+
+def test_options_override_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    args = parse(["--preset", "mnist", "--data-dir", "d", "--width", "7", "--variants", "0.5:64"])
+    assert (args.dataset, args.width, args.variants) == ("mnist", 7, [Variant(0.5, 64)])
+    assert "expected 1 number or 10, one for each depth, got 2" in scripts.refused(
+        parse, ["--preset", "mnist", "--lrs", "1", "2"], capsys
+    )
+    assert "(default: 100)" in scripts.helped(lambda arguments: parse(["--preset", "mnist", *arguments]), capsys)
+
+
+# ---- interruptions, and processes that share a folder
+
+
+def test_an_interrupted_study_ends_with_the_same_metrics(
+    tmp_path: Path, alone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.step
+
+    def interrupted(trainer: Trainer) -> float:
+        if trainer.iteration == 7:
+            signal.raise_signal(signal.SIGTERM)
+        return step(trainer)
+
+    command = [*TINY, "--output", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", interrupted)
+        assert main(command) == 128 + signal.SIGTERM
+    assert re.search(r"depth5-\S+: stopped and saved", capsys.readouterr().err)
+    assert main(command) == 0
+    assert scripts.metrics(tmp_path) == scripts.metrics(alone)
+    for name in ("depth_scaling.csv", "fits.csv", "depth_scaling.svg"):
+        assert (tmp_path / name).read_bytes() == (alone / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_do_every_run_once(tmp_path: Path, alone: Path) -> None:
+    workers = [scripts.start("depth_scaling", *TINY, "--output", str(tmp_path)) for _ in range(2)]
+    errors = [worker.communicate()[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], errors
+    assert sorted(re.findall(r"^(\S+): iteration 0/", "".join(errors), re.MULTILINE)) == sorted(NAMES)
+    assert scripts.metrics(tmp_path) == scripts.metrics(alone)
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "expected"),
+    [
+        (["--preset", "kmnist"], "--preset", "cifar10"),
+        (["--dataset", "mnist"], "--data-dir", "folder that holds mnist/"),
+        (["--depths", "3", "3"], "--depths", "distinct numbers, got 3 3"),
+        (["--depths", "0"], "--depths", "at least 1, got '0'"),
+        (["--lrs", "0.1", "0.2"], "--lrs", "expected 1 number or 5"),
+        (["--epochs", "1", "2", "3"], "--epochs", "expected 1 number or 5"),
+        (["--epoch-fraction", "0"], "--epoch-fraction", "a number in (0, 1], got '0'"),
+        (["--variants", "1"], "--variants", "F:B, got '1'"),
+        (["--variants", "0:32"], "--variants", "F:B, got '0:32'"),
+        (["--variants", "1:32", "1:32"], "--variants", "distinct values"),
+    ],
+)
+def test_bad_values_name_option_expectation_and_value(
+    arguments: list[str], option: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = scripts.refused(parse, arguments, capsys)
+    assert f"argument {option}: " in message
+    assert expected in message
+
+
+def test_another_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--depths", "2", "--lrs", "0.05", "--epochs", "2", "--output", str(tmp_path)]) == 0
+    assert main([*TINY, "--width", "13", "--output", str(tmp_path)]) == 2
+    assert "width: 12 there, 13 asked for" in capsys.readouterr().err
+    assert not (tmp_path / NAMES[2]).exists()
+    assert json.loads((tmp_path / NAMES[0] / "config.json").read_text())["width"] == 12
+    assert not math.isnan(float(scripts.texts(tmp_path / NAMES[0] / "metrics.csv")[-1]["train_loss"]))
+    assert torch.get_num_threads() == 1
