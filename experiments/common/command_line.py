@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from experiments.common import data, models
-from experiments.common.store import StoreError
-from experiments.common.training import DivergedError, Recipe
+from experiments.common.training import Recipe
 
 DEFAULTS = Recipe()
 
@@ -123,7 +121,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--measurements": {"type": whole(2), "default": 25, "help": "how many, log-spaced, first and last included"},
     "--precision": {"choices": ("highest", "high", "medium"), "default": "highest", "help": "of the measurement"},
     "--seed": {"type": seed, "default": 0, "help": "of weights, batches, subsets and label noise"},
-    "--overwrite": {"action": "store_true", "help": "discard the runs of this command in the output folder"},
+    "--output": {"type": Path},
+    "--overwrite": {"action": "store_true"},
     "--checkpoint-every": {
         "type": whole(1),
         "default": 500,
@@ -135,9 +134,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def command_line(description: str | None) -> argparse.ArgumentParser:
-    """A parser without options, described by the first line of a script's docstring."""
+def command_line(command: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser without options of a command, described by the first line of a docstring."""
     return argparse.ArgumentParser(
+        prog=command,
         description=description.partition("\n")[0] if description else None,
         formatter_class=Help,
         allow_abbrev=False,
@@ -232,21 +232,11 @@ def recipe(args: argparse.Namespace, **changes: Any) -> Recipe:
     return Recipe(**given | changes)
 
 
-def config(args: argparse.Namespace, dataset: data.Dataset, names: Iterable[str], **changes: Any) -> dict[str, Any]:
-    """What determines a run's numbers: the options of these names, the recipe with changes, and the data."""
-    options = {name: getattr(args, name) for name in names}
-    return options | asdict(recipe(args, **changes)) | dataset.describe()
-
-
-# ---- the program
-
-
-def finish(script: str, study: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Run a study on args.threads; a mistake of the user's ends in one message and status 2, not in a traceback."""
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    try:
-        return study(args)
-    except (UsageError, StoreError, DivergedError, data.MissingDataError, data.CorruptDataError) as error:
-        print(f"{Path(script).name}: error: {error}", file=sys.stderr)
-        return 2
+def values(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """The values of these options by name; with "model" come the options that the model's size depends on."""
+    found: dict[str, Any] = {}
+    for name in names:
+        found[name] = getattr(args, name)
+        if name == "model":
+            found |= {size: getattr(args, size) for size in models.size_options(args)}
+    return found

@@ -23,6 +23,7 @@ from torch import Tensor
 
 Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int64]
+Samples = tuple[Tensor, Tensor]  # x [n, d], y [n]
 
 DIGITS_TEST = 360  # of 1,797
 IDX_SIDE = 28
@@ -139,6 +140,16 @@ def stratified_subset(labels: Tensor, size: int, seed: int) -> Tensor:
     take[np.argsort(take - share, kind="stable")[: size - take.sum()]] += 1
     chosen = [rng.permutation(np.flatnonzero(y == c))[:k] for c, k in enumerate(take)]
     return torch.from_numpy(np.sort(np.concatenate(chosen)))
+
+
+def probe(dataset: Dataset, size: int, seed: int) -> Samples:
+    """A stratified subset of the training samples to measure on.
+
+    Raises:
+        ValueError: if the size is out of range.
+    """
+    chosen = stratified_subset(dataset.train_y, size, seed).to(dataset.train_y.device)
+    return dataset.train_x[chosen], dataset.train_y[chosen]
 
 
 def training_subset(dataset: Dataset, size: int, seed: int) -> Dataset:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from ahkernels import AlignmentReport, layerwise_alignment
-from ahkernels.capture.guard import evaluating
-from experiments.common.data import Dataset
+import ahkernels as ah
+from experiments.common.data import Dataset, Samples
 from experiments.common.store import Row
 from experiments.common.training import DivergedError, Trainer, evaluate
 
@@ -19,7 +19,7 @@ def training_loss(trainer: Trainer, dataset: Dataset) -> tuple[float, float]:
     """Loss (nats) and accuracy (0 ... 1) on the first TRAIN_EVALUATION training samples.
 
     Raises:
-        DivergedError: if the loss is not finite.
+        DivergedError: If the loss is not finite.
     """
     train = slice(0, TRAIN_EVALUATION)
     loss, accuracy = evaluate(trainer.model, dataset.train_x[train], dataset.train_y[train])
@@ -32,7 +32,7 @@ def progress(trainer: Trainer, dataset: Dataset) -> Row:
     """Columns iteration, epoch, train_loss, test_loss (nats), train_accuracy and test_accuracy (0 ... 1).
 
     Raises:
-        DivergedError: if the training loss is not finite.
+        DivergedError: If the training loss is not finite.
     """
     train_loss, train_accuracy = training_loss(trainer, dataset)
     test_loss, test_accuracy = evaluate(trainer.model, dataset.test_x, dataset.test_y)
@@ -46,28 +46,24 @@ def progress(trainer: Trainer, dataset: Dataset) -> Row:
     }
 
 
-def alignments(report: AlignmentReport) -> Row:
-    """Columns cka/<layer>, then those of all further statistics that were asked for, such as stable_rank/<layer>."""
-    row: Row = {}
-    for name, values in report.columns().items():
-        if name not in ("centered_norm", "trace"):
-            row |= {f"{name}/{layer}": value for layer, value in zip(report.layers, values.tolist(), strict=True)}
-    return row
+def tracker(model: nn.Module, probe: Samples, precision: str, **options: Any) -> ah.AlignmentTracker:
+    """An alignment tracker on a probe for every linear layer and convolution of a model."""
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return ah.AlignmentTracker(model, *probe, layers=layers, precision=precision, **options)
 
 
-def aligned_progress(trainer: Trainer, dataset: Dataset, probe_x: Tensor, probe_y: Tensor, precision: str) -> Row:
-    """Columns of ``progress``, and the alignment of every linear layer and convolution, in eval mode.
+def aligned_progress(trainer: Trainer, dataset: Dataset, tracked: ah.AlignmentTracker) -> Row:
+    """Columns of ``progress``, and what the tracker measures in columns such as cka/<layer>.
 
     Raises:
-        DivergedError: if there is nan or inf in any of it.
+        DivergedError: If there is nan or inf in any of it.
     """
     row = progress(trainer, dataset)
     if not math.isfinite(row["test_loss"]):
         raise DivergedError(f"training diverged: the test loss at iteration {trainer.iteration} is {row['test_loss']}")
-    layers = [name for name, module in trainer.model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     try:
-        with evaluating(trainer.model):
-            report = layerwise_alignment(trainer.model, probe_x, probe_y, layers=layers, precision=precision)
+        report = tracked.update(trainer.iteration)
     except ValueError as error:  # the arguments fit: a layer's activations or gradients are not finite
         raise DivergedError(f"training diverged: {error}") from error
-    return row | alignments(report)
+    assert isinstance(report, ah.AlignmentReport)  # of one centering
+    return row | report.row()

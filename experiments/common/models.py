@@ -53,6 +53,12 @@ def feedforward(inputs: int, width: int, depth: int, outputs: int, seed: int) ->
     return nn.Sequential(modules)
 
 
+def feedforward_on(dataset: Dataset, width: int, depth: int, seed: int) -> nn.Sequential:
+    """The ``feedforward`` network for a data set, on the device that this is on."""
+    model = feedforward(dataset.train_x.shape[1], width, depth, dataset.classes, seed)
+    return model.to(dataset.train_x.device)
+
+
 def initial_weight(fan_in: int, fan_out: int, generator: torch.Generator) -> torch.Tensor:
     """[fan_out, fan_in] of independent N(0, 2 / fan_in), float32 on the CPU."""
     return torch.empty(fan_out, fan_in).normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)
@@ -62,17 +68,17 @@ def initial_weight(fan_in: int, fan_out: int, generator: torch.Generator) -> tor
 
 
 def network(args: argparse.Namespace, dataset: Dataset) -> nn.Module:
-    """The model before training, [n, d] -> [n, classes]."""
-    d = dataset.train_x.shape[1]
+    """The model before training, [n, d] -> [n, classes], on the device of the data set."""
     if args.model == "feedforward":
-        return feedforward(d, args.width, args.depth, dataset.classes, args.seed)
+        return feedforward_on(dataset, args.width, args.depth, args.seed)
     build = IMAGE_NETWORKS[args.model]
-    return nn.Sequential(
+    model = nn.Sequential(
         OrderedDict(
-            images=vision.FlatImages(d, dataset.channels),
+            images=vision.FlatImages(dataset.train_x.shape[1], dataset.channels),
             network=build(dataset.classes, args.seed, channels=dataset.channels, width=args.width_factor),
         )
     )
+    return model.to(dataset.train_x.device)
 
 
 def size_options(args: argparse.Namespace) -> tuple[str, ...]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from types import FrameType
-from typing import Any
 
 from tqdm import tqdm
 
@@ -47,38 +44,9 @@ class Stop:
             os.write(STDERR, b"\nstopping after this iteration (once more: at once)\n")
 
 
-@contextmanager
-def opened(
-    output: Path,
-    configs: Mapping[str, dict[str, Any]],
-    environment: dict[str, Any],
-    overwrite: bool,
-    tables: Sequence[str] = (),
-) -> Iterator[dict[str, RunStore]]:
-    """The stores of a study's runs, each in the folder of its name; says what somebody who resumes should know.
-
-    Args:
-        output: folder of the study.
-        configs: of each run, by its name.
-        environment: see ``RunStore``, also for what is raised.
-        overwrite: discard the runs that are there.
-        tables: see ``RunStore``.
-    """
-    with ExitStack() as stack:
-        stores = {}
-        for name, config in configs.items():
-            stores[name] = stack.enter_context(RunStore(output / name, config, environment, overwrite, tables))
-            for note in stores[name].notes:
-                say(f"note: {note}")
-        if all(store.finished for store in stores.values()):
-            say(f"{output}: finished before; nothing to train, only figures are drawn again")
-        yield stores
-
-
 def run(
     store: RunStore,
     trainer: Trainer,
-    name: str,
     at: Collection[int],
     measured: Callable[[], Row],
     checkpoint_every: int,
@@ -87,13 +55,12 @@ def run(
     """Train and measure from where the store left off.
 
     Args:
-        store: gets every measurement, and a checkpoint with it.
-        trainer: as built; what the store holds is restored.
-        name: of the run, in its progress.
-        at: iterations to measure at; those of the store's rows are left out.
-        measured: one measurement, with columns iteration, train_loss and test_accuracy at least.
-        checkpoint_every: iterations between checkpoints.
-        reached: asked after every iteration; True makes it the last one, and it is measured. Must depend on the
+        store: Gets every measurement, and a checkpoint with it.
+        trainer: The trainer as built; what the store holds is restored.
+        at: Iterations to measure at. Those that the store has a row of are left out.
+        measured: Makes one measurement, with columns iteration, train_loss and test_accuracy at least.
+        checkpoint_every: Iterations between checkpoints.
+        reached: Asked after every iteration; True makes it the last one, and it is measured. It must depend on the
             trainer alone, so that an interrupted run ends where it would have.
 
     Returns:
@@ -105,7 +72,7 @@ def run(
     bar = tqdm(
         total=trainer.total,
         initial=trainer.iteration,
-        desc=name,
+        desc=store.name,
         unit="it",
         dynamic_ncols=True,
         disable=None,  # no bar where stderr is no terminal: a line per measurement instead
@@ -117,7 +84,7 @@ def run(
         store.save(trainer.state(), finished)
         if bar.disable:
             say(
-                f"{name}: iteration {trainer.iteration}/{trainer.total}, "
+                f"{store.name}: iteration {trainer.iteration}/{trainer.total}, "
                 f"train loss {row['train_loss']:.4f}, test accuracy {row['test_accuracy']:.1%}"
             )
 
@@ -143,8 +110,16 @@ def run(
     return stop.signal  # also one that came during the last measurement: the next run must not start
 
 
-def stopped(store: RunStore, name: str, number: int) -> int:
-    """Say how to go on with a run that a signal stopped; returns the exit status."""
-    command = shlex.join(["python", *(a for a in sys.argv if a != "--overwrite")])
-    say(f"{name}: stopped and saved in {store.folder}; to go on:\n  {command}")
+def stopped(store: RunStore, number: int, command: str) -> int:
+    """Say how to go on with a run that a signal stopped.
+
+    Args:
+        store: The run.
+        number: The signal.
+        command: The command that goes on with the run.
+
+    Returns:
+        The exit status.
+    """
+    say(f"{store.name}: stopped and saved in {store.folder}; to go on:\n  {command}")
     return 128 + number

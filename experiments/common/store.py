@@ -86,6 +86,11 @@ class RunStore:
             self.close()
             raise
 
+    @property
+    def name(self) -> str:
+        """The name of the run, which is that of its folder."""
+        return self.folder.name
+
     def save(self, state: dict[str, Any], finished: bool = False) -> None:
         """Replace the checkpoint by this state (tensors and plain types) and the results, then those as tables."""
         self.state, self.finished = state, finished

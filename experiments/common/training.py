@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ahkernels.capture.guard import evaluating
+import ahkernels as ah
 
 EVALUATION_BATCH = 2048
 OPTIMIZERS = ("sgd", "adam")
@@ -45,6 +45,14 @@ class Recipe:
     seed: int = 0
     optimizer: str = "sgd"  # or "adam"
 
+    def epoch_steps(self, samples: int) -> int:
+        """Optimizer steps in an epoch on so many samples."""
+        return math.ceil(samples / self.batch_size)
+
+    def steps(self, samples: int) -> int:
+        """Optimizer steps of a whole run on so many samples."""
+        return self.epochs * self.epoch_steps(samples)
+
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of these parameters.
 
@@ -70,8 +78,8 @@ class Trainer:
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> None:
         self.model, self.x, self.y, self.recipe = model, x, y, recipe
         self.optimizer = recipe.build(model.parameters())
-        self.batches_per_epoch = math.ceil(len(x) / recipe.batch_size)
-        self.total = self.batches_per_epoch * recipe.epochs
+        self.batches_per_epoch = recipe.epoch_steps(len(x))
+        self.total = recipe.steps(len(x))
         self.iteration = 0
         self._order: tuple[int, Tensor] | None = None
 
@@ -181,35 +189,9 @@ def flushed_denormals() -> Iterator[bool]:
 def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     """Mean cross-entropy (nats) and accuracy (0 ... 1) on x: [n, d], y: [n]; n is at least 1."""
     loss, correct = 0.0, 0
-    with evaluating(model):
+    with ah.evaluating(model):
         for xs, ys in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
             outputs = model(xs)
             loss += functional.cross_entropy(outputs, ys, reduction="sum").item()
             correct += int((outputs.argmax(dim=1) == ys).sum())
     return loss / len(x), correct / len(x)
-
-
-def measurement_grid(total: int, count: int) -> list[int]:
-    """Iterations to measure at: 0, 1, then evenly in the logarithm up to ``total``.
-
-    Args:
-        total: last iteration, at least 1.
-        count: how many, at least 2; there are never more than total + 1.
-
-    Returns:
-        min(count, total + 1) distinct iterations, ascending; both ends are always among them.
-
-    Raises:
-        ValueError: if an argument is too small.
-    """
-    if total < 1:
-        raise ValueError(f"total: expected at least 1, got {total}")
-    if count < 2:
-        raise ValueError(f"count: expected at least 2, got {count}")
-    if count == 2:
-        return [0, total]
-    grid = [0, 1]
-    for left in range(min(count, total + 1) - 2, 0, -1):
-        # The geometric step that would end at the total, but always a whole iteration at least.
-        grid.append(max(grid[-1] + 1, round(grid[-1] * (total / grid[-1]) ** (1 / left))))
-    return grid

@@ -13,19 +13,21 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 import ahkernels as ah
-from experiments.common import command_line, data, figures, jobs
+from experiments.common import command_line, data, figures
 from experiments.common.figures import Array
-from experiments.common.measuring import aligned_progress
-from experiments.common.models import feedforward
+from experiments.common.jobs import Job, Run, ended, run_to_end_or_divergence
+from experiments.common.measuring import aligned_progress, tracker
+from experiments.common.models import feedforward_on
 from experiments.common.running import say
-from experiments.common.store import Row, RunStore, csv_of, describe_environment, locked, read_metrics, write_atomically
-from experiments.common.training import Recipe, Trainer, flushed_denormals, measurement_grid
+from experiments.common.store import Row, RunStore, csv_of, write_atomically
+from experiments.common.study import Study
+from experiments.common.training import Recipe, Trainer
 from experiments.depth_scaling.figure import Panel, depth_scaling
 from experiments.depth_scaling.line_fit import CONFIDENCE, THEORY, Line
 
@@ -108,10 +110,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 # ---- command line
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def options(p: argparse.ArgumentParser) -> None:
+    """Add the options of this study."""
     whole = command_line.whole
-    p = command_line.command_line(__doc__)
     command_line.add(p, "--dataset", "--data-dir", "--train-size")
     p.add_argument("--depths", type=whole(1), nargs="+", default=[4, 6, 10, 16, 24], metavar="L", help="linear layers")
     command_line.add(p, "--width", default=64)
@@ -150,25 +151,14 @@ def parser() -> argparse.ArgumentParser:
     command_line.add(p, "--measurements", default=10)
     command_line.add(p, "--precision")
     p.add_argument("--seeds", type=command_line.seed, nargs="+", default=[0], metavar="S", help="one run for each")
-    p.add_argument("--output", type=Path, help="folder for the results (default: runs/depth_scaling-DATASET)")
-    command_line.add(p, "--overwrite", help="discard these runs in the output folder; for one process")
-    command_line.add(p, "--checkpoint-every", default=2000)
-    command_line.add(p, "--threads", "--device")
-    return p
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and check the command line; exits with a message that names the option if a value is wrong."""
-    p = parser()
-    args = command_line.parse(p, PRESETS, arguments)
-    command_line.require_distinct(p, args, "--depths", "--variants", "--seeds")
+def check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with a message where there is not one learning rate, or number of epochs, for each depth or for all."""
     for option in ("lrs", "epochs"):
         count = len(getattr(args, option))
         if count not in (1, len(args.depths)):
             p.error(f"argument --{option}: expected 1 number or {len(args.depths)}, one for each depth, got {count}")
-    command_line.require_data_dir(p, args)
-    args.output = args.output or Path("runs") / f"depth_scaling-{args.dataset}"
-    return args
 
 
 def networks(args: argparse.Namespace) -> list[Network]:
@@ -189,9 +179,14 @@ def networks(args: argparse.Namespace) -> list[Network]:
 # ---- one run
 
 
-def recipe(args: argparse.Namespace, one: Network) -> Recipe:
-    """How a network is trained."""
-    return Recipe(
+def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
+    """One run for each network."""
+    return [job(args, one, dataset) for one in networks(args)]
+
+
+def job(args: argparse.Namespace, one: Network, dataset: data.Dataset) -> Job:
+    """The run of one network."""
+    recipe = Recipe(
         lr=one.lr,
         momentum=args.momentum,
         weight_decay=args.weight_decay,
@@ -199,38 +194,60 @@ def recipe(args: argparse.Namespace, one: Network) -> Recipe:
         epochs=one.epochs,
         seed=one.seed,
     )
-
-
-def job(args: argparse.Namespace, one: Network, dataset: data.Dataset) -> jobs.Job:
-    """A network as the processes share it out."""
-    names = ("dataset", "width", "probe_size", "measurements", "precision")
-    how = recipe(args, one)
-    config = {name: getattr(args, name) for name in names} | {"depth": one.depth} | vars(how) | dataset.describe()
-    total = one.epochs * math.ceil(len(dataset.train_y) / how.batch_size)
-    return jobs.Job(
-        one.name, config, lambda rows: jobs.ended(rows, total), lambda store: train(store, args, one, dataset)
-    )
-
-
-def train(store: RunStore, args: argparse.Namespace, one: Network, dataset: data.Dataset) -> int:
-    """Train a network to its end; returns the signal that came, or 0."""
-    model = feedforward(dataset.train_x.shape[1], args.width, one.depth, dataset.classes, one.seed).to(args.device)
-    trainer = Trainer(model, dataset.train_x, dataset.train_y, recipe(args, one))
-    probe = data.stratified_subset(dataset.train_y, args.probe_size, one.seed).to(args.device)
-    x, y = dataset.train_x[probe], dataset.train_y[probe]
-
-    at = measurement_grid(trainer.total, args.measurements)
-    return jobs.train(
-        store,
-        trainer,
+    total = recipe.steps(len(dataset.train_y))
+    return Job(
         one.name,
-        at,
-        lambda: aligned_progress(trainer, dataset, x, y, args.precision),
-        args.checkpoint_every,
+        partial(train, args, one, recipe, dataset),
+        recipe,
+        {"depth": one.depth},
+        finished=lambda rows: ended(rows, total),
     )
+
+
+def train(args: argparse.Namespace, one: Network, recipe: Recipe, dataset: data.Dataset, store: RunStore) -> int:
+    """Train a network to its end; returns the signal that came, or 0."""
+    model = feedforward_on(dataset, args.width, one.depth, one.seed)
+    trainer = Trainer(model, dataset.train_x, dataset.train_y, recipe)
+    tracked = tracker(model, data.probe(dataset, args.probe_size, one.seed), args.precision)
+    at = ah.measurement_grid(trainer.total, args.measurements)
+    measured = partial(aligned_progress, trainer, dataset, tracked)
+    return run_to_end_or_divergence(store, trainer, at, measured, args.checkpoint_every)
 
 
 # ---- what came out
+
+
+def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
+    """The figure and the tables of the runs that have ended."""
+    found = {one: runs[one.name].rows for one in networks(args) if runs[one.name].finished}
+    panels = {
+        (of, moment): one for moment in MOMENTS for of in args.variants if (one := panel(found, of, moment)) is not None
+    }
+    if not panels:
+        say("nothing to draw: no run has ended with an alignment")
+        return
+    lines, fitted = summary(found), fits(panels)
+    write_atomically(args.output / "depth_scaling.csv", csv_of(lines))
+    write_atomically(args.output / "fits.csv", csv_of(fitted))
+    shown = [of for of in args.variants if all((of, moment) in panels for moment in MOMENTS)]
+    grid = [[panels[of, moment] for of in shown] for moment in MOMENTS]
+    if len(shown) == 1:
+        grid = [[row[0] for row in grid]]  # side by side
+    path = args.output / "depth_scaling.png"
+    depth_scaling(grid, title(args, dataset), path)
+    print_tables(lines, fitted)
+    print(f"figure: {path}")
+
+
+def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
+    """What a reader must know about the figure: data and networks."""
+    seeds = f"{len(args.seeds)} seeds" if len(args.seeds) > 1 else f"seed {args.seeds[0]}"
+    epochs = sorted({one.epochs for one in networks(args)})
+    span = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
+    return (
+        f"{args.dataset}, {len(dataset.train_y):,} training images, alignment on {args.probe_size:,} of them\n"
+        f"width {args.width}, {span} epochs, {seeds}"
+    )
 
 
 def chosen(rows: Sequence[Row], moment: str) -> Row | None:
@@ -247,7 +264,7 @@ def alignment(row: Row) -> Array:
     return values
 
 
-def summary(args: argparse.Namespace, found: dict[Network, list[Row]]) -> list[dict[str, Any]]:
+def summary(found: dict[Network, list[Row]]) -> list[dict[str, Any]]:
     """One line for each network and moment."""
     lines = []
     for one, rows in found.items():
@@ -276,7 +293,7 @@ def summary(args: argparse.Namespace, found: dict[Network, list[Row]]) -> list[d
     return sorted(lines, key=lambda line: (-line["lr_factor"], line["batch_size"], line["depth"], line["seed"]))
 
 
-def panel(args: argparse.Namespace, found: dict[Network, list[Row]], of: Variant, moment: str) -> Panel | None:
+def panel(found: dict[Network, list[Row]], of: Variant, moment: str) -> Panel | None:
     """One picture; alignment is the mean over seeds, peaks are those of each seed. None where there is nothing yet."""
     rows = {one: row for one, rows in found.items() if one.variant == of and (row := chosen(rows, moment))}
     if not rows:
@@ -333,63 +350,21 @@ def print_tables(lines: Sequence[dict[str, Any]], fitted: Sequence[dict[str, Any
         )
 
 
-# ---- the study
-
-
-def draw(args: argparse.Namespace, dataset: data.Dataset) -> None:
-    """Figure and tables of what there is; processes take turns, so that the last one draws the latest."""
-    with locked(args.output):
-        found = {one: read_metrics(args.output / one.name) for one in networks(args)}
-        found = {one: rows for one, rows in found.items() if job(args, one, dataset).finished(rows)}
-        panels = {
-            (of, moment): one
-            for moment in MOMENTS
-            for of in args.variants
-            if (one := panel(args, found, of, moment)) is not None
-        }
-        if not panels:
-            say("nothing to draw: no run has ended with an alignment")
-            return
-        lines, fitted = summary(args, found), fits(panels)
-        write_atomically(args.output / "depth_scaling.csv", csv_of(lines))
-        write_atomically(args.output / "fits.csv", csv_of(fitted))
-        shown = [of for of in args.variants if all((of, moment) in panels for moment in MOMENTS)]
-        paths = figures.files(args.output, "depth_scaling")
-        grid = [[panels[of, moment] for of in shown] for moment in MOMENTS]
-        if len(shown) == 1:
-            grid = [[row[0] for row in grid]]  # side by side
-        depth_scaling(grid, title(args, dataset), paths)
-    print_tables(lines, fitted)
-    print(f"figure: {paths[-1]}")
-
-
-def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
-    """What a reader must know about the figure: data and networks."""
-    seeds = f"{len(args.seeds)} seeds" if len(args.seeds) > 1 else f"seed {args.seeds[0]}"
-    epochs = sorted({one.epochs for one in networks(args)})
-    span = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
-    return (
-        f"{args.dataset}, {len(dataset.train_y):,} training images, alignment on {args.probe_size:,} of them\n"
-        f"width {args.width}, {span} epochs, {seeds}"
-    )
-
-
-def study(args: argparse.Namespace) -> int:
-    """All runs, the figure and the tables; returns the exit status."""
-    with flushed_denormals() as flushed:
-        dataset = command_line.load(args, subset_seed=0).to(args.device)  # the same for every seed
-        environment = {**describe_environment(args.device, ah.build_info()), "denormals_are_zero": flushed}
-        everything = [job(args, one, dataset) for one in networks(args)]
-        status = jobs.share(args.output, everything, environment, args.overwrite)
-    if not status:
-        draw(args, dataset)
-    return status
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study; a mistake of the user's ends in one message and status 2, not in a traceback."""
-    return command_line.finish(__file__, study, parse(arguments))
-
+STUDY = Study(
+    "depth_scaling",
+    __doc__,
+    options,
+    draw,
+    jobs,
+    config=("dataset", "width", "probe_size", "measurements", "precision"),
+    presets=PRESETS,
+    distinct=("--depths", "--variants", "--seeds"),
+    check=check,
+    load=partial(command_line.load, subset_seed=0),  # the same samples for every seed
+    shared=True,
+    flush_denormals=True,
+    checkpoint_every=2000,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

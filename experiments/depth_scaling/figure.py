@@ -34,16 +34,16 @@ class Panel:
     peaks: Line
 
 
-def depth_scaling(rows: Sequence[Sequence[Panel]], title: str, paths: Sequence[Path]) -> None:
+def depth_scaling(rows: Sequence[Sequence[Panel]], title: str, path: Path) -> None:
     """Draw a grid of pictures.
 
     Args:
         rows: the same number of panels in each.
         title: above the figure.
-        paths: files to write; the suffixes decide the formats.
+        path: the file to write.
     """
     width = len(rows[0])
-    with saved(paths, (1.2 + 4.9 * width, 1.3 + 4.6 * len(rows)), {"font.size": 11}) as figure:
+    with saved(path, (1.2 + 4.9 * width, 1.3 + 4.6 * len(rows)), {"font.size": 11}) as figure:
         axes = figure.subplots(len(rows), width, squeeze=False, sharex=True, sharey=True)
         for i, panels in enumerate(rows):
             for j, panel in enumerate(panels):

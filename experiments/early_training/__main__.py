@@ -10,29 +10,27 @@ interrupted goes on when the same command is given again, and ends with the same
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import torch
-from scipy.sparse.linalg import ArpackError
-from torch import Tensor, nn
+from torch import nn
 
 import ahkernels as ah
-from experiments.common import command_line, data, figures, models
-from experiments.common.hessian import OutputHessian, ParameterVector, centered_labels, features, loss_gradient
-from experiments.common.measuring import aligned_progress
-from experiments.common.running import opened, run, say, stopped
-from experiments.common.store import Row, RunStore, describe_environment
-from experiments.common.training import DivergedError, Trainer, measurement_grid
+from experiments.common import command_line, data, models
+from experiments.common.hessian import ParameterVector
+from experiments.common.jobs import Job, Run
+from experiments.common.measuring import aligned_progress, tracker
+from experiments.common.running import run, say
+from experiments.common.store import Row, RunStore
+from experiments.common.study import Study
+from experiments.common.training import Recipe, Trainer
 from experiments.early_training import figure
+from experiments.early_training.feature_changes import correlations, eigenvectors, evolution
 from experiments.early_training.figure import CHANGES, Moment
 
 TABLE = "eigenvectors"
-DIGITS = 6  # of a number in it
 
 PAPER = {"batch_size": 128, "momentum": 0.9, "weight_decay": 5e-4, "epochs": 5, "measurements": 30}
 FEEDFORWARD = PAPER | {"model": "feedforward", "depth": 10, "width": 256, "lr": 0.003, "probe_size": 1000}
@@ -52,9 +50,8 @@ PRESETS: dict[str, Mapping[str, Any]] = {
 # ---- command line
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = command_line.command_line(__doc__)
+def options(p: argparse.ArgumentParser) -> None:
+    """Add the options of this study."""
     command_line.add(p, "--dataset", "--data-dir", "--train-size", "--model")
     command_line.add(
         p, "--depth", type=command_line.whole(2), help="linear layers (feedforward); one has no output Hessian"
@@ -81,141 +78,47 @@ def parser() -> argparse.ArgumentParser:
     )
     command_line.add(p, "--precision", help="of the alignments; Hessians and features are computed in float64")
     command_line.add(p, "--seed", help="of weights, batches and subsets")
-    p.add_argument("--output", type=Path, help="folder for the results (default: runs/early_training-DATASET[-MODEL])")
-    command_line.add(p, "--overwrite", help="discard this seed's run in the output folder")
-    command_line.add(p, "--checkpoint-every", "--threads", "--device")
-    return p
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and check the command line; exits with a message that names the option if a value is wrong."""
-    p = parser()
-    args = command_line.parse(p, PRESETS, arguments)
-    command_line.require_data_dir(p, args)
+def check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with a message where a moment comes after the end of training."""
     if max(args.moments) > args.epochs:
         p.error(f"argument --moments: expected at most {args.epochs}, the epochs, got {max(args.moments):g}")
-    model = "" if args.model == "feedforward" else f"-{args.model}"
-    args.output = args.output or Path("runs") / f"early_training-{args.dataset}{model}"
-    return args
-
-
-# ---- one measurement
-
-
-@dataclass(frozen=True)
-class Evolution:
-    """Psi y~ at a moment of training: how it changes, and how H_w says it does; vectors [P] in float64.
-
-    Attributes:
-        theta: the parameters of a copy of the network.
-        hessian: H_w for the mean loss on the probe.
-        collinearity: -corr(w, y~). Both have mean zero, w because softmax and label sum to the same for every sample,
-            so that Pearson's correlation is the cosine.
-        predicted: -H_w Psi y~.
-        changes: by the names in CHANGES.
-    """
-
-    theta: ParameterVector
-    hessian: OutputHessian
-    collinearity: float
-    predicted: Tensor
-    changes: dict[str, Tensor]
-
-
-def cosine(a: Tensor, b: Tensor) -> float:
-    """<a, b> / (|a| |b|) over all entries; nan where one of them is zero."""
-    return float((a * b).sum() / (a.norm() * b.norm()))
-
-
-def next_parameters(trainer: Trainer) -> Tensor:
-    """theta(t + 1), [P]: those after the step that training takes next, which a copy of the trainer takes."""
-    ahead = Trainer(copy.deepcopy(trainer.model), trainer.x, trainer.y, trainer.recipe)
-    ahead.restore(trainer.state())
-    ahead.step()
-    return ParameterVector(ahead.model).get()
-
-
-def features_at(model: nn.Module, vector: Tensor, x: Tensor, v: Tensor) -> Tensor:
-    """Psi v, [P], of a model with other parameters [P]; the running statistics of its norm layers stay."""
-    there = copy.deepcopy(model)
-    theta = ParameterVector(there)
-    theta.set(vector)
-    return features(theta, there(x), v)
-
-
-def evolution(trainer: Trainer, x: Tensor, y: Tensor) -> Evolution:
-    """On a probe x: [n, d], y: [n]; changes nothing.
-
-    In float64: in float32 the change in a step has a relative error of 1e-6, but now and then one of 1e-2, where a ReLU
-    is so close to its kink that rounding decides on its side.
-    """
-    model = copy.deepcopy(trainer.model).double().eval()
-    x = x.double()
-    theta, outputs = ParameterVector(model), model(x)
-    w, labels = loss_gradient(outputs, y), centered_labels(y, outputs.shape[1], outputs.dtype)
-    of_loss, of_labels = OutputHessian(theta, outputs, w), OutputHessian(theta, outputs, labels)
-    full_batch = theta.get() - trainer.recipe.lr * of_loss.features
-    return Evolution(
-        theta,
-        of_loss,
-        -cosine(w, labels),
-        -(of_loss @ of_labels.features),
-        {
-            "step": features_at(model, next_parameters(trainer), x, labels) - of_labels.features,
-            "full_batch": features_at(model, full_batch, x, labels) - of_labels.features,
-            "infinitesimal": -(of_labels @ of_loss.features),
-        },
-    )
-
-
-def correlations(of: Evolution) -> Row:
-    """Columns collinearity, and <change>_correlation with what H_w predicts, then those of each layer alone.
-
-    They are cosines, which a rotation of all parameters, such as that into a basis of eigenvectors, leaves as they are.
-    """
-    row = {"collinearity": of.collinearity}
-    energy = of.theta.inner_products(of.predicted, of.predicted)
-    for name, change in of.changes.items():
-        row[f"{name}_correlation"] = cosine(change, of.predicted)
-        products = of.theta.inner_products(change, of.predicted)
-        by_layer = products / (of.theta.inner_products(change, change) * energy).sqrt()
-        row |= {f"{name}_correlation/{layer}": v for layer, v in zip(of.theta.layers, by_layer.tolist(), strict=True)}
-    return row
-
-
-def eigenvectors(of: Evolution, iteration: int, count: int) -> list[Row]:
-    """The top eigenpairs of H_w, greatest absolute eigenvalue first, a line for each.
-
-    Columns eigenvalue, energy/<layer>: the squared norm of the eigenvector's part in a layer, and coordinate/<change>:
-    of each change, and of the predicted one, over its norm, in the basis of eigenvectors.
-
-    Raises:
-        DivergedError: if there are none to be found: the output Hessian of a dead network is zero.
-    """
-    try:
-        pairs = of.hessian.top(count)
-    except ArpackError as error:
-        raise DivergedError(f"no eigenvectors of the output Hessian at iteration {iteration} ({error})") from error
-    vectors = torch.from_numpy(pairs.vectors)
-    columns = {"eigenvalue": torch.from_numpy(pairs.values)}
-    energies = of.theta.inner_products(vectors, vectors)
-    columns |= {f"energy/{layer}": values for layer, values in zip(of.theta.layers, energies, strict=True)}
-    changes = {"predicted": of.predicted, **of.changes}
-    columns |= {f"coordinate/{name}": (v / v.norm()).cpu() @ vectors for name, v in changes.items()}
-    return [
-        {"iteration": iteration, "index": i}
-        | {name: float(f"{values[i - 1]:.{DIGITS}g}") for name, values in columns.items()}
-        for i in range(1, count + 1)
-    ]
 
 
 # ---- one run
 
 
-def config(args: argparse.Namespace, dataset: data.Dataset) -> dict[str, Any]:
-    """All that determines a run's numbers, up to the machine it runs on."""
-    names = ("dataset", "model", *models.size_options(args), "probe_size", "measurements", "eigenvectors", "moments")
-    return command_line.config(args, dataset, (*names, "precision"))
+def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
+    """The only run."""
+    model = models.network(args, dataset)
+    most = ParameterVector(model).size - 1
+    if args.eigenvectors > most:
+        raise command_line.UsageError(
+            f"argument --eigenvectors: expected at most {most}, one less than the parameters, got {args.eigenvectors}"
+        )
+    recipe = command_line.recipe(args)
+    return [Job(f"seed-{args.seed}", partial(train, args, recipe, model, dataset), recipe)]
+
+
+def train(args: argparse.Namespace, recipe: Recipe, model: nn.Module, dataset: data.Dataset, store: RunStore) -> int:
+    """Train to the end; returns the signal that came, or 0."""
+    trainer = Trainer(model, dataset.train_x, dataset.train_y, recipe)
+    x, y = data.probe(dataset, args.probe_size, args.seed)
+    tracked = tracker(model, (x, y), args.precision)
+    with_eigenvectors = moments(args, trainer)
+
+    def measured() -> Row:
+        row = aligned_progress(trainer, dataset, tracked)
+        found = evolution(trainer, x, y)
+        if trainer.iteration in with_eigenvectors:
+            say(f"{store.name}: iteration {trainer.iteration}: {args.eigenvectors} eigenvectors of the output Hessian")
+            rows = eigenvectors(found, trainer.iteration, args.eigenvectors)
+            store.tables[TABLE] = [*store.tables.get(TABLE, []), *rows]
+        return row | correlations(found)
+
+    at = {*ah.measurement_grid(trainer.total, args.measurements), *with_eigenvectors}
+    return run(store, trainer, at, measured, args.checkpoint_every)
 
 
 def moments(args: argparse.Namespace, trainer: Trainer) -> set[int]:
@@ -225,30 +128,26 @@ def moments(args: argparse.Namespace, trainer: Trainer) -> set[int]:
     return {trainer.total, *(round(epochs * trainer.batches_per_epoch) for epochs in args.moments)}
 
 
-def train(store: RunStore, name: str, args: argparse.Namespace, model: nn.Module, dataset: data.Dataset) -> int:
-    """Train to the end; returns the signal that came, or 0."""
-    trainer = Trainer(model, dataset.train_x, dataset.train_y, command_line.recipe(args))
-    probe = data.stratified_subset(dataset.train_y, args.probe_size, args.seed).to(args.device)
-    x, y = dataset.train_x[probe], dataset.train_y[probe]
-    with_eigenvectors = moments(args, trainer)
-
-    def measured() -> Row:
-        row = aligned_progress(trainer, dataset, x, y, args.precision)
-        found = evolution(trainer, x, y)
-        if trainer.iteration in with_eigenvectors:
-            say(f"{name}: iteration {trainer.iteration}: {args.eigenvectors} eigenvectors of the output Hessian")
-            rows = eigenvectors(found, trainer.iteration, args.eigenvectors)
-            store.tables[TABLE] = [*store.tables.get(TABLE, []), *rows]
-        return row | correlations(found)
-
-    at = {*measurement_grid(trainer.total, args.measurements), *with_eigenvectors}
-    try:
-        return run(store, trainer, name, at, measured, args.checkpoint_every)
-    except DivergedError as error:
-        raise DivergedError(f"{name}: {error}; choose a smaller --lr and another --output") from error
+# ---- what came out
 
 
-# ---- the study
+def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
+    """The figure and the tables."""
+    (found,) = runs.values()
+    at_moments = figure.moments(found.rows, found.tables.get(TABLE, []))
+    path = args.output / "early_training.png"
+    figure.early_training(found.rows, at_moments, title(args, dataset), path)
+    print_tables(found.rows, at_moments)
+    print(f"figure: {path}")
+
+
+def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
+    """What a reader must know about the figure: data, network and recipe."""
+    return (
+        f"{args.dataset}, {len(dataset.train_y):,} training images: {models.described(args)}, seed {args.seed}\n"
+        f"learning rate {args.lr:g}, batch size {args.batch_size}, momentum {args.momentum:g}, "
+        f"measured on {args.probe_size:,} training images"
+    )
 
 
 def print_tables(rows: Sequence[Row], found: Sequence[Moment]) -> None:
@@ -278,42 +177,18 @@ def print_tables(rows: Sequence[Row], found: Sequence[Moment]) -> None:
             print(f"  {layer:<{width}}  {mean:>12.4f}  {weighted:>8.4f}{by_layer}")
 
 
-def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
-    """What a reader must know about the figure: data, network and recipe."""
-    return (
-        f"{args.dataset}, {len(dataset.train_y):,} training images: {models.described(args)}, seed {args.seed}\n"
-        f"learning rate {args.lr:g}, batch size {args.batch_size}, momentum {args.momentum:g}, "
-        f"measured on {args.probe_size:,} training images"
-    )
-
-
-def study(args: argparse.Namespace) -> int:
-    """The run, the figure and the tables; returns the exit status."""
-    dataset = command_line.load(args)
-    model = models.network(args, dataset).to(args.device)
-    most = ParameterVector(model).size - 1
-    if args.eigenvectors > most:
-        raise command_line.UsageError(
-            f"argument --eigenvectors: expected at most {most}, one less than the parameters, got {args.eigenvectors}"
-        )
-    environment = describe_environment(args.device, ah.build_info())
-    name = f"seed-{args.seed}"
-    with opened(args.output, {name: config(args, dataset)}, environment, args.overwrite, tables=[TABLE]) as stores:
-        store = stores[name]
-        if not store.finished and (number := train(store, name, args, model, dataset.to(args.device))):
-            return stopped(store, name, number)
-        rows, found = store.rows, figure.moments(store.rows, store.tables.get(TABLE, []))
-    paths = figures.files(args.output, "early_training")
-    figure.early_training(rows, found, title(args, dataset), paths)
-    print_tables(rows, found)
-    print(f"figure: {paths[-1]}")
-    return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study; a mistake of the user's ends in one message and status 2, not in a traceback."""
-    return command_line.finish(__file__, study, parse(arguments))
-
+STUDY = Study(
+    "early_training",
+    __doc__,
+    options,
+    draw,
+    jobs,
+    config=("dataset", "model", "probe_size", "measurements", "eigenvectors", "moments", "precision"),
+    presets=PRESETS,
+    check=check,
+    tables=[TABLE],
+    folder="NAME-DATASET[-MODEL]",
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -94,7 +94,7 @@ def moments(rows: Sequence[Row], eigenvectors: Sequence[Row]) -> list[Moment]:
     ]
 
 
-def early_training(rows: Sequence[Row], found: Sequence[Moment], title: str, paths: Sequence[Path]) -> None:
+def early_training(rows: Sequence[Row], found: Sequence[Moment], title: str, path: Path) -> None:
     """Draw collinearity, correlations and alignments along training, and the eigenvectors of each moment below.
 
     Args:
@@ -102,10 +102,10 @@ def early_training(rows: Sequence[Row], found: Sequence[Moment], title: str, pat
             <change>_correlation for every change, and cka/<layer>; a nan leaves a gap.
         found: moments with eigenvectors; with none there is only the first line of panels.
         title: above the figure.
-        paths: files to write; the suffixes decide the formats.
+        path: the file to write.
     """
     style = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-    with saved(paths, (max(14.5, 4.7 * len(found)), 12.2 if found else 4.9), style) as figure:
+    with saved(path, (max(14.5, 4.7 * len(found)), 12.2 if found else 4.9), style) as figure:
         figure.suptitle(title, fontsize=12)
         parts = figure.subfigures(3 if found else 1, 1, squeeze=False, hspace=0.03)[:, 0]
         along = parts[0].subplots(1, 3)

@@ -82,18 +82,18 @@ class Sampled:
     error: Array
 
 
-def power_laws(panels: Sequence[Panel], title: str, paths: Sequence[Path], sampled: Sequence[Sampled] = ()) -> None:
+def power_laws(panels: Sequence[Panel], title: str, path: Path, sampled: Sequence[Sampled] = ()) -> None:
     """Draw log-log panels, and perhaps one of random networks' values by layer behind them.
 
     Args:
         panels: from left to right.
         title: above the figure.
-        paths: files to write; the suffixes decide the formats.
+        path: the file to write.
         sampled: losses of random networks, for a last panel.
     """
     count = len(panels) + bool(sampled)
     with saved(
-        paths,
+        path,
         (7.6 if count == 1 else 6.2 * count, 8.0 if any(panel.legend == "below" for panel in panels) else 5.6),
         STYLE,
     ) as figure:
@@ -109,9 +109,9 @@ def power_laws(panels: Sequence[Panel], title: str, paths: Sequence[Path], sampl
         figure.suptitle(title, fontsize=12)
 
 
-def finite_width(quantities: Mapping[str, Sequence[Sampled]], title: str, paths: Sequence[Path]) -> None:
+def finite_width(quantities: Mapping[str, Sequence[Sampled]], title: str, path: Path) -> None:
     """Draw a panel for each quantity: means over random networks with error bars on curves of infinite width."""
-    with saved(paths, (6.4 * len(quantities), 5.0), STYLE) as figure:
+    with saved(path, (6.4 * len(quantities), 5.0), STYLE) as figure:
         axes = figure.subplots(1, len(quantities), squeeze=False)[0]
         for letter, ax, (label, sampled) in zip("abcd", axes, quantities.items(), strict=False):
             _draw_sampled(ax, sampled)
@@ -122,15 +122,15 @@ def finite_width(quantities: Mapping[str, Sequence[Sampled]], title: str, paths:
         figure.suptitle(title, fontsize=12)
 
 
-def alignment(panels: Mapping[str, tuple[Array, Mapping[int, Array]]], title: str, paths: Sequence[Path]) -> None:
+def alignment(panels: Mapping[str, tuple[Array, Mapping[int, Array]]], title: str, path: Path) -> None:
     """Draw predicted alignment with the labels by layer, and that of random networks, a panel for each kind of kernel.
 
     Args:
         panels: by heading, the prediction [L] of infinite width, and what was measured, [seeds, L] by width.
         title: above the figure.
-        paths: files to write; the suffixes decide the formats.
+        path: the file to write.
     """
-    with saved(paths, (6.4 * len(panels), 5.0), STYLE) as figure:
+    with saved(path, (6.4 * len(panels), 5.0), STYLE) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for letter, ax, (heading, (predicted, measured)) in zip("abcd", axes, panels.items(), strict=False):
             index = np.arange(1, len(predicted) + 1)

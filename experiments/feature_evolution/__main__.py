@@ -14,32 +14,23 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
-from torch.nn import functional
 
 import ahkernels as ah
 from experiments.common import command_line, data, figures
 from experiments.common.figures import Array, layer_names
-from experiments.common.hessian import OutputHessian, ParameterVector, centered_labels, loss_gradient
-from experiments.common.measuring import progress
-from experiments.common.models import feedforward
-from experiments.common.running import opened, run, say, stopped
-from experiments.common.store import Row, RunStore, describe_environment
-from experiments.common.training import DivergedError, measurement_grid
+from experiments.common.jobs import Job, Run
+from experiments.common.running import run, say
+from experiments.common.store import Row, RunStore
+from experiments.common.study import Study
+from experiments.common.training import DivergedError
 from experiments.feature_evolution import figure
 from experiments.feature_evolution.alignment_step import rademacher, step_changes
+from experiments.feature_evolution.comparison import Comparison
 from experiments.feature_evolution.figure import SCHEMES, STAGES
-from experiments.feature_evolution.schemes import (
-    Evolution,
-    Scheme,
-    TangentFeatures,
-    alignment,
-    generalised,
-    natural_rate,
-)
 
 # The paper's network; it derives the schemes, and measures none.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -61,10 +52,9 @@ CAPTURED = 0.1  # a relative error up to which a scheme captures gradient descen
 # ---- command line
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def options(p: argparse.ArgumentParser) -> None:
+    """Add the options of this study."""
     whole = command_line.whole
-    p = command_line.command_line(__doc__)
     command_line.add(p, "--dataset", "--data-dir")
     command_line.add(p, "--train-size", default=100, help="training samples, stratified; all are in every step")
     command_line.add(p, "--depth", type=whole(2), default=5)
@@ -83,26 +73,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--probes", type=whole(2), default=200, metavar="N", help="random vectors for each trace")
     command_line.add(p, "--seed", help="of weights, subset and random vectors")
-    p.add_argument("--output", type=Path, help="folder for the results (default: runs/feature_evolution-DATASET)")
-    command_line.add(p, "--overwrite", help="discard this seed's run in the output folder")
-    command_line.add(p, "--checkpoint-every", default=100)
-    command_line.add(p, "--threads", "--device")
-    return p
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and check the command line; exits with a message that names the option if a value is wrong."""
-    p = parser()
-    args = command_line.parse(p, PRESETS, arguments)
-    command_line.require_distinct(p, args, "--moments")
+def check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with a message where a moment comes after the end of training."""
     if max(args.moments) > args.steps:
         p.error(f"argument --moments: expected at most {args.steps}, --steps, got {max(args.moments)}")
-    command_line.require_data_dir(p, args)
-    args.output = args.output or Path("runs") / f"feature_evolution-{args.dataset}"
-    return args
-
-
-# ---- the run
 
 
 def load(args: argparse.Namespace) -> data.Dataset:
@@ -119,80 +95,21 @@ def load(args: argparse.Namespace) -> data.Dataset:
     return replace(dataset, train_x=dataset.train_x.double(), test_x=dataset.test_x.double())
 
 
-def config(args: argparse.Namespace, dataset: data.Dataset) -> dict[str, Any]:
-    """All that determines a run's numbers, up to the machine it runs on."""
-    names = ("dataset", "depth", "width", "lr", "steps", "ofe_rate", "measurements", "moments", "probes", "seed")
-    return {name: getattr(args, name) for name in names} | dataset.describe()
+# ---- the run
 
 
-class Comparison:
-    """Gradient descent and the schemes, from the network that the seed gives, and how to compare them."""
-
-    def __init__(self, args: argparse.Namespace, dataset: data.Dataset) -> None:
-        model = feedforward(dataset.train_x.shape[1], args.width, args.depth, dataset.classes, args.seed)
-        self.model = model.double().to(args.device)
-        self.dataset = dataset
-        self.x, self.y = dataset.train_x, dataset.train_y
-        self.labels = centered_labels(self.y, dataset.classes, self.x.dtype)
-        self.parameters = ParameterVector(self.model)
-        self.start, self.origin = TangentFeatures(self.model, self.x), self.parameters.get()
-        rate = self._natural_rate() if args.ofe_rate is None else args.ofe_rate
-        velocities = {"gofe": generalised(self.model, self.x), "ofe": lambda theta, w, gradient: rate * gradient}
-        outputs = self.model(self.x).detach()
-        schemes = {
-            name: Scheme(self.start, self.origin, outputs, self.y, args.lr, velocities.get(name)) for name in SCHEMES
-        }
-        self.trainer = Evolution(self.model, self.x, self.y, args.lr, args.steps, schemes)
-
-    def _natural_rate(self) -> float:
-        outputs = self.model(self.x)
-        w = loss_gradient(outputs, self.y)
-        return natural_rate(OutputHessian(self.parameters, outputs, w), w)
-
-    def measure(self) -> Row:
-        """Columns of ``progress``, then what the schemes make of training beside gradient descent.
-
-        collinearity: correlation of w with y~; natural_rate: lambda of OFE that fits the network's next step best.
-        For each scheme SCHEME_loss (nats), and SCHEME_distance of its parameters from the network's, relative to how
-        far these have come. By layer cka/LAYER and SCHEME_cka/LAYER, the alignment with the labels; and, relative to
-        the network's, SCHEME_kernel_error/LAYER in Frobenius norm and SCHEME_feature_error/LAYER, of Psi_l y~.
-        """
-        theta, w = self.parameters.get(), loss_gradient(self.model(self.x), self.y)
-        row = progress(self.trainer, self.dataset)
-        row["collinearity"] = float((w * self.labels).sum() / w.norm() / self.labels.norm())
-        row["natural_rate"] = self._natural_rate()
-        schemes, way = self.trainer.schemes, (theta - self.origin).norm()
-        for name, scheme in schemes.items():
-            row[f"{name}_loss"] = float(functional.cross_entropy(scheme.outputs, self.y))
-            row[f"{name}_distance"] = float((scheme.theta - theta).norm() / way) if way else 0.0
-
-        now = TangentFeatures(self.model, self.x)
-        features = now.product(self.labels)
-        sizes = self.parameters.inner_products(features, features).sqrt()
-        errors = {name: scheme.features(self.labels) - features for name, scheme in schemes.items()}
-        shares = {
-            name: (self.parameters.inner_products(error, error).sqrt() / sizes).tolist()
-            for name, error in errors.items()
-        }
-        changes = [scheme.kernel_changes() for scheme in schemes.values()]  # made layer by layer: they are large
-        for index, (layer, kernel) in enumerate(now.kernels.items()):
-            true, start = kernel.to_dense(), self.start.kernels[layer].to_dense()
-            row[f"cka/{layer}"] = alignment(true, self.labels)
-            for name, change in zip(schemes, changes, strict=True):
-                evolved = start + next(change)
-                row[f"{name}_cka/{layer}"] = alignment(evolved, self.labels)
-                row[f"{name}_kernel_error/{layer}"] = float((evolved - true).norm() / true.norm())
-                row[f"{name}_feature_error/{layer}"] = shares[name][index]
-        return row
+def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
+    """The only run."""
+    return [Job(f"seed-{args.seed}", partial(train, args, dataset))]
 
 
-def train(store: RunStore, name: str, args: argparse.Namespace, dataset: data.Dataset) -> int:
+def train(args: argparse.Namespace, dataset: data.Dataset, store: RunStore) -> int:
     """Train to the end; returns the signal that came, or 0."""
     compared = Comparison(args, dataset)
     trainer = compared.trainer
 
     def step() -> list[Row]:
-        say(f"{name}: iteration {trainer.iteration}, {args.probes} random vectors for the traces of equation 25")
+        say(f"{store.name}: iteration {trainer.iteration}, {args.probes} random vectors for the traces of equation 25")
         # A stream of its own for each iteration: no state to keep.
         stream = np.random.SeedSequence(args.seed, spawn_key=(2, trainer.iteration))
         signs = rademacher(compared.parameters.size, args.probes, stream, args.device)
@@ -208,14 +125,31 @@ def train(store: RunStore, name: str, args: argparse.Namespace, dataset: data.Da
             raise DivergedError(f"training diverged: {error}") from error
         return row
 
-    at = {*measurement_grid(trainer.total, args.measurements), *args.moments}
-    try:
-        return run(store, trainer, name, sorted(at), measured, args.checkpoint_every)
-    except DivergedError as error:
-        raise DivergedError(f"{name}: {error}; choose a smaller --lr and another --output") from error
+    at = {*ah.measurement_grid(trainer.total, args.measurements), *args.moments}
+    return run(store, trainer, sorted(at), measured, args.checkpoint_every)
 
 
-# ---- the study
+# ---- what came out
+
+
+def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
+    """The figures and the tables."""
+    (found,) = runs.values()
+    rows, steps = found.rows, found.tables[STEPS]
+    rate = rows[0]["natural_rate"] if args.ofe_rate is None else args.ofe_rate
+    paths = args.output / "feature_evolution.png", args.output / "alignment_step.png"
+    figure.feature_evolution(rows, rate, title(args, dataset), paths[0])
+    figure.alignment_step(rows, steps, title(args, dataset), paths[1])
+    print_tables(rows, steps)
+    print(f"figures: {paths[0]} and {paths[1]}")
+
+
+def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
+    """What a reader must know about a figure: data, network and how it was trained."""
+    return (
+        f"{args.dataset}, {len(dataset.train_y)} training images; depth {args.depth}, width {args.width}, "
+        f"full-batch gradient descent, learning rate {args.lr:g}, seed {args.seed}"
+    )
 
 
 def relative_error(rows: Sequence[Row], name: str, of: str) -> Array:
@@ -264,39 +198,20 @@ def print_tables(rows: Sequence[Row], steps: Sequence[Row]) -> None:
         print(f"  {row['iteration']:>9}  {row['layer']:>5}{cells}  {100 * row['traces_error']:>8.3f}")
 
 
-def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
-    """What a reader must know about a figure: data, network and how it was trained."""
-    return (
-        f"{args.dataset}, {len(dataset.train_y)} training images; depth {args.depth}, width {args.width}, "
-        f"full-batch gradient descent, learning rate {args.lr:g}, seed {args.seed}"
-    )
-
-
-def study(args: argparse.Namespace) -> int:
-    """The run, the figures and the tables; returns the exit status."""
-    dataset = load(args)
-    environment = describe_environment(args.device, ah.build_info())
-    name = f"seed-{args.seed}"
-    configs = {name: config(args, dataset)}
-    with opened(args.output, configs, environment, args.overwrite, tables=[STEPS]) as stores:
-        store = stores[name]
-        if not store.finished and (number := train(store, name, args, dataset.to(args.device))):
-            return stopped(store, name, number)
-        rows, steps = store.rows, store.tables[STEPS]
-    paths = figures.files(args.output, "feature_evolution")
-    rate = rows[0]["natural_rate"] if args.ofe_rate is None else args.ofe_rate
-    figure.feature_evolution(rows, rate, title(args, dataset), paths)
-    step_paths = figures.files(args.output, "alignment_step")
-    figure.alignment_step(rows, steps, title(args, dataset), step_paths)
-    print_tables(rows, steps)
-    print(f"figures: {paths[-1]} and {step_paths[-1]}")
-    return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study; a mistake of the user's ends in one message and status 2, not in a traceback."""
-    return command_line.finish(__file__, study, parse(arguments))
-
+STUDY = Study(
+    "feature_evolution",
+    __doc__,
+    options,
+    draw,
+    jobs,
+    config=(*("dataset", "depth", "width", "lr", "steps", "ofe_rate", "measurements", "moments", "probes", "seed"),),
+    presets=PRESETS,
+    distinct=["--moments"],
+    check=check,
+    load=load,
+    tables=[STEPS],
+    checkpoint_every=100,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

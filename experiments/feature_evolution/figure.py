@@ -57,7 +57,7 @@ STAGES = {
 # ---- along training
 
 
-def feature_evolution(rows: Sequence[Row], rate: float, title: str, paths: Sequence[Path]) -> None:
+def feature_evolution(rows: Sequence[Row], rate: float, title: str, path: Path) -> None:
     """Draw losses, relative errors of the schemes, and alignments along training and at the end.
 
     Args:
@@ -66,9 +66,9 @@ def feature_evolution(rows: Sequence[Row], rate: float, title: str, paths: Seque
             SCHEME_feature_error/<layer>. A nan leaves a gap.
         rate: lambda of OFE, for the legend.
         title: above the figure.
-        paths: files to write; the suffixes decide the formats.
+        path: the file to write.
     """
-    with saved(paths, (16.5, 8.6), STYLE) as figure:
+    with saved(path, (16.5, 8.6), STYLE) as figure:
         upper, lower = figure.subplots(2, 4)
         for ax in lower[1:3]:
             ax.sharey(lower[0])
@@ -149,18 +149,18 @@ def _draw_end(ax: Axes, rows: Sequence[Row]) -> None:
 # ---- single steps
 
 
-def alignment_step(rows: Sequence[Row], steps: Sequence[Row], title: str, paths: Sequence[Path]) -> None:
+def alignment_step(rows: Sequence[Row], steps: Sequence[Row], title: str, path: Path) -> None:
     """Draw the change of every layer's alignment in one step, measured and by the stages of equation 25.
 
     Args:
         rows: measurements, with columns iteration and collinearity.
         steps: a row for each layer at each iteration, with columns iteration, layer, those of STAGES and traces_error.
         title: above the figure.
-        paths: files to write; the suffixes decide the formats.
+        path: the file to write.
     """
     collinearity = {row["iteration"]: row["collinearity"] for row in rows}
     moments = sorted({row["iteration"] for row in steps})
-    with saved(paths, (max(11.5, 2 + 4.6 * len(moments)), 5.8), STYLE) as figure:
+    with saved(path, (max(11.5, 2 + 4.6 * len(moments)), 5.8), STYLE) as figure:
         axes = figure.subplots(1, len(moments), squeeze=False)[0]
         for ax, moment in zip(axes, moments, strict=True):
             _draw_step(ax, [row for row in steps if row["iteration"] == moment])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import ahkernels as ah
-from experiments.common.hessian import OutputHessian, ParameterVector, join, loss_gradient
+from experiments.common.hessian import OutputHessian, ParameterVector, loss_gradient
 from experiments.common.training import Recipe, Trainer
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]  # theta [P], w [n, o], Psi w [P] -> V Psi w [P]
@@ -27,33 +27,30 @@ class TangentFeatures:
     """Psi at the parameters that a network has when this is made, as products.
 
     Attributes:
-        kernels: K_l = Psi_l^T Psi_l of every layer, by its name.
+        kernels: K_l = Psi_l^T Psi_l of every layer by the layer's name.
 
     Args:
-        model: [n, d] -> [n, o], of linear layers without biases that are each used once.
-        x: [n, d].
+        model: A model [n, d] -> [n, o] of layers that are each used once.
+        x: The samples, [n, d].
     """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         self.kernels = ah.tangent_kernels(model, x, precision="highest")
-        terms = [kernel.factors[0] for kernel in self.kernels.values()]
-        self._factors = [(term.forward.squeeze(1), term.backward.squeeze(1)) for term in terms]
+        self._theta = ParameterVector(model)
 
-    def split(self, u: Tensor) -> tuple[Tensor, ...]:
-        """[q, P] by layers, each [q, P_l]."""
-        return u.split([a.shape[1] * g.shape[2] for a, g in self._factors], dim=1)
+    def split(self, u: Tensor) -> list[Tensor]:
+        """The parts of u, [q, P], that belong to the layers, [q, P_l] each."""
+        return [self._theta.of_layer(u.T, layer).T for layer in self.kernels]
 
     def product(self, v: Tensor) -> Tensor:
-        """Psi v for v: [n, o], [P]."""
-        return join([torch.einsum("no,nom->mn", v, g) @ a for a, g in self._factors])
+        """Psi v, [P], for v: [n, o]."""
+        return torch.cat([kernel.vjp(v.flatten()) for kernel in self.kernels.values()])
 
     def transposed_products(self, u: Tensor) -> list[Tensor]:
-        """Psi_l^T u_l for each row of u: [q, P]; [q, n o] for every layer."""
-        products = []
-        for (a, g), part in zip(self._factors, self.split(u), strict=True):
-            of_units = (part.reshape(-1, a.shape[1]) @ a.T).view(len(u), g.shape[2], len(a))
-            products.append(torch.einsum("qmn,nom->qno", of_units, g).flatten(1))
-        return products
+        """Psi_l^T u_l of every layer, [q, n o] each, for the rows of u: [q, P]."""
+        if len(u) == 0:
+            return [u.new_empty(0, kernel.shape[0]) for kernel in self.kernels.values()]
+        return [kernel.jvp(part.T).T for kernel, part in zip(self.kernels.values(), self.split(u), strict=True)]
 
 
 class Scheme:

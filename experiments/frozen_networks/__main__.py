@@ -15,18 +15,20 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import ahkernels as ah
-from experiments.common import command_line, data, figures, jobs
+from experiments.common import command_line, data, figures
+from experiments.common.jobs import Job, Run, ended, run_to_end_or_divergence
 from experiments.common.measuring import progress
 from experiments.common.running import say
-from experiments.common.store import Row, RunStore, csv_of, describe_environment, locked, read_metrics, write_atomically
-from experiments.common.training import DivergedError, Trainer, measurement_grid
+from experiments.common.store import Row, RunStore, csv_of, write_atomically
+from experiments.common.study import Study
+from experiments.common.training import DivergedError, Recipe, Trainer
 from experiments.frozen_networks import figure
 from experiments.frozen_networks.figure import Outcome
 from experiments.frozen_networks.initial_network import InitialNetwork
@@ -78,9 +80,8 @@ class Frozen:
 # ---- command line
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = command_line.command_line(__doc__)
+def options(p: argparse.ArgumentParser) -> None:
+    """Add the options of this study."""
     command_line.add(p, "--dataset", "--data-dir", "--train-size")
     p.add_argument(
         "--widths",
@@ -110,20 +111,6 @@ def parser() -> argparse.ArgumentParser:
     )
     command_line.add(p, "--momentum", "--weight-decay", "--batch-size", "--epochs", "--probe-size", "--measurements")
     command_line.add(p, "--precision", "--seed")
-    p.add_argument("--output", type=Path, help="folder for the results (default: runs/frozen_networks-DATASET)")
-    command_line.add(p, "--overwrite", help="discard these runs in the output folder; for one process")
-    command_line.add(p, "--checkpoint-every", "--threads", "--device")
-    return p
-
-
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and check the command line; exits with a message that names the option if a value is wrong."""
-    p = parser()
-    args = command_line.parse(p, PRESETS, arguments)
-    command_line.require_distinct(p, args, "--widths", "--noise-scales")
-    command_line.require_data_dir(p, args)
-    args.output = args.output or Path("runs") / f"frozen_networks-{args.dataset}"
-    return args
 
 
 def conditions(args: argparse.Namespace) -> list[Condition]:
@@ -149,16 +136,29 @@ def freeze(args: argparse.Namespace, dataset: data.Dataset, width: int) -> Froze
 # ---- one run
 
 
+def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
+    """One run for each condition."""
+    # The latest width's alone: they are most of the memory, and serve all its noise scales.
+    frozen = functools.lru_cache(maxsize=1)(lambda width: freeze(args, dataset, width))
+    return [job(args, of, dataset, frozen) for of in conditions(args)]
+
+
+def job(args: argparse.Namespace, of: Condition, dataset: data.Dataset, frozen: Callable[[int], Frozen]) -> Job:
+    """The run of one condition."""
+    recipe = command_line.recipe(args, lr=learning_rate(args, of))
+    total = recipe.steps(len(dataset.train_y))
+    return Job(
+        of.name,
+        partial(train, args, of, recipe, dataset, frozen),
+        recipe,
+        {"width": of.width, "noise_scale": of.noise},
+        finished=lambda rows: ended(rows, total),
+    )
+
+
 def learning_rate(args: argparse.Namespace, of: Condition) -> float:
     """That of a width."""
     return args.lr * REFERENCE / of.width
-
-
-def config(args: argparse.Namespace, of: Condition, dataset: data.Dataset) -> dict[str, Any]:
-    """All that determines a run's numbers, up to the machine it runs on."""
-    names = ("dataset", "depth", "probe_size", "measurements", "precision")
-    shared = command_line.config(args, dataset, names, lr=learning_rate(args, of))
-    return shared | {"width": of.width, "noise_scale": of.noise}
 
 
 @torch.no_grad()
@@ -181,15 +181,18 @@ def aligned(network: InitialNetwork, last: nn.Linear, x: Tensor, y: Tensor, prec
 
 
 def train(
-    store: RunStore, args: argparse.Namespace, of: Condition, dataset: data.Dataset, frozen: Callable[[int], Frozen]
+    args: argparse.Namespace,
+    of: Condition,
+    recipe: Recipe,
+    dataset: data.Dataset,
+    frozen: Callable[[int], Frozen],
+    store: RunStore,
 ) -> int:
     """Train a last layer to its end; returns the signal that came, or 0."""
     shared = frozen(of.width)
     last = last_layer(shared.network, of.noise)
-    recipe = command_line.recipe(args, lr=learning_rate(args, of))
     trainer = Trainer(last, shared.features.train_x, shared.features.train_y, recipe)
-    chosen = data.stratified_subset(dataset.train_y, args.probe_size, args.seed).to(args.device)
-    x, y = dataset.train_x[chosen], dataset.train_y[chosen]
+    x, y = data.probe(dataset, args.probe_size, args.seed)
 
     def measured() -> Row:
         row = progress(trainer, shared.features)
@@ -198,11 +201,42 @@ def train(
         except ValueError as error:  # the arguments fit: a layer's gradients are not finite
             raise DivergedError(f"training diverged: {error}") from error
 
-    at = measurement_grid(trainer.total, args.measurements)
-    return jobs.train(store, trainer, of.name, at, measured, args.checkpoint_every)
+    at = ah.measurement_grid(trainer.total, args.measurements)
+    return run_to_end_or_divergence(store, trainer, at, measured, args.checkpoint_every)
 
 
 # ---- what came out
+
+
+def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
+    """The figure and the table of all that has been measured."""
+    outcomes, lines = [], []
+    for of in conditions(args):
+        measured = runs[of.name].rows
+        rows = [row for row in measured if not math.isnan(row["train_loss"])]
+        if not rows:
+            continue
+        lines.append(summary(of, rows))
+        end = "diverged" if len(rows) < len(measured) else f"{rows[-1]['epoch']:g} epochs"
+        accuracies = (f"{part} {lines[-1][f'best_{part}_accuracy']:.1%}" for part in ("train", "test"))
+        outcomes.append(Outcome(of.width, of.noise, rows, f"{end}; best {', '.join(accuracies)}"))
+    if not outcomes:
+        say("nothing to draw: no run has been measured yet")
+        return
+    write_atomically(args.output / "frozen_networks.csv", csv_of(lines))
+    path = args.output / "frozen_networks.png"
+    figure.frozen_networks(outcomes, title(args, dataset), path)
+    print_table(lines)
+    print(f"figure: {path}")
+
+
+def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
+    """What a reader must know about the figure: data, networks and training."""
+    return (
+        f"{args.dataset}, {len(dataset.train_y):,} training images, alignment on {args.probe_size:,} of them\n"
+        f"depth {args.depth}, only the last layer trained, learning rate {args.lr:g} · {REFERENCE} / width, "
+        f"batch size {args.batch_size}, seed {args.seed}"
+    )
 
 
 def summary(of: Condition, rows: Sequence[Row]) -> Row:
@@ -243,69 +277,17 @@ def print_table(lines: Sequence[Row]) -> None:
         )
 
 
-def draw(args: argparse.Namespace, dataset: data.Dataset) -> None:
-    """Figure and table of what there is; processes take turns, so that the last one draws the latest."""
-    with locked(args.output):
-        outcomes, lines = [], []
-        for of in conditions(args):
-            measured = read_metrics(args.output / of.name)
-            rows = [row for row in measured if not math.isnan(row["train_loss"])]
-            if not rows:
-                continue
-            lines.append(summary(of, rows))
-            end = "diverged" if len(rows) < len(measured) else f"{rows[-1]['epoch']:g} epochs"
-            accuracies = (f"{part} {lines[-1][f'best_{part}_accuracy']:.1%}" for part in ("train", "test"))
-            outcomes.append(Outcome(of.width, of.noise, rows, f"{end}; best {', '.join(accuracies)}"))
-        if not outcomes:
-            say("nothing to draw: no run has been measured yet")
-            return
-        write_atomically(args.output / "frozen_networks.csv", csv_of(lines))
-        paths = figures.files(args.output, "frozen_networks")
-        figure.frozen_networks(outcomes, title(args, dataset), paths)
-    print_table(lines)
-    print(f"figure: {paths[-1]}")
-
-
-def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
-    """What a reader must know about the figure: data, networks and training."""
-    return (
-        f"{args.dataset}, {len(dataset.train_y):,} training images, alignment on {args.probe_size:,} of them\n"
-        f"depth {args.depth}, only the last layer trained, learning rate {args.lr:g} · {REFERENCE} / width, "
-        f"batch size {args.batch_size}, seed {args.seed}"
-    )
-
-
-# ---- the study
-
-
-def job(args: argparse.Namespace, of: Condition, dataset: data.Dataset, frozen: Callable[[int], Frozen]) -> jobs.Job:
-    """A run as the processes share it out."""
-    total = args.epochs * math.ceil(len(dataset.train_y) / args.batch_size)
-    return jobs.Job(
-        of.name,
-        config(args, of, dataset),
-        lambda rows: jobs.ended(rows, total),
-        lambda store: train(store, args, of, dataset, frozen),
-    )
-
-
-def study(args: argparse.Namespace) -> int:
-    """All runs, the figure and the table; returns the exit status."""
-    dataset = command_line.load(args).to(args.device)
-    environment = describe_environment(args.device, ah.build_info())
-    # The latest width's alone: they are most of the memory, and serve all its noise scales.
-    frozen = functools.lru_cache(maxsize=1)(lambda width: freeze(args, dataset, width))
-    everything = [job(args, of, dataset, frozen) for of in conditions(args)]
-    status = jobs.share(args.output, everything, environment, args.overwrite)
-    if not status:
-        draw(args, dataset)
-    return status
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study; a mistake of the user's ends in one message and status 2, not in a traceback."""
-    return command_line.finish(__file__, study, parse(arguments))
-
+STUDY = Study(
+    "frozen_networks",
+    __doc__,
+    options,
+    draw,
+    jobs,
+    config=("dataset", "depth", "probe_size", "measurements", "precision"),
+    presets=PRESETS,
+    distinct=("--widths", "--noise-scales"),
+    shared=True,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -32,19 +32,19 @@ class Outcome:
         return values
 
 
-def frozen_networks(outcomes: Sequence[Outcome], title: str, paths: Sequence[Path]) -> None:
+def frozen_networks(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
     """Draw alignment by layer along training for every run, and below, for every width, that of either Gram alone.
 
     Args:
         outcomes: at least one, with columns iteration, cka/<layer>, forward_cka/<layer> and backward_cka/<layer>.
         title: above the figure.
-        paths: files to write; the suffixes decide the formats.
+        path: the file to write.
     """
     widths, scales = (sorted({getattr(one, name) for one in outcomes}) for name in ("width", "noise"))
     layers = outcomes[0].curves("cka").shape[1]
     heights = [*[3.2] * len(scales), 2.9, 2.0]
     size = (max(9.5, 3.2 + 4.3 * len(widths)), 1.0 + sum(heights))
-    with saved(paths, size, {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:
+    with saved(path, size, {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:
         axes = figure.subplots(len(heights), len(widths), squeeze=False, sharey="row", height_ratios=heights)
         *training, backward, forward = axes
         for one in outcomes:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import ahkernels as ah
-from experiments.common import command_line, data, figures, jobs, models
-from experiments.common.measuring import aligned_progress, training_loss
-from experiments.common.store import RunStore, describe_environment, locked, read_metrics
-from experiments.common.training import OPTIMIZERS, Recipe, Trainer, flushed_denormals
+from experiments.common import command_line, data, models
+from experiments.common.jobs import Job, Run, run_to_end_or_divergence
+from experiments.common.measuring import aligned_progress, tracker, training_loss
+from experiments.common.store import RunStore
+from experiments.common.study import Study
+from experiments.common.training import OPTIMIZERS, Recipe, Trainer
 from experiments.hyperparameters import figure
 from experiments.hyperparameters.cells import Cell, Result, print_table
 from experiments.hyperparameters.figure import Block, Panel
@@ -64,10 +64,9 @@ TITLES = {"sgd": "SGD with momentum", "adam": "Adam"}
 # ---- command line
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def options(p: argparse.ArgumentParser) -> None:
+    """Add the options of this study."""
     whole, positive = command_line.whole, command_line.positive
-    p = command_line.command_line(__doc__)
     command_line.add(p, "--dataset", "--data-dir", "--train-size")
     p.add_argument(
         "--label-noise",
@@ -97,20 +96,11 @@ def parser() -> argparse.ArgumentParser:
     command_line.add(p, "--probe-size", help="training samples to measure on, stratified; time grows as n squared")
     command_line.add(p, "--precision")
     command_line.add(p, "--seed")
-    p.add_argument("--output", type=Path, help="folder for the results (default: runs/hyperparameters-DATASET)")
-    command_line.add(p, "--overwrite", help="discard these cells' runs in the output folder; for one process")
-    command_line.add(p, "--checkpoint-every", "--threads", "--device")
-    return p
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and check the command line; exits with a message that names the option if a value is wrong."""
-    p = parser()
-    args = command_line.parse(p, PRESETS, arguments)
-    command_line.require_distinct(p, args, "--optimizers", "--sgd-lr", "--adam-lr", "--batch-sizes")
-    command_line.require_data_dir(p, args)
-    args.output = args.output or Path("runs") / f"hyperparameters-{args.dataset}"
-    return args
+def load(args: argparse.Namespace) -> data.Dataset:
+    """The data set with the training samples and labels that were asked for."""
+    return data.with_label_noise(command_line.load(args), args.label_noise, args.seed)
 
 
 def learning_rates(args: argparse.Namespace, optimizer: str) -> list[float]:
@@ -131,58 +121,66 @@ def cells(args: argparse.Namespace) -> list[Cell]:
 # ---- one cell
 
 
-def config(args: argparse.Namespace, cell: Cell, dataset: data.Dataset) -> dict[str, Any]:
-    """All that determines a cell's numbers, up to the machine it runs on."""
-    names = ("dataset", "label_noise", "model", *models.size_options(args), "loss_target", "probe_size", "precision")
-    return {
-        **{name: getattr(args, name) for name in names},
-        **asdict(recipe(args, cell)),
-        **dataset.describe(),
-    }
+def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
+    """One run for each cell."""
+    recipes = {cell: command_line.recipe(args, **asdict(cell)) for cell in cells(args)}
+    return [
+        Job(
+            cell.name,
+            partial(train, args, recipe, dataset),
+            recipe,
+            finished=lambda rows: len(rows) == 2,  # before training, and at its end
+        )
+        for cell, recipe in recipes.items()
+    ]
 
 
-def recipe(args: argparse.Namespace, cell: Cell) -> Recipe:
-    """How a cell is trained."""
-    return command_line.recipe(args, **asdict(cell))
-
-
-def train(store: RunStore, cell: Cell, args: argparse.Namespace, dataset: data.Dataset) -> int:
+def train(args: argparse.Namespace, recipe: Recipe, dataset: data.Dataset, store: RunStore) -> int:
     """Train a cell to its end; returns the signal that came, or 0."""
-    model = models.network(args, dataset).to(args.device)
-    trainer = Trainer(model, dataset.train_x, dataset.train_y, recipe(args, cell))
-    probe = data.stratified_subset(dataset.train_y, args.probe_size, args.seed).to(args.device)
-    x, y = dataset.train_x[probe], dataset.train_y[probe]
+    model = models.network(args, dataset)
+    trainer = Trainer(model, dataset.train_x, dataset.train_y, recipe)
+    tracked = tracker(model, data.probe(dataset, args.probe_size, args.seed), args.precision)
 
     def reached() -> bool:
         after_an_epoch = trainer.iteration % trainer.batches_per_epoch == 0
         return after_an_epoch and training_loss(trainer, dataset)[0] <= args.loss_target
 
-    return jobs.train(
-        store,
-        trainer,
-        cell.name,
-        [0, trainer.total],
-        lambda: aligned_progress(trainer, dataset, x, y, args.precision),
-        args.checkpoint_every,
-        reached,
-    )
+    measured = partial(aligned_progress, trainer, dataset, tracked)
+    at = [0, trainer.total]
+    return run_to_end_or_divergence(store, trainer, at, measured, args.checkpoint_every, reached)
 
 
 # ---- the grid
 
 
-def result(args: argparse.Namespace, cell: Cell) -> Result:
-    """What the output folder holds of a cell now, whoever trained it."""
-    return Result(cell, read_metrics(args.output / cell.name))
+def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
+    """The figure and the table of what there is."""
+    found = {cell: Result(cell, runs[cell.name].rows) for cell in cells(args)}
+    blocks = [
+        Block(
+            TITLES[optimizer],
+            [f"batch size {size}" for size in args.batch_sizes],
+            [f"learning rate {lr:g}" for lr in learning_rates(args, optimizer)],
+            [
+                [panel(args, found[Cell(optimizer, lr, size)]) for lr in learning_rates(args, optimizer)]
+                for size in args.batch_sizes
+            ],
+        )
+        for optimizer in args.optimizers
+    ]
+    path = args.output / "hyperparameters.png"
+    figure.alignment_grid(blocks, title(args, dataset), path)
+    print_table(list(found.values()), args.loss_target)
+    print(f"figure: {path}")
 
 
-def job(args: argparse.Namespace, cell: Cell, dataset: data.Dataset) -> jobs.Job:
-    """A cell as the processes share it out."""
-    return jobs.Job(
-        cell.name,
-        config(args, cell, dataset),
-        lambda rows: Result(cell, rows).finished,
-        lambda store: train(store, cell, args, dataset),
+def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
+    """What a reader must know about the figure: data, network and when training stops."""
+    noise = f", {args.label_noise:.0%} of them with random labels" if args.label_noise else ""
+    return (
+        f"{args.dataset}, {len(dataset.train_y):,} training images{noise}\n"
+        f"{models.described(args)}, seed {args.seed}\n"
+        f"trained to a training loss of {args.loss_target:g}, or for {args.epochs} epochs where it stays above"
     )
 
 
@@ -201,63 +199,19 @@ def panel(args: argparse.Namespace, of: Result) -> Panel:
     return Panel(of.alignment(0), of.alignment(1), last["train_loss"], last["test_loss"], remark=remark)
 
 
-def draw(args: argparse.Namespace, dataset: data.Dataset) -> None:
-    """The figure and the table of what there is; processes take turns, so that the last one draws the latest."""
-    with locked(args.output):
-        found = {cell: result(args, cell) for cell in cells(args)}
-        blocks = [
-            Block(
-                TITLES[optimizer],
-                [f"batch size {size}" for size in args.batch_sizes],
-                [f"learning rate {lr:g}" for lr in learning_rates(args, optimizer)],
-                [
-                    [panel(args, found[Cell(optimizer, lr, size)]) for lr in learning_rates(args, optimizer)]
-                    for size in args.batch_sizes
-                ],
-            )
-            for optimizer in args.optimizers
-        ]
-        paths = figures.files(args.output, "hyperparameters")
-        figure.alignment_grid(blocks, title(args, dataset), paths)
-    print_table(list(found.values()), args.loss_target)
-    print(f"figure: {paths[-1]}")
-
-
-def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
-    """What a reader must know about the figure: data, network and when training stops."""
-    noise = f", {args.label_noise:.0%} of them with random labels" if args.label_noise else ""
-    return (
-        f"{args.dataset}, {len(dataset.train_y):,} training images{noise}\n"
-        f"{models.described(args)}, seed {args.seed}\n"
-        f"trained to a training loss of {args.loss_target:g}, or for {args.epochs} epochs where it stays above"
-    )
-
-
-# ---- the study
-
-
-def study(args: argparse.Namespace) -> int:
-    """All cells, the figure and the table; returns the exit status."""
-    with flushed_denormals() as flushed:
-        dataset = load(args)
-        environment = {**describe_environment(args.device, ah.build_info()), "denormals_are_zero": flushed}
-        status = jobs.share(
-            args.output, [job(args, cell, dataset) for cell in cells(args)], environment, args.overwrite
-        )
-    if not status:
-        draw(args, dataset)
-    return status
-
-
-def load(args: argparse.Namespace) -> data.Dataset:
-    """The data set on its device, with the training samples and labels that were asked for."""
-    return data.with_label_noise(command_line.load(args), args.label_noise, args.seed).to(args.device)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study; a mistake of the user's ends in one message and status 2, not in a traceback."""
-    return command_line.finish(__file__, study, parse(arguments))
-
+STUDY = Study(
+    "hyperparameters",
+    __doc__,
+    options,
+    draw,
+    jobs,
+    config=("dataset", "label_noise", "model", "loss_target", "probe_size", "precision"),
+    presets=PRESETS,
+    distinct=("--optimizers", "--sgd-lr", "--adam-lr", "--batch-sizes"),
+    load=load,
+    shared=True,
+    flush_denormals=True,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

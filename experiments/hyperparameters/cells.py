@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
+from scipy.stats import spearmanr
 
 from experiments.common.figures import Array, peak, table
 from experiments.common.store import Row
@@ -115,15 +115,7 @@ def _print_correlations(alike: Sequence[Result]) -> None:
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's; nan where all values of one side are the same."""
-    first, second = _ranks(a), _ranks(b)
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
+    """Spearman's rank correlation; nan where all values of one side are the same."""
+    if len(set(a)) == 1 or len(set(b)) == 1:  # of which scipy warns
         return math.nan
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def _ranks(values: Sequence[float]) -> Array:
-    """From 1; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Array = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return ranks
+    return float(spearmanr(a, b).statistic)

@@ -58,7 +58,7 @@ class Block:
     panels: Sequence[Sequence[Panel]]
 
 
-def alignment_grid(blocks: Sequence[Block], title: str, paths: Sequence[Path]) -> None:
+def alignment_grid(blocks: Sequence[Block], title: str, path: Path) -> None:
     """Draw blocks of panels, one below the other.
 
     Each panel has the alignment by layer before and after training, its peak ringed, on a background coloured by the
@@ -67,13 +67,13 @@ def alignment_grid(blocks: Sequence[Block], title: str, paths: Sequence[Path]) -
     Args:
         blocks: with at least one panel each.
         title: above the figure.
-        paths: files to write; the suffixes decide the formats.
+        path: the file to write.
     """
     rows, columns = sum(len(block.rows) for block in blocks), max(len(block.columns) for block in blocks)
     size = (max(LEAST_WIDTH, 2.4 + PANEL[0] * columns), 1.7 + PANEL[1] * rows + 0.45 * len(blocks))
     panels = [panel for block in blocks for line in block.panels for panel in line]
     drawn = [panel for panel in panels if not panel.message]
-    with saved(paths, size, {"font.size": 10, "hatch.linewidth": 0.6}) as figure:
+    with saved(path, size, {"font.size": 10, "hatch.linewidth": 0.6}) as figure:
         norm = _loss_norm([panel.test_loss for panel in drawn])
         curves = [curve for panel in drawn for curve in (panel.start, panel.end) if curve is not None]
         top = HEADROOM * max((float(np.nanmax(curve, initial=0.0)) for curve in curves), default=0.0)

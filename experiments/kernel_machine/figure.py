@@ -15,17 +15,17 @@ NETWORK = "network"  # the kernel of all layers together
 START, END = ("#0072B2", "o"), ("#D55E00", "s")  # of the Okabe-Ito palette
 
 
-def kernel_machine(rows: Sequence[Row], title: str, paths: Sequence[Path]) -> None:
+def kernel_machine(rows: Sequence[Row], title: str, path: Path) -> None:
     """Draw accuracy (left) and alignment (right) by layer, at the start and at the end.
 
     Args:
         rows: measurements, the first before training and the last at its end, with columns test_accuracy,
             cka/<layer>, machine_accuracy/<layer> and machine_accuracy/network.
         title: above the figure.
-        paths: files to write; the suffixes decide the formats.
+        path: the file to write.
     """
     layers = layer_names(rows)
-    with saved(paths, (12, 5.4), {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:
+    with saved(path, (12, 5.4), {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:
         accuracy, alignment = figure.subplots(1, 2)
         for row, label, (colour, marker) in ((rows[0], "before training", START), (rows[-1], "after training", END)):
             _draw(accuracy, row, "machine_accuracy", layers, f"kernel of a layer, {label}", colour, marker, 100)

@@ -11,20 +11,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import numpy as np
 from torch import Tensor
 
 import ahkernels as ah
-from experiments.common import command_line, data, figures
+from experiments.common import command_line, data
 from experiments.common.figures import Array
+from experiments.common.jobs import Job, Run
 from experiments.common.measuring import progress
-from experiments.common.models import feedforward
-from experiments.common.running import opened, run, stopped
-from experiments.common.store import Row, RunStore, describe_environment
-from experiments.common.training import DivergedError, Trainer, measurement_grid
+from experiments.common.models import feedforward_on
+from experiments.common.running import run
+from experiments.common.store import Row, RunStore
+from experiments.common.study import Study
+from experiments.common.training import Recipe, Trainer
 from experiments.layer_similarity import figure
 
 START, END, MOVED = "similarity-start", "similarity-end", "similarity-start-end"
@@ -39,12 +40,8 @@ TABLES = {
 DIGITS = 6  # of a similarity in its table
 
 
-# ---- command line
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = command_line.command_line(__doc__)
+def options(p: argparse.ArgumentParser) -> None:
+    """Add the options of this study."""
     command_line.add(p, "--dataset", "--data-dir", "--train-size")
     command_line.add(p, "--depth", default=20)
     command_line.add(p, "--width", "--lr", "--momentum", "--weight-decay", "--batch-size", "--epochs")
@@ -52,28 +49,29 @@ def parser() -> argparse.ArgumentParser:
     command_line.add(p, "--measurements", default=12)
     command_line.add(p, "--precision")
     command_line.add(p, "--seed", help="of weights, batches and subsets")
-    p.add_argument("--output", type=Path, help="folder for the results (default: runs/layer_similarity-DATASET)")
-    command_line.add(p, "--overwrite", help="discard this seed's run in the output folder")
-    command_line.add(p, "--checkpoint-every", "--threads", "--device")
-    return p
-
-
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and check the command line; exits with a message that names the option if a value is wrong."""
-    p = parser()
-    args = p.parse_args(arguments)
-    command_line.require_data_dir(p, args)
-    args.output = args.output or Path("runs") / f"layer_similarity-{args.dataset}"
-    return args
 
 
 # ---- one run
 
 
-def config(args: argparse.Namespace, dataset: data.Dataset) -> dict[str, Any]:
-    """All that determines a run's numbers, up to the machine it runs on."""
-    names = ("dataset", "depth", "width", "probe_size", "measurements", "precision")
-    return command_line.config(args, dataset, names)
+def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
+    """The only run."""
+    recipe = command_line.recipe(args)
+    return [Job(f"seed-{args.seed}", partial(train, args, recipe, dataset), recipe)]
+
+
+def train(args: argparse.Namespace, recipe: Recipe, dataset: data.Dataset, store: RunStore) -> int:
+    """Train to the end; returns the signal that came, or 0."""
+    model = feedforward_on(dataset, args.width, args.depth, args.seed)
+    probe, _ = data.probe(dataset, args.probe_size, args.seed)
+    # Before the trainer goes on from a checkpoint: the kernels of the initial network follow from the seed.
+    start = ah.tangent_kernels(model, probe, precision=args.precision)
+    trainer = Trainer(model, dataset.train_x, dataset.train_y, recipe)
+
+    def measured() -> Row:
+        return measure(store, trainer, dataset, probe, start, args.precision)
+
+    return run(store, trainer, ah.measurement_grid(trainer.total, args.measurements), measured, args.checkpoint_every)
 
 
 def matrix(similarity: Tensor, layers: Sequence[str]) -> list[Row]:
@@ -111,28 +109,29 @@ def measure(
     return row | {f"with_start/{layer}": value for layer, value in zip(layers, moved.diagonal().tolist(), strict=True)}
 
 
-def train(store: RunStore, name: str, args: argparse.Namespace, dataset: data.Dataset) -> int:
-    """Train to the end; returns the signal that came, or 0."""
-    model = feedforward(dataset.train_x.shape[1], args.width, args.depth, dataset.classes, args.seed).to(args.device)
-    chosen = data.stratified_subset(dataset.train_y, args.probe_size, args.seed).to(args.device)
-    probe = dataset.train_x[chosen]
-    # Before the trainer goes on from a checkpoint: the kernels of the initial network follow from the seed.
-    start = ah.tangent_kernels(model, probe, precision=args.precision)
-    trainer = Trainer(model, dataset.train_x, dataset.train_y, command_line.recipe(args))
-    try:
-        return run(
-            store,
-            trainer,
-            name,
-            measurement_grid(trainer.total, args.measurements),
-            lambda: measure(store, trainer, dataset, probe, start, args.precision),
-            args.checkpoint_every,
-        )
-    except DivergedError as error:
-        raise DivergedError(f"{name}: {error}; choose a smaller --lr and another --output") from error
+# ---- what came out
 
 
-# ---- the study
+def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
+    """The figure and the table."""
+    (found,) = runs.values()
+    matrices = {name: array(found.tables[name]) for name in TABLES}
+    headings = {heading: matrices[name] for name, heading in TABLES.items()}
+    axes = {TABLES[MOVED]: ("layer at the end", "layer at initialisation")}
+    path = args.output / "layer_similarity.png"
+    figure.layer_similarity(headings, axes, found.rows, title(args, dataset, found.rows[-1]), path)
+    print_table(matrices, found.rows)
+    print(f"figure: {path}")
+
+
+def title(args: argparse.Namespace, dataset: data.Dataset, last: Row) -> str:
+    """What a reader must know about the figure: data, network, recipe and how well it did."""
+    return (
+        f"{args.dataset}, {len(dataset.train_y):,} training images: train accuracy {last['train_accuracy']:.1%}, "
+        f"test accuracy {last['test_accuracy']:.1%}\n"
+        f"depth {args.depth}, width {args.width}, learning rate {args.lr:g}, batch size {args.batch_size}, "
+        f"{args.epochs} epochs, seed {args.seed}; measured on {args.probe_size:,} training images"
+    )
 
 
 def array(rows: Sequence[Row]) -> Array:
@@ -165,40 +164,15 @@ def print_table(matrices: dict[str, Array], rows: Sequence[Row]) -> None:
     )
 
 
-def title(args: argparse.Namespace, dataset: data.Dataset, last: Row) -> str:
-    """What a reader must know about the figure: data, network, recipe and how well it did."""
-    return (
-        f"{args.dataset}, {len(dataset.train_y):,} training images: train accuracy {last['train_accuracy']:.1%}, "
-        f"test accuracy {last['test_accuracy']:.1%}\n"
-        f"depth {args.depth}, width {args.width}, learning rate {args.lr:g}, batch size {args.batch_size}, "
-        f"{args.epochs} epochs, seed {args.seed}; measured on {args.probe_size:,} training images"
-    )
-
-
-def study(args: argparse.Namespace) -> int:
-    """The run, the figure and the table; returns the exit status."""
-    dataset = command_line.load(args)
-    environment = describe_environment(args.device, ah.build_info())
-    name = f"seed-{args.seed}"
-    configs = {name: config(args, dataset)}
-    with opened(args.output, configs, environment, args.overwrite, tables=list(TABLES)) as stores:
-        store = stores[name]
-        if not store.finished and (number := train(store, name, args, dataset.to(args.device))):
-            return stopped(store, name, number)
-        rows, matrices = store.rows, {table: array(store.tables[table]) for table in TABLES}
-    paths = figures.files(args.output, "layer_similarity")
-    headings = {heading: matrices[table] for table, heading in TABLES.items()}
-    axes = {TABLES[MOVED]: ("layer at the end", "layer at initialisation")}
-    figure.layer_similarity(headings, axes, rows, title(args, dataset, rows[-1]), paths)
-    print_table(matrices, rows)
-    print(f"figure: {paths[-1]}")
-    return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study; a mistake of the user's ends in one message and status 2, not in a traceback."""
-    return command_line.finish(__file__, study, parse(arguments))
-
+STUDY = Study(
+    "layer_similarity",
+    __doc__,
+    options,
+    draw,
+    jobs,
+    config=("dataset", "depth", "width", "probe_size", "measurements", "precision"),
+    tables=list(TABLES),
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

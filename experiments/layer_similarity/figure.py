@@ -25,7 +25,7 @@ def layer_similarity(
     labels: Mapping[str, tuple[str, str]],
     rows: Sequence[Row],
     title: str,
-    paths: Sequence[Path],
+    path: Path,
 ) -> None:
     """Draw a heatmap for each matrix, and last each layer's similarity with its start against iteration.
 
@@ -34,10 +34,10 @@ def layer_similarity(
         labels: x and y label of matrices whose rows and columns are not simply layers.
         rows: measurements in order, with columns iteration and with_start/<layer>.
         title: above the figure.
-        paths: files to write; the suffixes decide the formats.
+        path: the file to write.
     """
     lines = -(-(len(matrices) + 1) // COLUMNS)
-    with saved(paths, (13.5, 0.9 + 3.9 * lines), {"font.size": 11}) as figure:
+    with saved(path, (13.5, 0.9 + 3.9 * lines), {"font.size": 11}) as figure:
         axes = figure.subplots(lines, COLUMNS, squeeze=False)
         panels = list(axes.flat)
         for letter, ax, (heading, values) in zip("abcdefgh", panels, matrices.items(), strict=False):

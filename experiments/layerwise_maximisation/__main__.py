@@ -13,23 +13,22 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from torch import Tensor
-
-import ahkernels as ah
-from experiments.common import command_line, data, figures, jobs
-from experiments.common.measuring import aligned_progress
+from experiments.common import command_line, data, figures
+from experiments.common.data import Samples
+from experiments.common.jobs import Job, Run, run_to_end_or_divergence
+from experiments.common.measuring import aligned_progress, tracker
 from experiments.common.models import feedforward
 from experiments.common.running import say
-from experiments.common.store import Row, RunStore, csv_of, describe_environment, locked, read_metrics, write_atomically
+from experiments.common.store import Row, RunStore, csv_of, write_atomically
+from experiments.common.study import Study
 from experiments.common.training import Recipe, Trainer
 from experiments.layerwise_maximisation import figure
 from experiments.layerwise_maximisation.figure import Outcome
 from experiments.layerwise_maximisation.layerwise_trainer import LayerwiseTrainer, network
 
-Samples = tuple[Tensor, Tensor]  # x [n, d], y [n]
 LAYERS = "layers"  # the table of a run by LFM
 
 MNIST: dict[str, Any] = {
@@ -66,10 +65,9 @@ class Network:
 # ---- command line
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def options(p: argparse.ArgumentParser) -> None:
+    """Add the options of this study."""
     whole = command_line.whole
-    p = command_line.command_line(__doc__)
     command_line.add(p, "--dataset", "--data-dir", "--train-size")
     p.add_argument(
         "--lfm-widths", type=whole(1), nargs="+", default=[32, 128], metavar="N", help="of networks trained by LFM"
@@ -104,20 +102,6 @@ def parser() -> argparse.ArgumentParser:
     command_line.add(p, "--probe-size", help="training samples to measure on, stratified, the same for every network")
     command_line.add(p, "--precision")
     command_line.add(p, "--seed", help="of weights, batches and subsets")
-    p.add_argument("--output", type=Path, help="folder for the results (default: runs/layerwise_maximisation-DATASET)")
-    command_line.add(p, "--overwrite", help="discard these runs in the output folder; for one process")
-    command_line.add(p, "--checkpoint-every", "--threads", "--device")
-    return p
-
-
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and check the command line; exits with a message that names the option if a value is wrong."""
-    p = parser()
-    args = command_line.parse(p, PRESETS, arguments)
-    command_line.require_distinct(p, args, "--lfm-widths", "--end-to-end-widths")
-    command_line.require_data_dir(p, args)
-    args.output = args.output or Path("runs") / f"layerwise_maximisation-{args.dataset}"
-    return args
 
 
 def networks(args: argparse.Namespace) -> list[Network]:
@@ -129,7 +113,7 @@ def networks(args: argparse.Namespace) -> list[Network]:
 
 
 def load(args: argparse.Namespace) -> data.Dataset:
-    """All training samples that were asked for, of which the validation set leaves enough for the probe."""
+    """All training samples that were asked for; the validation set leaves enough of them for the probe."""
     dataset = command_line.load(args)
     most = len(dataset.train_y) - args.probe_size
     if not 1 <= validation_size(args, dataset) <= most:
@@ -157,19 +141,25 @@ def split(dataset: data.Dataset, size: int, seed: int) -> tuple[data.Dataset, Sa
 # ---- one run
 
 
-def recipe(args: argparse.Namespace, one: Network) -> Recipe:
+def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
+    """One run for each network."""
+    return [
+        Job(
+            one.name,
+            partial(train, args, one, dataset),
+            recipe_of(args, one),
+            asdict(one) | ({"patience": args.patience} if one.layerwise else {}),
+            finished=lambda rows: len(rows) == 2,  # before training, and after it or where it diverged
+        )
+        for one in networks(args)
+    ]
+
+
+def recipe_of(args: argparse.Namespace, one: Network) -> Recipe:
     """How a network, or each of its layers, is trained."""
     if not one.layerwise:
         return command_line.recipe(args)
     return command_line.recipe(args, optimizer="adam", lr=args.lfm_lr, weight_decay=0.0, epochs=args.max_epochs)
-
-
-def config(args: argparse.Namespace, one: Network, dataset: data.Dataset) -> dict[str, Any]:
-    """All that determines a run's numbers, up to the machine it runs on."""
-    stopping = ("patience",) if one.layerwise else ()
-    names = ("dataset", "depth", *stopping, "validation_fraction", "probe_size", "precision")
-    options = {name: getattr(args, name) for name in names}
-    return options | asdict(recipe(args, one)) | asdict(one) | dataset.describe()
 
 
 def layerwise_trainer(
@@ -180,20 +170,20 @@ def layerwise_trainer(
     def ended(layer: Row) -> None:
         store.tables.setdefault(LAYERS, []).append(layer)
         say(
-            f"{one.name}: layer {layer['layer']} of {args.depth} after {layer['epochs']} epochs: validation loss "
+            f"{store.name}: layer {layer['layer']} of {args.depth} after {layer['epochs']} epochs: validation loss "
             f"{layer['validation_loss']:.4f}, {layer['validation_loss_before']:.4f} before"
         )
 
     model = network(*sizes(args, one, training)).to(args.device)
     return LayerwiseTrainer(
-        model, training.train_x, training.train_y, validation, recipe(args, one), args.patience, ended
+        model, training.train_x, training.train_y, validation, recipe_of(args, one), args.patience, ended
     )
 
 
 def end_to_end_trainer(args: argparse.Namespace, one: Network, dataset: data.Dataset) -> Trainer:
     """Trains the paper's bias-free ReLU network."""
     model = feedforward(*sizes(args, one, dataset)).to(args.device)
-    return Trainer(model, dataset.train_x, dataset.train_y, recipe(args, one))
+    return Trainer(model, dataset.train_x, dataset.train_y, recipe_of(args, one))
 
 
 def sizes(args: argparse.Namespace, one: Network, dataset: data.Dataset) -> tuple[int, int, int, int, int]:
@@ -201,17 +191,14 @@ def sizes(args: argparse.Namespace, one: Network, dataset: data.Dataset) -> tupl
     return dataset.train_x.shape[1], one.width, args.depth, dataset.classes, args.seed
 
 
-def train(store: RunStore, args: argparse.Namespace, one: Network, dataset: data.Dataset) -> int:
+def train(args: argparse.Namespace, one: Network, dataset: data.Dataset, store: RunStore) -> int:
     """Train a network to its end; returns the signal that came, or 0."""
     training, validation = split(dataset, validation_size(args, dataset), args.seed)
-    chosen = data.stratified_subset(training.train_y, args.probe_size, args.seed).to(args.device)
-    x, y = training.train_x[chosen], training.train_y[chosen]
+    probe = data.probe(training, args.probe_size, args.seed)
 
     def trained(trainer: Trainer, seen: data.Dataset, at: Sequence[int], reached: Callable[[], bool]) -> int:
-        def measured() -> Row:
-            return aligned_progress(trainer, seen, x, y, args.precision)
-
-        return jobs.train(store, trainer, one.name, at, measured, args.checkpoint_every, reached)
+        measured = partial(aligned_progress, trainer, seen, tracker(trainer.model, probe, args.precision))
+        return run_to_end_or_divergence(store, trainer, at, measured, args.checkpoint_every, reached)
 
     if one.layerwise:
         by_layer = layerwise_trainer(store, args, one, training, validation)
@@ -221,6 +208,39 @@ def train(store: RunStore, args: argparse.Namespace, one: Network, dataset: data
 
 
 # ---- what came out
+
+
+def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
+    """The figure and the table of the networks that are trained."""
+    trained = {
+        one: run.rows
+        for one in networks(args)
+        if (run := runs[one.name]).finished and not math.isnan(run.rows[-1]["train_loss"])
+    }
+    if not trained:
+        say("nothing to draw: no network is trained yet")
+        return
+    lines = [summary(*item) for item in trained.items()]
+    write_atomically(args.output / "layerwise_maximisation.csv", csv_of(lines))
+    outcomes = [
+        Outcome(f"{line['method']}, width {line['width']}: test accuracy {line['test_accuracy']:.1%}", rows)
+        for line, rows in zip(lines, trained.values(), strict=True)
+    ]
+    path = args.output / "layerwise_maximisation.png"
+    figure.layerwise_maximisation(outcomes, title(args, dataset), path)
+    print_table(lines)
+    print(f"figure: {path}")
+
+
+def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
+    """What a reader must know about the figure: data, networks and training."""
+    samples, held_out = len(dataset.train_y), validation_size(args, dataset)
+    return (
+        f"{args.dataset}, {samples:,} training images, alignment on {args.probe_size:,} of them; depth {args.depth}, "
+        f"batch size {args.batch_size}, seed {args.seed}\n"
+        f"LFM: Adam, learning rate {args.lfm_lr:g}, {held_out:,} of the images for validation\n"
+        f"end to end: SGD, learning rate {args.lr:g}, {args.epochs} epochs"
+    )
 
 
 def summary(one: Network, rows: Sequence[Row]) -> dict[str, Any]:
@@ -263,67 +283,19 @@ def print_table(lines: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def finished(rows: Sequence[Row]) -> bool:
-    """Whether these are all rows of a run: one before training, and one after it or where it diverged."""
-    return len(rows) == 2
-
-
-def draw(args: argparse.Namespace, dataset: data.Dataset) -> None:
-    """Figure and table of what there is; processes take turns, so that the last one draws the latest."""
-    with locked(args.output):
-        found = {one: read_metrics(args.output / one.name) for one in networks(args)}
-        trained = {
-            one: rows for one, rows in found.items() if finished(rows) and not math.isnan(rows[-1]["train_loss"])
-        }
-        if not trained:
-            say("nothing to draw: no network is trained yet")
-            return
-        lines = [summary(*item) for item in trained.items()]
-        write_atomically(args.output / "layerwise_maximisation.csv", csv_of(lines))
-        outcomes = [
-            Outcome(f"{line['method']}, width {line['width']}: test accuracy {line['test_accuracy']:.1%}", rows)
-            for line, rows in zip(lines, trained.values(), strict=True)
-        ]
-        paths = figures.files(args.output, "layerwise_maximisation")
-        figure.layerwise_maximisation(outcomes, title(args, dataset), paths)
-    print_table(lines)
-    print(f"figure: {paths[-1]}")
-
-
-def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
-    """What a reader must know about the figure: data, networks and training."""
-    samples, held_out = len(dataset.train_y), validation_size(args, dataset)
-    return (
-        f"{args.dataset}, {samples:,} training images, alignment on {args.probe_size:,} of them; depth {args.depth}, "
-        f"batch size {args.batch_size}, seed {args.seed}\n"
-        f"LFM: Adam, learning rate {args.lfm_lr:g}, {held_out:,} of the images for validation\n"
-        f"end to end: SGD, learning rate {args.lr:g}, {args.epochs} epochs"
-    )
-
-
-# ---- the study
-
-
-def job(args: argparse.Namespace, one: Network, dataset: data.Dataset) -> jobs.Job:
-    """A network as the processes share it out."""
-    return jobs.Job(one.name, config(args, one, dataset), finished, lambda store: train(store, args, one, dataset))
-
-
-def study(args: argparse.Namespace) -> int:
-    """All runs, the figure and the table; returns the exit status."""
-    dataset = load(args).to(args.device)
-    environment = describe_environment(args.device, ah.build_info())
-    everything = [job(args, one, dataset) for one in networks(args)]
-    status = jobs.share(args.output, everything, environment, args.overwrite, tables=[LAYERS])
-    if not status:
-        draw(args, dataset)
-    return status
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study; a mistake of the user's ends in one message and status 2, not in a traceback."""
-    return command_line.finish(__file__, study, parse(arguments))
-
+STUDY = Study(
+    "layerwise_maximisation",
+    __doc__,
+    options,
+    draw,
+    jobs,
+    config=("dataset", "depth", "validation_fraction", "probe_size", "precision"),
+    presets=PRESETS,
+    distinct=("--lfm-widths", "--end-to-end-widths"),
+    load=load,
+    shared=True,
+    tables=[LAYERS],
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -24,18 +24,18 @@ class Outcome:
     rows: Sequence[Row]
 
 
-def layerwise_maximisation(outcomes: Sequence[Outcome], title: str, paths: Sequence[Path]) -> None:
+def layerwise_maximisation(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
     """Draw a panel for every network, all of one scale.
 
     Args:
         outcomes: at least one, with columns cka/<layer>.
         title: above the figure.
-        paths: files to write; the suffixes decide the formats.
+        path: the file to write.
     """
     columns = min(len(outcomes), COLUMNS)
     lines = -(-len(outcomes) // columns)
     style = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-    with saved(paths, (max(8.5, 4.7 * columns), 1.5 + 3.6 * lines), style) as figure:
+    with saved(path, (max(8.5, 4.7 * columns), 1.5 + 3.6 * lines), style) as figure:
         axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
         for ax, one in zip(axes.flat, outcomes, strict=False):
             _draw(ax, one)

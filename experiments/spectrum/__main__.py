@@ -13,22 +13,25 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 import ahkernels as ah
-from experiments.common import command_line, data, figures
+from experiments.common import command_line, data
 from experiments.common.figures import layer_names
-from experiments.common.measuring import alignments, progress
-from experiments.common.models import feedforward
-from experiments.common.running import opened, run, say, stopped
-from experiments.common.store import Row, RunStore, describe_environment
-from experiments.common.training import DivergedError, Trainer
+from experiments.common.jobs import Job, Run
+from experiments.common.measuring import progress
+from experiments.common.models import feedforward_on
+from experiments.common.running import run, say
+from experiments.common.store import Row, RunStore
+from experiments.common.study import Study
+from experiments.common.training import Recipe, Trainer
 from experiments.spectrum import figure
-from experiments.spectrum.figure import Outcome
+from experiments.spectrum.figure import MOST_CONDITIONS, Outcome
 
+TABLE = "eigenvalues"
 STATISTICS = ("stable_rank", "label_correlation", "fisher_stable_rank", "fisher_label_correlation")
 DIGITS = 8  # of an eigenvalue in its table: it is known to 1e-10 of the largest
 
@@ -80,9 +83,8 @@ def condition(text: str) -> Condition:
         ) from error
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = command_line.command_line(__doc__)
+def options(p: argparse.ArgumentParser) -> None:
+    """Add the options of this study."""
     command_line.add(p, "--dataset", "--data-dir", "--train-size")
     p.add_argument(
         "--conditions",
@@ -99,40 +101,64 @@ def parser() -> argparse.ArgumentParser:
         "--eigenvalues", type=command_line.whole(1), default=200, metavar="K", help="how many to keep, the largest"
     )
     command_line.add(p, "--precision", "--seed")
-    p.add_argument("--output", type=Path, help="folder for the results (default: runs/spectrum-DATASET)")
-    command_line.add(p, "--overwrite", "--checkpoint-every", "--threads", "--device")
-    return p
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and check the command line; exits with a message that names the option if a value is wrong."""
-    p = parser()
-    args = command_line.parse(p, PRESETS, arguments)
-    command_line.require_distinct(p, args, "--conditions")
-    if len(args.conditions) > figure.MOST_CONDITIONS:
+def check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with a message where there are more conditions than a figure can show."""
+    if len(args.conditions) > MOST_CONDITIONS:
         p.error(
-            f"argument --conditions: expected at most {figure.MOST_CONDITIONS}, which a figure can tell "
+            f"argument --conditions: expected at most {MOST_CONDITIONS}, which a figure can tell "
             f"apart, got {len(args.conditions)}"
         )
-    command_line.require_data_dir(p, args)
-    args.output = args.output or Path("runs") / f"spectrum-{args.dataset}"
-    return args
+
+
+def load(args: argparse.Namespace) -> data.Dataset:
+    """The data set, on whose probe a kernel has as many eigenvalues as were asked for."""
+    dataset = command_line.load(args)
+    rows = args.probe_size * dataset.classes
+    if args.eigenvalues > rows:
+        raise command_line.UsageError(
+            f"argument --eigenvalues: expected at most {rows}, the rows of a kernel ({args.probe_size} samples, "
+            f"{dataset.classes} outputs), got {args.eigenvalues}"
+        )
+    return dataset
 
 
 # ---- one condition
 
 
-def config(args: argparse.Namespace, of: Condition, dataset: data.Dataset) -> dict[str, Any]:
-    """All that determines a run's numbers, up to the machine it runs on."""
-    names = ("dataset", "depth", "width", "probe_size", "eigenvalues", "precision")
-    return command_line.config(args, dataset, names, lr=of.lr) | {"label_noise": of.noise}
+def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
+    """One run for each condition."""
+    recipes = {of: command_line.recipe(args, lr=of.lr) for of in args.conditions}
+    return [
+        Job(of.name, partial(train, args, of, recipe, dataset), recipe, {"label_noise": of.noise})
+        for of, recipe in recipes.items()
+    ]
+
+
+def train(args: argparse.Namespace, of: Condition, recipe: Recipe, published: data.Dataset, store: RunStore) -> int:
+    """Train under a condition to the end; returns the signal that came, or 0."""
+    dataset = data.with_label_noise(published, of.noise, args.seed)
+    model = feedforward_on(dataset, args.width, args.depth, args.seed)
+    trainer = Trainer(model, dataset.train_x, dataset.train_y, recipe)
+    # By the published labels, so that every condition is measured on the same images.
+    probe = data.stratified_subset(published.train_y, args.probe_size, args.seed).to(args.device)
+    x, y = dataset.train_x[probe], dataset.train_y[probe]
+
+    def measured() -> Row:
+        if trainer.iteration == trainer.total:
+            say(f"{of.name}: trained; {args.eigenvalues} eigenvalues for each of {args.depth} layers")
+            store.tables[TABLE] = spectra(model, x, args.eigenvalues, args.precision)
+        return measure(trainer, dataset, x, y, args.precision)
+
+    return run(store, trainer, [0, trainer.total], measured, args.checkpoint_every)
 
 
 def measure(trainer: Trainer, dataset: data.Dataset, probe_x: Tensor, probe_y: Tensor, precision: str) -> Row:
     """Losses, accuracies, and every layer's alignment, stable ranks and correlations; draws no random number."""
     row = progress(trainer, dataset)
     report = ah.layerwise_alignment(trainer.model, probe_x, probe_y, statistics=STATISTICS, precision=precision)
-    return row | alignments(report)
+    return row | report.row()
 
 
 def spectra(model: nn.Module, x: Tensor, count: int, precision: str) -> list[Row]:
@@ -147,30 +173,26 @@ def spectra(model: nn.Module, x: Tensor, count: int, precision: str) -> list[Row
     ]
 
 
-def train(store: RunStore, of: Condition, args: argparse.Namespace, published: data.Dataset) -> int:
-    """Train under a condition to the end; returns the signal that came, or 0."""
-    dataset = data.with_label_noise(published, of.noise, args.seed)
-    model = feedforward(dataset.train_x.shape[1], args.width, args.depth, dataset.classes, args.seed).to(args.device)
-    trainer = Trainer(model, dataset.train_x, dataset.train_y, command_line.recipe(args, lr=of.lr))
-    # By the published labels, so that every condition is measured on the same images.
-    probe = data.stratified_subset(published.train_y, args.probe_size, args.seed).to(args.device)
-    x, y = dataset.train_x[probe], dataset.train_y[probe]
-
-    def measured() -> Row:
-        if trainer.iteration == trainer.total:
-            say(f"{of.name}: trained; {args.eigenvalues} eigenvalues for each of {args.depth} layers")
-            store.tables["eigenvalues"] = spectra(model, x, args.eigenvalues, args.precision)
-        return measure(trainer, dataset, x, y, args.precision)
-
-    try:
-        return run(store, trainer, of.name, [0, trainer.total], measured, args.checkpoint_every)
-    except DivergedError as error:
-        raise DivergedError(
-            f"{of.name}: {error}; choose smaller learning rates in --conditions and another --output"
-        ) from error
+# ---- what came out
 
 
-# ---- the study
+def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
+    """The figures and the tables of all conditions."""
+    outcomes = [Outcome(of.name, of.label, runs[of.name].rows, runs[of.name].tables[TABLE]) for of in args.conditions]
+    paths = args.output / "spectrum.png", args.output / "stable_rank.png"
+    figure.spectrum(outcomes, title(args, dataset), paths[0])
+    figure.stable_rank(outcomes, title(args, dataset), paths[1])
+    print_tables(outcomes, args.eigenvalues)
+    print(f"figures: {paths[0]} and {paths[1]}")
+
+
+def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
+    """What a reader must know about a figure: data, network and how it was trained."""
+    return (
+        f"{args.dataset}, {len(dataset.train_y):,} training images; depth {args.depth}, width {args.width}, "
+        f"seed {args.seed}\n"
+        f"{args.epochs} epochs at batch size {args.batch_size}; measured on {args.probe_size:,} training images"
+    )
 
 
 def print_tables(outcomes: Sequence[Outcome], count: int) -> None:
@@ -203,46 +225,20 @@ def print_tables(outcomes: Sequence[Outcome], count: int) -> None:
         print(f"  {name}: {', '.join(where) or 'nowhere'}")
 
 
-def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
-    """What a reader must know about a figure: data, network and how it was trained."""
-    return (
-        f"{args.dataset}, {len(dataset.train_y):,} training images; depth {args.depth}, width {args.width}, "
-        f"seed {args.seed}\n"
-        f"{args.epochs} epochs at batch size {args.batch_size}; measured on {args.probe_size:,} training images"
-    )
-
-
-def study(args: argparse.Namespace) -> int:
-    """All conditions, the figures and the tables; returns the exit status."""
-    dataset = command_line.load(args)
-    rows = args.probe_size * dataset.classes
-    if args.eigenvalues > rows:
-        raise command_line.UsageError(
-            f"argument --eigenvalues: expected at most {rows}, the rows of a kernel ({args.probe_size} samples, "
-            f"{dataset.classes} outputs), got {args.eigenvalues}"
-        )
-    environment = describe_environment(args.device, ah.build_info())
-    configs = {of.name: config(args, of, dataset) for of in args.conditions}
-    with opened(args.output, configs, environment, args.overwrite, tables=["eigenvalues"]) as stores:
-        dataset = dataset.to(args.device)
-        for of, store in zip(args.conditions, stores.values(), strict=True):
-            if not store.finished and (number := train(store, of, args, dataset)):
-                return stopped(store, of.name, number)
-        outcomes = [
-            Outcome(of.name, of.label, store.rows, store.tables["eigenvalues"])
-            for of, store in zip(args.conditions, stores.values(), strict=True)
-        ]
-    for name, draw in (("spectrum", figure.spectrum), ("stable_rank", figure.stable_rank)):
-        draw(outcomes, title(args, dataset), figures.files(args.output, name))
-    print_tables(outcomes, args.eigenvalues)
-    print(f"figures: {args.output / 'spectrum.png'} and {args.output / 'stable_rank.png'}")
-    return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study; a mistake of the user's ends in one message and status 2, not in a traceback."""
-    return command_line.finish(__file__, study, parse(arguments))
-
+STUDY = Study(
+    "spectrum",
+    __doc__,
+    options,
+    draw,
+    jobs,
+    config=("dataset", "depth", "width", "probe_size", "eigenvalues", "precision"),
+    presets=PRESETS,
+    distinct=["--conditions"],
+    check=check,
+    load=load,
+    tables=[TABLE],
+    remedy="smaller learning rates in --conditions",
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -63,17 +63,17 @@ class Outcome:
         return values
 
 
-def spectrum(outcomes: Sequence[Outcome], title: str, paths: Sequence[Path]) -> None:
+def spectrum(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
     """Draw the largest eigenvalues of every layer's C K C over the largest of all, a panel for each condition.
 
     Args:
         outcomes: with the same layers and number of eigenvalues.
         title: above the figure.
-        paths: files to write; the suffixes decide the formats.
+        path: the file to write.
     """
     columns = 2 if len(outcomes) == 4 else min(PANELS_PER_ROW, len(outcomes))
     rows = -(-len(outcomes) // columns)
-    with saved(paths, (1.4 + 3.9 * columns, 1.2 + 3.4 * rows), {"font.size": 11}) as figure:
+    with saved(path, (1.4 + 3.9 * columns, 1.2 + 3.4 * rows), {"font.size": 11}) as figure:
         axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         colours = layer_colours(len(layer_names(outcomes[0].rows)))
         for ax, outcome in zip(axes.flat, outcomes, strict=False):
@@ -96,15 +96,15 @@ def spectrum(outcomes: Sequence[Outcome], title: str, paths: Sequence[Path]) -> 
         figure.suptitle(title, fontsize=12)
 
 
-def stable_rank(outcomes: Sequence[Outcome], title: str, paths: Sequence[Path]) -> None:
+def stable_rank(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
     """Draw alignment, stable ranks and correlations of kernels and Fisher information by layer, a line per condition.
 
     Args:
         outcomes: with the same layers; the start that is drawn for comparison is the first one's.
         title: above the figure.
-        paths: files to write; the suffixes decide the formats.
+        path: the file to write.
     """
-    with saved(paths, (13, 7.6), {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:
+    with saved(path, (13, 7.6), {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:
         axes = figure.subplots(2, 3)
         panels = (
             ("alignment with the labels trained on", "CKA", "cka"),

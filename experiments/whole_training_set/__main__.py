@@ -13,23 +13,24 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import ahkernels as ah
-from experiments.common import command_line, data, figures
+from experiments.common import command_line, data
+from experiments.common.jobs import Job, Run
 from experiments.common.measuring import progress
-from experiments.common.models import feedforward
-from experiments.common.running import opened, run, say, stopped
-from experiments.common.store import Row, RunStore, describe_environment
-from experiments.common.training import DivergedError, Trainer
+from experiments.common.models import feedforward_on
+from experiments.common.running import run, say
+from experiments.common.store import Row, RunStore
+from experiments.common.study import Study
+from experiments.common.training import Recipe, Trainer
 from experiments.whole_training_set import figure
 
 TABLE = "alignments"
 
 
 @dataclass(frozen=True)
-class Job:
+class Alignment:
     """One alignment to measure: of a layer, on some training images."""
 
     layer: int  # counted from 1, next to the input
@@ -46,9 +47,8 @@ class Job:
 # ---- command line
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = command_line.command_line(__doc__)
+def options(p: argparse.ArgumentParser) -> None:
+    """Add the options of this study."""
     command_line.add(p, "--dataset", "--data-dir", "--train-size", "--depth", "--width", "--lr", "--momentum")
     command_line.add(p, "--weight-decay", "--batch-size", "--epochs")
     command_line.add(p, "--probe-size", help="training samples in a probe, stratified")
@@ -69,88 +69,106 @@ def parser() -> argparse.ArgumentParser:
         help="layers to measure exactly on the whole set, too; time grows as its square",
     )
     command_line.add(p, "--precision", "--seed")
-    p.add_argument("--output", type=Path, help="folder for the results (default: runs/whole_training_set-DATASET)")
-    command_line.add(p, "--overwrite", "--checkpoint-every", "--threads", "--device")
-    return p
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and check the command line; exits with a message that names the option if a value is wrong."""
-    p = parser()
-    args = p.parse_args(arguments)
-    command_line.require_distinct(p, args, *(["--exact-layers"] if args.exact_layers else []))
-    command_line.require_data_dir(p, args)
+def check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with a message where a layer is to be measured that the network does not have."""
     if args.exact_layers and max(args.exact_layers) > args.depth:
         p.error(
             f"argument --exact-layers: expected layers from 1 to {args.depth}, --depth, got {max(args.exact_layers)}"
         )
-    args.output = args.output or Path("runs") / f"whole_training_set-{args.dataset}"
-    return args
+
+
+def load(args: argparse.Namespace) -> data.Dataset:
+    """The data set, with more training samples than a probe has."""
+    dataset = command_line.load(args)
+    samples = len(dataset.train_y)
+    if args.probe_size == samples:
+        raise command_line.UsageError(
+            f"argument --probe-size: expected less than {samples}, the training samples, got {args.probe_size}"
+        )
+    return dataset
 
 
 # ---- one run
 
 
-def config(args: argparse.Namespace, dataset: data.Dataset) -> dict[str, Any]:
-    """All that determines a run's numbers, up to the machine it runs on."""
-    names = ("dataset", "depth", "width", "probe_size", "probes", "products", "exact_layers", "precision")
-    return command_line.config(args, dataset, names)
+def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
+    """The only run."""
+    recipe = command_line.recipe(args)
+    return [Job(f"seed-{args.seed}", partial(train, args, recipe, dataset), recipe)]
 
 
-def jobs(args: argparse.Namespace, samples: int) -> list[Job]:
+def train(args: argparse.Namespace, recipe: Recipe, dataset: data.Dataset, store: RunStore) -> int:
+    """Train to the end and measure; returns the signal that came, or 0."""
+    model = feedforward_on(dataset, args.width, args.depth, args.seed)
+    trainer = Trainer(model, dataset.train_x, dataset.train_y, recipe)
+
+    def measured() -> Row:
+        found = store.tables.setdefault(TABLE, [])
+        known = {tuple(int(row[name]) for name in ("layer", "samples", "probe", "products")) for row in found}
+        for one in wanted(args, len(dataset.train_y)):
+            if one.key in known:
+                continue
+            found.append(measure(trainer, dataset, one, args.precision))
+            store.save(trainer.state())
+            how = f"from {one.products} products" if one.products else "exactly"
+            cka, seconds = found[-1]["cka"], found[-1]["seconds"]
+            say(f"{store.name}: layer {one.layer} on {one.samples:,} images {how}: {cka:.4f}, {seconds:.1f} s")
+        return progress(trainer, dataset)
+
+    return run(store, trainer, [trainer.total], measured, args.checkpoint_every)
+
+
+def wanted(args: argparse.Namespace, samples: int) -> list[Alignment]:
     """What is measured of the trained network, in this order."""
     layers = range(1, args.depth + 1)
-    probes = [Job(layer, args.probe_size, probe, 0) for probe in range(args.probes) for layer in layers]
-    estimated = [Job(layer, samples, 0, args.products) for layer in layers]
-    return [*probes, *estimated, *(Job(layer, samples, 0, 0) for layer in args.exact_layers)]
+    probes = [Alignment(layer, args.probe_size, probe, 0) for probe in range(args.probes) for layer in layers]
+    estimated = [Alignment(layer, samples, 0, args.products) for layer in layers]
+    return [*probes, *estimated, *(Alignment(layer, samples, 0, 0) for layer in args.exact_layers)]
 
 
-def measure(trainer: Trainer, dataset: data.Dataset, job: Job, precision: str) -> Row:
+def measure(trainer: Trainer, dataset: data.Dataset, one: Alignment, precision: str) -> Row:
     """One alignment, with its standard error (0 where it is exact) and the seconds that it took."""
     x, y = dataset.train_x, dataset.train_y
-    if job.samples < len(y):
-        chosen = data.stratified_subset(y, job.samples, job.probe).to(y.device)
+    if one.samples < len(y):
+        chosen = data.stratified_subset(y, one.samples, one.probe).to(y.device)
         x, y = x[chosen], y[chosen]
     start = time.perf_counter()
     report = ah.layerwise_alignment(
-        trainer.model, x, y, layers=[f"layer{job.layer}"], products=job.products or None, precision=precision
+        trainer.model, x, y, layers=[f"layer{one.layer}"], products=one.products or None, precision=precision
     )
     return {
-        "layer": job.layer,
-        "samples": job.samples,
-        "probe": job.probe,
-        "products": job.products,
+        "layer": one.layer,
+        "samples": one.samples,
+        "probe": one.probe,
+        "products": one.products,
         "cka": float(report.cka),
         "cka_error": 0.0 if report.cka_standard_error is None else float(report.cka_standard_error),
         "seconds": round(time.perf_counter() - start, 3),
     }
 
 
-def train(store: RunStore, name: str, args: argparse.Namespace, dataset: data.Dataset) -> int:
-    """Train to the end and measure; returns the signal that came, or 0."""
-    model = feedforward(dataset.train_x.shape[1], args.width, args.depth, dataset.classes, args.seed).to(args.device)
-    trainer = Trainer(model, dataset.train_x, dataset.train_y, command_line.recipe(args))
-
-    def measured() -> Row:
-        found = store.tables.setdefault(TABLE, [])
-        known = {tuple(int(row[name]) for name in ("layer", "samples", "probe", "products")) for row in found}
-        for job in jobs(args, len(dataset.train_y)):
-            if job.key in known:
-                continue
-            found.append(measure(trainer, dataset, job, args.precision))
-            store.save(trainer.state())
-            how = f"from {job.products} products" if job.products else "exactly"
-            row = found[-1]
-            say(f"{name}: layer {job.layer} on {job.samples:,} images {how}: {row['cka']:.4f}, {row['seconds']:.1f} s")
-        return progress(trainer, dataset)
-
-    try:
-        return run(store, trainer, name, [trainer.total], measured, args.checkpoint_every)
-    except DivergedError as error:
-        raise DivergedError(f"{name}: {error}; choose a smaller --lr and another --output") from error
+# ---- what came out
 
 
-# ---- the study
+def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
+    """The figure and the table."""
+    (found,) = runs.values()
+    samples, alignments, path = len(dataset.train_y), found.tables[TABLE], args.output / "whole_training_set.png"
+    figure.whole_training_set(alignments, samples, title(args, dataset, found.rows[-1]), path)
+    print_table(found.rows, alignments, samples)
+    print(f"figure: {path}")
+
+
+def title(args: argparse.Namespace, dataset: data.Dataset, last: Row) -> str:
+    """What a reader must know about the figure: data, network, recipe and how well it did."""
+    return (
+        f"{args.dataset}, {len(dataset.train_y):,} training images: train accuracy {last['train_accuracy']:.1%}, "
+        f"test accuracy {last['test_accuracy']:.1%}\n"
+        f"depth {args.depth}, width {args.width}, learning rate {args.lr:g}, batch size {args.batch_size}, "
+        f"{args.epochs} epochs, seed {args.seed}"
+    )
 
 
 def print_table(rows: Sequence[Row], alignments: Sequence[Row], samples: int) -> None:
@@ -171,42 +189,18 @@ def print_table(rows: Sequence[Row], alignments: Sequence[Row], samples: int) ->
     print(f"test accuracy {rows[-1]['test_accuracy']:.1%}, train accuracy {rows[-1]['train_accuracy']:.1%}")
 
 
-def title(args: argparse.Namespace, dataset: data.Dataset, last: Row) -> str:
-    """What a reader must know about the figure: data, network, recipe and how well it did."""
-    return (
-        f"{args.dataset}, {len(dataset.train_y):,} training images: train accuracy {last['train_accuracy']:.1%}, "
-        f"test accuracy {last['test_accuracy']:.1%}\n"
-        f"depth {args.depth}, width {args.width}, learning rate {args.lr:g}, batch size {args.batch_size}, "
-        f"{args.epochs} epochs, seed {args.seed}"
-    )
-
-
-def study(args: argparse.Namespace) -> int:
-    """The run, the figure and the table; returns the exit status."""
-    dataset = command_line.load(args)
-    samples = len(dataset.train_y)
-    if args.probe_size == samples:
-        raise command_line.UsageError(
-            f"argument --probe-size: expected less than {samples}, the training samples, got {args.probe_size}"
-        )
-    name = f"seed-{args.seed}"
-    environment = describe_environment(args.device, ah.build_info())
-    with opened(args.output, {name: config(args, dataset)}, environment, args.overwrite, tables=[TABLE]) as stores:
-        store = stores[name]
-        if not store.finished and (number := train(store, name, args, dataset.to(args.device))):
-            return stopped(store, name, number)
-        rows, alignments = store.rows, store.tables[TABLE]
-    paths = figures.files(args.output, "whole_training_set")
-    figure.whole_training_set(alignments, samples, title(args, dataset, rows[-1]), paths)
-    print_table(rows, alignments, samples)
-    print(f"figure: {paths[-1]}")
-    return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study; a mistake of the user's ends in one message and status 2, not in a traceback."""
-    return command_line.finish(__file__, study, parse(arguments))
-
+STUDY = Study(
+    "whole_training_set",
+    __doc__,
+    options,
+    draw,
+    jobs,
+    config=("dataset", "depth", "width", "probe_size", "probes", "products", "exact_layers", "precision"),
+    distinct=["--exact-layers"],
+    check=check,
+    load=load,
+    tables=[TABLE],
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

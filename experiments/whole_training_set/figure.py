@@ -12,16 +12,16 @@ BLUE, ORANGE = "#0072B2", "#D55E00"  # of the Okabe-Ito palette
 REACH = 1.96  # standard errors in an error bar: 95%
 
 
-def whole_training_set(alignments: Sequence[Row], samples: int, title: str, paths: Sequence[Path]) -> None:
+def whole_training_set(alignments: Sequence[Row], samples: int, title: str, path: Path) -> None:
     """Draw the alignment of each layer on every probe, and on all samples with error bars.
 
     Args:
         alignments: rows with columns layer, samples, probe, products (0: exact), cka and cka_error.
         samples: of the whole set.
         title: above the figure.
-        paths: files to write; the suffixes decide the formats.
+        path: the file to write.
     """
-    with saved(paths, (8.4, 5.4), {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:
+    with saved(path, (8.4, 5.4), {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:
         ax = figure.subplots()
         probes = [row for row in alignments if row["samples"] < samples]
         for index, probe in enumerate(sorted({row["probe"] for row in probes})):

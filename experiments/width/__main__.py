@@ -14,7 +14,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,17 @@ import torch
 from torch import nn
 
 import ahkernels as ah
-from experiments.common import command_line, data, figures, jobs
+from experiments.common import command_line, data, figures
 from experiments.common.figures import Array
-from experiments.common.measuring import aligned_progress
-from experiments.common.models import feedforward
+from experiments.common.jobs import Job, Run, ended, run_to_end_or_divergence
+from experiments.common.measuring import aligned_progress, tracker
+from experiments.common.models import feedforward_on
 from experiments.common.running import say
-from experiments.common.store import Row, RunStore, csv_of, describe_environment, locked, read_metrics, write_atomically
-from experiments.common.training import Recipe, Trainer, flushed_denormals, measurement_grid
-from experiments.width.figure import Trained, width
+from experiments.common.store import Row, RunStore, csv_of, write_atomically
+from experiments.common.study import Study
+from experiments.common.training import Recipe, Trainer
+from experiments.width import figure
+from experiments.width.figure import Trained
 
 REFERENCE = 256  # the width that has the learning rate --lr
 PRESETS: dict[str, dict[str, Any]] = {
@@ -64,9 +67,8 @@ class Network:
 # ---- command line
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = command_line.command_line(__doc__)
+def options(p: argparse.ArgumentParser) -> None:
+    """Add the options of this study."""
     command_line.add(p, "--dataset", "--data-dir", "--train-size", "--test-size")
     p.add_argument(
         "--widths", type=command_line.whole(1), nargs="+", default=[32, 128, 512], metavar="N", help="units of a layer"
@@ -87,20 +89,12 @@ def parser() -> argparse.ArgumentParser:
     command_line.add(p, "--probe-size")
     command_line.add(p, "--measurements", default=8)
     command_line.add(p, "--precision", "--seed")
-    p.add_argument("--output", type=Path, help="folder for the results (default: runs/width-DATASET)")
-    command_line.add(p, "--overwrite", help="discard these runs in the output folder; for one process")
-    command_line.add(p, "--checkpoint-every", "--threads", "--device")
-    return p
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and check the command line; exits with a message that names the option if a value is wrong."""
-    p = parser()
-    args = command_line.parse(p, PRESETS, arguments)
-    command_line.require_distinct(p, args, "--widths", "--lr-exponents")
-    command_line.require_data_dir(p, args)
-    args.output = args.output or Path("runs") / f"width-{args.dataset}"
-    return args
+def load(args: argparse.Namespace) -> data.Dataset:
+    """The data set with as many training and test samples as were asked for."""
+    dataset = command_line.load(args)
+    return data.test_subset(dataset, command_line.test_size(args, dataset), args.seed)
 
 
 def networks(args: argparse.Namespace) -> list[Network]:
@@ -115,24 +109,36 @@ def networks(args: argparse.Namespace) -> list[Network]:
 # ---- one run
 
 
-def recipe(args: argparse.Namespace, one: Network) -> Recipe:
-    """How a network is trained."""
-    return command_line.recipe(args, lr=one.lr)
+def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
+    """One run for each network."""
+    return [job(args, one, dataset) for one in networks(args)]
 
 
-def job(args: argparse.Namespace, one: Network, dataset: data.Dataset) -> jobs.Job:
-    """A network as the processes share it out."""
-    names = ("dataset", "depth", "probe_size", "measurements", "precision")
-    config = command_line.config(args, dataset, names, lr=one.lr) | {"width": one.width}
-    total = args.epochs * math.ceil(len(dataset.train_y) / args.batch_size)
-    return jobs.Job(
-        one.name, config, lambda rows: jobs.ended(rows, total), lambda store: train(store, args, one, dataset)
+def job(args: argparse.Namespace, one: Network, dataset: data.Dataset) -> Job:
+    """The run of one network."""
+    recipe = command_line.recipe(args, lr=one.lr)
+    total = recipe.steps(len(dataset.train_y))
+    return Job(
+        one.name,
+        partial(train, args, one, recipe, dataset),
+        recipe,
+        {"width": one.width},
+        finished=lambda rows: ended(rows, total),
     )
 
 
-def initial(args: argparse.Namespace, one: Network, dataset: data.Dataset) -> nn.Sequential:
-    """A network before training."""
-    return feedforward(dataset.train_x.shape[1], one.width, args.depth, dataset.classes, one.seed)
+def train(args: argparse.Namespace, one: Network, recipe: Recipe, dataset: data.Dataset, store: RunStore) -> int:
+    """Train a network to its end; returns the signal that came, or 0."""
+    model = feedforward_on(dataset, one.width, args.depth, one.seed)
+    trainer = Trainer(model, dataset.train_x, dataset.train_y, recipe)
+    tracked = tracker(model, data.probe(dataset, args.probe_size, args.seed), args.precision)
+
+    def measured() -> Row:
+        start = feedforward_on(dataset, one.width, args.depth, one.seed)
+        return aligned_progress(trainer, dataset, tracked) | moved(model, start)
+
+    at = ah.measurement_grid(trainer.total, args.measurements)
+    return run_to_end_or_divergence(store, trainer, at, measured, args.checkpoint_every)
 
 
 @torch.no_grad()
@@ -145,27 +151,49 @@ def moved(model: nn.Sequential, start: nn.Sequential) -> Row:
     }
 
 
-def train(store: RunStore, args: argparse.Namespace, one: Network, dataset: data.Dataset) -> int:
-    """Train a network to its end; returns the signal that came, or 0."""
-    model = initial(args, one, dataset).to(args.device)
-    trainer = Trainer(model, dataset.train_x, dataset.train_y, recipe(args, one))
-    x, y = probe(args, dataset)
-
-    def measured() -> Row:
-        start = initial(args, one, dataset).to(args.device)
-        return aligned_progress(trainer, dataset, x, y, args.precision) | moved(model, start)
-
-    at = measurement_grid(trainer.total, args.measurements)
-    return jobs.train(store, trainer, one.name, at, measured, args.checkpoint_every)
-
-
-def probe(args: argparse.Namespace, dataset: data.Dataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """The samples that alignment is measured on."""
-    chosen = data.stratified_subset(dataset.train_y, args.probe_size, args.seed).to(args.device)
-    return dataset.train_x[chosen], dataset.train_y[chosen]
-
-
 # ---- what came out
+
+
+def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
+    """The figure and the table of the runs that have ended with an alignment, beside a network of infinite width."""
+    found = {
+        one: run.rows
+        for one in networks(args)
+        if (run := runs[one.name]).finished and not math.isnan(figures.peak(run.rows[-1])[1])
+    }
+    if not found:
+        say("nothing to draw: no run has ended with an alignment")
+        return
+    lines = sorted((summary(*item) for item in found.items()), key=lambda line: (line["exponent"], line["width"]))
+    write_atomically(args.output / "width.csv", csv_of(lines))
+    rows = {
+        f"learning rate {args.lr:g} · ({REFERENCE} / width)$^{{{exponent:g}}}$": {
+            one.width: trained(rows) for one, rows in found.items() if one.exponent == exponent
+        }
+        for exponent in args.lr_exponents
+        if any(one.exponent == exponent for one in found)
+    }
+    path = args.output / "width.png"
+    figure.width(rows, limit(args, dataset), title(args, dataset), path)
+    print_table(lines)
+    print(f"figure: {path}")
+
+
+def limit(args: argparse.Namespace, dataset: data.Dataset) -> Array:
+    """Alignment by layer of a network of infinite width before training, [L]."""
+    x, y = data.probe(dataset, args.probe_size, args.seed)
+    infinite = ah.signal_propagation.layer_kernels(ah.signal_propagation.Network("relu"), x, args.depth)
+    one_hot = torch.nn.functional.one_hot(y, dataset.classes).double()
+    aligned: Array = infinite.alignment(one_hot).cka.numpy()
+    return aligned
+
+
+def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
+    """What a reader must know about the figure: data, networks and training."""
+    return (
+        f"{args.dataset}, {len(dataset.train_y):,} training images, alignment on {args.probe_size:,} of them\n"
+        f"depth {args.depth}, batch size {args.batch_size}, epochs: {args.epochs}, seed {args.seed}"
+    )
 
 
 def trained(rows: Sequence[Row]) -> Trained:
@@ -209,64 +237,19 @@ def print_table(lines: Sequence[Row]) -> None:
         )
 
 
-def draw(args: argparse.Namespace, dataset: data.Dataset) -> None:
-    """Figure and table of what there is; processes take turns, so that the last one draws the latest."""
-    x, y = probe(args, dataset)
-    infinite = ah.signal_propagation.layer_kernels(ah.signal_propagation.Network("relu"), x, args.depth)
-    limit = infinite.alignment(torch.nn.functional.one_hot(y, dataset.classes).double()).cka.numpy()
-    with locked(args.output):
-        found = {one: read_metrics(args.output / one.name) for one in networks(args)}
-        found = {
-            one: rows
-            for one, rows in found.items()
-            if job(args, one, dataset).finished(rows) and not math.isnan(figures.peak(rows[-1])[1])
-        }
-        if not found:
-            say("nothing to draw: no run has ended with an alignment")
-            return
-        lines = sorted((summary(*item) for item in found.items()), key=lambda line: (line["exponent"], line["width"]))
-        write_atomically(args.output / "width.csv", csv_of(lines))
-        rows = {
-            f"learning rate {args.lr:g} · ({REFERENCE} / width)$^{{{exponent:g}}}$": {
-                one.width: trained(rows) for one, rows in found.items() if one.exponent == exponent
-            }
-            for exponent in args.lr_exponents
-            if any(one.exponent == exponent for one in found)
-        }
-        paths = figures.files(args.output, "width")
-        width(rows, limit, title(args, dataset), paths)
-    print_table(lines)
-    print(f"figure: {paths[-1]}")
-
-
-def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
-    """What a reader must know about the figure: data, networks and training."""
-    return (
-        f"{args.dataset}, {len(dataset.train_y):,} training images, alignment on {args.probe_size:,} of them\n"
-        f"depth {args.depth}, batch size {args.batch_size}, epochs: {args.epochs}, seed {args.seed}"
-    )
-
-
-# ---- the study
-
-
-def study(args: argparse.Namespace) -> int:
-    """All runs, the figure and the table; returns the exit status."""
-    with flushed_denormals() as flushed:
-        dataset = command_line.load(args)
-        dataset = data.test_subset(dataset, command_line.test_size(args, dataset), args.seed).to(args.device)
-        environment = {**describe_environment(args.device, ah.build_info()), "denormals_are_zero": flushed}
-        everything = [job(args, one, dataset) for one in networks(args)]
-        status = jobs.share(args.output, everything, environment, args.overwrite)
-    if not status:
-        draw(args, dataset)
-    return status
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study; a mistake of the user's ends in one message and status 2, not in a traceback."""
-    return command_line.finish(__file__, study, parse(arguments))
-
+STUDY = Study(
+    "width",
+    __doc__,
+    options,
+    draw,
+    jobs,
+    config=("dataset", "depth", "probe_size", "measurements", "precision"),
+    presets=PRESETS,
+    distinct=("--widths", "--lr-exponents"),
+    load=load,
+    shared=True,
+    flush_denormals=True,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -25,17 +25,17 @@ class Trained:
     moved: Array
 
 
-def width(rows: Mapping[str, Mapping[int, Trained]], limit: Array, title: str, paths: Sequence[Path]) -> None:
+def width(rows: Mapping[str, Mapping[int, Trained]], limit: Array, title: str, path: Path) -> None:
     """Draw a row of pictures for every choice of learning rates.
 
     Args:
         rows: title of a row -> width -> network.
         limit: alignment by layer of a network of infinite width before training, [L].
         title: above the figure.
-        paths: files to write; the suffixes decide the formats.
+        path: the file to write.
     """
     style = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-    with saved(paths, (15, 1.1 + 4.4 * len(rows)), style) as figure:
+    with saved(path, (15, 1.1 + 4.4 * len(rows)), style) as figure:
         axes = figure.subplots(len(rows), 3, squeeze=False, width_ratios=(1.35, 1, 1))
         for (name, networks), (by_layer, peak, moved) in zip(rows.items(), axes, strict=True):
             _draw_by_layer(by_layer, networks, limit)

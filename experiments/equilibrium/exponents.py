@@ -1,0 +1,76 @@
+"""Exponents fitted to curves on log-log axes, beside those of the theorems."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ahkernels.signal_propagation import PowerLaw, fit_power_law
+from experiments.common.figures import Array
+
+
+class Fit(NamedTuple):
+    """An exponent fitted to a curve, beside theory's; nan where theory has none."""
+
+    name: str
+    variable: str
+    theory: float
+    plain: PowerLaw
+    corrected: PowerLaw | None
+
+    @property
+    def best(self) -> PowerLaw:
+        """With corrections where there are any."""
+        return self.corrected or self.plain
+
+    @property
+    def legend(self) -> str:
+        """Both exponents."""
+        corrected = f"\nwith corrections {measured(self.corrected)}" if self.corrected else ""
+        return f"slope {measured(self.plain)}{corrected}"
+
+
+def fitted(name: str, variable: str, theory: float, x: Array, y: Array, corrections: Sequence[Array] = ()) -> Fit:
+    """A power law without and, if there are any, with corrections."""
+    corrected = fit_power_law(x, y, corrections) if corrections else None
+    return Fit(name, variable, theory, fit_power_law(x, y), corrected)
+
+
+def measured(law: PowerLaw) -> str:
+    """An exponent with its error, which has one digit."""
+    error = max(law.exponent_error, 1e-9)
+    digits = min(9, max(2, -math.floor(math.log10(error))))
+    return f"{law.exponent:.{digits}f} ± {error:.0e}" if error < 1e-4 else f"{law.exponent:.{digits}f} ± {error:.1g}"
+
+
+def slow(x: Array) -> list[Array]:
+    """The terms by which the logarithm of a power of x is off (lemma 2)."""
+    return [np.log(x) / x, 1 / x]
+
+
+def constant(law: PowerLaw) -> str:
+    """The constant of a power law with its error."""
+    return f"{law.constant:.4g} ± {law.constant_error:.1g}"
+
+
+def row(fit: Fit) -> dict[str, Any]:
+    """A line of the table of exponents."""
+    values: dict[str, Any] = {"name": fit.name, "variable": fit.variable, "theory": fit.theory}
+    for name, law in (("plain", fit.plain), ("corrected", fit.corrected)):
+        for column in ("exponent", "exponent_error", "constant", "constant_error"):
+            values[f"{name}_{column}"] = getattr(law, column) if law else math.nan
+    return values
+
+
+def print_table(fits: Sequence[Fit]) -> None:
+    """All exponents, with theory's."""
+    width = max(len(fit.name) for fit in fits)
+    print(f"{'exponents':<{width}}  {'of':<5}  {'theory':>7}  {'fitted':<22}  {'with corrections':<22}  constant")
+    for fit in fits:
+        print(
+            f"{fit.name:<{width}}  {fit.variable:<5}  {fit.theory:>7.4f}  {measured(fit.plain):<22}  "
+            f"{measured(fit.corrected) if fit.corrected else '':<22}  {constant(fit.best)}"
+        )

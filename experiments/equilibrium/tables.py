@@ -1,0 +1,24 @@
+"""Results as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.common.store import Row, csv_of, write_atomically
+
+
+def save(output: Path, name: str, rows: Sequence[Row | dict[str, Any]]) -> None:
+    """A table, as NAME.csv."""
+    write_atomically(output / f"{name}.csv", csv_of(rows))
+
+
+def table(**columns: Any) -> list[Row]:
+    """Columns [k] as k rows."""
+    return [
+        dict(zip(columns, line, strict=True))
+        for line in zip(*(np.asarray(c).tolist() for c in columns.values()), strict=True)
+    ]
