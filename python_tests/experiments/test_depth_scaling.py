@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scripts
+import runs
 import torch
 from scipy import stats
 
@@ -18,7 +18,7 @@ import ahkernels
 from experiments.common import data
 from experiments.common.models import feedforward
 from experiments.common.training import Recipe, Trainer, evaluate, flushed_denormals
-from experiments.depth_scaling.__main__ import Variant, main, networks, parse
+from experiments.depth_scaling.__main__ import STUDY, Variant, networks
 from experiments.depth_scaling.line_fit import Line
 
 TINY = [
@@ -32,7 +32,7 @@ NAMES = ["depth2-lr0.05-batch32-seed0", "depth3-lr0.04-batch32-seed0", "depth5-l
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process that nobody disturbs makes of TINY."""
     output = tmp_path_factory.mktemp("alone")
-    assert main([*TINY, "--output", str(output)]) == 0
+    assert STUDY.main([*TINY, "--output", str(output)]) == 0
     return output
 
 
@@ -41,18 +41,18 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_study_leaves_runs_tables_and_a_figure(alone: Path) -> None:
     assert sorted(path.name for path in alone.iterdir()) == sorted(
-        [*NAMES, "depth_scaling.csv", "depth_scaling.png", "depth_scaling.svg", "fits.csv"]
+        [*NAMES, "depth_scaling.csv", "depth_scaling.png", "fits.csv"]
     )
     assert (alone / "depth_scaling.png").read_bytes().startswith(b"\x89PNG")
-    lines = [line for line in scripts.texts(alone / "depth_scaling.csv") if line["moment"] == "end"]
+    lines = [line for line in runs.texts(alone / "depth_scaling.csv") if line["moment"] == "end"]
     assert [int(line["depth"]) for line in lines] == [2, 3, 5]
     assert [float(line["epoch"]) for line in lines] == [1, 2, 2]
     for name, line in zip(NAMES, lines, strict=True):
-        last = {key: float(value) for key, value in scripts.texts(alone / name / "metrics.csv")[-1].items()}
+        last = {key: float(value) for key, value in runs.texts(alone / name / "metrics.csv")[-1].items()}
         of_layers = [last[f"cka/layer{layer + 1}"] for layer in range(int(line["depth"]))]
         assert float(line["cka"]) == max(of_layers)
         assert int(line["peak"]) == 1 + of_layers.index(max(of_layers))
-    fit = scripts.texts(alone / "fits.csv")[0]
+    fit = runs.texts(alone / "fits.csv")[0]
     expected = stats.linregress(np.log([2, 3, 5]), np.log([int(line["peak"]) for line in lines]))
     assert float(fit["slope"]) == pytest.approx(expected.slope, abs=1e-12)
     assert float(fit["low"]) <= float(fit["slope"]) <= float(fit["high"])
@@ -69,7 +69,7 @@ def test_a_run_is_the_papers_network_trained_with_its_depths_recipe(alone: Path)
         report = ahkernels.layerwise_alignment(
             trainer.model, digits.train_x[probe], digits.train_y[probe], precision="highest"
         )
-    rows = scripts.texts(alone / NAMES[1] / "metrics.csv")
+    rows = runs.texts(alone / NAMES[1] / "metrics.csv")
     assert [float(row["iteration"]) for row in rows] == [0, 1, 4, 20]
     assert (float(rows[-1]["test_loss"]), float(rows[-1]["test_accuracy"])) == evaluate(
         trainer.model, digits.test_x, digits.test_y
@@ -96,18 +96,18 @@ def test_the_line_finds_a_known_power_and_its_interval_covers_it() -> None:
 
 
 def test_peaks_of_several_seeds_are_fitted_together(tmp_path: Path) -> None:
-    assert main([*TINY, "--seeds", "0", "1", "--epoch-fraction", "0.25", "--output", str(tmp_path)]) == 0
-    assert {fit["networks"] for fit in scripts.texts(tmp_path / "fits.csv")} == {"6"}
+    assert STUDY.main([*TINY, "--seeds", "0", "1", "--epoch-fraction", "0.25", "--output", str(tmp_path)]) == 0
+    assert {fit["networks"] for fit in runs.texts(tmp_path / "fits.csv")} == {"6"}
 
 
 def test_a_run_that_diverges_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [*TINY, "--lrs", "0.05", "0.04", "1e18", "--output", str(tmp_path)]
-    assert main(command) == 0
+    assert STUDY.main(command) == 0
     told = capsys.readouterr()
     assert "depth5-lr1e+18-batch32-seed0: training diverged" in told.err
     assert "slope" not in told.out  # two depths are too few
-    assert {line["depth"] for line in scripts.texts(tmp_path / "depth_scaling.csv")} == {"2", "3"}
-    assert main(command) == 0
+    assert {line["depth"] for line in runs.texts(tmp_path / "depth_scaling.csv")} == {"2", "3"}
+    assert STUDY.main(command) == 0
     assert "finished before" in capsys.readouterr().err
 
 
@@ -123,7 +123,7 @@ def test_a_run_that_diverges_is_left_out(tmp_path: Path, capsys: pytest.CaptureF
     ],
 )
 def test_presets_are_the_papers_tables(preset: str, width: int, depth: int, lr: float, epochs: int) -> None:
-    args = parse(["--preset", preset, "--data-dir", "d"])
+    args = STUDY.parse(["--preset", preset, "--data-dir", "d"])
     assert (args.dataset, args.width) == (preset, width)
     found = networks(args)
     assert len(found) == 30
@@ -134,12 +134,11 @@ def test_presets_are_the_papers_tables(preset: str, width: int, depth: int, lr: 
 
 
 def test_options_override_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
-    args = parse(["--preset", "mnist", "--data-dir", "d", "--width", "7", "--variants", "0.5:64"])
+    args = STUDY.parse(["--preset", "mnist", "--data-dir", "d", "--width", "7", "--variants", "0.5:64"])
     assert (args.dataset, args.width, args.variants) == ("mnist", 7, [Variant(0.5, 64)])
-    assert "expected 1 number or 10, one for each depth, got 2" in scripts.refused(
-        parse, ["--preset", "mnist", "--lrs", "1", "2"], capsys
-    )
-    assert "(default: 100)" in scripts.helped(lambda arguments: parse(["--preset", "mnist", *arguments]), capsys)
+    with pytest.raises(SystemExit):
+        STUDY.parse(["--preset", "mnist", "--help"])
+    assert "(default: 100)" in " ".join(capsys.readouterr().out.split())
 
 
 # ---- interruptions, and processes that share a folder
@@ -148,64 +147,33 @@ def test_options_override_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_interrupted_study_ends_with_the_same_metrics(
     tmp_path: Path, alone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Trainer.step
-
-    def interrupted(trainer: Trainer) -> float:
-        if trainer.iteration == 7:
-            signal.raise_signal(signal.SIGTERM)
-        return step(trainer)
-
     command = [*TINY, "--output", str(tmp_path)]
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", interrupted)
-        assert main(command) == 128 + signal.SIGTERM
+    with runs.interrupted(monkeypatch, lambda trainer: trainer.iteration == 7):
+        assert STUDY.main(command) == 128 + signal.SIGTERM
     assert re.search(r"depth5-\S+: stopped and saved", capsys.readouterr().err)
-    assert main(command) == 0
-    assert scripts.metrics(tmp_path) == scripts.metrics(alone)
-    for name in ("depth_scaling.csv", "fits.csv", "depth_scaling.svg"):
+    assert STUDY.main(command) == 0
+    assert runs.metrics(tmp_path) == runs.metrics(alone)
+    for name in ("depth_scaling.csv", "fits.csv", "depth_scaling.png"):
         assert (tmp_path / name).read_bytes() == (alone / name).read_bytes()
 
 
 @pytest.mark.slow
 def test_two_processes_do_every_run_once(tmp_path: Path, alone: Path) -> None:
-    workers = [scripts.start("depth_scaling", *TINY, "--output", str(tmp_path)) for _ in range(2)]
+    workers = [runs.start("depth_scaling", *TINY, "--output", str(tmp_path)) for _ in range(2)]
     errors = [worker.communicate()[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
     assert sorted(re.findall(r"^(\S+): iteration 0/", "".join(errors), re.MULTILINE)) == sorted(NAMES)
-    assert scripts.metrics(tmp_path) == scripts.metrics(alone)
+    assert runs.metrics(tmp_path) == runs.metrics(alone)
 
 
 # ---- refusals
 
 
-@pytest.mark.parametrize(
-    ("arguments", "option", "expected"),
-    [
-        (["--preset", "kmnist"], "--preset", "cifar10"),
-        (["--dataset", "mnist"], "--data-dir", "folder that holds mnist/"),
-        (["--depths", "3", "3"], "--depths", "distinct numbers, got 3 3"),
-        (["--depths", "0"], "--depths", "at least 1, got '0'"),
-        (["--lrs", "0.1", "0.2"], "--lrs", "expected 1 number or 5"),
-        (["--epochs", "1", "2", "3"], "--epochs", "expected 1 number or 5"),
-        (["--epoch-fraction", "0"], "--epoch-fraction", "a number in (0, 1], got '0'"),
-        (["--variants", "1"], "--variants", "F:B, got '1'"),
-        (["--variants", "0:32"], "--variants", "F:B, got '0:32'"),
-        (["--variants", "1:32", "1:32"], "--variants", "distinct values"),
-    ],
-)
-def test_bad_values_name_option_expectation_and_value(
-    arguments: list[str], option: str, expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    message = scripts.refused(parse, arguments, capsys)
-    assert f"argument {option}: " in message
-    assert expected in message
-
-
 def test_another_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*TINY, "--depths", "2", "--lrs", "0.05", "--epochs", "2", "--output", str(tmp_path)]) == 0
-    assert main([*TINY, "--width", "13", "--output", str(tmp_path)]) == 2
+    assert STUDY.main([*TINY, "--depths", "2", "--lrs", "0.05", "--epochs", "2", "--output", str(tmp_path)]) == 0
+    assert STUDY.main([*TINY, "--width", "13", "--output", str(tmp_path)]) == 2
     assert "width: 12 there, 13 asked for" in capsys.readouterr().err
     assert not (tmp_path / NAMES[2]).exists()
     assert json.loads((tmp_path / NAMES[0] / "config.json").read_text())["width"] == 12
-    assert not math.isnan(float(scripts.texts(tmp_path / NAMES[0] / "metrics.csv")[-1]["train_loss"]))
+    assert not math.isnan(float(runs.texts(tmp_path / NAMES[0] / "metrics.csv")[-1]["train_loss"]))
     assert torch.get_num_threads() == 1

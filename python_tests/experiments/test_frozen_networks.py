@@ -9,14 +9,14 @@ import signal
 from pathlib import Path
 
 import pytest
-import scripts
+import runs
 import torch
 
 import ahkernels as ah
 from experiments.common import data
 from experiments.common.models import feedforward
 from experiments.common.training import Recipe, Trainer, evaluate
-from experiments.frozen_networks.__main__ import last_layer, main, parse
+from experiments.frozen_networks.__main__ import STUDY, last_layer
 from experiments.frozen_networks.initial_network import InitialNetwork
 
 LAYERS = ["layer1", "layer2", "layer3"]
@@ -36,7 +36,7 @@ def curve(row: dict[str, float], statistic: str) -> list[float]:
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What TINY leaves; not to be changed."""
     folder = tmp_path_factory.mktemp("tiny")
-    assert main([*TINY, "--output", str(folder)]) == 0
+    assert STUDY.main([*TINY, "--output", str(folder)]) == 0
     return folder
 
 
@@ -47,24 +47,23 @@ def test_a_study_leaves_runs_a_figure_and_a_table(
     output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = torch.get_rng_state()
-    assert main([*TINY, "--output", str(tmp_path)]) == 0
+    assert STUDY.main([*TINY, "--output", str(tmp_path)]) == 0
     assert torch.equal(torch.get_rng_state(), state)
     told = capsys.readouterr()
     assert re.findall(r"width (\d+): features of 1,797 images", told.err) == ["16", "32"]  # once for both noise scales
     assert len(re.findall(r"^ +(?:16|32) +(?:0\.01|1) +3( +\d+\.\d%){2}( +[123] +0\.\d{4}){2}$", told.out, re.M)) == 4
     assert f"figure: {tmp_path / 'frozen_networks.png'}" in told.out
     assert (tmp_path / "frozen_networks.png").read_bytes().startswith(b"\x89PNG")
-    assert b"<svg" in (tmp_path / "frozen_networks.svg").read_bytes()
-    assert list(scripts.metrics(tmp_path)) == RUNS
-    assert scripts.metrics(tmp_path) == scripts.metrics(output)
-    lines = scripts.numbers(tmp_path / "frozen_networks.csv")
+    assert list(runs.metrics(tmp_path)) == RUNS
+    assert runs.metrics(tmp_path) == runs.metrics(output)
+    lines = runs.numbers(tmp_path / "frozen_networks.csv")
     for name, line in zip(RUNS, lines, strict=True):
-        rows = scripts.numbers(tmp_path / name / "metrics.csv")
+        rows = runs.numbers(tmp_path / name / "metrics.csv")
         assert [row["iteration"] for row in rows] == ITERATIONS
         assert line["best_train_accuracy"] == max(row["train_accuracy"] for row in rows)
         assert line["best_test_accuracy"] == max(row["test_accuracy"] for row in rows)
         assert line["cka"] == max(curve(rows[-1], "cka")) == curve(rows[-1], "cka")[int(line["peak"]) - 1]
-    assert main([*TINY, "--output", str(tmp_path)]) == 0
+    assert STUDY.main([*TINY, "--output", str(tmp_path)]) == 0
     again = capsys.readouterr()
     assert "finished before" in again.err
     assert "features of" not in again.err
@@ -73,7 +72,7 @@ def test_a_study_leaves_runs_a_figure_and_a_table(
 
 @pytest.mark.parametrize("name", RUNS)
 def test_forward_grams_stay_and_backward_grams_move(name: str, output: Path) -> None:
-    first, *others = scripts.numbers(output / name / "metrics.csv")
+    first, *others = runs.numbers(output / name / "metrics.csv")
     for row in others:
         assert curve(row, "forward_cka") == pytest.approx(curve(first, "forward_cka"), rel=1e-6)
         assert row["cka/layer3"] == pytest.approx(first["cka/layer3"], rel=1e-6)  # of features alone
@@ -105,9 +104,7 @@ def test_the_noise_scale_is_a_factor_of_the_last_layer_alone(output: Path) -> No
     network = InitialNetwork(64, 16, 3, 10, 0, torch.device("cpu"))
     assert torch.equal(last_layer(network, 0.01).weight, 0.01 * feedforward(64, 16, 3, 10, seed=0).layer3.weight)
     for width in (16, 32):  # alignment knows no scale
-        small, large = (
-            scripts.numbers(output / f"width{width}-noise{noise}" / "metrics.csv")[0] for noise in (0.01, 1.0)
-        )
+        small, large = (runs.numbers(output / f"width{width}-noise{noise}" / "metrics.csv")[0] for noise in (0.01, 1.0))
         assert curve(small, "cka") == pytest.approx(curve(large, "cka"), rel=1e-5)
         assert small["train_loss"] < large["train_loss"]
 
@@ -120,7 +117,7 @@ def test_a_run_is_the_whole_network_trained_with_its_lower_layers_frozen(name: s
     network.layer3.weight.mul_(config["noise_scale"]).requires_grad_()
     assert config["lr"] == pytest.approx(0.02 * 256 / config["width"])
     trainer = Trainer(network, digits.train_x, digits.train_y, Recipe(lr=config["lr"], batch_size=300, epochs=3))
-    rows = scripts.numbers(output / name / "metrics.csv")
+    rows = runs.numbers(output / name / "metrics.csv")
     losses: list[tuple[float, float]] = []
 
     def measure() -> None:
@@ -141,15 +138,15 @@ def test_a_checkpoint_holds_the_last_layer_alone(output: Path) -> None:
 
 def test_a_run_that_diverges_ends_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [*TINY, "--widths", "16", "--noise-scales", "1", "--lr", "1e30", "--output", str(tmp_path)]
-    assert main(command) == 0
+    assert STUDY.main(command) == 0
     assert f"{RUNS[1]}: training diverged" in capsys.readouterr().err
-    rows = scripts.numbers(tmp_path / RUNS[1] / "metrics.csv")
+    rows = runs.numbers(tmp_path / RUNS[1] / "metrics.csv")
     assert [math.isnan(row["train_loss"]) for row in rows] == [*[False] * (len(rows) - 1), True]
     assert rows[-1]["iteration"] < ITERATIONS[-1]
-    (line,) = scripts.numbers(tmp_path / "frozen_networks.csv")  # of what was measured before
+    (line,) = runs.numbers(tmp_path / "frozen_networks.csv")  # of what was measured before
     assert line["epochs"] == rows[-2]["epoch"]
     assert (tmp_path / "frozen_networks.png").exists()
-    assert main(command) == 0
+    assert STUDY.main(command) == 0
     assert "finished before" in capsys.readouterr().err
 
 
@@ -164,36 +161,28 @@ def test_an_interrupted_study_goes_on_to_the_same_results(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    step = Trainer.step
-
-    def interrupted(trainer: Trainer) -> float:
-        if trainer.iteration == iteration:
-            signal.raise_signal(signal.SIGTERM)
-        return step(trainer)
-
     command = [*TINY, "--widths", "16", "--output", str(tmp_path)]
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", interrupted)
-        assert main(command) == 128 + signal.SIGTERM
+    with runs.interrupted(monkeypatch, lambda trainer: trainer.iteration == iteration):
+        assert STUDY.main(command) == 128 + signal.SIGTERM
     told = capsys.readouterr().err
     assert f"{RUNS[0]}: stopped and saved" in told
     assert "to go on:" in told
     assert not (tmp_path / "frozen_networks.png").exists()
-    assert main(command) == 0
+    assert STUDY.main(command) == 0
     assert f"{RUNS[0]}: iteration 0/" not in capsys.readouterr().err
-    assert scripts.metrics(tmp_path) == {
-        name: content for name, content in scripts.metrics(output).items() if name in RUNS[:2]
+    assert runs.metrics(tmp_path) == {
+        name: content for name, content in runs.metrics(output).items() if name in RUNS[:2]
     }
 
 
 @pytest.mark.slow
 def test_two_processes_train_every_network_once(tmp_path: Path, output: Path) -> None:
-    workers = [scripts.start("frozen_networks", *TINY, "--output", str(tmp_path)) for _ in range(2)]
+    workers = [runs.start("frozen_networks", *TINY, "--output", str(tmp_path)) for _ in range(2)]
     errors = [worker.communicate()[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
     begun = re.findall(r"^(\S+): iteration 0/", "".join(errors), re.MULTILINE)
     assert sorted(begun) == RUNS
-    assert scripts.metrics(tmp_path) == scripts.metrics(output)
+    assert runs.metrics(tmp_path) == runs.metrics(output)
     assert (tmp_path / "frozen_networks.png").exists()
 
 
@@ -202,55 +191,16 @@ def test_two_processes_train_every_network_once(tmp_path: Path, output: Path) ->
 
 def test_another_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [*TINY, "--widths", "16", "--epochs", "1", "--output", str(tmp_path)]
-    main(command)
-    before = scripts.metrics(tmp_path)
-    assert main([*command, "--depth", "4"]) == 2
+    STUDY.main(command)
+    before = runs.metrics(tmp_path)
+    assert STUDY.main([*command, "--depth", "4"]) == 2
     assert "depth: 3 there, 4 asked for" in capsys.readouterr().err
-    assert scripts.metrics(tmp_path) == before
-    assert main([*command, "--depth", "4", "--overwrite"]) == 0
-    assert scripts.metrics(tmp_path) != before
+    assert runs.metrics(tmp_path) == before
+    assert STUDY.main([*command, "--depth", "4", "--overwrite"]) == 0
+    assert runs.metrics(tmp_path) != before
 
 
-@pytest.mark.parametrize(
-    ("arguments", "option", "expected"),
-    [
-        (["--preset", "mnist"], "--data-dir", "folder that holds mnist/"),
-        (["--preset", "cifar"], "--preset", "mnist"),
-        (["--preset", "mnist-gpu", "--device", "abacus"], "--device", "got 'abacus'"),
-        (["--widths", "0"], "--widths", "at least 1, got '0'"),
-        (["--widths", "8", "8"], "--widths", "distinct numbers, got 8 8"),
-        (["--noise-scales", "0"], "--noise-scales", "above 0, got '0'"),
-        (["--noise-scales", "1", "1.0"], "--noise-scales", "distinct numbers, got 1.0 1.0"),
-        (["--depth", "1"], "--depth", "at least 2, got '1'"),
-        (["--lr", "-1"], "--lr", "above 0, got '-1'"),
-        (["--epochs", "0"], "--epochs", "at least 1, got '0'"),
-        (["--measurements", "1"], "--measurements", "at least 2, got '1'"),
-    ],
-)
-def test_bad_values_name_option_expectation_and_value(
-    arguments: list[str], option: str, expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    message = scripts.refused(parse, arguments, capsys)
-    assert f"argument {option}: " in message
-    assert expected in message
-
-
-def test_mistakes_only_the_data_show_are_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "out"
-    for arguments, expected in (
-        (["--train-size", "1438"], "--train-size: expected at most 1437, the training samples of digits, got 1438"),
-        (["--dataset", "kmnist", "--data-dir", str(tmp_path)], "train-images-idx3-ubyte.gz: no such file"),
-    ):
-        assert main([*TINY, *arguments, "--output", str(output)]) == 2
-        assert expected in capsys.readouterr().err
-    assert not output.exists()
-
-
-def test_presets_are_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
-    args = parse(["--preset", "mnist", "--data-dir", "data", "--epochs", "7"])
+def test_presets_are_the_papers() -> None:
+    args = STUDY.parse(["--preset", "mnist", "--data-dir", "data", "--epochs", "7"])
     assert (args.widths, args.noise_scales, args.depth) == ([2048, 10_000], [0.01, 1.0], 10)
     assert args.epochs == 7  # what is given counts more
-    text = scripts.helped(parse, capsys)
-    for default in ("[128, 512]", "[0.01, 1.0]", "0.1", "5", "25", "digits"):
-        assert f"(default: {default})" in text
-    assert "None" not in text

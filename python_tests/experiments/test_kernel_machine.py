@@ -7,14 +7,13 @@ import signal
 from pathlib import Path
 
 import pytest
-import scripts
+import runs
 import torch
 
 import ahkernels as ah
 from experiments.common import data
 from experiments.common.models import feedforward
-from experiments.kernel_machine import __main__ as kernel_machine
-from experiments.kernel_machine.__main__ import main, parse
+from experiments.kernel_machine.__main__ import STUDY, accuracy
 
 LAYERS = ["layer1", "layer2", "layer3"]
 TINY = [
@@ -32,7 +31,7 @@ def read(output: Path) -> list[dict[str, float]]:
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What TINY leaves; not to be changed."""
     folder = tmp_path_factory.mktemp("tiny")
-    assert main([*TINY, "--output", str(folder)]) == 0
+    assert STUDY.main([*TINY, "--output", str(folder)]) == 0
     return folder
 
 
@@ -65,7 +64,7 @@ def test_accuracies_are_those_of_dense_ridge_regression(output: Path) -> None:
 
 
 def test_what_a_run_prints_and_leaves(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*TINY, "--output", str(tmp_path)]) == 0
+    assert STUDY.main([*TINY, "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "network" in printed and "the trained network itself: test accuracy" in printed
     assert (tmp_path / "kernel_machine.png").read_bytes().startswith(b"\x89PNG")
@@ -75,32 +74,21 @@ def test_what_a_run_prints_and_leaves(output: Path, tmp_path: Path, capsys: pyte
 def test_a_dead_layer_is_no_better_than_the_first_class() -> None:
     zero = ah.TangentKernel(ah.LayerFactors(torch.ones(4, 1, 2), torch.zeros(4, 1, 3, 2), bias=False))
     y = torch.tensor([0, 1, 2, 0])
-    assert kernel_machine.accuracy(zero, zero, y, y, 1e-3) == 0.5
+    assert accuracy(zero, zero, y, y, 1e-3) == 0.5
 
 
 def test_killed_and_started_again(output: Path, tmp_path: Path) -> None:
-    with scripts.start("kernel_machine", *TINY, "--checkpoint-every", "1", "--output", str(tmp_path)) as process:
+    with runs.start("kernel_machine", *TINY, "--checkpoint-every", "1", "--output", str(tmp_path)) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "iteration 0/60" in line:
                 process.send_signal(signal.SIGKILL)
                 break
-    assert main([*TINY, "--checkpoint-every", "1", "--output", str(tmp_path)]) == 0
+    assert STUDY.main([*TINY, "--checkpoint-every", "1", "--output", str(tmp_path)]) == 0
     assert (tmp_path / "seed-0" / "metrics.csv").read_bytes() == (output / "seed-0" / "metrics.csv").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--ridge", "0"], "argument --ridge: expected a number above 0, got '0'"),
-        (["--dataset", "mnist"], "argument --data-dir: expected the folder that holds mnist/, got none"),
-    ],
-)
-def test_bad_command_lines(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert message in scripts.refused(parse, arguments, capsys)
-
-
 def test_more_tests_than_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*TINY, "--test-size", "361", "--output", str(tmp_path / "run")]) == 2
+    assert STUDY.main([*TINY, "--test-size", "361", "--output", str(tmp_path / "run")]) == 2
     assert "argument --test-size: expected at most 360, the test samples of digits, got 361" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -8,13 +8,13 @@ import signal
 from pathlib import Path
 
 import pytest
-import scripts
+import runs
 import torch
 
 import ahkernels as ah
 from experiments.common import data
 from experiments.common.models import feedforward
-from experiments.whole_training_set.__main__ import main, parse
+from experiments.whole_training_set.__main__ import STUDY
 
 TINY = [
     *("--depth", "3", "--width", "16", "--epochs", "2", "--batch-size", "100", "--lr", "0.05", "--train-size", "300"),
@@ -34,7 +34,7 @@ def alignments(output: Path) -> list[dict[str, float]]:
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What TINY leaves; not to be changed."""
     folder = tmp_path_factory.mktemp("tiny")
-    assert main([*TINY, "--output", str(folder)]) == 0
+    assert STUDY.main([*TINY, "--output", str(folder)]) == 0
     return folder
 
 
@@ -60,7 +60,7 @@ def test_alignments_are_the_librarys(output: Path) -> None:
 
 
 def test_what_a_run_prints_and_leaves(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*TINY, "--output", str(tmp_path)]) == 0
+    assert STUDY.main([*TINY, "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"\n  1 +0\.\d{4} \.\.\. 0\.\d{4}  0\.\d{4} ± 0\.\d{4} in \d+\.\d s\n", printed)
     assert re.search(r"\n  2 +.* in \d+\.\d s +0\.\d{4} in \d+\.\d s\n", printed)
@@ -69,7 +69,7 @@ def test_what_a_run_prints_and_leaves(output: Path, tmp_path: Path, capsys: pyte
 
 
 def test_killed_between_two_layers_and_started_again(output: Path, tmp_path: Path) -> None:
-    with scripts.start("whole_training_set", *TINY, "--output", str(tmp_path)) as process:
+    with runs.start("whole_training_set", *TINY, "--output", str(tmp_path)) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "layer 3 on 30 images" in line:
@@ -77,22 +77,10 @@ def test_killed_between_two_layers_and_started_again(output: Path, tmp_path: Pat
                 break
     begun = alignments(tmp_path)
     assert 3 <= len(begun) < 11
-    assert main([*TINY, "--output", str(tmp_path)]) == 0
+    assert STUDY.main([*TINY, "--output", str(tmp_path)]) == 0
     assert alignments(tmp_path) == alignments(output)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--products", "5"], "argument --products: expected a whole number of at least 6, got '5'"),
-        (["--exact-layers", "2", "2"], "argument --exact-layers: expected distinct numbers, got 2 2"),
-        (["--exact-layers", "11"], "argument --exact-layers: expected layers from 1 to 10, --depth, got 11"),
-    ],
-)
-def test_bad_command_lines(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert message in scripts.refused(parse, arguments, capsys)
-
-
 def test_a_probe_of_all_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*TINY, "--probe-size", "300", "--output", str(tmp_path / "run")]) == 2
+    assert STUDY.main([*TINY, "--probe-size", "300", "--output", str(tmp_path / "run")]) == 2
     assert "argument --probe-size: expected less than 300, the training samples, got 300" in capsys.readouterr().err

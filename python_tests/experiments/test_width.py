@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scripts
+import runs
 import torch
 
 import ahkernels
 from experiments.common import data
 from experiments.common.models import feedforward
 from experiments.common.training import Recipe, Trainer, flushed_denormals
-from experiments.width.__main__ import main, networks, parse
+from experiments.width.__main__ import STUDY, networks
 
 TINY = [
     *("--widths", "8", "16", "--depth", "3", "--epochs", "2", "--train-size", "200", "--probe-size", "20"),
@@ -23,11 +23,11 @@ TINY = [
 
 
 def test_a_study_leaves_runs_a_table_and_a_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*TINY, "--output", str(tmp_path)]) == 0
+    assert STUDY.main([*TINY, "--output", str(tmp_path)]) == 0
     assert "figure: " in capsys.readouterr().out
     names = [f"width{n}-exponent{e}-seed0" for n in (8, 16) for e in ("0.5", "1")]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "width.csv", "width.png", "width.svg"])
-    lines = scripts.numbers(tmp_path / "width.csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "width.csv", "width.png"])
+    lines = runs.numbers(tmp_path / "width.csv")
     assert [(line["width"], line["exponent"]) for line in lines] == [(8, 0.5), (16, 0.5), (8, 1), (16, 1)]
     assert [line["lr"] for line in lines] == pytest.approx([0.002 * 32**0.5, 0.008, 0.064, 0.032])
 
@@ -47,19 +47,19 @@ def test_a_study_leaves_runs_a_table_and_a_figure(tmp_path: Path, capsys: pytest
     report = ahkernels.layerwise_alignment(
         trainer.model, digits.train_x[probe], digits.train_y[probe], precision="highest"
     )
-    last = scripts.numbers(tmp_path / names[-1] / "metrics.csv")[-1]
+    last = runs.numbers(tmp_path / names[-1] / "metrics.csv")[-1]
     assert [last[f"moved/layer{layer}"] for layer in (1, 2, 3)] == changed
     assert [last[f"cka/{layer}"] for layer in report.layers] == report.cka.tolist()
     assert (lines[-1]["peak"], lines[-1]["cka"]) == (1 + int(report.cka.argmax()), float(report.cka.max()))
-    first = scripts.numbers(tmp_path / names[-1] / "metrics.csv")[0]
+    first = runs.numbers(tmp_path / names[-1] / "metrics.csv")[0]
     assert [first[f"moved/layer{layer}"] for layer in (1, 2, 3)] == [0, 0, 0]
 
 
 def test_wide_networks_move_less_and_start_nearer_to_the_limit(tmp_path: Path) -> None:
     widths = [32, 128, 512]
     command = ["--widths", *map(str, widths), "--lr-exponents", "1", "--depth", "3", "--epochs", "1"]
-    assert main([*command, "--train-size", "600", "--probe-size", "100", "--output", str(tmp_path)]) == 0
-    moved = [line["moved"] for line in scripts.numbers(tmp_path / "width.csv")]
+    assert STUDY.main([*command, "--train-size", "600", "--probe-size", "100", "--output", str(tmp_path)]) == 0
+    moved = [line["moved"] for line in runs.numbers(tmp_path / "width.csv")]
     assert moved[0] > 1.5 * moved[1] > 1.5**2 * moved[2]
     digits = data.training_subset(data.load("digits"), 600, 0)
     chosen = data.stratified_subset(digits.train_y, 100, seed=0)
@@ -69,34 +69,26 @@ def test_wide_networks_move_less_and_start_nearer_to_the_limit(tmp_path: Path) -
     )
     distances = []
     for n in widths:
-        row = scripts.numbers(tmp_path / f"width{n}-exponent1-seed0" / "metrics.csv")[0]
+        row = runs.numbers(tmp_path / f"width{n}-exponent1-seed0" / "metrics.csv")[0]
         distances.append(np.abs([row[f"cka/layer{layer + 1}"] - float(limit.cka[layer]) for layer in range(3)]).max())
     assert distances[0] > distances[1] > distances[2]
 
 
 def test_an_interrupted_study_ends_with_the_same_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Trainer.step
-
-    def interrupted(trainer: Trainer) -> float:
-        if trainer.iteration == 5:
-            signal.raise_signal(signal.SIGTERM)
-        return step(trainer)
-
-    assert main([*TINY, "--output", str(tmp_path / "alone")]) == 0
+    assert STUDY.main([*TINY, "--output", str(tmp_path / "alone")]) == 0
     command = [*TINY, "--output", str(tmp_path / "out")]
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", interrupted)
-        assert main(command) == 128 + signal.SIGTERM
-    assert main(command) == 0
-    assert scripts.metrics(tmp_path / "out") == scripts.metrics(tmp_path / "alone")
-    before = (tmp_path / "out" / "width.svg").read_bytes()
-    assert before == (tmp_path / "alone" / "width.svg").read_bytes()
-    assert main(command) == 0
-    assert (tmp_path / "out" / "width.svg").read_bytes() == before
+    with runs.interrupted(monkeypatch, lambda trainer: trainer.iteration == 5):
+        assert STUDY.main(command) == 128 + signal.SIGTERM
+    assert STUDY.main(command) == 0
+    assert runs.metrics(tmp_path / "out") == runs.metrics(tmp_path / "alone")
+    before = (tmp_path / "out" / "width.png").read_bytes()
+    assert before == (tmp_path / "alone" / "width.png").read_bytes()
+    assert STUDY.main(command) == 0
+    assert (tmp_path / "out" / "width.png").read_bytes() == before
 
 
 def test_a_run_that_diverges_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*TINY, "--lr", "1e18", "--output", str(tmp_path)]) == 0
+    assert STUDY.main([*TINY, "--lr", "1e18", "--output", str(tmp_path)]) == 0
     told = capsys.readouterr().err
     assert "training diverged" in told
     assert "nothing to draw" in told
@@ -104,35 +96,16 @@ def test_a_run_that_diverges_is_left_out(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_test_samples_are_as_many_as_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [*TINY, "--widths", "8", "--lr-exponents", "1", "--output", str(tmp_path)]
-    assert main([*command, "--test-size", "361"]) == 2
+    assert STUDY.main([*command, "--test-size", "361"]) == 2
     assert "--test-size: expected at most 360, the test samples of digits, got 361" in capsys.readouterr().err
-    assert main([*command, "--test-size", "20"]) == 0
-    for row in scripts.numbers(tmp_path / "width8-exponent1-seed0" / "metrics.csv"):
+    assert STUDY.main([*command, "--test-size", "20"]) == 0
+    for row in runs.numbers(tmp_path / "width8-exponent1-seed0" / "metrics.csv"):
         assert row["test_accuracy"] * 20 == pytest.approx(round(row["test_accuracy"] * 20))
 
 
 def test_the_preset_and_what_overrides_it() -> None:
-    args = parse(["--preset", "fashion-mnist", "--data-dir", "d", "--lr-exponents", "1"])
+    args = STUDY.parse(["--preset", "fashion-mnist", "--data-dir", "d", "--lr-exponents", "1"])
     found = networks(args)
     assert [one.width for one in found] == [8192, 4096, 2048, 1024, 512, 256, 128]
     assert found[5].lr == 0.003
     assert found[0].lr == pytest.approx(0.003 / 32)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "option", "expected"),
-    [
-        (["--widths", "0"], "--widths", "at least 1, got '0'"),
-        (["--widths", "8", "8"], "--widths", "distinct numbers, got 8 8"),
-        (["--lr-exponents", "inf"], "--lr-exponents", "a finite number, got 'inf'"),
-        (["--lr-exponents", "1", "1.0"], "--lr-exponents", "distinct numbers, got 1.0 1.0"),
-        (["--preset", "mnist"], "--preset", "fashion-mnist"),
-        (["--dataset", "mnist"], "--data-dir", "folder that holds mnist/"),
-    ],
-)
-def test_bad_values_name_option_expectation_and_value(
-    arguments: list[str], option: str, expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    message = scripts.refused(parse, arguments, capsys)
-    assert f"argument {option}: " in message
-    assert expected in message

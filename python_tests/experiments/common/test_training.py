@@ -17,7 +17,6 @@ from experiments.common.training import (
     Trainer,
     evaluate,
     flushed_denormals,
-    measurement_grid,
 )
 
 
@@ -187,24 +186,3 @@ def test_evaluate_is_the_mean_over_all_samples(monkeypatch: pytest.MonkeyPatch) 
     outputs = t.model(t.x)
     assert loss == pytest.approx(nn.functional.cross_entropy(outputs, t.y).item(), rel=1e-6)
     assert accuracy == (outputs.argmax(1) == t.y).double().mean().item()
-
-
-# ---- measurement grid
-
-
-def test_grid_is_log_spaced_with_both_ends() -> None:
-    assert measurement_grid(1000, 5) == [0, 1, 10, 100, 1000]
-    assert measurement_grid(1200, 2) == [0, 1200]
-    assert measurement_grid(3, 25) == [0, 1, 2, 3]
-    for total in range(1, 60):
-        for count in range(2, 30):
-            grid = measurement_grid(total, count)
-            assert len(grid) == min(count, total + 1)
-            assert grid == sorted(set(grid))
-            assert (grid[0], grid[-1]) == (0, total)
-
-
-@pytest.mark.parametrize(("total", "count", "name"), [(0, 5, "total"), (5, 1, "count")])
-def test_grid_refuses_what_is_too_small(total: int, count: int, name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}: expected at least"):
-        measurement_grid(total, count)

@@ -1,14 +1,18 @@
-"""What the tests of the experiments share: processes, and what a command line answers."""
+"""What the tests of the studies share: starting and stopping a study, and reading what it leaves."""
 
 from __future__ import annotations
 
 import csv
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from experiments.common.training import Trainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -24,19 +28,25 @@ def start(study: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def refused(parse: Callable[[Sequence[str]], object], arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a script says of a command line that it exits over, with status 2."""
-    with pytest.raises(SystemExit) as error:
-        parse(arguments)
-    assert error.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
+@contextmanager
+def interrupted(
+    patch: pytest.MonkeyPatch,
+    when: Callable[[Trainer], bool],
+    number: signal.Signals = signal.SIGTERM,
+    kind: type[Trainer] = Trainer,
+) -> Iterator[None]:
+    """In the block, a signal comes once, before the first step of a trainer for which ``when`` is true."""
+    step, sent = kind.step, []
 
+    def with_signal(trainer: Trainer) -> float:
+        if when(trainer) and not sent:  # a second one would end the program
+            sent.append(number)
+            signal.raise_signal(number)
+        return step(trainer)
 
-def helped(parse: Callable[[Sequence[str]], object], capsys: pytest.CaptureFixture[str]) -> str:
-    """A script's --help, on one line."""
-    with pytest.raises(SystemExit):
-        parse(["--help"])
-    return " ".join(capsys.readouterr().out.split())
+    with patch.context() as patched:
+        patched.setattr(kind, "step", with_signal)
+        yield
 
 
 def texts(path: Path) -> list[dict[str, str]]:
