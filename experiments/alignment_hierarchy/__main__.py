@@ -61,7 +61,7 @@ def load(args: argparse.Namespace) -> data.Dataset:
 
 
 def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
-    """One run for each seed."""
+    """The study has one run for each seed."""
     return [Job(f"seed-{seed}", partial(train, args, seed, dataset), settings={"seed": seed}) for seed in args.seeds]
 
 
@@ -81,7 +81,7 @@ def train(args: argparse.Namespace, seed: int, dataset: data.Dataset, store: Run
 
 
 def measure(trainer: Trainer, dataset: data.Dataset, tracked: ah.AlignmentTracker) -> Row:
-    """Losses, test accuracy and every layer's alignment; changes nothing, draws no random number."""
+    """Measure losses, test accuracy and every layer's alignment; changes nothing, draws no random number."""
     losses = progress(trainer, dataset)
     with warnings.catch_warnings():
         # Per output, nothing is left of the last layer's backward Gram: its alignment is nan.
@@ -98,7 +98,7 @@ def measure(trainer: Trainer, dataset: data.Dataset, tracked: ah.AlignmentTracke
 
 
 def draw(args: argparse.Namespace, dataset: data.Dataset, found: dict[str, Run]) -> None:
-    """The figure and the table of all seeds."""
+    """Draw the figure and print the table of all seeds."""
     runs = [run.rows for run in found.values()]
     path = args.output / "alignment_hierarchy.png"
     figure.alignment_hierarchy(runs, title(args, runs), path)
@@ -107,7 +107,7 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, found: dict[str, Run])
 
 
 def title(args: argparse.Namespace, runs: list[list[Row]]) -> str:
-    """What a reader must know about a figure: data, network, recipe and how well it did."""
+    """The title says what a reader must know: data, network, recipe and how well it did."""
     accuracy, loss = (np.mean([rows[-1][name] for rows in runs]) for name in ("test_accuracy", "test_loss"))
     seeds = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {args.seeds[0]}"
     return (
@@ -118,7 +118,7 @@ def title(args: argparse.Namespace, runs: list[list[Row]]) -> str:
 
 
 def print_table(runs: list[list[Row]]) -> None:
-    """Alignment by layer with both centerings at the moments that the figure shows; means over seeds."""
+    """Print the alignment by layer with both centerings at the figure's moments, in the mean over seeds."""
     layers = layer_names(runs[0], PER_OUTPUT)
 
     def values(prefix: str, measurement: int) -> Array:

@@ -24,23 +24,24 @@ from experiments.common.figures import (
 from experiments.common.store import Row
 
 PER_OUTPUT, GLOBAL = "cka/per_output", "cka/global"  # columns of alignments with either centering
-GREEN = "#009E73"  # of the Okabe-Ito palette
+GREEN = "#009E73"  # Okabe-Ito colours
 SMALL_LOSS = 0.1  # training loss at which the paper's depth sweeps measure
 
 
 def alignment_hierarchy(runs: Sequence[Sequence[Row]], title: str, path: Path) -> None:
     """Draw the alignment hierarchy of one or several runs of the same configuration.
 
-    Left: loss above alignment per output against iteration, one line per layer (mean over runs). Middle: alignment per
-    output by layer at the last iteration, with the forward Gram alone above. Right and smaller: the same with global
-    centering. Several runs give their mean and a band from the least to the greatest. A nan leaves a gap.
+    Loss and alignment per output against iteration are on the left, with one line per layer (mean over runs).
+    Alignment per output by layer at the last iteration is in the middle, below the forward Gram alone. The same with
+    global centering is on the right and smaller. Several runs give their mean and a band from the least to the
+    greatest. A nan leaves a gap.
 
     Args:
-        runs: for each run, its measurements in order, with columns iteration, train_loss, test_loss,
+        runs: For each run, its measurements in order, with columns iteration, train_loss, test_loss,
             cka/per_output/<layer>, cka/global/<layer> and perhaps forward_cka/<layer> and backward_cka/<layer>; the
             same iterations and layers in every run.
-        title: above the figure.
-        path: the file to write.
+        title: The title of the figure.
+        path: The file to write.
     """
     with saved(path, (15.5, 5.4), {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:
         grid = figure.add_gridspec(2, 3, height_ratios=(1, 2.6), width_ratios=(1.25, 1, 0.62))
@@ -72,7 +73,7 @@ def alignment_hierarchy(runs: Sequence[Sequence[Row]], title: str, path: Path) -
 
 
 def mean_over_runs(values: Array) -> Array:
-    """Mean over the first axis, of the runs whose value is not nan; nan where every one is."""
+    """The mean over the first axis without values that are nan; nan where all are."""
     known = ~np.isnan(values)
     count = known.sum(axis=0)
     total = np.where(known, values, 0.0).sum(axis=0)
@@ -81,15 +82,15 @@ def mean_over_runs(values: Array) -> Array:
 
 
 def best_measurement(runs: Sequence[Sequence[Row]]) -> int:
-    """Index of the measurement with the lowest test loss, in the mean over runs."""
+    """The index of the measurement whose test loss, in the mean over runs, is lowest."""
     return int(np.argmin(_column(runs, "test_loss").mean(axis=0)))
 
 
 def moments(runs: Sequence[Sequence[Row]]) -> dict[str, int]:
-    """What to call measurements that a reader compares -> index of each, none of them twice, the last one first.
+    """The measurements that a reader compares: what to call each -> its index, none of them twice, the last one first.
 
-    The last, that with the lowest test loss, and the first whose training loss, in the mean over runs, is below
-    SMALL_LOSS.
+    They are the last one, the one with the lowest test loss, and the first one whose training loss is below SMALL_LOSS,
+    with losses in the mean over runs.
     """
     last = len(runs[0]) - 1
     found = {"at the end": last}
@@ -130,7 +131,7 @@ def _draw_progress(ax: Axes, runs: Sequence[Sequence[Row]], of: str) -> None:
 
 
 def _draw_forward(ax: Axes, values: Array) -> None:
-    """The forward Gram alone, [runs, L]: a panel of its own, because its n x n scale would flatten the others."""
+    """Draw the forward Gram alone, [runs, L], in its own panel, because its n x n scale would flatten the others."""
     index = np.arange(1, values.shape[1] + 1)
     if len(values) > 1:
         ax.fill_between(index, np.fmin.reduce(values), np.fmax.reduce(values), color=GREY, alpha=0.2, lw=0)
@@ -142,7 +143,7 @@ def _draw_forward(ax: Axes, values: Array) -> None:
 
 
 def _draw_by_layer(ax: Axes, runs: Sequence[Sequence[Row]], of: str) -> None:
-    """Alignment by layer at each of `moments`; per output beside that of the backward Gram alone."""
+    """Draw the alignment by layer at each of ``moments``, and per output also the backward Gram alone."""
     index = np.arange(1, len(layer_names(runs[0], of)) + 1)
     backward = mean_over_runs(table(runs, "backward_cka", of)[:, -1])
     if of == PER_OUTPUT and not np.isnan(backward).all():

@@ -1,4 +1,4 @@
-"""What the command lines of the studies share: types that check, options, and mistakes as one message."""
+"""What the command lines of the studies share: types that check their values, options, and checks of the whole."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def command_line(command: str, description: str | None) -> argparse.ArgumentPars
 
 
 def add(p: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
-    """Add shared options, in this order; ``changes`` are to what argparse is told about them."""
+    """Add shared options in this order; ``changes`` replace what argparse is told about them."""
     for name in names:
         p.add_argument(name, **OPTIONS[name] | changes)
 
@@ -156,9 +156,9 @@ def parse(
     """Parse a command line with the option --preset: defaults by name, which other options override.
 
     Args:
-        p: gets the option, and the chosen preset's defaults (also in its help).
-        presets: name -> values of options by their names in the namespace.
-        arguments: default: the program's.
+        p: Gets the option, and the chosen preset's defaults (also in its help).
+        presets: By the name of the preset, values of options by their names in the namespace.
+        arguments: The command line; by default the program's.
     """
     kind = {"choices": tuple(presets), "help": "settings of the paper; other options given count more"}
     p.add_argument("--preset", **kind)
@@ -202,11 +202,11 @@ def require_samples(args: argparse.Namespace, dataset: data.Dataset, option: str
 
 
 def load(args: argparse.Namespace, subset_seed: int | None = None) -> data.Dataset:
-    """The data set, with as many training samples as were asked for; there are enough for the probe.
+    """Load the data set with as many training samples as were asked for, which are enough for the probe.
 
     Args:
-        args: what the options say.
-        subset_seed: of the training samples' choice (default: --seed).
+        args: The parsed command line.
+        subset_seed: The seed of the choice of training samples; by default --seed.
     """
     dataset = data.load(args.dataset, args.data_dir)
     require_samples(args, dataset, "--train-size", args.train_size)

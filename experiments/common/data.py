@@ -58,13 +58,13 @@ class Dataset:
     """Images, flattened and standardised by the training set's mean and deviation (per channel in CIFAR).
 
     Attributes:
-        name: one of NAMES.
+        name: One of NAMES.
         train_x: [n, d] float32.
         train_y: [n] int64, in 0 ... classes - 1.
         test_x: [m, d] float32.
         test_y: [m] int64.
-        classes: number of classes.
-        channels: of an image, whose pixels are d / channels in number and square.
+        classes: Number of classes.
+        channels: The number of channels of an image, which is a square of d / channels pixels.
         digest: 16 hexadecimal digits of a hash over all pixels and labels, as published.
     """
 
@@ -78,7 +78,7 @@ class Dataset:
     digest: str
 
     def describe(self) -> dict[str, Any]:
-        """What a run's configuration says of its data."""
+        """The entries for the data in a run's configuration."""
         return {
             "data_digest": self.digest,
             "train_samples": len(self.train_y),
@@ -95,13 +95,13 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     """Read a data set.
 
     Args:
-        name: one of NAMES.
-        data_dir: folder that holds ``<name>/``; not needed for digits.
+        name: One of NAMES.
+        data_dir: Folder that holds ``<name>/``; not needed for digits.
 
     Raises:
-        MissingDataError: if a file is missing.
-        CorruptDataError: if a file is truncated or is not what its name promises.
-        ValueError: if the name is unknown, or the set needs a data_dir and there is none.
+        MissingDataError: If a file is missing.
+        CorruptDataError: If a file is truncated or is not what its name promises.
+        ValueError: If the name is unknown, or the set needs a data_dir and there is none.
     """
     if name not in NAMES:
         raise ValueError(f"name: expected one of {', '.join(NAMES)}, got {name!r}")
@@ -120,14 +120,14 @@ def stratified_subset(labels: Tensor, size: int, seed: int) -> Tensor:
 
     Args:
         labels: [n] int64, on any device.
-        size: number of samples to choose, 1 ... n.
-        seed: non-negative.
+        size: Number of samples to choose, 1 ... n.
+        seed: A non-negative seed.
 
     Returns:
         [size] int64 on the CPU: the chosen indices, ascending.
 
     Raises:
-        ValueError: if the size is out of range.
+        ValueError: If the size is out of range.
     """
     y = labels.cpu().numpy()
     if not 1 <= size <= len(y):
@@ -146,7 +146,7 @@ def probe(dataset: Dataset, size: int, seed: int) -> Samples:
     """A stratified subset of the training samples to measure on.
 
     Raises:
-        ValueError: if the size is out of range.
+        ValueError: If the size is out of range.
     """
     chosen = stratified_subset(dataset.train_y, size, seed).to(dataset.train_y.device)
     return dataset.train_x[chosen], dataset.train_y[chosen]
@@ -156,7 +156,7 @@ def training_subset(dataset: Dataset, size: int, seed: int) -> Dataset:
     """The data set with a stratified subset of its training samples; test samples and standardisation stay.
 
     Raises:
-        ValueError: if the size is out of range.
+        ValueError: If the size is out of range.
     """
     chosen = stratified_subset(dataset.train_y, size, seed).to(dataset.train_y.device)
     return replace(dataset, train_x=dataset.train_x[chosen], train_y=dataset.train_y[chosen])
@@ -166,7 +166,7 @@ def test_subset(dataset: Dataset, size: int, seed: int) -> Dataset:
     """The data set with a stratified subset of its test samples.
 
     Raises:
-        ValueError: if the size is out of range.
+        ValueError: If the size is out of range.
     """
     chosen = stratified_subset(dataset.test_y, size, seed).to(dataset.test_y.device)
     return replace(dataset, test_x=dataset.test_x[chosen], test_y=dataset.test_y[chosen])
@@ -178,12 +178,12 @@ def with_label_noise(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     A label drawn anew may be the one that was there, so that (classes - 1) / classes of them are wrong.
 
     Args:
-        dataset: with labels as published.
-        fraction: of the training samples, in [0, 1]; rounded to whole samples.
-        seed: of the choice of samples and of their labels; non-negative.
+        dataset: A data set with labels as published.
+        fraction: The share of training samples, in [0, 1], rounded to whole samples.
+        seed: The non-negative seed of the choice of samples and of their labels.
 
     Raises:
-        ValueError: if the fraction is out of range.
+        ValueError: If the fraction is out of range.
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction: expected 0 ... 1, got {fraction}")
@@ -235,14 +235,14 @@ def read_idx(path: Path, dimensions: int) -> Bytes:
     """Read a gzip-compressed IDX file of unsigned bytes.
 
     Args:
-        path: the file.
-        dimensions: expected number of dimensions.
+        path: The file.
+        dimensions: Expected number of dimensions.
 
     Returns:
         uint8 array of the shape that the file's header states.
 
     Raises:
-        CorruptDataError: if it is no gzip file, its magic number is another, or its length is not what the
+        CorruptDataError: If it is no gzip file, its magic number is another, or its length is not what the
             header promises.
     """
     try:
@@ -345,7 +345,7 @@ def _standardised(
 
 
 def _channel_statistics(x: Bytes, channels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation, [channels, 1] each, from exact integer sums."""
+    """The mean and the standard deviation, [channels, 1] each, from exact integer sums."""
     total = np.zeros((channels, 1), dtype=np.int64)
     squares = np.zeros((channels, 1), dtype=np.int64)
     for block in _blocks(x):

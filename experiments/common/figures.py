@@ -22,12 +22,12 @@ from experiments.common.store import Row, write_atomically
 Array = NDArray[np.float64]
 
 GREY = "0.35"
-ORANGE = "#D55E00"  # of the Okabe-Ito palette
+ORANGE = "#D55E00"  # Okabe-Ito colours
 MOST_BOUNDED = 12  # more layers than this: a colour bar with fewer labels
 
 
 def layer_names(rows: Sequence[Row], of: str = "cka") -> list[str]:
-    """The layers that the rows hold alignments of in columns ``of/layer``, in forward order."""
+    """The layers with columns ``of/layer``, in forward order."""
     return [key.removeprefix(f"{of}/") for key in rows[0] if key.startswith(f"{of}/")]
 
 
@@ -41,7 +41,7 @@ def table(runs: Sequence[Sequence[Row]], prefix: str, of: str = "cka") -> Array:
 
 
 def peak(row: Row) -> tuple[int, float]:
-    """Layer of the greatest alignment in a row (1 is next to the input), and that; 0 and nan where there is none."""
+    """The layer of greatest alignment in a row (1 is next to the input) and that alignment; 0 and nan if none has."""
     values = table([[row]], "cka")[0, 0]
     if np.isnan(values).all():
         return 0, np.nan
@@ -73,12 +73,12 @@ def saved(path: Path, size: tuple[float, float], style: dict[str, Any]) -> Itera
 
 
 def layer_colours(count: int) -> list[tuple[float, float, float, float]]:
-    """Dark to light along the depth, readable without colour vision; the lightest yellows are left out."""
+    """Colours from dark to light along the depth, readable without colour vision, without the lightest yellows."""
     return [tuple(colour) for colour in matplotlib.colormaps["viridis"](np.linspace(0.0, 0.92, count))]
 
 
 def layer_bar(figure: Figure, ax: Axes | Sequence[Axes], count: int, label: str) -> None:
-    """A colour bar beside the axes that says which layer has which colour."""
+    """Add a colour bar beside the axes that says which layer has which colour."""
     colours = ListedColormap(layer_colours(count))
     bar = figure.colorbar(
         matplotlib.cm.ScalarMappable(BoundaryNorm(np.arange(count + 1) + 0.5, count), colours),
@@ -93,20 +93,20 @@ def layer_bar(figure: Figure, ax: Axes | Sequence[Axes], count: int, label: str)
 
 
 def layer_ticks(count: int) -> list[int]:
-    """Layers to label: the first, and as many of the others, evenly, as there is room for."""
+    """The layers to label: the first, and as many others at equal distances as there is room for."""
     every = -(-count // MOST_BOUNDED)
     return sorted({1, *range(every, count + 1, every)})
 
 
 def layer_axis(ax: Axes, count: int) -> None:
-    """Layers along x."""
+    """Show layers along x."""
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=MOST_BOUNDED, min_n_ticks=1))
     ax.set_xlim(0.5, count + 0.5)
     ax.set_xlabel("layer (1 is next to the input)")
 
 
 def iteration_axis(ax: Axes, last: int) -> None:
-    """Iterations 0 to ``last`` along x, logarithmic."""
+    """Show iterations 0 to ``last`` along x on a logarithmic scale."""
     ax.set_xscale("symlog", linthresh=1, linscale=0.25)  # iteration 0 sits left of 1
     ax.set_xlim(-0.12, last * 1.2)
     decades = [10**k for k in range(len(str(last))) if 10**k <= last]

@@ -23,7 +23,7 @@ class ParameterVector:
     """A model's parameters as one vector, layer after layer.
 
     Attributes:
-        layers: names of the modules that have parameters of their own, in order of registration.
+        layers: Names of the modules that have parameters of their own, in order of registration.
         size: P.
     """
 
@@ -42,7 +42,7 @@ class ParameterVector:
 
     @property
     def layers(self) -> list[str]:
-        """See the class."""
+        """The names of the layers; see the class."""
         return list(self._slices)
 
     def get(self) -> Tensor:
@@ -56,7 +56,7 @@ class ParameterVector:
                 parameter.copy_(part)
 
     def split(self, vector: Tensor) -> list[Tensor]:
-        """[P] in the shapes of the parameters."""
+        """Split a vector [P] into tensors of the parameters' shapes."""
         parts = vector.split([p.numel() for p in self.parameters])
         return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
 
@@ -65,7 +65,7 @@ class ParameterVector:
         return vector[self._slices[layer]]
 
     def inner_products(self, a: Tensor, b: Tensor) -> Tensor:
-        """<a, b> over the parameters of each layer, [P, ...] -> [L, ...]; with b = a a layer's share of the energy."""
+        """<a, b> over the parameters of each layer, [P, ...] -> [L, ...]; <a, a> is the layer's share of the energy."""
         return torch.stack([(self.of_layer(a, name) * self.of_layer(b, name)).sum(dim=0) for name in self.layers])
 
 
@@ -76,7 +76,7 @@ def join(tensors: list[Tensor] | tuple[Tensor, ...] | list[nn.Parameter]) -> Ten
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """Eigenvalues [k], greatest absolute value first, and orthonormal eigenvectors [P, k]."""
+    """Eigenvalues [k], the greatest absolute value first, and orthonormal eigenvectors [P, k]."""
 
     values: Array
     vectors: Array
@@ -92,7 +92,7 @@ class OutputHessian:
         features: Psi v, [P].
 
     Args:
-        theta: the model's parameters.
+        theta: The model's parameters.
         outputs: F, [n, o], with the graph that led to it.
         v: [n, o].
     """
@@ -115,12 +115,12 @@ class OutputHessian:
         """The k eigenvalues of greatest absolute value by implicitly restarted Lanczos, from a seeded start.
 
         Args:
-            k: at most P - 1.
-            seed: of the start.
-            tolerance: of an eigenvalue, relative.
+            k: The number of eigenvalues, at most P - 1.
+            seed: The seed of the start.
+            tolerance: The relative tolerance of an eigenvalue.
 
         Raises:
-            scipy.sparse.linalg.ArpackNoConvergence: if they do not converge.
+            scipy.sparse.linalg.ArpackNoConvergence: If they do not converge.
         """
 
         def product(u: Array) -> Array:

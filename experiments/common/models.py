@@ -26,17 +26,17 @@ def feedforward(inputs: int, width: int, depth: int, outputs: int, seed: int) ->
     Its weights depend on the arguments alone: torch's global random state is neither read nor changed.
 
     Args:
-        inputs: dimension d of a sample.
-        width: units N of every hidden layer.
-        depth: number L of linear layers.
-        outputs: dimension o of the last layer.
-        seed: of the weights.
+        inputs: The dimension d of a sample.
+        width: The units N of every hidden layer.
+        depth: The number L of linear layers.
+        outputs: The dimension o of the last layer.
+        seed: The seed of the weights.
 
     Returns:
         A module [n, d] -> [n, o], float32 on the CPU.
 
     Raises:
-        ValueError: if a size is below 1.
+        ValueError: If a size is below 1.
     """
     for name, value in (("inputs", inputs), ("width", width), ("depth", depth), ("outputs", outputs)):
         if value < 1:
@@ -54,13 +54,13 @@ def feedforward(inputs: int, width: int, depth: int, outputs: int, seed: int) ->
 
 
 def feedforward_on(dataset: Dataset, width: int, depth: int, seed: int) -> nn.Sequential:
-    """The ``feedforward`` network for a data set, on the device that this is on."""
+    """A ``feedforward`` network for a data set, on the data set's device."""
     model = feedforward(dataset.train_x.shape[1], width, depth, dataset.classes, seed)
     return model.to(dataset.train_x.device)
 
 
 def initial_weight(fan_in: int, fan_out: int, generator: torch.Generator) -> torch.Tensor:
-    """[fan_out, fan_in] of independent N(0, 2 / fan_in), float32 on the CPU."""
+    """A weight [fan_out, fan_in] of independent N(0, 2 / fan_in), float32 on the CPU."""
     return torch.empty(fan_out, fan_in).normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)
 
 
@@ -87,6 +87,6 @@ def size_options(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def described(args: argparse.Namespace) -> str:
-    """Kind and size of the model, in words."""
+    """The kind and the size of the model in words."""
     size = f"depth {args.depth}, width {args.width}"
     return f"{args.model} network of {size if args.model == 'feedforward' else f'width × {args.width_factor:g}'}"

@@ -18,7 +18,7 @@ STDERR = 2  # file descriptor
 
 
 def say(text: str) -> None:
-    """A line on stderr that leaves a progress bar whole."""
+    """Write a line to stderr that leaves a progress bar whole."""
     tqdm.write(text, file=sys.stderr)
     sys.stderr.flush()
 

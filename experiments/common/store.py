@@ -38,24 +38,24 @@ class RunStore:
     """The folder of one run, locked against other processes while open; use it as a context manager.
 
     Attributes:
-        folder: where the files are: config.json, environment.json, checkpoint.pt, metrics.csv and one for each table.
-        rows: the measurements so far, in order.
-        tables: further results by name, each kept as NAME.csv; to be saved with the next ``save``.
-        state: the training state at the last save, or None before the first one.
-        finished: whether the run reached its end.
-        notes: what somebody who resumes this run should know, in sentences.
+        folder: The folder with config.json, environment.json, checkpoint.pt, metrics.csv and a file for each table.
+        rows: The measurements so far, in order.
+        tables: Further results by name, each kept as NAME.csv; to be saved with the next ``save``.
+        state: The training state at the last save, or None before the first one.
+        finished: Whether the run reached its end.
+        notes: What somebody who resumes this run should know, in sentences.
 
     Args:
-        folder: made where it does not exist.
-        config: JSON-serialisable; what determines the numbers.
-        environment: JSON-serialisable; where they were computed. Every distinct one is kept.
-        overwrite: discard a run that the folder holds.
-        tables: names of the tables that such a run may have left, to be discarded with it.
+        folder: The folder, which is made where it does not exist.
+        config: What determines the numbers, JSON-serialisable.
+        environment: What the numbers were computed on, JSON-serialisable. Every distinct one is kept.
+        overwrite: Whether to discard a run that the folder holds.
+        tables: Names of the tables that such a run may have left, to be discarded with it.
 
     Raises:
-        StoreError: if the folder holds a run of another configuration, something that is no run, or damaged
+        StoreError: If the folder holds a run of another configuration, something that is no run, or damaged
             files.
-        BusyError: if another process writes to it.
+        BusyError: If another process writes to it.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class RunStore:
         return self.folder.name
 
     def save(self, state: dict[str, Any], finished: bool = False) -> None:
-        """Replace the checkpoint by this state (tensors and plain types) and the results, then those as tables."""
+        """Replace the checkpoint by this state (tensors and plain types) and the results, then write the tables."""
         self.state, self.finished = state, finished
         content = {"state": state, "rows": self.rows, "tables": self.tables, "finished": finished}
         with replaced(self.folder / "checkpoint.pt") as file:  # straight to the disk: it may be most of the memory
@@ -112,7 +112,7 @@ class RunStore:
         self.close()
 
     def _locked(self) -> int:
-        """A lock on the folder itself: it leaves no file and ends with the process, however that ends."""
+        """Lock the folder itself: the lock leaves no file and ends with the process, however that ends."""
         handle = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -168,7 +168,7 @@ class RunStore:
         self._write_tables()
 
     def _write_tables(self) -> None:
-        """Those that are not there yet as they are here."""
+        """Write the tables that the folder does not hold yet, or holds with other rows."""
         for name, rows in {"metrics": self.rows, **self.tables}.items():
             path, content = self.folder / f"{name}.csv", csv_of(rows)
             if not path.exists() or path.read_bytes() != content:
@@ -179,7 +179,7 @@ def make_folder(folder: Path) -> None:
     """Make a folder, and those that lead to it, where it does not exist.
 
     Raises:
-        StoreError: if there is a file in its place or on the way to it, or it may not be made.
+        StoreError: If there is a file in its place or on the way to it, or it may not be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ def require_config(folder: Path, config: dict[str, Any]) -> None:
     """Check, without a lock, that a folder holds no run of another configuration.
 
     Raises:
-        StoreError: if it does, with what differs.
+        StoreError: If it does, with what differs.
     """
     path = folder / "config.json"
     if not path.exists():
@@ -218,7 +218,7 @@ def read_metrics(folder: Path) -> list[Row]:
     They may be fewer than the checkpoint holds, after a crash between its writing and theirs, and are never more.
 
     Raises:
-        StoreError: if it is no table of numbers.
+        StoreError: If it is no table of numbers.
     """
     try:
         text = (folder / "metrics.csv").read_text()
@@ -268,7 +268,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def describe_environment(device: torch.device, build_info: dict[str, Any]) -> dict[str, Any]:
-    """What the numbers may depend on besides the configuration; holds no host name and no path."""
+    """Describe what the numbers may depend on besides the configuration, without host names and paths."""
     described = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -312,7 +312,7 @@ _ABSENT = _Absent()
 
 
 def csv_of(rows: Sequence[Mapping[str, object]]) -> bytes:
-    """One line per row; floats as the shortest text that reads back as the same number, nan as nan."""
+    """A CSV line per row; floats are the shortest text that reads back as the same number, nan is nan."""
     text = io.StringIO()
     if rows:
         writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
@@ -322,5 +322,5 @@ def csv_of(rows: Sequence[Mapping[str, object]]) -> bytes:
 
 
 def json_of(content: Any) -> bytes:
-    """Indented; what JSON does not know as text."""
+    """Indented JSON; what JSON does not know becomes text."""
     return (json.dumps(content, indent=2, default=str) + "\n").encode()

@@ -46,18 +46,18 @@ class Recipe:
     optimizer: str = "sgd"  # or "adam"
 
     def epoch_steps(self, samples: int) -> int:
-        """Optimizer steps in an epoch on so many samples."""
+        """The number of optimizer steps in an epoch."""
         return math.ceil(samples / self.batch_size)
 
     def steps(self, samples: int) -> int:
-        """Optimizer steps of a whole run on so many samples."""
+        """The number of optimizer steps of a whole run."""
         return self.epochs * self.epoch_steps(samples)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of these parameters.
 
         Raises:
-            ValueError: if its name is unknown.
+            ValueError: If its name is unknown.
         """
         if self.optimizer == "sgd":
             return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
@@ -71,8 +71,8 @@ class Trainer:
     """Trains a model on x: [n, d] float32, y: [n] int64 (all on one device), and can stop and go on.
 
     Attributes:
-        iteration: optimizer steps done so far.
-        total: optimizer steps of the whole run.
+        iteration: The number of optimizer steps done so far.
+        total: The number of optimizer steps of the whole run.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> None:
@@ -98,14 +98,14 @@ class Trainer:
         return self._order[1][start : start + self.recipe.batch_size]
 
     def loss(self, chosen: Tensor) -> Tensor:
-        """What is minimised, on the samples of these indices."""
+        """The loss on the samples of these indices, which training minimises."""
         return functional.cross_entropy(self.model(self.x[chosen]), self.y[chosen])
 
     def step(self) -> float:
-        """One iteration; returns the minibatch's loss before it.
+        """Do one iteration; returns the minibatch's loss before it.
 
         Raises:
-            DivergedError: if that loss is nan or inf; the parameters are then left as they were.
+            DivergedError: If that loss is nan or inf; the parameters are then left as they were.
         """
         chosen = self.batch(self.iteration)
         loss = self.loss(chosen)
@@ -129,15 +129,15 @@ class Trainer:
         """Train to the end of the recipe.
 
         Args:
-            at: iterations before which ``measure`` is called; ``total`` is the end of training.
-            measure: must leave the model as it found it.
-            after_step: called with every minibatch's loss; True stops the run.
+            at: The iterations before which ``measure`` is called; ``total`` is the end of training.
+            measure: Must leave the model as it found it.
+            after_step: Called with every minibatch's loss; True stops the run.
 
         Returns:
             Whether the run reached its end.
 
         Raises:
-            DivergedError: see ``step``.
+            DivergedError: See ``step``.
         """
         while True:
             if self.iteration in at:
@@ -177,7 +177,7 @@ def flushed_denormals() -> Iterator[bool]:
     """CPU arithmetic with denormal numbers taken as zero; yields whether this CPU can.
 
     Weight decay makes the weights of dead units denormal under Adam, and a step with them takes four times as long.
-    To be entered before torch starts its threads, which take this over from the one that starts them.
+    It is to be entered before torch starts its threads, which take this over from the one that starts them.
     """
     try:
         yield torch.set_flush_denormal(True)

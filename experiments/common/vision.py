@@ -22,7 +22,7 @@ class FlatImages(nn.Module):
     Zero is the mean of a standardised data set.
 
     Raises:
-        ValueError: if d is not that of square images of 1 ... 32 pixels a side.
+        ValueError: If d is not that of square images of 1 ... 32 pixels a side.
     """
 
     def __init__(self, d: int, channels: int) -> None:
@@ -41,7 +41,7 @@ class FlatImages(nn.Module):
 
 
 def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """What `build` makes with the random state of a seed."""
+    """The module that ``build`` makes with the random state of a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
@@ -51,10 +51,10 @@ def vgg19(outputs: int, seed: int, *, channels: int = 3, width: float = 1.0) -> 
     """16 convolutions of 3 x 3 with batch normalisation and a linear layer, as used on CIFAR.
 
     Args:
-        outputs: Classes.
-        seed: Of the weights.
-        channels: Of the image.
-        width: Factor of all channel numbers.
+        outputs: The number of classes.
+        seed: The seed of the weights.
+        channels: The channels of an image.
+        width: The factor of all channel numbers.
 
     Returns:
         A module [n, channels, 32, 32] -> [n, outputs].
@@ -94,7 +94,7 @@ class ResidualBlock(nn.Module):
 def resnet18(outputs: int, seed: int, *, channels: int = 3, width: float = 1.0) -> nn.Module:
     """Eight residual blocks of 64 to 512 channels, without the pooling of the first layer, as used on CIFAR.
 
-    Args and returns as `vgg19`.
+    Arguments and the module are as in ``vgg19``.
     """
 
     def build() -> nn.Module:
@@ -145,12 +145,12 @@ def vision_transformer(
     """A small vision transformer, before its norms; [n, channels, 32, 32] -> [n, outputs].
 
     Args:
-        outputs: Classes.
-        seed: Of the weights.
-        channels: Of the image.
-        width: Numbers for each token.
-        depth: Blocks.
-        heads: Of the attention.
-        patch: Pixels along the side of a patch.
+        outputs: The number of classes.
+        seed: The seed of the weights.
+        channels: The channels of an image.
+        width: The numbers for each token.
+        depth: The number of blocks.
+        heads: The heads of the attention.
+        patch: The pixels along the side of a patch.
     """
     return seeded(lambda: VisionTransformer(outputs, channels, width, depth, heads, patch), seed)

@@ -44,7 +44,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """In figures."""
+        """The text for figures."""
         rates = "" if self.lr_factor == 1 else f"learning rates × {self.lr_factor:g}, "
         return f"{rates}batch size {self.batch_size}"
 
@@ -61,7 +61,7 @@ class Network:
 
     @property
     def name(self) -> str:
-        """Of its folder, and in all that is printed."""
+        """The name of the run's folder, which is printed with all messages."""
         return f"depth{self.depth}-lr{self.lr:g}-batch{self.variant.batch_size}-seed{self.seed}"
 
 
@@ -162,7 +162,7 @@ def check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def networks(args: argparse.Namespace) -> list[Network]:
-    """In the order in which one process trains them: variant by variant, the longest run first."""
+    """The networks in the order in which one process trains them: variant by variant, the longest run first."""
 
     def of_each(values: list[Any]) -> list[Any]:
         return values if len(values) > 1 else values * len(args.depths)
@@ -180,7 +180,7 @@ def networks(args: argparse.Namespace) -> list[Network]:
 
 
 def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
-    """One run for each network."""
+    """The study has one run for each network."""
     return [job(args, one, dataset) for one in networks(args)]
 
 
@@ -218,7 +218,7 @@ def train(args: argparse.Namespace, one: Network, recipe: Recipe, dataset: data.
 
 
 def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
-    """The figure and the tables of the runs that have ended."""
+    """Draw the figure and write and print the tables of the runs that have ended."""
     found = {one: runs[one.name].rows for one in networks(args) if runs[one.name].finished}
     panels = {
         (of, moment): one for moment in MOMENTS for of in args.variants if (one := panel(found, of, moment)) is not None
@@ -240,7 +240,7 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
 
 
 def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
-    """What a reader must know about the figure: data and networks."""
+    """The title says what a reader must know: data and networks."""
     seeds = f"{len(args.seeds)} seeds" if len(args.seeds) > 1 else f"seed {args.seeds[0]}"
     epochs = sorted({one.epochs for one in networks(args)})
     span = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
@@ -251,7 +251,7 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
 
 
 def chosen(rows: Sequence[Row], moment: str) -> Row | None:
-    """The row of a moment; None where the run diverged, nothing is known of it yet, or no layer has an alignment."""
+    """The row of a moment; None if the run diverged, has no rows yet, or no layer has an alignment."""
     if not rows or any(math.isnan(row["train_loss"]) for row in rows):
         return None
     row = rows[-1] if moment == "end" else min(rows, key=lambda row: row["test_loss"])
@@ -259,13 +259,13 @@ def chosen(rows: Sequence[Row], moment: str) -> Row | None:
 
 
 def alignment(row: Row) -> Array:
-    """By layer, [L]."""
+    """The alignment by layer, [L]."""
     values: Array = figures.table([[row]], "cka")[0, 0]
     return values
 
 
 def summary(found: dict[Network, list[Row]]) -> list[dict[str, Any]]:
-    """One line for each network and moment."""
+    """Make one line for each network and moment."""
     lines = []
     for one, rows in found.items():
         for moment in MOMENTS:
@@ -294,7 +294,7 @@ def summary(found: dict[Network, list[Row]]) -> list[dict[str, Any]]:
 
 
 def panel(found: dict[Network, list[Row]], of: Variant, moment: str) -> Panel | None:
-    """One picture; alignment is the mean over seeds, peaks are those of each seed. None where there is nothing yet."""
+    """One picture with the mean alignment over seeds and the peaks of each seed; None where there is nothing yet."""
     rows = {one: row for one, rows in found.items() if one.variant == of and (row := chosen(rows, moment))}
     if not rows:
         return None
@@ -308,7 +308,7 @@ def panel(found: dict[Network, list[Row]], of: Variant, moment: str) -> Panel | 
 
 
 def fits(panels: dict[tuple[Variant, str], Panel]) -> list[dict[str, Any]]:
-    """One line for each picture that has depths enough."""
+    """Make one line for each picture with enough depths."""
     lines = []
     for (of, moment), one in panels.items():
         if not one.peaks.fitted:
@@ -333,7 +333,7 @@ def fits(panels: dict[tuple[Variant, str], Panel]) -> list[dict[str, Any]]:
 
 
 def print_tables(lines: Sequence[dict[str, Any]], fitted: Sequence[dict[str, Any]]) -> None:
-    """Networks, then fits."""
+    """Print a line for each network and moment, then the fits."""
     print("networks, at the end of training and at the lowest test loss measured:")
     columns = "".join(f"{name:>11}" for name in ("depth", "seed", "epochs", "train acc.", "test acc.", "peak"))
     print(f"  {'variant':<10}{columns}  alignment")

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from experiments.common.figures import Array, saved
 from experiments.depth_scaling.line_fit import CONFIDENCE, Line
 
-SKY, ORANGE, VERMILION = "#56B4E9", "#E69F00", "#D55E00"  # of the Okabe-Ito palette, to be seen on any grey
+SKY, ORANGE, VERMILION = "#56B4E9", "#E69F00", "#D55E00"  # Okabe-Ito colours that are seen on any grey
 OUTSIDE = "#F3EAD9"  # where there are no layers: no grey, which would be an alignment
 LAYERS = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000)  # to label
 
@@ -24,9 +24,9 @@ class Panel:
     """One picture.
 
     Attributes:
-        title: above it.
-        columns: depth -> alignment by layer, [depth].
-        peaks: through which the lines go.
+        title: The title above it.
+        columns: The alignment by layer, [depth], by depth.
+        peaks: The peaks with the lines through them.
     """
 
     title: str
@@ -38,9 +38,9 @@ def depth_scaling(rows: Sequence[Sequence[Panel]], title: str, path: Path) -> No
     """Draw a grid of pictures.
 
     Args:
-        rows: the same number of panels in each.
-        title: above the figure.
-        path: the file to write.
+        rows: The panels, with the same number of them in each row.
+        title: The title of the figure.
+        path: The file to write.
     """
     width = len(rows[0])
     with saved(path, (1.2 + 4.9 * width, 1.3 + 4.6 * len(rows)), {"font.size": 11}) as figure:
@@ -89,7 +89,7 @@ def _draw(ax: Axes, panel: Panel) -> QuadMesh:
 
 
 def _labelled(depths: Sequence[int]) -> list[int]:
-    """Depths that are far enough from one another for a label each."""
+    """The depths that are far enough from one another for a label each."""
     chosen = depths[:1]
     for depth in depths[1:]:
         if depth >= 1.25 * chosen[-1]:
@@ -98,7 +98,7 @@ def _labelled(depths: Sequence[int]) -> list[int]:
 
 
 def _edges(depths: Sequence[int]) -> Array:
-    """Half-way between depths in the logarithm, [k + 1]."""
+    """The middles between neighbouring depths in the logarithm, and an edge at either end, [k + 1]."""
     logs = np.log(depths)
     if len(logs) == 1:
         return np.array([depths[0] / 1.2, depths[0] * 1.2])

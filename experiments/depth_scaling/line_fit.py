@@ -30,18 +30,18 @@ class Line:
 
     @cached_property
     def best(self) -> PowerLaw:
-        """Least squares in the logarithms; raises ValueError where not ``fitted``."""
+        """The least-squares line in the logarithms. Raises ValueError where it is not ``fitted``."""
         return fit_power_law(self.depths, self.layers)
 
     @property
     def quantile(self) -> float:
-        """Of Student's t, for a two-sided interval."""
+        """The quantile of Student's t for a two-sided interval."""
         return float(stats.t.ppf((1 + CONFIDENCE) / 2, len(self.depths) - 2))
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the slope, if peaks scatter around the line normally and alike."""
-        reach = self.quantile * self.best.exponent_error
+        """The interval of the slope, if peaks scatter around the line normally and alike."""
+        reach = self.quantile * self.best.exponent_standard_error
         return self.best.exponent - reach, self.best.exponent + reach
 
     def band(self, depths: Array) -> tuple[Array, Array]:
@@ -54,11 +54,11 @@ class Line:
 
     @property
     def theory_constant(self) -> float:
-        """C of the line C * depth^THEORY that is nearest in the logarithms."""
+        """The C whose line C * depth^THEORY is nearest in the logarithms."""
         return float(np.exp(np.mean(np.log(self.layers) - THEORY * np.log(self.depths))))
 
     @property
     def theory_residual(self) -> float:
-        """Root mean square distance of log layer from that line."""
+        """The root mean square distance of log layer from the line with the theory's slope."""
         logs = np.log(self.layers) - THEORY * np.log(self.depths)
         return float(np.std(logs))

@@ -90,7 +90,7 @@ def check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
-    """The only run."""
+    """The study has one run."""
     model = models.network(args, dataset)
     most = ParameterVector(model).size - 1
     if args.eigenvectors > most:
@@ -132,7 +132,7 @@ def moments(args: argparse.Namespace, trainer: Trainer) -> set[int]:
 
 
 def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
-    """The figure and the tables."""
+    """Draw the figure and print the tables."""
     (found,) = runs.values()
     at_moments = figure.moments(found.rows, found.tables.get(TABLE, []))
     path = args.output / "early_training.png"
@@ -142,7 +142,7 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
 
 
 def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
-    """What a reader must know about the figure: data, network and recipe."""
+    """The title says what a reader must know: data, network and recipe."""
     return (
         f"{args.dataset}, {len(dataset.train_y):,} training images: {models.described(args)}, seed {args.seed}\n"
         f"learning rate {args.lr:g}, batch size {args.batch_size}, momentum {args.momentum:g}, "
@@ -151,7 +151,7 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
 
 
 def print_tables(rows: Sequence[Row], found: Sequence[Moment]) -> None:
-    """Correlations along training; then at each moment the eigenvalues, and energies and correlations by layer."""
+    """Print correlations along training; then for each moment eigenvalues, and energies and correlations by layer."""
     columns = {"-corr(w, y~)": "collinearity"} | {text: f"{name}_correlation" for name, text in CHANGES.items()}
     print("gradient w against labels y~, and correlation of changes of the features Psi y~ with -H_w Psi y~:")
     heads = "".join(f"  {text:>{max(12, len(text))}}" for text in columns)

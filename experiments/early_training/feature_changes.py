@@ -13,7 +13,7 @@ from experiments.common.hessian import OutputHessian, ParameterVector, centered_
 from experiments.common.store import Row
 from experiments.common.training import DivergedError, Trainer
 
-DIGITS = 6  # of a number in the table of eigenvectors
+DIGITS = 6  # significant digits in the table of eigenvectors
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Evolution:
         collinearity: -corr(w, y~). Both have mean zero, w because softmax and label sum to the same for every sample,
             so that Pearson's correlation is the cosine.
         predicted: -H_w Psi y~.
-        changes: by the names in CHANGES.
+        changes: The changes of Psi y~ by their names in ``figure.CHANGES``.
     """
 
     theta: ParameterVector
@@ -37,12 +37,12 @@ class Evolution:
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """<a, b> / (|a| |b|) over all entries; nan where one of them is zero."""
+    """<a, b> / (|a| |b|) over all entries; nan if a or b is zero."""
     return float((a * b).sum() / (a.norm() * b.norm()))
 
 
 def next_parameters(trainer: Trainer) -> Tensor:
-    """theta(t + 1), [P]: those after the step that training takes next, which a copy of the trainer takes."""
+    """The parameters theta(t + 1), [P], after training's next step, which a copy of the trainer takes."""
     ahead = Trainer(copy.deepcopy(trainer.model), trainer.x, trainer.y, trainer.recipe)
     ahead.restore(trainer.state())
     ahead.step()
@@ -50,7 +50,7 @@ def next_parameters(trainer: Trainer) -> Tensor:
 
 
 def features_at(model: nn.Module, vector: Tensor, x: Tensor, v: Tensor) -> Tensor:
-    """Psi v, [P], of a model with other parameters [P]; the running statistics of its norm layers stay."""
+    """Psi v, [P], for a model with other parameters [P]; the running statistics of its norm layers stay."""
     there = copy.deepcopy(model)
     theta = ParameterVector(there)
     theta.set(vector)
@@ -58,10 +58,10 @@ def features_at(model: nn.Module, vector: Tensor, x: Tensor, v: Tensor) -> Tenso
 
 
 def evolution(trainer: Trainer, x: Tensor, y: Tensor) -> Evolution:
-    """On a probe x: [n, d], y: [n]; changes nothing.
+    """Measure the evolution on a probe x: [n, d], y: [n]; changes nothing.
 
-    In float64: in float32 the change in a step has a relative error of 1e-6, but now and then one of 1e-2, where a ReLU
-    is so close to its kink that rounding decides on its side.
+    The numbers are in float64. In float32 the change in a step has a relative error of 1e-6, but now and then one of
+    1e-2, where a ReLU is so close to its kink that rounding decides on its side.
     """
     model = copy.deepcopy(trainer.model).double().eval()
     x = x.double()
@@ -83,9 +83,10 @@ def evolution(trainer: Trainer, x: Tensor, y: Tensor) -> Evolution:
 
 
 def correlations(of: Evolution) -> Row:
-    """Columns collinearity, and <change>_correlation with what H_w predicts, then those of each layer alone.
+    """Columns collinearity, and <change>_correlation with what H_w predicts, for all layers and for each alone.
 
-    They are cosines, which a rotation of all parameters, such as that into a basis of eigenvectors, leaves as they are.
+    Correlations are cosines, which a rotation of all parameters, such as the one into a basis of eigenvectors, leaves
+    as they are.
     """
     row = {"collinearity": of.collinearity}
     energy = of.theta.inner_products(of.predicted, of.predicted)
@@ -98,13 +99,13 @@ def correlations(of: Evolution) -> Row:
 
 
 def eigenvectors(of: Evolution, iteration: int, count: int) -> list[Row]:
-    """The top eigenpairs of H_w, greatest absolute eigenvalue first, a line for each.
+    """The top eigenpairs of H_w, a line for each, with the greatest absolute eigenvalue first.
 
-    Columns eigenvalue, energy/<layer>: the squared norm of the eigenvector's part in a layer, and coordinate/<change>:
-    of each change, and of the predicted one, over its norm, in the basis of eigenvectors.
+    The columns are eigenvalue, energy/<layer> for the squared norm of the eigenvector's part in a layer, and
+    coordinate/<change> for each change, and the predicted one, over its norm in the basis of eigenvectors.
 
     Raises:
-        DivergedError: if there are none to be found: the output Hessian of a dead network is zero.
+        DivergedError: If there are none to be found: the output Hessian of a dead network is zero.
     """
     try:
         pairs = of.hessian.top(count)

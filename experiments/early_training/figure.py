@@ -39,9 +39,9 @@ class Moment:
     """The eigenvectors of one moment of training.
 
     Attributes:
-        row: the measurement of that moment.
-        layers: linear and convolutional, in forward order.
-        table: a line for each eigenvector, greatest absolute eigenvalue first.
+        row: The measurement of that moment.
+        layers: The linear and convolutional layers in forward order.
+        table: A line for each eigenvector, with the greatest absolute eigenvalue first.
     """
 
     row: Row
@@ -50,27 +50,27 @@ class Moment:
 
     @property
     def when(self) -> str:
-        """In words."""
+        """The iteration and the epoch in words."""
         return f"iteration {self.row['iteration']:,.0f} (epoch {self.row['epoch']:.3g})"
 
     @property
     def eigenvalues(self) -> Array:
-        """[k]."""
+        """The eigenvalues, [k]."""
         return self._column("eigenvalue")
 
     @property
     def energies(self) -> Array:
-        """Of every eigenvector in each layer, [k, L]; where only such layers have parameters each sums to 1."""
+        """The energy of every eigenvector in each layer, [k, L]; sums to 1 if no other modules have parameters."""
         return np.stack([self._column(f"energy/{layer}") for layer in self.layers], axis=1)
 
     @property
     def weighted_energies(self) -> Array:
-        """Mean over the eigenvectors by absolute eigenvalue, [L]."""
+        """The mean energy over the eigenvectors, weighted by absolute eigenvalue, [L]."""
         mean: Array = np.average(self.energies, axis=0, weights=abs(self.eigenvalues))
         return mean
 
     def coordinates(self, change: str) -> Array:
-        """Of a change of the features, as a unit vector, in the basis of eigenvectors, [k]."""
+        """The coordinates of a change of the features, as a unit vector, in the basis of eigenvectors, [k]."""
         return self._column(f"coordinate/{change}")
 
     def correlation(self, change: str) -> float:
@@ -86,7 +86,7 @@ class Moment:
 
 
 def moments(rows: Sequence[Row], eigenvectors: Sequence[Row]) -> list[Moment]:
-    """Those of a table of eigenvectors, which has the column iteration, with the measurements that belong to them."""
+    """The moments in a table of eigenvectors, which has a column iteration, with their measurements."""
     by_iteration = {row["iteration"]: row for row in rows}
     return [
         Moment(by_iteration[iteration], layer_names(rows), list(lines))
@@ -98,11 +98,11 @@ def early_training(rows: Sequence[Row], found: Sequence[Moment], title: str, pat
     """Draw collinearity, correlations and alignments along training, and the eigenvectors of each moment below.
 
     Args:
-        rows: measurements in order, with columns iteration, epoch, test_accuracy, collinearity,
+        rows: Measurements in order, with columns iteration, epoch, test_accuracy, collinearity,
             <change>_correlation for every change, and cka/<layer>; a nan leaves a gap.
-        found: moments with eigenvectors; with none there is only the first line of panels.
-        title: above the figure.
-        path: the file to write.
+        found: Moments with eigenvectors; with none there is only the first line of panels.
+        title: The title of the figure.
+        path: The file to write.
     """
     style = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
     with saved(path, (max(14.5, 4.7 * len(found)), 12.2 if found else 4.9), style) as figure:
@@ -115,7 +115,7 @@ def early_training(rows: Sequence[Row], found: Sequence[Moment], title: str, pat
         panels = list(along)
         if found:
             energies = _draw_row(parts[1], found, _draw_energies)
-            energies[0].set_ylim(bottom=0)  # of all of them, now that each is drawn
+            energies[0].set_ylim(bottom=0)  # all panels, now that each is drawn
             panels += [*energies, *_draw_row(parts[2], found, _draw_coordinates)]
         for letter, ax in zip(LETTERS, panels, strict=False):
             ax.set_title(f"({letter}) {ax.get_title()}", fontsize=11)
@@ -183,7 +183,7 @@ def _draw_alignments(figure: Figure, ax: Axes, rows: Sequence[Row], found: Seque
 
 
 def _draw_row(figure: Figure, found: Sequence[Moment], draw: Callable[[Axes, Moment], None]) -> list[Axes]:
-    """A panel for each moment, all of one scale, and the first one's legend below."""
+    """Draw a panel for each moment, all of one scale, and the legend of the first below."""
     axes = list(figure.subplots(1, len(found), squeeze=False, sharex=True, sharey=True)[0])
     for ax, moment in zip(axes, found, strict=True):
         draw(ax, moment)

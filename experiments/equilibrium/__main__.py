@@ -86,7 +86,7 @@ def check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def draw(args: argparse.Namespace, dataset: data.Dataset, _: dict[str, Run]) -> None:
-    """All numbers, the figures and the table of exponents."""
+    """Compute all numbers, draw the figures and print the table of exponents."""
     config = command_line.values(args, CONFIG) | dataset.describe()
     environment = describe_environment(torch.device("cpu"), ah.build_info())
     for name, content in (("config", config), ("environment", environment)):

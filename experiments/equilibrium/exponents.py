@@ -23,25 +23,25 @@ class Fit(NamedTuple):
 
     @property
     def best(self) -> PowerLaw:
-        """With corrections where there are any."""
+        """The power law with corrections, or without where there are none."""
         return self.corrected or self.plain
 
     @property
     def legend(self) -> str:
-        """Both exponents."""
+        """The text with both exponents for a legend."""
         corrected = f"\nwith corrections {measured(self.corrected)}" if self.corrected else ""
         return f"slope {measured(self.plain)}{corrected}"
 
 
 def fitted(name: str, variable: str, theory: float, x: Array, y: Array, corrections: Sequence[Array] = ()) -> Fit:
-    """A power law without and, if there are any, with corrections."""
+    """Fit a power law without and, if there are any, with corrections."""
     corrected = fit_power_law(x, y, corrections) if corrections else None
     return Fit(name, variable, theory, fit_power_law(x, y), corrected)
 
 
 def measured(law: PowerLaw) -> str:
-    """An exponent with its error, which has one digit."""
-    error = max(law.exponent_error, 1e-9)
+    """The exponent of a power law with its error, which has one digit."""
+    error = max(law.exponent_standard_error, 1e-9)
     digits = min(9, max(2, -math.floor(math.log10(error))))
     return f"{law.exponent:.{digits}f} ± {error:.0e}" if error < 1e-4 else f"{law.exponent:.{digits}f} ± {error:.1g}"
 
@@ -53,20 +53,21 @@ def slow(x: Array) -> list[Array]:
 
 def constant(law: PowerLaw) -> str:
     """The constant of a power law with its error."""
-    return f"{law.constant:.4g} ± {law.constant_error:.1g}"
+    return f"{law.constant:.4g} ± {law.constant_standard_error:.1g}"
 
 
 def row(fit: Fit) -> dict[str, Any]:
-    """A line of the table of exponents."""
+    """Make a line of the table of exponents."""
     values: dict[str, Any] = {"name": fit.name, "variable": fit.variable, "theory": fit.theory}
     for name, law in (("plain", fit.plain), ("corrected", fit.corrected)):
-        for column in ("exponent", "exponent_error", "constant", "constant_error"):
+        for column in ("exponent", "constant"):
             values[f"{name}_{column}"] = getattr(law, column) if law else math.nan
+            values[f"{name}_{column}_error"] = getattr(law, f"{column}_standard_error") if law else math.nan
     return values
 
 
 def print_table(fits: Sequence[Fit]) -> None:
-    """All exponents, with theory's."""
+    """Print all exponents beside theory's."""
     width = max(len(fit.name) for fit in fits)
     print(f"{'exponents':<{width}}  {'of':<5}  {'theory':>7}  {'fitted':<22}  {'with corrections':<22}  constant")
     for fit in fits:

@@ -18,7 +18,7 @@ BLUE, VERMILION, GREEN, PURPLE, SKY, YELLOW = (
     "#CC79A7",
     "#56B4E9",
     "#E69F00",
-)  # of the Okabe-Ito palette
+)  # Okabe-Ito colours
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY, YELLOW, "black", "0.5", "0.7", "#F0E442")
 MARKERS = "os^DvP*X<>"
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
@@ -30,12 +30,12 @@ class Curve:
     """Values, what was fitted to them, and the law that theory has for them.
 
     Attributes:
-        label: for the legend, with the fits; empty for none.
-        x: [k].
-        y: [k].
-        theory: [k] at the same x, or None.
-        theory_label: for the legend; empty for none.
-        points: whether to draw markers instead of a line.
+        label: The text for the legend, with the fits; empty for none.
+        x: The abscissas, [k].
+        y: The values, [k].
+        theory: The theory's values at the same x, [k], or None.
+        theory_label: The theory's text for the legend; empty for none.
+        points: Whether to draw markers instead of a line.
     """
 
     label: str
@@ -51,11 +51,11 @@ class Panel:
     """Log-log axes with curves.
 
     Attributes:
-        title: above.
-        x: label of the x axis.
-        y: label of the y axis.
-        curves: to be drawn.
-        legend: where the legend goes; for "below" it is under the axes.
+        title: The title above the axes.
+        x: Label of the x axis.
+        y: Label of the y axis.
+        curves: The curves to draw.
+        legend: Where the legend goes; for "below" it is under the axes.
     """
 
     title: str
@@ -70,10 +70,10 @@ class Sampled:
     """What random networks have, beside the curve of infinite width, by layer.
 
     Attributes:
-        label: of the pair of inputs.
-        theory: [L].
-        mean: [L].
-        error: [L], standard error of the mean.
+        label: The text for the pair of inputs.
+        theory: The values at infinite width, [L].
+        mean: The means over networks, [L].
+        error: The standard errors of the means, [L].
     """
 
     label: str
@@ -86,10 +86,10 @@ def power_laws(panels: Sequence[Panel], title: str, path: Path, sampled: Sequenc
     """Draw log-log panels, and perhaps one of random networks' values by layer behind them.
 
     Args:
-        panels: from left to right.
-        title: above the figure.
-        path: the file to write.
-        sampled: losses of random networks, for a last panel.
+        panels: The panels from left to right.
+        title: The title of the figure.
+        path: The file to write.
+        sampled: The losses of random networks for a last panel.
     """
     count = len(panels) + bool(sampled)
     with saved(
@@ -126,9 +126,9 @@ def alignment(panels: Mapping[str, tuple[Array, Mapping[int, Array]]], title: st
     """Draw predicted alignment with the labels by layer, and that of random networks, a panel for each kind of kernel.
 
     Args:
-        panels: by heading, the prediction [L] of infinite width, and what was measured, [seeds, L] by width.
-        title: above the figure.
-        path: the file to write.
+        panels: By heading, the prediction at infinite width, [L], and the measured values by width, [seeds, L] each.
+        title: The title of the figure.
+        path: The file to write.
     """
     with saved(path, (6.4 * len(panels), 5.0), STYLE) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]

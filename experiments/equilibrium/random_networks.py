@@ -24,14 +24,14 @@ from experiments.equilibrium.figure import Curve, Panel, Sampled
 from experiments.equilibrium.tables import save, table
 
 RELU = Network("relu")
-INPUTS, INPUT_SIZE = 4, 64  # of the comparison with random networks
+INPUTS, INPUT_SIZE = 4, 64  # in the comparison of information
 KERNEL_DEPTH, KERNEL_OUTPUTS, KERNEL_INPUTS = 6, 10, 16
 ALIGNMENT_SEEDS = range(4)
 OUTPUTS = {"all": "over samples and outputs", "trace": "summed over outputs"}
 
 
 def inputs(epsilon: float, seed: int) -> Tensor:
-    """Inputs of |x|^2 = d: two with correlation 1 - epsilon, one opposite to the first, and random ones, [n, d]."""
+    """Inputs [n, d] with |x|^2 = d: two with correlation 1 - epsilon, one opposite to the first, and random ones."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(INPUTS, INPUT_SIZE, generator=generator, dtype=torch.float64)
     x = x / x.norm(dim=1, keepdim=True)
@@ -43,12 +43,12 @@ def inputs(epsilon: float, seed: int) -> Tensor:
 
 
 def build(width: int, depth: int, seed: int) -> torch.nn.Sequential:
-    """A random network of one output for `inputs`."""
+    """A random network with one output for ``inputs``."""
     return feedforward(INPUT_SIZE, width, depth, 1, seed)
 
 
 def finite_width(args: argparse.Namespace) -> list[Sampled]:
-    """Information of random networks by layer; returns the losses of forward information of three pairs."""
+    """Measure the information of random networks by layer; returns the forward losses of three pairs."""
     x = inputs(args.epsilon, args.seed)
     make = partial(build, args.width, args.finite_depth)
     found = ah.signal_propagation.finite_width(make, x, args.draws, args.seed, sys.stderr.isatty())
@@ -61,10 +61,9 @@ def finite_width(args: argparse.Namespace) -> list[Sampled]:
     chosen = [(0, 0), (0, 1), (0, 3), (0, 2)]
     for quantity, average in averages.items():
         # Rounding alone sets apart what does not vary.
-        certain = average.error <= 1e-6 * np.abs(expected[quantity]).max()
-        z = np.divide(
-            np.abs(average.mean - expected[quantity]), average.error, out=np.zeros(certain.shape), where=~certain
-        )
+        certain = average.standard_error <= 1e-6 * np.abs(expected[quantity]).max()
+        distance = np.abs(average.mean - expected[quantity])
+        z = np.divide(distance, average.standard_error, out=np.zeros(certain.shape), where=~certain)
         where = np.unravel_index(z.argmax(), z.shape)
         print(
             f"width {args.width}, {args.draws} networks: largest |z| of {quantity} information {z.max():.1f} "
@@ -72,7 +71,7 @@ def finite_width(args: argparse.Namespace) -> list[Sampled]:
         )
         for i in range(INPUTS):
             for j in range(i, INPUTS):
-                values = (expected[quantity], average.mean, average.error)
+                values = (expected[quantity], average.mean, average.standard_error)
                 for layer, (a, b, c) in enumerate(zip(*(v[:, i, j] for v in values), strict=True), start=1):
                     row = {"quantity": quantity, "layer": layer, "first": i, "second": j}
                     rows.append(row | {"theory": a, "mean": b, "error": c})
@@ -81,7 +80,7 @@ def finite_width(args: argparse.Namespace) -> list[Sampled]:
                 f"correlation {1 - pairs.gamma[i, j]:.2f}",
                 expected[quantity][:, i, j],
                 average.mean[:, i, j],
-                average.error[:, i, j],
+                average.standard_error[:, i, j],
             )
             for i, j in chosen
         ]
@@ -93,14 +92,14 @@ def finite_width(args: argparse.Namespace) -> list[Sampled]:
             f"correlation {1 - pairs.gamma[i, j]:.2f}",
             theory.forward_gamma[:, i, j],
             found.forward_loss.mean[:, i, j],
-            found.forward_loss.error[:, i, j],
+            found.forward_loss.standard_error[:, i, j],
         )
         for i, j in ((0, 2), (0, 3), (0, 1))
     ]
 
 
 def kernel_convergence(args: argparse.Namespace) -> list[Fit]:
-    """How far tangent kernels of single random networks are from their limit, against width."""
+    """Measure how far tangent kernels of single random networks are from their limit, against width."""
     x = torch.randn(KERNEL_INPUTS, INPUT_SIZE, generator=torch.Generator().manual_seed(args.seed))
     limit = ah.signal_propagation.layer_kernels(RELU, x, KERNEL_DEPTH).tangent()
     rows: list[Row] = []
@@ -134,7 +133,7 @@ def kernel_convergence(args: argparse.Namespace) -> list[Fit]:
 
 
 def initial_alignment(args: argparse.Namespace, dataset: data.Dataset) -> None:
-    """Alignment with the labels by layer at initialisation: the limit's, and that of random networks."""
+    """Compare the alignment of random networks with the limit's, by layer at initialisation."""
     x, y = data.probe(dataset, args.probe_size, args.seed)
     limit = ah.signal_propagation.layer_kernels(RELU, x, args.finite_depth)
     one_hot = torch.nn.functional.one_hot(y, dataset.classes).double()

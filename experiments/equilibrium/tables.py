@@ -1,4 +1,4 @@
-"""Results as tables."""
+"""Tables of results: from columns to rows, and to a CSV file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from experiments.common.store import Row, csv_of, write_atomically
 
 
 def save(output: Path, name: str, rows: Sequence[Row | dict[str, Any]]) -> None:
-    """A table, as NAME.csv."""
+    """Write a table as NAME.csv."""
     write_atomically(output / f"{name}.csv", csv_of(rows))
 
 
 def table(**columns: Any) -> list[Row]:
-    """Columns [k] as k rows."""
+    """Turn columns [k] into k rows."""
     return [
         dict(zip(columns, line, strict=True))
         for line in zip(*(np.asarray(c).tolist() for c in columns.values()), strict=True)

@@ -27,7 +27,7 @@ TANH_BIAS = 0.05
 
 
 def theorem1(args: argparse.Namespace, sampled: Sequence[Sampled]) -> list[Fit]:
-    """Loss of forward information against layer."""
+    """Compute the loss of forward information against layer."""
     layers = np.union1d(LAYERS_SHOWN, DEPTHS)
     losses = ah.signal_propagation.information_loss(
         RELU, int(layers[-1]), InputPairs.apart(args.epsilon), layers=layers
@@ -53,7 +53,7 @@ def theorem1(args: argparse.Namespace, sampled: Sequence[Sampled]) -> list[Fit]:
 
 
 def theorem2(args: argparse.Namespace) -> list[Fit]:
-    """Backward information against depth, for layers in proportion to it and for shallow ones."""
+    """Compute backward information against depth, for layers in proportion to the depth and for shallow ones."""
     depths = DEPTHS.astype(np.float64)
     shallow = np.round(depths**SHALLOW_EXPONENT).astype(np.int64)
     inner = {alpha: np.floor(alpha * depths).astype(np.int64) for alpha in ALPHAS}
@@ -97,7 +97,7 @@ def theorem2(args: argparse.Namespace) -> list[Fit]:
 
 
 def corollary1(args: argparse.Namespace) -> list[Fit]:
-    """The layer of balance against depth, also of residual networks and one with a smooth activation."""
+    """Compute the layer of balance against depth, also for residual networks and one with a smooth activation."""
     layerwise = np.unique(np.round(np.geomspace(LEAST_LAYERWISE, args.layerwise_depth, 17)).astype(np.int64))
     kinds: list[tuple[str, str, Array, Network | None]] = [("relu", "ReLU", DEPTHS, RELU)]
     for scale in RESIDUAL_SCALES:

@@ -45,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 STEPS = "alignment_steps"  # table of equation 25
-MOST_ROWS = 10_000  # of a dense kernel: 0.8 GB
+MOST_ROWS = 10_000  # a dense kernel of so many rows takes 0.8 GB
 CAPTURED = 0.1  # a relative error up to which a scheme captures gradient descent
 
 
@@ -99,7 +99,7 @@ def load(args: argparse.Namespace) -> data.Dataset:
 
 
 def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
-    """The only run."""
+    """The study has one run."""
     return [Job(f"seed-{args.seed}", partial(train, args, dataset))]
 
 
@@ -133,7 +133,7 @@ def train(args: argparse.Namespace, dataset: data.Dataset, store: RunStore) -> i
 
 
 def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
-    """The figures and the tables."""
+    """Draw the figures and print the tables."""
     (found,) = runs.values()
     rows, steps = found.rows, found.tables[STEPS]
     rate = rows[0]["natural_rate"] if args.ofe_rate is None else args.ofe_rate
@@ -145,7 +145,7 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
 
 
 def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
-    """What a reader must know about a figure: data, network and how it was trained."""
+    """The title says what a reader must know: data, network and how it was trained."""
     return (
         f"{args.dataset}, {len(dataset.train_y)} training images; depth {args.depth}, width {args.width}, "
         f"full-batch gradient descent, learning rate {args.lr:g}, seed {args.seed}"
@@ -153,7 +153,7 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
 
 
 def relative_error(rows: Sequence[Row], name: str, of: str) -> Array:
-    """A relative error of a scheme at every measurement: of its parameters, or the mean over layers."""
+    """A relative error of a scheme at every measurement, for its parameters or in the mean over layers."""
     if of == "distance":
         return np.array([row[f"{name}_distance"] for row in rows])
     mean: Array = figures.table([rows], f"{name}_{of}")[0].mean(axis=1)
@@ -167,7 +167,7 @@ def captured(rows: Sequence[Row], errors: Array) -> str:
 
 
 def print_tables(rows: Sequence[Row], steps: Sequence[Row]) -> None:
-    """The schemes at the end, then alignment by layer, then the prediction of single steps."""
+    """Print the schemes at the end, then alignment by layer, then the prediction of single steps."""
     last, layers = rows[-1], layer_names(rows)
     print(f"gradient descent: training loss {last['train_loss']:.4f} after {last['iteration']} iterations")
     print("relative errors of the schemes at the end, and until which iteration they are", end="")

@@ -23,22 +23,23 @@ def step_changes(model: nn.Module, x: Tensor, y: Tensor, lr: float, signs: Itera
     """(A_l(t + 1) - A_l(t)) / A_l(t) for the next step at the model's parameters, which are left as they were.
 
     Args:
-        model: [n, d] -> [n, o], float64; in eval mode.
-        x: [n, d].
-        y: [n] classes.
-        lr: eta.
-        signs: see ``sampled_moments``.
+        model: A model [n, d] -> [n, o] in float64 and in eval mode.
+        x: The samples, [n, d].
+        y: The classes, [n].
+        lr: The learning rate eta.
+        signs: See ``sampled_moments``.
 
     Returns:
         A row for every layer, with the columns
-        layer: counted from the input;
-        measured: with nothing left out;
-        numerator: with the norm of the kernel as it was;
-        linearised: furthermore, with Psi(t) y~ - eta H_y~ Psi w in place of Psi(t + 1) y~ (equation 9), which leaves
-            out that the features of the layers below a unit jump when it switches;
-        collinear: with (I - eta H_w) Psi(t) y~ in its place (equation 10), as if y~ were a multiple of w;
-        traces: with the traces of equation 25, as if the parameters were independent of the Hessian, and isotropic;
-        traces_error: standard error of their estimate.
+        layer: The number of the layer, counted from the input.
+        measured: The change with nothing left out.
+        numerator: The change with the norm of the kernel as it was.
+        linearised: The same with Psi(t) y~ - eta H_y~ Psi w in place of Psi(t + 1) y~ (equation 9), which leaves
+            out that the features of the layers below a unit jump when it switches.
+        collinear: The same with (I - eta H_w) Psi(t) y~ in its place (equation 10), as if y~ were a multiple of w.
+        traces: The change by the traces of equation 25, as if the parameters were independent of the Hessian, and
+            isotropic.
+        traces_error: The standard error of their estimate.
     """
     theta = ParameterVector(model)
     outputs = model(x)
@@ -47,7 +48,7 @@ def step_changes(model: nn.Module, x: Tensor, y: Tensor, lr: float, signs: Itera
     before = of_labels.features
 
     def change(after: Tensor) -> Tensor:
-        """Of |Psi_l y~|^2, relative, [L]."""
+        """The relative change of |Psi_l y~|^2, [L]."""
         return theta.inner_products(after, after) / theta.inner_products(before, before) - 1
 
     linearised = change(before - lr * (of_labels @ of_loss.features))
@@ -75,7 +76,7 @@ def step_changes(model: nn.Module, x: Tensor, y: Tensor, lr: float, signs: Itera
 
 
 def rademacher(size: int, count: int, seed: np.random.SeedSequence, device: torch.device) -> Iterator[Tensor]:
-    """So many vectors [size] of independent fair signs, float64."""
+    """Yield ``count`` vectors [size] of independent fair signs in float64."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         yield torch.from_numpy(rng.integers(0, 2, size) * 2.0 - 1.0).to(device)
@@ -87,8 +88,8 @@ def sampled_moments(hessian: OutputHessian, theta: ParameterVector, signs: Itera
     Their expectations are tr(M_l H^2), tr(M_l H^3) and tr(M_l H^4) (Hutchinson's estimator).
 
     Args:
-        hessian: H.
-        theta: the parameters.
+        hessian: The output Hessian H.
+        theta: The parameters.
         signs: N vectors z: [P], whose entries have mean 0 and variance 1 and are uncorrelated.
     """
     samples = []
@@ -105,11 +106,11 @@ def predicted_change(moments: Tensor, lr: float) -> tuple[Tensor, Tensor]:
     """-2 eta tr(M_l H^3) / tr(M_l H^2) + eta^2 tr(M_l H^4) / tr(M_l H^2) (equation 25), and its standard error.
 
     Args:
-        moments: of N >= 2 vectors, [N, 3, L].
-        lr: eta.
+        moments: The moments for N >= 2 vectors, [N, 3, L].
+        lr: The learning rate eta.
 
     Returns:
-        [L] each; the error is that of a ratio of two means, to first order.
+        The change and its error, [L] each. The error is to first order the one of a ratio of two means.
     """
     second, third, fourth = moments.unbind(1)
     numerator = lr**2 * fourth - 2 * lr * third
@@ -119,5 +120,5 @@ def predicted_change(moments: Tensor, lr: float) -> tuple[Tensor, Tensor]:
 
 
 def _alignments(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """A_l, [L]."""
+    """The alignments A_l, [L]."""
     return ah.layerwise_alignment(model, x, y, precision="highest").cka

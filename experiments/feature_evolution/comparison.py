@@ -46,12 +46,13 @@ class Comparison:
         return natural_rate(OutputHessian(self.parameters, outputs, w), w)
 
     def measure(self) -> Row:
-        """Columns of ``progress``, then what the schemes make of training beside gradient descent.
+        """Columns of ``progress``, and how the schemes compare with gradient descent.
 
-        collinearity: correlation of w with y~; natural_rate: lambda of OFE that fits the network's next step best.
-        For each scheme SCHEME_loss (nats), and SCHEME_distance of its parameters from the network's, relative to how
-        far these have come. By layer cka/LAYER and SCHEME_cka/LAYER, the alignment with the labels; and, relative to
-        the network's, SCHEME_kernel_error/LAYER in Frobenius norm and SCHEME_feature_error/LAYER, of Psi_l y~.
+        The column collinearity is the correlation of w with y~, natural_rate the lambda of OFE that fits the network's
+        next step best. Each scheme has SCHEME_loss (nats), and SCHEME_distance of its parameters from the network's,
+        relative to how far these have come. For each layer, cka/LAYER and SCHEME_cka/LAYER are alignments with the
+        labels; SCHEME_kernel_error/LAYER is the relative error of the kernel in Frobenius norm, and
+        SCHEME_feature_error/LAYER the relative error of Psi_l y~.
         """
         theta, w = self.parameters.get(), loss_gradient(self.model(self.x), self.y)
         row = progress(self.trainer, self.dataset)

@@ -61,12 +61,12 @@ def feature_evolution(rows: Sequence[Row], rate: float, title: str, path: Path) 
     """Draw losses, relative errors of the schemes, and alignments along training and at the end.
 
     Args:
-        rows: measurements in order, with columns iteration, train_loss, cka/<layer> and for each scheme of SCHEMES
+        rows: Measurements in order, with columns iteration, train_loss, cka/<layer> and for each scheme of SCHEMES
             SCHEME_loss, SCHEME_distance, SCHEME_cka/<layer>, SCHEME_kernel_error/<layer> and
             SCHEME_feature_error/<layer>. A nan leaves a gap.
-        rate: lambda of OFE, for the legend.
-        title: above the figure.
-        path: the file to write.
+        rate: The lambda of OFE for the legend.
+        title: The title of the figure.
+        path: The file to write.
     """
     with saved(path, (16.5, 8.6), STYLE) as figure:
         upper, lower = figure.subplots(2, 4)
@@ -153,10 +153,10 @@ def alignment_step(rows: Sequence[Row], steps: Sequence[Row], title: str, path: 
     """Draw the change of every layer's alignment in one step, measured and by the stages of equation 25.
 
     Args:
-        rows: measurements, with columns iteration and collinearity.
-        steps: a row for each layer at each iteration, with columns iteration, layer, those of STAGES and traces_error.
-        title: above the figure.
-        path: the file to write.
+        rows: Measurements, with columns iteration and collinearity.
+        steps: A row for each layer at each iteration, with columns iteration, layer, those of STAGES and traces_error.
+        title: The title of the figure.
+        path: The file to write.
     """
     collinearity = {row["iteration"]: row["collinearity"] for row in rows}
     moments = sorted({row["iteration"] for row in steps})

@@ -2,7 +2,7 @@
 
 F: [n, o] are the outputs on n training samples and w = dL / dF: [n, o] the gradient of their mean cross-entropy; Psi:
 [P, n o] are the tangent features. A step of gradient descent at the learning rate eta changes the parameters by
--eta Psi w; how Psi changes with them is what the schemes simplify.
+-eta Psi w. The schemes simplify how Psi changes with them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from experiments.common.hessian import OutputHessian, ParameterVector, loss_grad
 from experiments.common.training import Recipe, Trainer
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]  # theta [P], w [n, o], Psi w [P] -> V Psi w [P]
-RESOLVED = 1e-3  # of a new w, what less than this share of lies outside the span of the earlier ones counts as in it
+RESOLVED = 1e-3  # a new w counts as in the span of the earlier ones if a smaller share of it lies outside
 
 
 class TangentFeatures:
@@ -60,18 +60,18 @@ class Scheme:
     steps, but w soon hardly leaves a space of few dimensions. A scheme whose outputs are no longer finite stands still.
 
     Attributes:
-        theta: [P].
-        outputs: F, [n, o].
-        basis: Q, [r, n o].
-        changes: D^T, [r, P].
+        theta: The parameters, [P].
+        outputs: The outputs F, [n, o].
+        basis: The basis Q, [r, n o].
+        changes: The changes D^T, [r, P].
 
     Args:
-        start: Psi_0.
-        theta: at the start.
-        outputs: at the start.
-        y: [n] classes.
-        lr: eta.
-        velocity: V Psi w; None for V = 0, features that stay as they are.
+        start: The features Psi_0.
+        theta: The parameters at the start.
+        outputs: The outputs at the start.
+        y: The classes, [n].
+        lr: The learning rate eta.
+        velocity: Computes V Psi w. None stands for V = 0: the features stay as they are.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Scheme:
             yield half + half.T
 
     def step(self) -> None:
-        """One step of all three."""
+        """Do one step of theta, F and Psi."""
         w = loss_gradient(self.outputs, self._y)
         if not 0 < float(w.norm()) < math.inf:
             return
@@ -107,7 +107,7 @@ class Scheme:
         self.outputs -= self._lr * of_outputs.view_as(w)
 
     def _change(self, u: Tensor, w: Tensor) -> None:
-        """Psi <- Psi + u w^T, up to RESOLVED of it."""
+        """Psi <- Psi + u w^T, up to a relative RESOLVED."""
         outside = w
         for _ in range(2):  # once leaves rounding
             outside = outside - (self.basis @ outside) @ self.basis
@@ -140,8 +140,8 @@ def generalised(model: nn.Module, x: Tensor) -> Velocity:
     """V = -H_w / |w|^2 of generalised optimal feature evolution for gradient descent (below equation 21).
 
     Args:
-        model: gives H_w at the scheme's parameters; copied.
-        x: [n, d].
+        model: The model, of which a copy gives H_w at the scheme's parameters.
+        x: The samples, [n, d].
     """
     network = copy.deepcopy(model)
     parameters = ParameterVector(network)
@@ -157,7 +157,7 @@ class Evolution(Trainer):
     """Full-batch gradient descent on a network, and schemes that start where it does and go along with it.
 
     Attributes:
-        schemes: by name.
+        schemes: The schemes by name.
     """
 
     def __init__(
@@ -188,8 +188,8 @@ def alignment(kernel: Tensor, labels: Tensor) -> float:
     """A = <C K C, y~ y~^T> / (||C K C||_F |y~|^2) of a dense kernel (equation 7).
 
     Args:
-        kernel: [n o, n o], symmetric, float64.
-        labels: y~, [n, o], centered.
+        kernel: A symmetric kernel [n o, n o] in float64.
+        labels: The centered labels y~, [n, o].
     """
     means, y = kernel.mean(0), labels.flatten()
     centered = kernel - means - means[:, None] + means.mean()

@@ -60,7 +60,7 @@ class Condition:
 
     @property
     def name(self) -> str:
-        """Of its folder, and in all that is printed."""
+        """The name of the run's folder, which is printed with all messages."""
         return f"width{self.width}-noise{self.noise}"
 
 
@@ -69,8 +69,8 @@ class Frozen:
     """What all runs of one width share.
 
     Attributes:
-        network: as initialised.
-        features: the data with what the last layer sees, [n, N], in place of the images.
+        network: The network as initialised.
+        features: The data set with the last layer's inputs, [n, N], in place of the images.
     """
 
     network: InitialNetwork
@@ -114,7 +114,7 @@ def options(p: argparse.ArgumentParser) -> None:
 
 
 def conditions(args: argparse.Namespace) -> list[Condition]:
-    """In the order in which one process trains them."""
+    """The conditions in the order in which one process trains them."""
     return [Condition(width, noise) for width in args.widths for noise in args.noise_scales]
 
 
@@ -122,7 +122,7 @@ def conditions(args: argparse.Namespace) -> list[Condition]:
 
 
 def freeze(args: argparse.Namespace, dataset: data.Dataset, width: int) -> Frozen:
-    """The network of a width and its features; both follow from the seed, and are made anew when a run goes on."""
+    """Make the network of a width and its features. Both follow from the seed, and are made anew when a run goes on."""
     count = len(dataset.train_y) + len(dataset.test_y)
     say(f"width {width}: features of {count:,} images, which no checkpoint holds")
     network = InitialNetwork(dataset.train_x.shape[1], width, args.depth, dataset.classes, args.seed, args.device)
@@ -137,8 +137,8 @@ def freeze(args: argparse.Namespace, dataset: data.Dataset, width: int) -> Froze
 
 
 def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
-    """One run for each condition."""
-    # The latest width's alone: they are most of the memory, and serve all its noise scales.
+    """The study has one run for each condition."""
+    # Only the latest width's features are kept: they are most of the memory, and serve all its noise scales.
     frozen = functools.lru_cache(maxsize=1)(lambda width: freeze(args, dataset, width))
     return [job(args, of, dataset, frozen) for of in conditions(args)]
 
@@ -157,13 +157,13 @@ def job(args: argparse.Namespace, of: Condition, dataset: data.Dataset, frozen: 
 
 
 def learning_rate(args: argparse.Namespace, of: Condition) -> float:
-    """That of a width."""
+    """The learning rate at the width of a condition."""
     return args.lr * REFERENCE / of.width
 
 
 @torch.no_grad()
 def last_layer(network: InitialNetwork, noise: float) -> nn.Linear:
-    """That of a network as initialised, times ``noise``."""
+    """The last layer of a network as initialised, times ``noise``."""
     weight = noise * network.weight(network.depth)
     last = nn.utils.skip_init(nn.Linear, *reversed(weight.shape), bias=False, device=weight.device)
     last.weight.copy_(weight)
@@ -209,7 +209,7 @@ def train(
 
 
 def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
-    """The figure and the table of all that has been measured."""
+    """Draw the figure and write and print the table of all that has been measured."""
     outcomes, lines = [], []
     for of in conditions(args):
         measured = runs[of.name].rows
@@ -231,7 +231,7 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
 
 
 def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
-    """What a reader must know about the figure: data, networks and training."""
+    """The title says what a reader must know: data, networks and training."""
     return (
         f"{args.dataset}, {len(dataset.train_y):,} training images, alignment on {args.probe_size:,} of them\n"
         f"depth {args.depth}, only the last layer trained, learning rate {args.lr:g} · {REFERENCE} / width, "
@@ -240,7 +240,7 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
 
 
 def summary(of: Condition, rows: Sequence[Row]) -> Row:
-    """One line of the table: best accuracies over training (table 4), and the peak of alignment at both ends."""
+    """Make one line of the table: best accuracies over training (table 4), and the peak of alignment at both ends."""
     (peak_before, cka_before), (peak, cka) = figures.peak(rows[0]), figures.peak(rows[-1])
     return {
         "width": of.width,
@@ -256,7 +256,7 @@ def summary(of: Condition, rows: Sequence[Row]) -> Row:
 
 
 def print_table(lines: Sequence[Row]) -> None:
-    """A line for each run."""
+    """Print a line for each run."""
     names = (
         "width",
         "noise scale",

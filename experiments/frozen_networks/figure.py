@@ -13,8 +13,8 @@ from experiments.common.figures import GREY, Array, layer_axis, layer_colours, s
 from experiments.common.store import Row
 
 MOST_LINES = 7  # measurements in a panel, log-spaced as they are
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # of noise scales: the Okabe-Ito palette
-STYLES = (("-", "o"), ("--", "s"), (":", "D"))  # of noise scales, whose lines may lie on each other
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito colours of the noise scales
+STYLES = (("-", "o"), ("--", "s"), (":", "D"))  # styles of the noise scales, whose lines may lie on each other
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Outcome:
     remark: str
 
     def curves(self, statistic: str) -> Array:
-        """By measurement and layer, [rows, L]."""
+        """A statistic by measurement and layer, [rows, L]."""
         values: Array = table([self.rows], statistic)[0]
         return values
 
@@ -36,9 +36,9 @@ def frozen_networks(outcomes: Sequence[Outcome], title: str, path: Path) -> None
     """Draw alignment by layer along training for every run, and below, for every width, that of either Gram alone.
 
     Args:
-        outcomes: at least one, with columns iteration, cka/<layer>, forward_cka/<layer> and backward_cka/<layer>.
-        title: above the figure.
-        path: the file to write.
+        outcomes: At least one run, with columns iteration, cka/<layer>, forward_cka/<layer> and backward_cka/<layer>.
+        title: The title of the figure.
+        path: The file to write.
     """
     widths, scales = (sorted({getattr(one, name) for one in outcomes}) for name in ("width", "noise"))
     layers = outcomes[0].curves("cka").shape[1]
@@ -84,7 +84,7 @@ def _draw_training(ax: Axes, one: Outcome) -> None:
 
 
 def _draw_backward(ax: Axes, one: Outcome, scale: int) -> None:
-    """At the start, where the noise scale is nothing but a factor, and at the end."""
+    """Draw the start, where the noise scale is nothing but a factor, and the end."""
     curves = one.curves("backward_cka")
     index = np.arange(1, curves.shape[1] + 1)
     ax.plot(index, curves[0], "^-", color=GREY, lw=1.4, ms=5, label="at the start")
@@ -94,7 +94,7 @@ def _draw_backward(ax: Axes, one: Outcome, scale: int) -> None:
 
 
 def _draw_forward(ax: Axes, one: Outcome) -> None:
-    """The same at both ends: two marks on each other."""
+    """Draw the start and the end, which are the same: two marks on each other."""
     curves = one.curves("forward_cka")
     index = np.arange(1, curves.shape[1] + 1)
     ax.plot(index, curves[0], "^-", color=GREY, lw=1.4, ms=5, label="at the start")

@@ -22,12 +22,12 @@ class InitialNetwork:
     """``models.feedforward`` of the same arguments, which has the same weights.
 
     Args:
-        inputs: dimension d of a sample.
-        width: units N of every hidden layer.
-        depth: number L of linear layers, at least 2.
-        outputs: dimension o of the last layer.
-        seed: of the weights.
-        device: where to compute; weights are drawn on the CPU.
+        inputs: The dimension d of a sample.
+        width: The units N of every hidden layer.
+        depth: The number L of linear layers, at least 2.
+        outputs: The dimension o of the last layer.
+        seed: The seed of the weights.
+        device: The device to compute on; weights are drawn on the CPU.
     """
 
     def __init__(self, inputs: int, width: int, depth: int, outputs: int, seed: int, device: torch.device) -> None:
@@ -37,11 +37,11 @@ class InitialNetwork:
 
     @property
     def depth(self) -> int:
-        """L."""
+        """The number L of layers."""
         return len(self._sizes)
 
     def weight(self, layer: int) -> Tensor:
-        """W_l for l from 1 to L, [N_l, N_(l-1)]; drawn here and now."""
+        """Draw W_l, [N_l, N_(l-1)], for l from 1 to L."""
         while len(self._states) < layer:  # the state before a layer is the one after those below
             self.weight(len(self._states))
         self._generator.set_state(self._states[layer - 1])
@@ -52,7 +52,7 @@ class InitialNetwork:
 
     @torch.no_grad()
     def features(self, x: Tensor, name: str) -> Tensor:
-        """What the last layer sees, relu(z_(L-1)) [n, N] for x: [n, d]; with a progress bar of this name."""
+        """The last layer's inputs relu(z_(L-1)), [n, N], for x: [n, d]; shows a progress bar with this name."""
         hidden = self.depth - 1
         found = x.new_empty(len(x), self._sizes[-1][0])
         with tqdm(total=hidden * len(x), desc=name, unit="image·layer", dynamic_ncols=True, disable=None) as bar:
@@ -70,11 +70,11 @@ class InitialNetwork:
         """Every layer's kernel over x: [n, d], from the last to the first, where the last layer's weights are ``last``.
 
         Args:
-            x: the samples.
-            last: [o, N].
-            precision: see ``ah.tangent_kernels``.
+            x: The samples.
+            last: The last layer's weights, [o, N].
+            precision: See ``ah.tangent_kernels``.
         """
-        inputs = [x]  # of each layer, [n, N_(l-1)]
+        inputs = [x]  # the inputs of each layer, [n, N_(l-1)]
         for layer in range(1, self.depth):
             inputs.append((inputs[-1] @ self.weight(layer).T).relu_())
         gradient = torch.eye(len(last), dtype=x.dtype, device=x.device).expand(len(x), -1, -1)  # [n, o, N_l]

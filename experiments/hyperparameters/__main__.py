@@ -104,7 +104,7 @@ def load(args: argparse.Namespace) -> data.Dataset:
 
 
 def learning_rates(args: argparse.Namespace, optimizer: str) -> list[float]:
-    """Those of an optimizer, in the order given."""
+    """The learning rates of an optimizer in the order given."""
     return list(getattr(args, f"{optimizer}_lr"))
 
 
@@ -122,7 +122,7 @@ def cells(args: argparse.Namespace) -> list[Cell]:
 
 
 def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
-    """One run for each cell."""
+    """The study has one run for each cell of the grid."""
     recipes = {cell: command_line.recipe(args, **asdict(cell)) for cell in cells(args)}
     return [
         Job(
@@ -154,7 +154,7 @@ def train(args: argparse.Namespace, recipe: Recipe, dataset: data.Dataset, store
 
 
 def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
-    """The figure and the table of what there is."""
+    """Draw the figure and print the table of what there is."""
     found = {cell: Result(cell, runs[cell.name].rows) for cell in cells(args)}
     blocks = [
         Block(
@@ -175,7 +175,7 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
 
 
 def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
-    """What a reader must know about the figure: data, network and when training stops."""
+    """The title says what a reader must know: data, network and when training stops."""
     noise = f", {args.label_noise:.0%} of them with random labels" if args.label_noise else ""
     return (
         f"{args.dataset}, {len(dataset.train_y):,} training images{noise}\n"

@@ -23,7 +23,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its folder, and in all that is printed."""
+        """The name of the run's folder, which is printed with all messages."""
         return f"{self.optimizer}-lr{self.lr}-batch{self.batch_size}"
 
 
@@ -55,22 +55,22 @@ class Result:
 
     @property
     def gap(self) -> float:
-        """Generalisation gap: test loss minus train loss, in nats."""
+        """The generalisation gap: test loss minus train loss, in nats."""
         return self.rows[-1]["test_loss"] - self.rows[-1]["train_loss"]
 
     def alignment(self, row: int) -> Array:
-        """By layer, [L]; row 0 is before training, row 1 at its end."""
+        """The alignment by layer, [L]; row 0 is before training, row 1 at its end."""
         values: Array = table([self.rows], "cka")[0, row]
         return values
 
     @property
     def peak(self) -> tuple[int, float]:
-        """See ``figures.peak``, at the end."""
+        """The peak at the end of training; see ``figures.peak``."""
         return peak(self.rows[1])
 
 
 def print_table(found: Sequence[Result], target: float) -> None:
-    """One line per cell, and how the peak's alignment goes with losses and accuracy."""
+    """Print one line per cell, and how the peak's alignment goes with losses and accuracy."""
     columns = "epochs", "train loss", "test loss", "gap", "train acc.", "test acc.", "peak layer", "alignment"
     width = max(len(one.cell.name) for one in found)
     print(f"{'cell':<{width}}" + "".join(f"  {column:>10}" for column in columns) + "  ended")
@@ -91,7 +91,7 @@ def print_table(found: Sequence[Result], target: float) -> None:
 
 
 def _print_correlations(alike: Sequence[Result]) -> None:
-    """Of cells with the same training loss, for each optimizer and for all; three are the least that say anything."""
+    """Print rank correlations over cells of one training loss, for each optimizer with three or more and for all."""
     groups = {name: [one for one in alike if one.cell.optimizer == name] for name in OPTIMIZERS}
     groups = {name: members for name, members in groups.items() if len(members) > 2}
     if len(groups) > 1:

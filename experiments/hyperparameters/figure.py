@@ -32,12 +32,12 @@ class Panel:
     """One cell of the grid.
 
     Attributes:
-        start: alignment by layer before training, [L], nan where it is not defined; None if not measured.
-        end: the same after it; None if there is none.
-        train_loss: nats, at the end.
-        test_loss: nats, at the end.
-        message: what to say instead of a curve; empty if there is one.
-        remark: what a reader must know of this cell besides, or nothing.
+        start: The alignment by layer before training, [L], nan where it is not defined; None if not measured.
+        end: The same after training; None if there is none.
+        train_loss: The training loss at the end, in nats.
+        test_loss: The test loss at the end, in nats.
+        message: The text in place of a curve; empty if there is one.
+        remark: What else a reader must know of this cell; empty for nothing.
     """
 
     start: Array | None = None
@@ -65,9 +65,9 @@ def alignment_grid(blocks: Sequence[Block], title: str, path: Path) -> None:
     test loss, with the generalisation gap (test loss minus train loss) in the corner. A nan leaves a gap.
 
     Args:
-        blocks: with at least one panel each.
-        title: above the figure.
-        path: the file to write.
+        blocks: Blocks with at least one panel each.
+        title: The title of the figure.
+        path: The file to write.
     """
     rows, columns = sum(len(block.rows) for block in blocks), max(len(block.columns) for block in blocks)
     size = (max(LEAST_WIDTH, 2.4 + PANEL[0] * columns), 1.7 + PANEL[1] * rows + 0.45 * len(blocks))
@@ -105,7 +105,7 @@ def alignment_grid(blocks: Sequence[Block], title: str, path: Path) -> None:
 
 
 def _loss_norm(losses: Sequence[float]) -> LogNorm:
-    """From the least to the greatest loss; logarithmic, for untrained networks lie far above the others."""
+    """A scale of colours from the least to the greatest loss, logarithmic because losses before training are large."""
     low, high = (min(losses), max(losses)) if losses else (0.1, 1.0)
     return LogNorm(low / 1.02, high * 1.02)
 

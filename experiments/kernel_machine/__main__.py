@@ -30,7 +30,7 @@ from experiments.common.training import Recipe, Trainer
 from experiments.kernel_machine import figure
 from experiments.kernel_machine.figure import NETWORK
 
-TOLERANCE = 1e-4  # of the regression's residual: few classes hang on less
+TOLERANCE = 1e-4  # the regression's relative residual; few classes hang on less
 MOST_ITERATIONS = 10_000
 
 
@@ -60,7 +60,7 @@ def load(args: argparse.Namespace) -> data.Dataset:
 
 
 def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
-    """The only run."""
+    """The study has one run."""
     recipe = command_line.recipe(args)
     return [Job(f"seed-{args.seed}", partial(train, args, recipe, dataset), recipe)]
 
@@ -80,7 +80,7 @@ def train(args: argparse.Namespace, recipe: Recipe, dataset: data.Dataset, store
 
 
 def measure(trainer: Trainer, dataset: data.Dataset, train: Samples, test: Samples, args: argparse.Namespace) -> Row:
-    """Losses, accuracies, alignments, and the kernel machines' accuracies; changes nothing."""
+    """Measure losses, accuracies, alignments, and the kernel machines' accuracies; changes nothing."""
     row = progress(trainer, dataset)
     row |= ah.layerwise_alignment(trainer.model, *train, precision=args.precision).row()
     fitted, tested = (ah.tangent_kernels(trainer.model, x, precision=args.precision) for x, _ in (train, test))
@@ -93,7 +93,7 @@ def measure(trainer: Trainer, dataset: data.Dataset, train: Samples, test: Sampl
 
 
 def accuracy(train: ah.TangentKernel, test: ah.TangentKernel, y: Tensor, test_y: Tensor, ridge: float) -> float:
-    """Share of the test samples that ridge regression with a kernel puts into their class, 0 ... 1."""
+    """The share of test samples that ridge regression with a kernel puts into their class, 0 ... 1."""
     mean = train.trace() / train.shape[0]
     if mean == 0:  # a dead layer says nothing: every class alike, of which the first is taken
         return float((test_y == 0).double().mean())
@@ -105,7 +105,7 @@ def accuracy(train: ah.TangentKernel, test: ah.TangentKernel, y: Tensor, test_y:
 
 
 def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
-    """The figure and the table."""
+    """Draw the figure and print the table."""
     (found,) = runs.values()
     path = args.output / "kernel_machine.png"
     figure.kernel_machine(found.rows, title(args, dataset), path)
@@ -114,7 +114,7 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
 
 
 def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
-    """What a reader must know about the figure: data, network, recipe and regression."""
+    """The title says what a reader must know: data, network, recipe and regression."""
     return (
         f"{args.dataset}: network trained on {len(dataset.train_y):,} images, depth {args.depth}, width {args.width}, "
         f"learning rate {args.lr:g}, {args.epochs} epochs, seed {args.seed}\n"
@@ -124,7 +124,7 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Accuracies of the machines and alignments, by layer."""
+    """Print the accuracies of the machines and the alignments by layer."""
     names = [name.removeprefix("machine_accuracy/") for name in rows[0] if name.startswith("machine_accuracy/")]
     width = max(map(len, names))
     print("test accuracy of kernel regression, and alignment of the kernel with the labels:")

@@ -12,17 +12,17 @@ from experiments.common.figures import layer_axis, layer_names, saved
 from experiments.common.store import Row
 
 NETWORK = "network"  # the kernel of all layers together
-START, END = ("#0072B2", "o"), ("#D55E00", "s")  # of the Okabe-Ito palette
+START, END = ("#0072B2", "o"), ("#D55E00", "s")  # Okabe-Ito colours
 
 
 def kernel_machine(rows: Sequence[Row], title: str, path: Path) -> None:
     """Draw accuracy (left) and alignment (right) by layer, at the start and at the end.
 
     Args:
-        rows: measurements, the first before training and the last at its end, with columns test_accuracy,
+        rows: Measurements, the first before training and the last at its end, with columns test_accuracy,
             cka/<layer>, machine_accuracy/<layer> and machine_accuracy/network.
-        title: above the figure.
-        path: the file to write.
+        title: The title of the figure.
+        path: The file to write.
     """
     layers = layer_names(rows)
     with saved(path, (12, 5.4), {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:

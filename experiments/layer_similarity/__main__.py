@@ -37,7 +37,7 @@ TABLES = {
     FORWARD: "forward Grams after training",
     BACKWARD: "backward Grams after training",
 }
-DIGITS = 6  # of a similarity in its table
+DIGITS = 6  # significant digits in the tables
 
 
 def options(p: argparse.ArgumentParser) -> None:
@@ -55,7 +55,7 @@ def options(p: argparse.ArgumentParser) -> None:
 
 
 def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
-    """The only run."""
+    """The study has one run."""
     recipe = command_line.recipe(args)
     return [Job(f"seed-{args.seed}", partial(train, args, recipe, dataset), recipe)]
 
@@ -75,7 +75,7 @@ def train(args: argparse.Namespace, recipe: Recipe, dataset: data.Dataset, store
 
 
 def matrix(similarity: Tensor, layers: Sequence[str]) -> list[Row]:
-    """[L, L] as a table, a line for each layer of the rows; layers are counted from the input."""
+    """Turn similarities [L, L] into a table, with a line for each row; layers are counted from the input."""
     return [
         {"layer": i, **{layer: float(f"{value:.{DIGITS}g}") for layer, value in zip(layers, line, strict=True)}}
         for i, line in enumerate(similarity.tolist(), start=1)
@@ -90,7 +90,7 @@ def measure(
     start: dict[str, ah.TangentKernel],
     precision: str,
 ) -> Row:
-    """Losses, accuracies, and how similar every layer's kernel is to that at the start; at both ends, all matrices."""
+    """Measure losses, accuracies, and every kernel's similarity with its start; at both ends also all matrices."""
     row = progress(trainer, dataset)
     kernels = ah.tangent_kernels(trainer.model, probe, precision=precision)
     layers, count = list(kernels), len(kernels)
@@ -113,7 +113,7 @@ def measure(
 
 
 def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
-    """The figure and the table."""
+    """Draw the figure and print the table."""
     (found,) = runs.values()
     matrices = {name: array(found.tables[name]) for name in TABLES}
     headings = {heading: matrices[name] for name, heading in TABLES.items()}
@@ -125,7 +125,7 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
 
 
 def title(args: argparse.Namespace, dataset: data.Dataset, last: Row) -> str:
-    """What a reader must know about the figure: data, network, recipe and how well it did."""
+    """The title says what a reader must know: data, network, recipe and how well it did."""
     return (
         f"{args.dataset}, {len(dataset.train_y):,} training images: train accuracy {last['train_accuracy']:.1%}, "
         f"test accuracy {last['test_accuracy']:.1%}\n"
@@ -135,12 +135,12 @@ def title(args: argparse.Namespace, dataset: data.Dataset, last: Row) -> str:
 
 
 def array(rows: Sequence[Row]) -> Array:
-    """A table of ``matrix`` as [L, L]."""
+    """Turn a table of ``matrix`` back into [L, L]."""
     return np.array([[value for name, value in row.items() if name != "layer"] for row in rows])
 
 
 def print_table(matrices: dict[str, Array], rows: Sequence[Row]) -> None:
-    """Similarity of each layer with the next and with its own start, then means over pairs of layers."""
+    """Print each layer's similarity with the next and with its own start, then means over pairs of layers."""
     layers = [name.removeprefix("with_start/") for name in rows[0] if name.startswith("with_start/")]
     columns = {
         "next, at start": matrices[START].diagonal(1),

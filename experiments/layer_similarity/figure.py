@@ -30,11 +30,11 @@ def layer_similarity(
     """Draw a heatmap for each matrix, and last each layer's similarity with its start against iteration.
 
     Args:
-        matrices: [L, L] by heading, values in [0, 1]; a nan is grey.
-        labels: x and y label of matrices whose rows and columns are not simply layers.
-        rows: measurements in order, with columns iteration and with_start/<layer>.
-        title: above the figure.
-        path: the file to write.
+        matrices: Matrices [L, L] by heading, with values in [0, 1]; a nan is grey.
+        labels: The x and y labels of matrices whose rows and columns are not simply layers.
+        rows: Measurements in order, with columns iteration and with_start/<layer>.
+        title: The title of the figure.
+        path: The file to write.
     """
     lines = -(-(len(matrices) + 1) // COLUMNS)
     with saved(path, (13.5, 0.9 + 3.9 * lines), {"font.size": 11}) as figure:

@@ -58,7 +58,7 @@ class Network:
 
     @property
     def name(self) -> str:
-        """Of its folder, and in all that is printed."""
+        """The name of the run's folder, which is printed with all messages."""
         return f"{'lfm' if self.layerwise else 'end-to-end'}-width{self.width}"
 
 
@@ -105,7 +105,7 @@ def options(p: argparse.ArgumentParser) -> None:
 
 
 def networks(args: argparse.Namespace) -> list[Network]:
-    """In the order in which one process trains them, and of the figure."""
+    """The networks in the order in which one process trains them, which is the figure's."""
     return [*(Network(True, n) for n in args.lfm_widths), *(Network(False, n) for n in args.end_to_end_widths)]
 
 
@@ -125,12 +125,12 @@ def load(args: argparse.Namespace) -> data.Dataset:
 
 
 def validation_size(args: argparse.Namespace, dataset: data.Dataset) -> int:
-    """In samples."""
+    """The number of samples in the validation set."""
     return round(args.validation_fraction * len(dataset.train_y))
 
 
 def split(dataset: data.Dataset, size: int, seed: int) -> tuple[data.Dataset, Samples]:
-    """The data set without so many of its training samples, and these."""
+    """Split a data set into one with fewer training samples and the samples held out, which are ``size``."""
     held_out = data.stratified_subset(dataset.train_y, size, seed).to(dataset.train_y.device)
     kept = dataset.train_y.new_ones(len(dataset.train_y)).bool()
     kept[held_out] = False
@@ -142,7 +142,7 @@ def split(dataset: data.Dataset, size: int, seed: int) -> tuple[data.Dataset, Sa
 
 
 def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
-    """One run for each network."""
+    """The study has one run for each network."""
     return [
         Job(
             one.name,
@@ -165,7 +165,7 @@ def recipe_of(args: argparse.Namespace, one: Network) -> Recipe:
 def layerwise_trainer(
     store: RunStore, args: argparse.Namespace, one: Network, training: data.Dataset, validation: Samples
 ) -> LayerwiseTrainer:
-    """Trains by LFM; the store's table gets a row for every layer at its end."""
+    """Make a trainer by LFM; the store's table gets a row for every layer at its end."""
 
     def ended(layer: Row) -> None:
         store.tables.setdefault(LAYERS, []).append(layer)
@@ -181,13 +181,13 @@ def layerwise_trainer(
 
 
 def end_to_end_trainer(args: argparse.Namespace, one: Network, dataset: data.Dataset) -> Trainer:
-    """Trains the paper's bias-free ReLU network."""
+    """Make a trainer of the paper's bias-free ReLU network."""
     model = feedforward(*sizes(args, one, dataset)).to(args.device)
     return Trainer(model, dataset.train_x, dataset.train_y, recipe_of(args, one))
 
 
 def sizes(args: argparse.Namespace, one: Network, dataset: data.Dataset) -> tuple[int, int, int, int, int]:
-    """Inputs, width, depth, outputs and seed of a network."""
+    """The inputs, width, depth, outputs and seed of a network."""
     return dataset.train_x.shape[1], one.width, args.depth, dataset.classes, args.seed
 
 
@@ -211,7 +211,7 @@ def train(args: argparse.Namespace, one: Network, dataset: data.Dataset, store: 
 
 
 def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
-    """The figure and the table of the networks that are trained."""
+    """Draw the figure and write and print the table of the networks that are trained."""
     trained = {
         one: run.rows
         for one in networks(args)
@@ -233,7 +233,7 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
 
 
 def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
-    """What a reader must know about the figure: data, networks and training."""
+    """The title says what a reader must know: data, networks and training."""
     samples, held_out = len(dataset.train_y), validation_size(args, dataset)
     return (
         f"{args.dataset}, {samples:,} training images, alignment on {args.probe_size:,} of them; depth {args.depth}, "
@@ -244,7 +244,7 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
 
 
 def summary(one: Network, rows: Sequence[Row]) -> dict[str, Any]:
-    """One line of the table."""
+    """Make one line of the table."""
     last, (peak_before, cka_before), (peak, cka) = rows[-1], *map(figures.peak, rows)
     return {
         "method": "LFM" if one.layerwise else "end to end",
@@ -262,7 +262,7 @@ def summary(one: Network, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def print_table(lines: Sequence[dict[str, Any]]) -> None:
-    """A line for each network."""
+    """Print a line for each network."""
     names = (
         "width",
         "epochs",

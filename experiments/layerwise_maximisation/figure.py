@@ -13,7 +13,7 @@ from experiments.common.figures import GREY, layer_axis, layer_names, peak, save
 from experiments.common.store import Row
 
 COLUMNS = 3
-BLUE = "#0072B2"  # of the Okabe-Ito palette
+BLUE = "#0072B2"  # Okabe-Ito colours
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ def layerwise_maximisation(outcomes: Sequence[Outcome], title: str, path: Path) 
     """Draw a panel for every network, all of one scale.
 
     Args:
-        outcomes: at least one, with columns cka/<layer>.
-        title: above the figure.
-        path: the file to write.
+        outcomes: At least one network, with columns cka/<layer>.
+        title: The title of the figure.
+        path: The file to write.
     """
     columns = min(len(outcomes), COLUMNS)
     lines = -(-len(outcomes) // columns)

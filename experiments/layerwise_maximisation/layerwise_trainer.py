@@ -24,7 +24,7 @@ TARGET = 0.5  # inner product of activations of one class
 
 
 class Normalise(nn.Module):
-    """Every sample divided by its Euclidean norm, [n, d] -> [n, d]."""
+    """Divides every sample by its Euclidean norm, [n, d] -> [n, d]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.normalize(x, dim=1)
@@ -35,8 +35,8 @@ def network(inputs: int, width: int, depth: int, outputs: int, seed: int) -> nn.
 
     It is made of normalise0, layer1, relu1, normalise1, layer2, ..., layerL. Weights of a layer of N units begin as
     N(0, 2 / N), so that its activations have a squared norm of about 1 and not N / fan_in, from which the first layer
-    of a narrow network falls to activations near zero before it learns. Biases begin at zero. Arguments and errors as
-    ``models.feedforward``.
+    of a narrow network falls to activations near zero before it learns. Biases begin at zero. Arguments and errors are
+    those of ``models.feedforward``.
     """
     start = feedforward(inputs, width, depth, outputs, seed)
     modules: OrderedDict[str, nn.Module] = OrderedDict()
@@ -55,12 +55,12 @@ def network(inputs: int, width: int, depth: int, outputs: int, seed: int) -> nn.
 def objective(features: Tensor, y: Tensor) -> Tensor:
     """Mean over all pairs of samples of (<features_i, features_j> - TARGET [y_i = y_j])^2.
 
-    The mean, where the paper has the sum, so that batches and sets of any size compare. Sums over pairs are those of
-    N x N and N x classes products, so that no n x n matrix is formed.
+    The paper has the sum; with the mean, batches and sets of any size compare. The sums over pairs come from products
+    of N x N and of N x classes numbers, so that no n x n matrix is formed.
 
     Args:
-        features: activations of a layer before they are normalised, [n, N].
-        y: [n] classes.
+        features: The activations of a layer before they are normalised, [n, N].
+        y: The classes, [n].
     """
     classes = functional.one_hot(y).to(features.dtype)
     alike = features.T @ features
@@ -76,18 +76,18 @@ class LayerwiseTrainer(Trainer):
     recipe.epochs; it then gets the weights back that the least one belongs to.
 
     Attributes:
-        layer: number of the layer in training, from 1; L + 1 at the end.
-        total: optimizer steps if every layer takes all its epochs.
+        layer: The number of the layer in training, from 1; L + 1 at the end.
+        total: The number of optimizer steps if every layer takes all its epochs.
 
     Args:
-        model: see ``network``.
-        x: [n, d] training samples.
-        y: [n] their classes.
-        validation: the same of the validation set.
-        recipe: how each layer is trained, and for how many epochs at most.
-        patience: see above.
-        ended: called at the end of every layer, with its number, the epochs trained and those that led to the weights
-            kept, the loss on the validation set before and after, and that on as many training samples after.
+        model: A model of ``network``.
+        x: The training samples, [n, d].
+        y: The classes of the training samples, [n].
+        validation: The samples and classes of the validation set.
+        recipe: How each layer is trained, and for how many epochs at most.
+        patience: The number of epochs without a lower loss that end a layer.
+        ended: Called at the end of every layer with its number, the epochs trained, the epochs that led to the weights
+            kept, the loss on the validation set before and after, and the loss on as many training samples after.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class LayerwiseTrainer(Trainer):
         return self.layer > len(self._stages)
 
     def loss(self, chosen: Tensor) -> Tensor:
-        """That of the layer in training."""
+        """The loss of the layer in training."""
         return self._loss(self._inputs[chosen], self.y[chosen])
 
     def step(self) -> float:
@@ -135,7 +135,7 @@ class LayerwiseTrainer(Trainer):
         self._epochs, self._before, self._least = state["epochs"], state["before"], state["least"]
 
     def _begin(self, layer: int) -> None:
-        """With inputs from the layers below, which stay as they are from now on."""
+        """Begin a layer with inputs from the layers below, which stay as they are from now on."""
         self.layer, self._epochs = layer, 0
         below, self._stage = self._stages[layer - 1]
         self._inputs = outputs(below, self.x)
@@ -153,7 +153,7 @@ class LayerwiseTrainer(Trainer):
         return self._loss(self._validation_inputs, self._validation[1]).item()
 
     def _keep(self, loss: float) -> None:
-        """The weights now, as those of the least validation loss."""
+        """Keep the present weights as those of the least validation loss."""
         weights = {name: value.clone() for name, value in self._stage.state_dict().items()}
         self._least = {"loss": loss, "epochs": self._epochs, "weights": weights}
 
@@ -186,7 +186,7 @@ class LayerwiseTrainer(Trainer):
 
 
 def stages(model: nn.Sequential) -> list[tuple[nn.Sequential, nn.Sequential]]:
-    """Of each layer of a ``network``, all modules below it, and the layer with its activation."""
+    """For each layer of a ``network``, all modules below it, and the layer with its activation."""
     found = []
     for index, module in enumerate(model):
         if isinstance(module, nn.Linear):
@@ -197,5 +197,5 @@ def stages(model: nn.Sequential) -> list[tuple[nn.Sequential, nn.Sequential]]:
 
 @torch.no_grad()
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
-    """What a network makes of x: [n, ...], a few samples at a time."""
+    """The outputs of a network for x: [n, ...], a few samples at a time."""
     return torch.cat([model(some) for some in x.split(EVALUATION_BATCH)])

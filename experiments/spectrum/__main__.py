@@ -33,7 +33,7 @@ from experiments.spectrum.figure import MOST_CONDITIONS, Outcome
 
 TABLE = "eigenvalues"
 STATISTICS = ("stable_rank", "label_correlation", "fisher_stable_rank", "fisher_label_correlation")
-DIGITS = 8  # of an eigenvalue in its table: it is known to 1e-10 of the largest
+DIGITS = 8  # significant digits in the table; an eigenvalue is known to 1e-10 of the largest
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,17 @@ class Condition:
     noise: float
 
     def __str__(self) -> str:
-        """As on the command line."""
+        """The text that the command line takes."""
         return f"{self.lr:g}" + (f":{self.noise:g}" if self.noise else "")
 
     @property
     def name(self) -> str:
-        """Of its folder, and in all that is printed."""
+        """The name of the run's folder, which is printed with all messages."""
         return f"lr{self.lr}" + (f"-noise{self.noise}" if self.noise else "")
 
     @property
     def label(self) -> str:
-        """In figures."""
+        """The text for figures."""
         return f"learning rate {self.lr:g}" + (f", {self.noise:.0%} random labels" if self.noise else "")
 
 
@@ -128,7 +128,7 @@ def load(args: argparse.Namespace) -> data.Dataset:
 
 
 def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
-    """One run for each condition."""
+    """The study has one run for each condition."""
     recipes = {of: command_line.recipe(args, lr=of.lr) for of in args.conditions}
     return [
         Job(of.name, partial(train, args, of, recipe, dataset), recipe, {"label_noise": of.noise})
@@ -155,14 +155,14 @@ def train(args: argparse.Namespace, of: Condition, recipe: Recipe, published: da
 
 
 def measure(trainer: Trainer, dataset: data.Dataset, probe_x: Tensor, probe_y: Tensor, precision: str) -> Row:
-    """Losses, accuracies, and every layer's alignment, stable ranks and correlations; draws no random number."""
+    """Measure losses, accuracies, and every layer's alignment, ranks and correlations; draws no random number."""
     row = progress(trainer, dataset)
     report = ah.layerwise_alignment(trainer.model, probe_x, probe_y, statistics=STATISTICS, precision=precision)
     return row | report.row()
 
 
 def spectra(model: nn.Module, x: Tensor, count: int, precision: str) -> list[Row]:
-    """The largest eigenvalues of every layer's C K C, a column for each layer, from the largest down."""
+    """The largest eigenvalues of every layer's C K C from the largest down, with a column for each layer."""
     values = {
         layer: ah.eigenvalues(kernel, count).tolist()
         for layer, kernel in ah.iter_tangent_kernels(model, x, precision=precision)
@@ -177,7 +177,7 @@ def spectra(model: nn.Module, x: Tensor, count: int, precision: str) -> list[Row
 
 
 def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
-    """The figures and the tables of all conditions."""
+    """Draw the figures and print the tables of all conditions."""
     outcomes = [Outcome(of.name, of.label, runs[of.name].rows, runs[of.name].tables[TABLE]) for of in args.conditions]
     paths = args.output / "spectrum.png", args.output / "stable_rank.png"
     figure.spectrum(outcomes, title(args, dataset), paths[0])
@@ -187,7 +187,7 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
 
 
 def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
-    """What a reader must know about a figure: data, network and how it was trained."""
+    """The title says what a reader must know: data, network and how it was trained."""
     return (
         f"{args.dataset}, {len(dataset.train_y):,} training images; depth {args.depth}, width {args.width}, "
         f"seed {args.seed}\n"
@@ -196,7 +196,7 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
 
 
 def print_tables(outcomes: Sequence[Outcome], count: int) -> None:
-    """For each condition all numbers by layer at the end, then where Fisher's stable rank is the greater."""
+    """Print each condition's numbers by layer at the end, then the layers where Fisher's stable rank is the greater."""
     columns = {
         "alignment": "cka",
         "stable rank": "stable_rank",

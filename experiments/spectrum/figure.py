@@ -34,10 +34,10 @@ class Outcome:
     """What became of one condition.
 
     Attributes:
-        name: of the run.
-        label: what the condition is, in words.
-        rows: its measurements, the first before training and the last at its end.
-        eigenvalues: rows of a column for each layer, from the largest eigenvalue down.
+        name: The name of the run.
+        label: The condition in words.
+        rows: Its measurements, the first before training and the last at its end.
+        eigenvalues: Rows with a column for each layer, from the largest eigenvalue down.
     """
 
     name: str
@@ -47,18 +47,18 @@ class Outcome:
 
     @property
     def tested(self) -> str:
-        """On the test samples, at the end."""
+        """The accuracy and the loss on the test samples at the end."""
         return f"test accuracy {self.rows[-1]['test_accuracy']:.1%}, test loss {self.rows[-1]['test_loss']:.2f}"
 
     @property
     def relative_eigenvalues(self) -> Array:
-        """Over each layer's largest, [K, L]; nan for a layer whose centered kernel is zero."""
+        """The eigenvalues over each layer's largest, [K, L]; nan for a layer whose centered kernel is zero."""
         values = np.array([[row[layer] for layer in layer_names(self.rows)] for row in self.eigenvalues])
         relative: Array = np.divide(values, values[0], out=np.full(values.shape, np.nan), where=values[0] > 0)
         return relative
 
     def by_layer(self, statistic: str, row: int = -1) -> Array:
-        """[L], at the end or in another row."""
+        """A statistic by layer, [L], at the end or in another row."""
         values: Array = table([self.rows], statistic)[0, row]
         return values
 
@@ -67,9 +67,9 @@ def spectrum(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
     """Draw the largest eigenvalues of every layer's C K C over the largest of all, a panel for each condition.
 
     Args:
-        outcomes: with the same layers and number of eigenvalues.
-        title: above the figure.
-        path: the file to write.
+        outcomes: Conditions with the same layers and number of eigenvalues.
+        title: The title of the figure.
+        path: The file to write.
     """
     columns = 2 if len(outcomes) == 4 else min(PANELS_PER_ROW, len(outcomes))
     rows = -(-len(outcomes) // columns)
@@ -100,9 +100,9 @@ def stable_rank(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
     """Draw alignment, stable ranks and correlations of kernels and Fisher information by layer, a line per condition.
 
     Args:
-        outcomes: with the same layers; the start that is drawn for comparison is the first one's.
-        title: above the figure.
-        path: the file to write.
+        outcomes: Conditions with the same layers; the start that is drawn for comparison is the first one's.
+        title: The title of the figure.
+        path: The file to write.
     """
     with saved(path, (13, 7.6), {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:
         axes = figure.subplots(2, 3)
@@ -145,7 +145,7 @@ def stable_rank(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
 
 
 def _draw_by_layer(ax: Axes, outcomes: Sequence[Outcome], statistic: str, start: bool = True, style: str = "-") -> None:
-    """Lines of one statistic; the start is the same network in every condition, so that one line is enough."""
+    """Draw the lines of one statistic; the start is the same network in every condition, so that one line is enough."""
     for outcome, (colour, marker) in zip(outcomes, STYLES, strict=False):
         values = outcome.by_layer(statistic)
         index, filled = np.arange(1, len(values) + 1), colour if style == "-" else "white"

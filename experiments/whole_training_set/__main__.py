@@ -40,7 +40,7 @@ class Alignment:
 
     @property
     def key(self) -> tuple[int, int, int, int]:
-        """As in the table."""
+        """The columns that tell it from others in the table."""
         return self.layer, self.samples, self.probe, self.products
 
 
@@ -94,7 +94,7 @@ def load(args: argparse.Namespace) -> data.Dataset:
 
 
 def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
-    """The only run."""
+    """The study has one run."""
     recipe = command_line.recipe(args)
     return [Job(f"seed-{args.seed}", partial(train, args, recipe, dataset), recipe)]
 
@@ -121,7 +121,7 @@ def train(args: argparse.Namespace, recipe: Recipe, dataset: data.Dataset, store
 
 
 def wanted(args: argparse.Namespace, samples: int) -> list[Alignment]:
-    """What is measured of the trained network, in this order."""
+    """The alignments to measure of the trained network, in this order."""
     layers = range(1, args.depth + 1)
     probes = [Alignment(layer, args.probe_size, probe, 0) for probe in range(args.probes) for layer in layers]
     estimated = [Alignment(layer, samples, 0, args.products) for layer in layers]
@@ -129,7 +129,7 @@ def wanted(args: argparse.Namespace, samples: int) -> list[Alignment]:
 
 
 def measure(trainer: Trainer, dataset: data.Dataset, one: Alignment, precision: str) -> Row:
-    """One alignment, with its standard error (0 where it is exact) and the seconds that it took."""
+    """Measure one alignment, with its standard error (0 where it is exact) and the seconds that it took."""
     x, y = dataset.train_x, dataset.train_y
     if one.samples < len(y):
         chosen = data.stratified_subset(y, one.samples, one.probe).to(y.device)
@@ -153,7 +153,7 @@ def measure(trainer: Trainer, dataset: data.Dataset, one: Alignment, precision: 
 
 
 def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
-    """The figure and the table."""
+    """Draw the figure and print the table."""
     (found,) = runs.values()
     samples, alignments, path = len(dataset.train_y), found.tables[TABLE], args.output / "whole_training_set.png"
     figure.whole_training_set(alignments, samples, title(args, dataset, found.rows[-1]), path)
@@ -162,7 +162,7 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
 
 
 def title(args: argparse.Namespace, dataset: data.Dataset, last: Row) -> str:
-    """What a reader must know about the figure: data, network, recipe and how well it did."""
+    """The title says what a reader must know: data, network, recipe and how well it did."""
     return (
         f"{args.dataset}, {len(dataset.train_y):,} training images: train accuracy {last['train_accuracy']:.1%}, "
         f"test accuracy {last['test_accuracy']:.1%}\n"
@@ -172,7 +172,7 @@ def title(args: argparse.Namespace, dataset: data.Dataset, last: Row) -> str:
 
 
 def print_table(rows: Sequence[Row], alignments: Sequence[Row], samples: int) -> None:
-    """Each layer's alignment on the probes and on the whole set, with times."""
+    """Print each layer's alignment on the probes and on the whole set, with times."""
     print(f"alignment with the labels after {rows[-1]['iteration']} iterations:")
     print(f"  {'layer':<6}  {'probes':<17}  {f'{samples:,} images, estimated':<30}  exactly")
     for layer in sorted({int(row["layer"]) for row in alignments}):

@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments.common.figures import GREY, layer_axis, saved
 from experiments.common.store import Row
 
-BLUE, ORANGE = "#0072B2", "#D55E00"  # of the Okabe-Ito palette
+BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe-Ito colours
 REACH = 1.96  # standard errors in an error bar: 95%
 
 
@@ -16,10 +16,10 @@ def whole_training_set(alignments: Sequence[Row], samples: int, title: str, path
     """Draw the alignment of each layer on every probe, and on all samples with error bars.
 
     Args:
-        alignments: rows with columns layer, samples, probe, products (0: exact), cka and cka_error.
-        samples: of the whole set.
-        title: above the figure.
-        path: the file to write.
+        alignments: Rows with columns layer, samples, probe, products (0: exact), cka and cka_error.
+        samples: The number of samples in the whole set.
+        title: The title of the figure.
+        path: The file to write.
     """
     with saved(path, (8.4, 5.4), {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:
         ax = figure.subplots()

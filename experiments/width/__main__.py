@@ -60,7 +60,7 @@ class Network:
 
     @property
     def name(self) -> str:
-        """Of its folder, and in all that is printed."""
+        """The name of the run's folder, which is printed with all messages."""
         return f"width{self.width}-exponent{self.exponent:g}-seed{self.seed}"
 
 
@@ -98,7 +98,7 @@ def load(args: argparse.Namespace) -> data.Dataset:
 
 
 def networks(args: argparse.Namespace) -> list[Network]:
-    """In the order in which one process trains them: the widest first."""
+    """The networks in the order in which one process trains them: the widest first."""
     return [
         Network(n, exponent, args.lr * (REFERENCE / n) ** exponent, args.seed)
         for n in sorted(args.widths, reverse=True)
@@ -110,7 +110,7 @@ def networks(args: argparse.Namespace) -> list[Network]:
 
 
 def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
-    """One run for each network."""
+    """The study has one run for each network."""
     return [job(args, one, dataset) for one in networks(args)]
 
 
@@ -143,7 +143,7 @@ def train(args: argparse.Namespace, one: Network, recipe: Recipe, dataset: data.
 
 @torch.no_grad()
 def moved(model: nn.Sequential, start: nn.Sequential) -> Row:
-    """Relative change of each layer's weights, as columns moved/<layer>."""
+    """The relative change of each layer's weights in columns moved/<layer>."""
     return {
         f"moved/{name}": float((layer.weight - before.weight).norm() / before.weight.norm())
         for (name, layer), before in zip(model.named_children(), start, strict=True)
@@ -155,7 +155,7 @@ def moved(model: nn.Sequential, start: nn.Sequential) -> Row:
 
 
 def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
-    """The figure and the table of the runs that have ended with an alignment, beside a network of infinite width."""
+    """Draw the figure and print the table of runs that ended with an alignment, beside a network of infinite width."""
     found = {
         one: run.rows
         for one in networks(args)
@@ -180,7 +180,7 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
 
 
 def limit(args: argparse.Namespace, dataset: data.Dataset) -> Array:
-    """Alignment by layer of a network of infinite width before training, [L]."""
+    """The alignment by layer of a network of infinite width before training, [L]."""
     x, y = data.probe(dataset, args.probe_size, args.seed)
     infinite = ah.signal_propagation.layer_kernels(ah.signal_propagation.Network("relu"), x, args.depth)
     one_hot = torch.nn.functional.one_hot(y, dataset.classes).double()
@@ -189,7 +189,7 @@ def limit(args: argparse.Namespace, dataset: data.Dataset) -> Array:
 
 
 def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
-    """What a reader must know about the figure: data, networks and training."""
+    """The title says what a reader must know: data, networks and training."""
     return (
         f"{args.dataset}, {len(dataset.train_y):,} training images, alignment on {args.probe_size:,} of them\n"
         f"depth {args.depth}, batch size {args.batch_size}, epochs: {args.epochs}, seed {args.seed}"
@@ -197,7 +197,7 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
 
 
 def trained(rows: Sequence[Row]) -> Trained:
-    """A run as the figure shows it."""
+    """The numbers of a run that the figure shows."""
 
     def values(prefix: str, row: int) -> Array:
         of_layers: Array = figures.table([rows], prefix)[0, row]
@@ -207,7 +207,7 @@ def trained(rows: Sequence[Row]) -> Trained:
 
 
 def summary(one: Network, rows: Sequence[Row]) -> Row:
-    """One line of the table."""
+    """Make one line of the table."""
     last, result = rows[-1], trained(rows)
     peak, cka = figures.peak(last)
     return {
@@ -226,7 +226,7 @@ def summary(one: Network, rows: Sequence[Row]) -> Row:
 
 
 def print_table(lines: Sequence[Row]) -> None:
-    """A line for each network."""
+    """Print a line for each network."""
     names = ("width", "exponent", "lr", "train loss", "test acc.", "peak", "alignment", "before", "moved")
     print("".join(f"{name:>11}" for name in names))
     for line in lines:

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments.common.figures import GREY, ORANGE, Array, layer_axis, saved
 
-BLUE = "#0072B2"  # of the Okabe-Ito palette
+BLUE = "#0072B2"  # Okabe-Ito colours
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ def width(rows: Mapping[str, Mapping[int, Trained]], limit: Array, title: str, p
     """Draw a row of pictures for every choice of learning rates.
 
     Args:
-        rows: title of a row -> width -> network.
-        limit: alignment by layer of a network of infinite width before training, [L].
-        title: above the figure.
-        path: the file to write.
+        rows: The networks by width for each row, by the title of the row.
+        limit: The alignment by layer of a network of infinite width before training, [L].
+        title: The title of the figure.
+        path: The file to write.
     """
     style = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
     with saved(path, (15, 1.1 + 4.4 * len(rows)), style) as figure:
