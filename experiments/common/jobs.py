@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from experiments.common.running import run, say, stopped
 from experiments.common.store import BusyError, Row, RunStore, make_folder, read_metrics, require_config
 from experiments.common.training import DivergedError, Recipe, Trainer
 
-Config = dict[str, Any]  # all that determines the numbers of a run, up to the machine
+Config = dict[str, Any]  # JSON-serialisable values by name
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Job:
         recipe: How the run is trained; None where the study's options say it all.
         settings: What else sets this run apart from the study's other runs.
         finished: Whether these rows of the metrics are all that there will be. Only shared jobs need it.
+        config: All that determines the numbers, up to the machine. ``Study`` makes it out of options, recipe, data
+            and settings.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Job:
     recipe: Recipe | None = None
     settings: Config = field(default_factory=dict)
     finished: Callable[[list[Row]], bool] = lambda rows: False
+    config: Config = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,6 @@ def ended(rows: Sequence[Row], total: int) -> bool:
 def in_turn(
     output: Path,
     jobs: Sequence[Job],
-    configs: Mapping[str, Config],
     environment: dict[str, Any],
     command: str,
     remedy: str,
@@ -70,7 +72,6 @@ def in_turn(
     Args:
         output: The study's folder; every job has a folder of its name in it.
         jobs: The jobs in the order in which they are done.
-        configs: The configuration of each job by the job's name.
         environment: See ``RunStore``, also for what is raised.
         command: The command that goes on with what a signal stopped.
         remedy: What to choose where training diverges.
@@ -86,7 +87,7 @@ def in_turn(
     with ExitStack() as opened:
         stores = {}
         for job in jobs:
-            store = RunStore(output / job.name, configs[job.name], environment, overwrite, tables)
+            store = RunStore(output / job.name, job.config, environment, overwrite, tables)
             stores[job.name] = opened.enter_context(store)
             _say_notes(store)
         if all(store.finished for store in stores.values()):
@@ -105,7 +106,6 @@ def in_turn(
 def share(
     output: Path,
     jobs: Sequence[Job],
-    configs: Mapping[str, Config],
     environment: dict[str, Any],
     command: str,
     overwrite: bool = False,
@@ -116,7 +116,6 @@ def share(
     Args:
         output: The study's folder; every job has a folder of its name in it.
         jobs: The jobs of the study, the same in every process.
-        configs: The configuration of each job by the job's name.
         environment: See ``RunStore``.
         command: The command that goes on with what a signal stopped.
         overwrite: Whether to discard what the jobs' folders hold.
@@ -132,9 +131,9 @@ def share(
     make_folder(output)
     with ExitStack() as discarded:
         for job in jobs if overwrite else ():
-            discarded.enter_context(RunStore(output / job.name, configs[job.name], environment, True, tables))
+            discarded.enter_context(RunStore(output / job.name, job.config, environment, True, tables))
     for job in jobs:
-        require_config(output / job.name, configs[job.name])
+        require_config(output / job.name, job.config)
 
     done_before = True
     while True:
@@ -144,7 +143,7 @@ def share(
                 continue
             done_before = False
             try:
-                store = RunStore(output / job.name, configs[job.name], environment)
+                store = RunStore(output / job.name, job.config, environment)
             except BusyError:
                 busy.append(job.name)
                 continue

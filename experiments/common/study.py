@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +125,13 @@ class Study:
             if self.flush_denormals:
                 environment["denormals_are_zero"] = flushed
             dataset = dataset.to(args.device)
-            jobs = self.jobs(args, dataset)
-            configs = {job.name: self._config(args, job, dataset) for job in jobs}
-            work = args.output, jobs, configs, environment, command
+            jobs = [replace(job, config=self._config(args, job, dataset)) for job in self.jobs(args, dataset)]
             if self.shared:
-                status = share(*work, args.overwrite, self.tables)
+                status = share(args.output, jobs, environment, command, args.overwrite, self.tables)
             else:
-                status, runs = in_turn(*work, self.remedy, args.overwrite, self.tables)
+                status, runs = in_turn(
+                    args.output, jobs, environment, command, self.remedy, args.overwrite, self.tables
+                )
         if status:
             return status
         if self.shared:  # processes take turns, so that the last one draws the latest
@@ -147,8 +147,6 @@ class Study:
         return command_line.values(args, self.config) | recipe | dataset.describe() | job.settings
 
     def _default_output(self, args: argparse.Namespace) -> Path:
+        name = self.folder.replace("NAME", self.name).replace("DATASET", args.dataset)
         model = getattr(args, "model", "feedforward")
-        model = "" if model == "feedforward" else f"-{model}"
-        return Path("runs") / self.folder.replace("NAME", self.name).replace("DATASET", args.dataset).replace(
-            "[-MODEL]", model
-        )
+        return Path("runs") / name.replace("[-MODEL]", "" if model == "feedforward" else f"-{model}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ from experiments.common.study import Study
 from experiments.common.training import Recipe, Trainer
 from experiments.early_training import figure
 from experiments.early_training.feature_changes import correlations, eigenvectors, evolution
-from experiments.early_training.figure import CHANGES, Moment
+from experiments.early_training.tables import print_tables
 
 TABLE = "eigenvectors"
 
@@ -148,33 +148,6 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
         f"learning rate {args.lr:g}, batch size {args.batch_size}, momentum {args.momentum:g}, "
         f"measured on {args.probe_size:,} training images"
     )
-
-
-def print_tables(rows: Sequence[Row], found: Sequence[Moment]) -> None:
-    """Print correlations along training; then for each moment eigenvalues, and energies and correlations by layer."""
-    columns = {"-corr(w, y~)": "collinearity"} | {text: f"{name}_correlation" for name, text in CHANGES.items()}
-    print("gradient w against labels y~, and correlation of changes of the features Psi y~ with -H_w Psi y~:")
-    heads = "".join(f"  {text:>{max(12, len(text))}}" for text in columns)
-    print(f"  {'iteration':>9}  {'epoch':>6}  {'train loss':>10}  {'test acc.':>9}{heads}")
-    for row in rows:
-        values = "".join(f"  {row[name]:>{max(12, len(text))}.4f}" for text, name in columns.items())
-        print(
-            f"  {row['iteration']:>9}  {row['epoch']:>6.3f}  {row['train_loss']:>10.4f}  "
-            f"{row['test_accuracy']:>9.1%}{values}"
-        )
-    for moment in found:
-        values = moment.eigenvalues
-        print(
-            f"{len(values)} eigenvectors of H_w at {moment.when}: |eigenvalue| {abs(values[0]):.4g} ... "
-            f"{abs(values[-1]):.4g}; correlations in their span: "
-            + ", ".join(f"{moment.correlation(name):.3f} ({text})" for name, text in CHANGES.items())
-        )
-        width = max(map(len, moment.layers))
-        print(f"  {'layer':<{width}}  {'energy, mean':>12}  {'weighted':>8}" + "".join(f"  {t:>12}" for t in CHANGES))
-        of_layers = zip(moment.layers, moment.energies.mean(axis=0), moment.weighted_energies, strict=True)
-        for layer, mean, weighted in of_layers:
-            by_layer = "".join(f"  {moment.row[f'{name}_correlation/{layer}']:>12.4f}" for name in CHANGES)
-            print(f"  {layer:<{width}}  {mean:>12.4f}  {weighted:>8.4f}{by_layer}")
 
 
 STUDY = Study(

@@ -10,19 +10,15 @@ when the command is given again.
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 import ahkernels as ah
-from experiments.common import command_line, data, figures
+from experiments.common import command_line, data
 from experiments.common.jobs import Job, Run, ended, run_to_end_or_divergence
 from experiments.common.measuring import progress
 from experiments.common.running import say
@@ -31,7 +27,8 @@ from experiments.common.study import Study
 from experiments.common.training import DivergedError, Recipe, Trainer
 from experiments.frozen_networks import figure
 from experiments.frozen_networks.figure import Outcome
-from experiments.frozen_networks.initial_network import InitialNetwork
+from experiments.frozen_networks.frozen_network import Frozen, aligned, freeze, last_layer
+from experiments.frozen_networks.tables import print_table, summary
 
 REFERENCE = 256  # the width that has the learning rate --lr
 MNIST: dict[str, Any] = {
@@ -62,19 +59,6 @@ class Condition:
     def name(self) -> str:
         """The name of the run's folder, which is printed with all messages."""
         return f"width{self.width}-noise{self.noise}"
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """What all runs of one width share.
-
-    Attributes:
-        network: The network as initialised.
-        features: The data set with the last layer's inputs, [n, N], in place of the images.
-    """
-
-    network: InitialNetwork
-    features: data.Dataset
 
 
 # ---- command line
@@ -118,66 +102,25 @@ def conditions(args: argparse.Namespace) -> list[Condition]:
     return [Condition(width, noise) for width in args.widths for noise in args.noise_scales]
 
 
-# ---- features
-
-
-def freeze(args: argparse.Namespace, dataset: data.Dataset, width: int) -> Frozen:
-    """Make the network of a width and its features. Both follow from the seed, and are made anew when a run goes on."""
-    count = len(dataset.train_y) + len(dataset.test_y)
-    say(f"width {width}: features of {count:,} images, which no checkpoint holds")
-    network = InitialNetwork(dataset.train_x.shape[1], width, args.depth, dataset.classes, args.seed, args.device)
-    train_x, test_x = (
-        network.features(x, f"width {width}, {part} images")
-        for part, x in (("training", dataset.train_x), ("test", dataset.test_x))
-    )
-    return Frozen(network, replace(dataset, train_x=train_x, test_x=test_x))
-
-
 # ---- one run
 
 
 def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
     """The study has one run for each condition."""
     # Only the latest width's features are kept: they are most of the memory, and serve all its noise scales.
-    frozen = functools.lru_cache(maxsize=1)(lambda width: freeze(args, dataset, width))
-    return [job(args, of, dataset, frozen) for of in conditions(args)]
-
-
-def job(args: argparse.Namespace, of: Condition, dataset: data.Dataset, frozen: Callable[[int], Frozen]) -> Job:
-    """The run of one condition."""
-    recipe = command_line.recipe(args, lr=learning_rate(args, of))
-    total = recipe.steps(len(dataset.train_y))
-    return Job(
-        of.name,
-        partial(train, args, of, recipe, dataset, frozen),
-        recipe,
-        {"width": of.width, "noise_scale": of.noise},
-        finished=lambda rows: ended(rows, total),
-    )
+    frozen = lru_cache(maxsize=1)(lambda width: freeze(args, dataset, width))
+    found = []
+    for of in conditions(args):
+        recipe = command_line.recipe(args, lr=learning_rate(args, of))
+        finished = partial(ended, total=recipe.steps(len(dataset.train_y)))
+        work = partial(train, args, of, recipe, dataset, frozen)
+        found.append(Job(of.name, work, recipe, {"width": of.width, "noise_scale": of.noise}, finished))
+    return found
 
 
 def learning_rate(args: argparse.Namespace, of: Condition) -> float:
     """The learning rate at the width of a condition."""
     return args.lr * REFERENCE / of.width
-
-
-@torch.no_grad()
-def last_layer(network: InitialNetwork, noise: float) -> nn.Linear:
-    """The last layer of a network as initialised, times ``noise``."""
-    weight = noise * network.weight(network.depth)
-    last = nn.utils.skip_init(nn.Linear, *reversed(weight.shape), bias=False, device=weight.device)
-    last.weight.copy_(weight)
-    return last
-
-
-def aligned(network: InitialNetwork, last: nn.Linear, x: Tensor, y: Tensor, precision: str) -> Row:
-    """Columns cka/<layer>, forward_cka/<layer> and backward_cka/<layer>."""
-    found: dict[str, dict[str, float]] = {"cka": {}, "forward_cka": {}, "backward_cka": {}}
-    for kernel in network.tangent_kernels(x, last.weight.detach(), precision):
-        found["cka"][kernel.name] = ah.cka(kernel, y)
-        found["forward_cka"][kernel.name] = ah.cka(kernel.forward_gram(), y)
-        found["backward_cka"][kernel.name] = ah.cka(kernel.backward_gram(), y)
-    return {f"{name}/{layer}": of[layer] for name, of in found.items() for layer in reversed(of)}
 
 
 def train(
@@ -216,7 +159,7 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
         rows = [row for row in measured if not math.isnan(row["train_loss"])]
         if not rows:
             continue
-        lines.append(summary(of, rows))
+        lines.append(summary(of.width, of.noise, rows))
         end = "diverged" if len(rows) < len(measured) else f"{rows[-1]['epoch']:g} epochs"
         accuracies = (f"{part} {lines[-1][f'best_{part}_accuracy']:.1%}" for part in ("train", "test"))
         outcomes.append(Outcome(of.width, of.noise, rows, f"{end}; best {', '.join(accuracies)}"))
@@ -237,44 +180,6 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
         f"depth {args.depth}, only the last layer trained, learning rate {args.lr:g} · {REFERENCE} / width, "
         f"batch size {args.batch_size}, seed {args.seed}"
     )
-
-
-def summary(of: Condition, rows: Sequence[Row]) -> Row:
-    """Make one line of the table: best accuracies over training (table 4), and the peak of alignment at both ends."""
-    (peak_before, cka_before), (peak, cka) = figures.peak(rows[0]), figures.peak(rows[-1])
-    return {
-        "width": of.width,
-        "noise_scale": of.noise,
-        "epochs": rows[-1]["epoch"],
-        "best_train_accuracy": max(row["train_accuracy"] for row in rows),
-        "best_test_accuracy": max(row["test_accuracy"] for row in rows),
-        "peak_before": peak_before,
-        "cka_before": cka_before,
-        "peak": peak,
-        "cka": cka,
-    }
-
-
-def print_table(lines: Sequence[Row]) -> None:
-    """Print a line for each run."""
-    names = (
-        "width",
-        "noise scale",
-        "epochs",
-        "best train",
-        "best test",
-        "peak before",
-        "its CKA",
-        "peak after",
-        "its CKA",
-    )
-    print("".join(f"{name:>13}" for name in names))
-    for line in lines:
-        print(
-            f"{line['width']:>13}{line['noise_scale']:>13g}{line['epochs']:>13g}{line['best_train_accuracy']:>13.1%}"
-            f"{line['best_test_accuracy']:>13.1%}{line['peak_before']:>13g}{line['cka_before']:>13.4f}"
-            f"{line['peak']:>13g}{line['cka']:>13.4f}"
-        )
 
 
 STUDY = Study(

@@ -9,11 +9,9 @@ interrupted goes on when the same command is given again, and ends with the same
 from __future__ import annotations
 
 import argparse
-import functools
 import operator
 import sys
-from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 
 from torch import Tensor
 
@@ -29,6 +27,7 @@ from experiments.common.study import Study
 from experiments.common.training import Recipe, Trainer
 from experiments.kernel_machine import figure
 from experiments.kernel_machine.figure import NETWORK
+from experiments.kernel_machine.tables import print_table
 
 TOLERANCE = 1e-4  # the regression's relative residual; few classes hang on less
 MOST_ITERATIONS = 10_000
@@ -85,7 +84,7 @@ def measure(trainer: Trainer, dataset: data.Dataset, train: Samples, test: Sampl
     row |= ah.layerwise_alignment(trainer.model, *train, precision=args.precision).row()
     fitted, tested = (ah.tangent_kernels(trainer.model, x, precision=args.precision) for x, _ in (train, test))
     for kernels in (fitted, tested):
-        kernels[NETWORK] = functools.reduce(operator.add, list(kernels.values()))
+        kernels[NETWORK] = reduce(operator.add, list(kernels.values()))
     return row | {
         f"machine_accuracy/{name}": accuracy(fitted[name], tested[name], train[1], test[1], args.ridge)
         for name in fitted
@@ -120,23 +119,6 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
         f"learning rate {args.lr:g}, {args.epochs} epochs, seed {args.seed}\n"
         f"kernel regression on {args.probe_size:,} of them, {args.test_size:,} test images, "
         f"ridge {args.ridge:g} times the mean eigenvalue"
-    )
-
-
-def print_table(rows: Sequence[Row]) -> None:
-    """Print the accuracies of the machines and the alignments by layer."""
-    names = [name.removeprefix("machine_accuracy/") for name in rows[0] if name.startswith("machine_accuracy/")]
-    width = max(map(len, names))
-    print("test accuracy of kernel regression, and alignment of the kernel with the labels:")
-    print(f"  {'kernel':<{width}}  {'at start':>9}  {'at end':>9}  {'CKA, start':>10}  {'CKA, end':>10}")
-    for name in names:
-        accuracies = [f"{row[f'machine_accuracy/{name}']:>9.1%}" for row in (rows[0], rows[-1])]
-        aligned = [f"{row[f'cka/{name}']:>10.4f}" if name != NETWORK else "" for row in (rows[0], rows[-1])]
-        print("  ".join([f"  {name:<{width}}", *accuracies, *aligned]).rstrip())
-    last = rows[-1]
-    print(
-        f"the trained network itself: test accuracy {last['test_accuracy']:.1%} (all test images), "
-        f"train accuracy {last['train_accuracy']:.1%}"
     )
 
 

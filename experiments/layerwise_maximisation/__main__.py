@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from experiments.common import command_line, data, figures
+from experiments.common import command_line, data
 from experiments.common.data import Samples
 from experiments.common.jobs import Job, Run, run_to_end_or_divergence
 from experiments.common.measuring import aligned_progress, tracker
@@ -28,6 +28,7 @@ from experiments.common.training import Recipe, Trainer
 from experiments.layerwise_maximisation import figure
 from experiments.layerwise_maximisation.figure import Outcome
 from experiments.layerwise_maximisation.layerwise_trainer import LayerwiseTrainer, network
+from experiments.layerwise_maximisation.tables import print_table, summary
 
 LAYERS = "layers"  # the table of a run by LFM
 
@@ -220,7 +221,7 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
     if not trained:
         say("nothing to draw: no network is trained yet")
         return
-    lines = [summary(*item) for item in trained.items()]
+    lines = [summary("LFM" if one.layerwise else "end to end", one.width, rows) for one, rows in trained.items()]
     write_atomically(args.output / "layerwise_maximisation.csv", csv_of(lines))
     outcomes = [
         Outcome(f"{line['method']}, width {line['width']}: test accuracy {line['test_accuracy']:.1%}", rows)
@@ -241,46 +242,6 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
         f"LFM: Adam, learning rate {args.lfm_lr:g}, {held_out:,} of the images for validation\n"
         f"end to end: SGD, learning rate {args.lr:g}, {args.epochs} epochs"
     )
-
-
-def summary(one: Network, rows: Sequence[Row]) -> dict[str, Any]:
-    """Make one line of the table."""
-    last, (peak_before, cka_before), (peak, cka) = rows[-1], *map(figures.peak, rows)
-    return {
-        "method": "LFM" if one.layerwise else "end to end",
-        "width": one.width,
-        "epochs": last["epoch"],
-        "train_loss": last["train_loss"],
-        "test_loss": last["test_loss"],
-        "train_accuracy": last["train_accuracy"],
-        "test_accuracy": last["test_accuracy"],
-        "peak_before": peak_before,
-        "cka_before": cka_before,
-        "peak": peak,
-        "cka": cka,
-    }
-
-
-def print_table(lines: Sequence[dict[str, Any]]) -> None:
-    """Print a line for each network."""
-    names = (
-        "width",
-        "epochs",
-        "train loss",
-        "train acc.",
-        "test acc.",
-        "peak before",
-        "its CKA",
-        "peak after",
-        "its CKA",
-    )
-    print(f"{'method':<10}" + "".join(f"{name:>13}" for name in names))
-    for line in lines:
-        print(
-            f"{line['method']:<10}{line['width']:>13}{line['epochs']:>13g}{line['train_loss']:>13.3f}"
-            f"{line['train_accuracy']:>13.1%}{line['test_accuracy']:>13.1%}{line['peak_before']:>13g}"
-            f"{line['cka_before']:>13.4f}{line['peak']:>13g}{line['cka']:>13.4f}"
-        )
 
 
 STUDY = Study(

@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 import ahkernels as ah
 from experiments.common import command_line, data
-from experiments.common.figures import layer_names
 from experiments.common.jobs import Job, Run
 from experiments.common.measuring import progress
 from experiments.common.models import feedforward_on
@@ -29,33 +26,12 @@ from experiments.common.store import Row, RunStore
 from experiments.common.study import Study
 from experiments.common.training import Recipe, Trainer
 from experiments.spectrum import figure
+from experiments.spectrum.conditions import Condition, condition
 from experiments.spectrum.figure import MOST_CONDITIONS, Outcome
+from experiments.spectrum.tables import print_tables, spectra
 
 TABLE = "eigenvalues"
 STATISTICS = ("stable_rank", "label_correlation", "fisher_stable_rank", "fisher_label_correlation")
-DIGITS = 8  # significant digits in the table; an eigenvalue is known to 1e-10 of the largest
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A learning rate, and the fraction of the training labels that is drawn anew."""
-
-    lr: float
-    noise: float
-
-    def __str__(self) -> str:
-        """The text that the command line takes."""
-        return f"{self.lr:g}" + (f":{self.noise:g}" if self.noise else "")
-
-    @property
-    def name(self) -> str:
-        """The name of the run's folder, which is printed with all messages."""
-        return f"lr{self.lr}" + (f"-noise{self.noise}" if self.noise else "")
-
-    @property
-    def label(self) -> str:
-        """The text for figures."""
-        return f"learning rate {self.lr:g}" + (f", {self.noise:.0%} random labels" if self.noise else "")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -70,17 +46,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 # ---- command line
-
-
-def condition(text: str) -> Condition:
-    """An argparse type: LR or LR:NOISE."""
-    lr, colon, noise = text.partition(":")
-    try:
-        return Condition(command_line.positive(lr), command_line.fraction(noise) if colon else 0.0)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(
-            f"expected a learning rate above 0, or with a fraction in [0, 1) of random labels LR:F, got {text!r}"
-        ) from error
 
 
 def options(p: argparse.ArgumentParser) -> None:
@@ -161,18 +126,6 @@ def measure(trainer: Trainer, dataset: data.Dataset, probe_x: Tensor, probe_y: T
     return row | report.row()
 
 
-def spectra(model: nn.Module, x: Tensor, count: int, precision: str) -> list[Row]:
-    """The largest eigenvalues of every layer's C K C from the largest down, with a column for each layer."""
-    values = {
-        layer: ah.eigenvalues(kernel, count).tolist()
-        for layer, kernel in ah.iter_tangent_kernels(model, x, precision=precision)
-    }
-    return [
-        {"index": i + 1, **{layer: float(f"{of_layer[i]:.{DIGITS}g}") for layer, of_layer in values.items()}}
-        for i in range(count)
-    ]
-
-
 # ---- what came out
 
 
@@ -193,36 +146,6 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
         f"seed {args.seed}\n"
         f"{args.epochs} epochs at batch size {args.batch_size}; measured on {args.probe_size:,} training images"
     )
-
-
-def print_tables(outcomes: Sequence[Outcome], count: int) -> None:
-    """Print each condition's numbers by layer at the end, then the layers where Fisher's stable rank is the greater."""
-    columns = {
-        "alignment": "cka",
-        "stable rank": "stable_rank",
-        "correlation": "label_correlation",
-        "Fisher rank": "fisher_stable_rank",
-        "Fisher corr.": "fisher_label_correlation",
-    }
-    tail = f"λ{count} / λ1"
-    greater: dict[str, list[str]] = {outcome.name: [] for outcome in outcomes}
-    for outcome in outcomes:
-        last, layers = outcome.rows[-1], layer_names(outcome.rows)
-        print(
-            f"{outcome.name}: test accuracy {last['test_accuracy']:.1%}, train accuracy {last['train_accuracy']:.1%}, "
-            f"test loss {last['test_loss']:.3f}, train loss {last['train_loss']:.3f}"
-        )
-        width = max(map(len, ["layer", *layers]))
-        print(f"  {'layer':<{width}}" + "".join(f"  {name:>12}" for name in (*columns, tail)))
-        for layer, relative in zip(layers, outcome.relative_eigenvalues.T, strict=True):
-            values = [last[f"{column}/{layer}"] for column in columns.values()]
-            print(f"  {layer:<{width}}" + "".join(f"  {v:>12.4f}" for v in values) + f"  {relative[-1]:>12.1e}")
-            rank, fisher = values[1], values[3]
-            if fisher > rank:
-                greater[outcome.name].append(f"{layer} ({fisher:.2f} to {rank:.2f})")
-    print("where the Fisher information's stable rank exceeds the kernel's:")
-    for name, where in greater.items():
-        print(f"  {name}: {', '.join(where) or 'nowhere'}")
 
 
 STUDY = Study(

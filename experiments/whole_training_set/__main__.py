@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,6 +24,7 @@ from experiments.common.store import Row, RunStore
 from experiments.common.study import Study
 from experiments.common.training import Recipe, Trainer
 from experiments.whole_training_set import figure
+from experiments.whole_training_set.tables import print_table
 
 TABLE = "alignments"
 
@@ -169,24 +169,6 @@ def title(args: argparse.Namespace, dataset: data.Dataset, last: Row) -> str:
         f"depth {args.depth}, width {args.width}, learning rate {args.lr:g}, batch size {args.batch_size}, "
         f"{args.epochs} epochs, seed {args.seed}"
     )
-
-
-def print_table(rows: Sequence[Row], alignments: Sequence[Row], samples: int) -> None:
-    """Print each layer's alignment on the probes and on the whole set, with times."""
-    print(f"alignment with the labels after {rows[-1]['iteration']} iterations:")
-    print(f"  {'layer':<6}  {'probes':<17}  {f'{samples:,} images, estimated':<30}  exactly")
-    for layer in sorted({int(row["layer"]) for row in alignments}):
-        of_layer = [row for row in alignments if row["layer"] == layer]
-        probes = [row["cka"] for row in of_layer if row["samples"] < samples]
-        line = f"  {layer:<6}  {f'{min(probes):.4f} ... {max(probes):.4f}' if probes else '':<17}"
-        for row in of_layer:
-            if row["samples"] == samples and row["products"]:
-                line += f"  {row['cka']:.4f} ± {row['cka_error']:.4f} in {row['seconds']:.1f} s".ljust(32)
-        for row in of_layer:
-            if row["samples"] == samples and not row["products"]:
-                line += f"  {row['cka']:.4f} in {row['seconds']:.1f} s"
-        print(line.rstrip())
-    print(f"test accuracy {rows[-1]['test_accuracy']:.1%}, train accuracy {rows[-1]['train_accuracy']:.1%}")
 
 
 STUDY = Study(

@@ -12,12 +12,10 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -32,7 +30,8 @@ from experiments.common.store import Row, RunStore, csv_of, write_atomically
 from experiments.common.study import Study
 from experiments.common.training import Recipe, Trainer
 from experiments.width import figure
-from experiments.width.figure import Trained
+from experiments.width.figure import trained
+from experiments.width.tables import print_table, summary
 
 REFERENCE = 256  # the width that has the learning rate --lr
 PRESETS: dict[str, dict[str, Any]] = {
@@ -111,20 +110,13 @@ def networks(args: argparse.Namespace) -> list[Network]:
 
 def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
     """The study has one run for each network."""
-    return [job(args, one, dataset) for one in networks(args)]
-
-
-def job(args: argparse.Namespace, one: Network, dataset: data.Dataset) -> Job:
-    """The run of one network."""
-    recipe = command_line.recipe(args, lr=one.lr)
-    total = recipe.steps(len(dataset.train_y))
-    return Job(
-        one.name,
-        partial(train, args, one, recipe, dataset),
-        recipe,
-        {"width": one.width},
-        finished=lambda rows: ended(rows, total),
-    )
+    found = []
+    for one in networks(args):
+        recipe = command_line.recipe(args, lr=one.lr)
+        finished = partial(ended, total=recipe.steps(len(dataset.train_y)))
+        work = partial(train, args, one, recipe, dataset)
+        found.append(Job(one.name, work, recipe, {"width": one.width}, finished))
+    return found
 
 
 def train(args: argparse.Namespace, one: Network, recipe: Recipe, dataset: data.Dataset, store: RunStore) -> int:
@@ -164,7 +156,10 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
     if not found:
         say("nothing to draw: no run has ended with an alignment")
         return
-    lines = sorted((summary(*item) for item in found.items()), key=lambda line: (line["exponent"], line["width"]))
+    lines = sorted(
+        (summary(one.width, one.exponent, one.lr, rows) for one, rows in found.items()),
+        key=lambda line: (line["exponent"], line["width"]),
+    )
     write_atomically(args.output / "width.csv", csv_of(lines))
     rows = {
         f"learning rate {args.lr:g} · ({REFERENCE} / width)$^{{{exponent:g}}}$": {
@@ -194,47 +189,6 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
         f"{args.dataset}, {len(dataset.train_y):,} training images, alignment on {args.probe_size:,} of them\n"
         f"depth {args.depth}, batch size {args.batch_size}, epochs: {args.epochs}, seed {args.seed}"
     )
-
-
-def trained(rows: Sequence[Row]) -> Trained:
-    """The numbers of a run that the figure shows."""
-
-    def values(prefix: str, row: int) -> Array:
-        of_layers: Array = figures.table([rows], prefix)[0, row]
-        return of_layers
-
-    return Trained(values("cka", 0), values("cka", -1), values("moved", -1))
-
-
-def summary(one: Network, rows: Sequence[Row]) -> Row:
-    """Make one line of the table."""
-    last, result = rows[-1], trained(rows)
-    peak, cka = figures.peak(last)
-    return {
-        "width": one.width,
-        "exponent": one.exponent,
-        "lr": one.lr,
-        "train_loss": last["train_loss"],
-        "test_loss": last["test_loss"],
-        "train_accuracy": last["train_accuracy"],
-        "test_accuracy": last["test_accuracy"],
-        "peak": peak,
-        "cka": cka,
-        "cka_before": float(np.nanmax(result.before)),
-        "moved": float(np.mean(result.moved)),
-    }
-
-
-def print_table(lines: Sequence[Row]) -> None:
-    """Print a line for each network."""
-    names = ("width", "exponent", "lr", "train loss", "test acc.", "peak", "alignment", "before", "moved")
-    print("".join(f"{name:>11}" for name in names))
-    for line in lines:
-        print(
-            f"{line['width']:>11}{line['exponent']:>11g}{line['lr']:>11.2g}{line['train_loss']:>11.3f}"
-            f"{line['test_accuracy']:>11.1%}{line['peak']:>11}{line['cka']:>11.4f}{line['cka_before']:>11.4f}"
-            f"{line['moved']:>11.4f}"
-        )
 
 
 STUDY = Study(

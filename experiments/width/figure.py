@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from experiments.common.figures import GREY, ORANGE, Array, layer_axis, saved
+from experiments.common.figures import GREY, ORANGE, Array, layer_axis, saved, table
+from experiments.common.store import Row
 
 BLUE = "#0072B2"  # Okabe-Ito colours
 
@@ -23,6 +24,16 @@ class Trained:
     before: Array
     after: Array
     moved: Array
+
+
+def trained(rows: Sequence[Row]) -> Trained:
+    """The numbers of a run that the figure shows."""
+
+    def values(prefix: str, row: int) -> Array:
+        of_layers: Array = table([rows], prefix)[0, row]
+        return of_layers
+
+    return Trained(values("cka", 0), values("cka", -1), values("moved", -1))
 
 
 def width(rows: Mapping[str, Mapping[int, Trained]], limit: Array, title: str, path: Path) -> None:

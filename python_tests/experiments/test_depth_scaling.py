@@ -18,8 +18,9 @@ import ahkernels
 from experiments.common import data
 from experiments.common.models import feedforward
 from experiments.common.training import Recipe, Trainer, evaluate, flushed_denormals
-from experiments.depth_scaling.__main__ import STUDY, Variant, networks
+from experiments.depth_scaling.__main__ import STUDY
 from experiments.depth_scaling.line_fit import Line
+from experiments.depth_scaling.networks import Variant, networks
 
 TINY = [
     *("--depths", "2", "3", "5", "--width", "12", "--lrs", "0.05", "0.04", "0.03", "--epochs", "2", "4", "4"),

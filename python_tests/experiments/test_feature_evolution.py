@@ -21,7 +21,7 @@ from experiments.common.hessian import OutputHessian, ParameterVector, centered_
 from experiments.common.models import feedforward
 from experiments.common.training import Trainer
 from experiments.feature_evolution import alignment_step, figure, schemes
-from experiments.feature_evolution.__main__ import STEPS, STUDY, captured
+from experiments.feature_evolution.__main__ import STEPS, STUDY
 from experiments.feature_evolution.alignment_step import predicted_change, rademacher, sampled_moments, step_changes
 from experiments.feature_evolution.schemes import (
     Scheme,
@@ -31,6 +31,7 @@ from experiments.feature_evolution.schemes import (
     generalised,
     natural_rate,
 )
+from experiments.feature_evolution.tables import captured
 
 LAYERS = ["layer1", "layer2", "layer3"]
 TINY = [

@@ -16,7 +16,8 @@ import ahkernels as ah
 from experiments.common import data
 from experiments.common.models import feedforward
 from experiments.common.training import Recipe, Trainer, evaluate
-from experiments.frozen_networks.__main__ import STUDY, last_layer
+from experiments.frozen_networks.__main__ import STUDY
+from experiments.frozen_networks.frozen_network import last_layer
 from experiments.frozen_networks.initial_network import InitialNetwork
 
 LAYERS = ["layer1", "layer2", "layer3"]

@@ -13,7 +13,8 @@ import torch
 import ahkernels as ah
 from experiments.common import data
 from experiments.common.models import feedforward
-from experiments.layer_similarity.__main__ import BACKWARD, END, FORWARD, MOVED, START, STUDY, TABLES
+from experiments.layer_similarity.__main__ import STUDY
+from experiments.layer_similarity.tables import BACKWARD, END, FORWARD, MOVED, START, TABLES
 
 LAYERS = ["layer1", "layer2", "layer3", "layer4"]
 TINY = [

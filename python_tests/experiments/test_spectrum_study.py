@@ -18,8 +18,10 @@ import ahkernels as ah
 import experiments
 from experiments.common import data
 from experiments.common.models import feedforward
-from experiments.spectrum.__main__ import STATISTICS, STUDY, Condition, print_tables
+from experiments.spectrum.__main__ import STATISTICS, STUDY
+from experiments.spectrum.conditions import Condition
 from experiments.spectrum.figure import Outcome
+from experiments.spectrum.tables import print_tables
 
 LAYERS = ["layer1", "layer2", "layer3"]
 TINY = [

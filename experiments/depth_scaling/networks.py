@@ -1,0 +1,99 @@
+"""The networks of different depths, how each is trained, and the paper's settings."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.common import command_line
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A factor of all learning rates, and a batch size."""
+
+    lr_factor: float
+    batch_size: int
+
+    @property
+    def label(self) -> str:
+        """The text for figures."""
+        rates = "" if self.lr_factor == 1 else f"learning rates × {self.lr_factor:g}, "
+        return f"{rates}batch size {self.batch_size}"
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network and how it is trained; the learning rate is the one that it gets, variant included."""
+
+    depth: int
+    variant: Variant
+    lr: float
+    epochs: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder, which is printed with all messages."""
+        return f"depth{self.depth}-lr{self.lr:g}-batch{self.variant.batch_size}-seed{self.seed}"
+
+
+def variant(text: str) -> Variant:
+    """An argparse type: FACTOR:BATCH."""
+    factor, _, batch = text.partition(":")
+    try:
+        return Variant(command_line.positive(factor), command_line.whole(1)(batch))
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a factor above 0 of all learning rates and a batch size of at least 1, F:B, got {text!r}"
+        ) from error
+
+
+DEPTHS = list(range(10, 101, 10))
+
+
+PAPER = {
+    "depths": DEPTHS,
+    "variants": [Variant(1, 128), Variant(0.25, 128), Variant(1, 512)],
+    "probe_size": 500,
+    "measurements": 20,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "cifar10": {
+        **PAPER,
+        "dataset": "cifar10",
+        "width": 256,
+        "lrs": [0.005, 0.003, 0.003, 0.001, 0.001, 0.0007, 0.0005, 0.0005, 0.0001, 0.0001],
+        "epochs": [100, 100, 150, 200, 250, 300, 300, 500, 500, 700],
+    },
+    "fashion-mnist": {
+        **PAPER,
+        "dataset": "fashion-mnist",
+        "width": 100,
+        "lrs": [0.003, 0.004, 0.004, 0.002, 0.001, 0.0007, 0.0003, 0.0002, 0.0001, 0.00007],
+        "epochs": [100, 100, 100, 100, 100, 100, 200, 200, 300, 300],
+    },
+    "mnist": {
+        **PAPER,
+        "dataset": "mnist",
+        "width": 100,
+        "lrs": [0.003, 0.003, 0.003, 0.002, 0.001, 0.0007, 0.0002, 0.0001, 0.0002, 0.0001],
+        "epochs": [100, 100, 100, 100, 100, 100, 200, 200, 300, 300],
+    },
+}
+
+
+def networks(args: argparse.Namespace) -> list[Network]:
+    """The networks in the order in which one process trains them: variant by variant, the longest run first."""
+
+    def of_each(values: list[Any]) -> list[Any]:
+        return values if len(values) > 1 else values * len(args.depths)
+
+    found = [
+        Network(depth, of, lr * of.lr_factor, max(1, round(epochs * args.epoch_fraction)), seed)
+        for of in args.variants
+        for depth, lr, epochs in zip(args.depths, of_each(args.lrs), of_each(args.epochs), strict=True)
+        for seed in args.seeds
+    ]
+    return sorted(found, key=lambda one: (args.variants.index(one.variant), -one.depth * one.epochs))
