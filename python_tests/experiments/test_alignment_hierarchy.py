@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runs
+import studies
 import torch
 
 import ahkernels
@@ -37,7 +37,7 @@ def test_a_run_leaves_metrics_figures_and_a_table(tmp_path: Path, capsys: pytest
     assert f"figure: {tmp_path / 'alignment_hierarchy.png'}" in printed
     assert (tmp_path / "alignment_hierarchy.png").read_bytes().startswith(b"\x89PNG")
 
-    rows = {seed: runs.texts(tmp_path / f"seed-{seed}" / "metrics.csv") for seed in (0, 4)}
+    rows = {seed: studies.texts(tmp_path / f"seed-{seed}" / "metrics.csv") for seed in (0, 4)}
     assert [row["iteration"] for row in rows[0]] == ["0", "1", "4", "15"]
     assert [float(row["epoch"]) for row in rows[0]] == [0, 0.2, 0.8, 3]
     assert float(rows[0][-1]["train_loss"]) < float(rows[0][0]["train_loss"])
@@ -73,7 +73,7 @@ def test_the_last_row_is_the_final_network(tmp_path: Path) -> None:
         centering=("per_output", "global"),
         precision="highest",
     )
-    last = runs.texts(tmp_path / "seed-0" / "metrics.csv")[-1]
+    last = studies.texts(tmp_path / "seed-0" / "metrics.csv")[-1]
     for centering, report in reports.items():
         assert [float(last[f"cka/{centering}/{layer}"]) for layer in report.layers] == report.cka.tolist()
 
@@ -82,7 +82,7 @@ def test_measuring_more_often_does_not_change_training(tmp_path: Path) -> None:
     state = torch.get_rng_state()
     STUDY.main([*TINY, "--output", str(tmp_path / "few")])
     STUDY.main([*TINY, "--measurements", "9", "--checkpoint-every", "2", "--output", str(tmp_path / "many")])
-    few, many = (runs.texts(tmp_path / name / "seed-0" / "metrics.csv") for name in ("few", "many"))
+    few, many = (studies.texts(tmp_path / name / "seed-0" / "metrics.csv") for name in ("few", "many"))
     assert (len(few), len(many)) == (4, 9)
     assert few[-1] == many[-1]
     assert torch.equal(torch.get_rng_state(), state)
@@ -119,7 +119,7 @@ def test_an_undefined_alignment_is_a_gap(
     monkeypatch.setattr(ahkernels.AlignmentTracker, "update", with_gap)
     assert STUDY.main([*TINY, "--seeds", "0", "1", "--output", str(tmp_path)]) == 0
     assert re.search(r"layer2 +nan", capsys.readouterr().out)
-    assert runs.texts(tmp_path / "seed-0" / "metrics.csv")[0]["cka/per_output/layer2"] == "nan"
+    assert studies.texts(tmp_path / "seed-0" / "metrics.csv")[0]["cka/per_output/layer2"] == "nan"
 
 
 # ---- stopping and going on
@@ -128,7 +128,7 @@ def test_an_undefined_alignment_is_a_gap(
 def start(output: Path) -> subprocess.Popen[str]:
     """The script in a process of its own, on more epochs."""
     more = ("--epochs", "60", "--measurements", "12", "--checkpoint-every", "7")
-    return runs.start("alignment_hierarchy", *TINY, *more, "--output", str(output))
+    return studies.start("alignment_hierarchy", *TINY, *more, "--output", str(output))
 
 
 def stopped(output: Path, after: int, number: signal.Signals) -> tuple[int, str]:
@@ -217,4 +217,4 @@ def test_divergence_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture
     message = capsys.readouterr().err
     assert "seed-0: training diverged" in message
     assert "smaller --lr" in message
-    assert runs.texts(tmp_path / "seed-0" / "metrics.csv")  # what was measured before is kept
+    assert studies.texts(tmp_path / "seed-0" / "metrics.csv")  # what was measured before is kept

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import runs
+import studies
 import torch
 from scipy import stats
 
@@ -45,15 +45,15 @@ def test_a_study_leaves_runs_tables_and_a_figure(alone: Path) -> None:
         [*NAMES, "depth_scaling.csv", "depth_scaling.png", "fits.csv"]
     )
     assert (alone / "depth_scaling.png").read_bytes().startswith(b"\x89PNG")
-    lines = [line for line in runs.texts(alone / "depth_scaling.csv") if line["moment"] == "end"]
+    lines = [line for line in studies.texts(alone / "depth_scaling.csv") if line["moment"] == "end"]
     assert [int(line["depth"]) for line in lines] == [2, 3, 5]
     assert [float(line["epoch"]) for line in lines] == [1, 2, 2]
     for name, line in zip(NAMES, lines, strict=True):
-        last = {key: float(value) for key, value in runs.texts(alone / name / "metrics.csv")[-1].items()}
+        last = {key: float(value) for key, value in studies.texts(alone / name / "metrics.csv")[-1].items()}
         of_layers = [last[f"cka/layer{layer + 1}"] for layer in range(int(line["depth"]))]
         assert float(line["cka"]) == max(of_layers)
         assert int(line["peak"]) == 1 + of_layers.index(max(of_layers))
-    fit = runs.texts(alone / "fits.csv")[0]
+    fit = studies.texts(alone / "fits.csv")[0]
     expected = stats.linregress(np.log([2, 3, 5]), np.log([int(line["peak"]) for line in lines]))
     assert float(fit["slope"]) == pytest.approx(expected.slope, abs=1e-12)
     assert float(fit["low"]) <= float(fit["slope"]) <= float(fit["high"])
@@ -70,7 +70,7 @@ def test_a_run_is_the_papers_network_trained_with_its_depths_recipe(alone: Path)
         report = ahkernels.layerwise_alignment(
             trainer.model, digits.train_x[probe], digits.train_y[probe], precision="highest"
         )
-    rows = runs.texts(alone / NAMES[1] / "metrics.csv")
+    rows = studies.texts(alone / NAMES[1] / "metrics.csv")
     assert [float(row["iteration"]) for row in rows] == [0, 1, 4, 20]
     assert (float(rows[-1]["test_loss"]), float(rows[-1]["test_accuracy"])) == evaluate(
         trainer.model, digits.test_x, digits.test_y
@@ -98,7 +98,7 @@ def test_the_line_finds_a_known_power_and_its_interval_covers_it() -> None:
 
 def test_peaks_of_several_seeds_are_fitted_together(tmp_path: Path) -> None:
     assert STUDY.main([*TINY, "--seeds", "0", "1", "--epoch-fraction", "0.25", "--output", str(tmp_path)]) == 0
-    assert {fit["networks"] for fit in runs.texts(tmp_path / "fits.csv")} == {"6"}
+    assert {fit["networks"] for fit in studies.texts(tmp_path / "fits.csv")} == {"6"}
 
 
 def test_a_run_that_diverges_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +107,7 @@ def test_a_run_that_diverges_is_left_out(tmp_path: Path, capsys: pytest.CaptureF
     told = capsys.readouterr()
     assert "depth5-lr1e+18-batch32-seed0: training diverged" in told.err
     assert "slope" not in told.out  # two depths are too few
-    assert {line["depth"] for line in runs.texts(tmp_path / "depth_scaling.csv")} == {"2", "3"}
+    assert {line["depth"] for line in studies.texts(tmp_path / "depth_scaling.csv")} == {"2", "3"}
     assert STUDY.main(command) == 0
     assert "finished before" in capsys.readouterr().err
 
@@ -149,22 +149,22 @@ def test_an_interrupted_study_ends_with_the_same_metrics(
     tmp_path: Path, alone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [*TINY, "--output", str(tmp_path)]
-    with runs.interrupted(monkeypatch, lambda trainer: trainer.iteration == 7):
+    with studies.interrupted(monkeypatch, lambda trainer: trainer.iteration == 7):
         assert STUDY.main(command) == 128 + signal.SIGTERM
     assert re.search(r"depth5-\S+: stopped and saved", capsys.readouterr().err)
     assert STUDY.main(command) == 0
-    assert runs.metrics(tmp_path) == runs.metrics(alone)
+    assert studies.metrics(tmp_path) == studies.metrics(alone)
     for name in ("depth_scaling.csv", "fits.csv", "depth_scaling.png"):
         assert (tmp_path / name).read_bytes() == (alone / name).read_bytes()
 
 
 @pytest.mark.slow
 def test_two_processes_do_every_run_once(tmp_path: Path, alone: Path) -> None:
-    workers = [runs.start("depth_scaling", *TINY, "--output", str(tmp_path)) for _ in range(2)]
+    workers = [studies.start("depth_scaling", *TINY, "--output", str(tmp_path)) for _ in range(2)]
     errors = [worker.communicate()[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
     assert sorted(re.findall(r"^(\S+): iteration 0/", "".join(errors), re.MULTILINE)) == sorted(NAMES)
-    assert runs.metrics(tmp_path) == runs.metrics(alone)
+    assert studies.metrics(tmp_path) == studies.metrics(alone)
 
 
 # ---- refusals
@@ -176,5 +176,5 @@ def test_another_configuration_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert "width: 12 there, 13 asked for" in capsys.readouterr().err
     assert not (tmp_path / NAMES[2]).exists()
     assert json.loads((tmp_path / NAMES[0] / "config.json").read_text())["width"] == 12
-    assert not math.isnan(float(runs.texts(tmp_path / NAMES[0] / "metrics.csv")[-1]["train_loss"]))
+    assert not math.isnan(float(studies.texts(tmp_path / NAMES[0] / "metrics.csv")[-1]["train_loss"]))
     assert torch.get_num_threads() == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import runs
+import studies
 import torch
 
 import ahkernels as ah
@@ -149,7 +149,7 @@ def test_a_finished_run_leaves_metrics_eigenvectors_a_figure_and_tables(
     assert (output / "early_training.png").read_bytes() == figure
     assert sorted(tables) == ["eigenvectors.csv", "metrics.csv"]
     assert results(output) == tables
-    rows = runs.numbers(output / "seed-0" / "metrics.csv")
+    rows = studies.numbers(output / "seed-0" / "metrics.csv")
     assert [row["iteration"] for row in rows] == [0, 1, 4, 5, 15]  # the grid's, and the moment's
     of_changes = [f"{name}_correlation{layer}" for name in CHANGES for layer in ("", *(f"/{of}" for of in LAYERS))]
     assert list(rows[0])[6:] == [*(f"cka/{layer}" for layer in LAYERS), "collinearity", *of_changes]
@@ -161,7 +161,7 @@ def test_rows_are_those_of_the_network_in_training(output: Path) -> None:
     probe = data.stratified_subset(digits.train_y, 20, seed=0)
     x, y = digits.train_x[probe], digits.train_y[probe]
     of = Trainer(feedforward(64, 16, 3, 10, seed=0), digits.train_x, digits.train_y, Recipe(0.05, batch_size=300))
-    first, *_, last = runs.numbers(output / "seed-0" / "metrics.csv")
+    first, *_, last = studies.numbers(output / "seed-0" / "metrics.csv")
     for row, state in ((first, None), (last, torch.load(output / "seed-0" / "checkpoint.pt")["state"])):
         if state is not None:
             of.restore(state)
@@ -182,7 +182,7 @@ def test_eigenvectors_are_those_of_the_dense_hessian(output: Path) -> None:
     values, vectors = np.linalg.eigh(hessian.numpy())
     order = np.argsort(-np.abs(values))[:5]
     energies = ParameterVector(model).inner_products(*[torch.from_numpy(vectors[:, order])] * 2)
-    table = runs.numbers(output / "seed-0" / "eigenvectors.csv")
+    table = studies.numbers(output / "seed-0" / "eigenvectors.csv")
     assert [(row["iteration"], row["index"]) for row in table] == [(t, i) for t in (0, 5, 15) for i in range(1, 6)]
     np.testing.assert_allclose([row["eigenvalue"] for row in table[:5]], values[order], rtol=1e-4)
     for layer, expected in zip(LAYERS, energies, strict=True):
@@ -193,8 +193,8 @@ def test_eigenvectors_are_those_of_the_dense_hessian(output: Path) -> None:
 
 
 def test_energies_and_coordinates_are_shares(output: Path) -> None:
-    rows = runs.numbers(output / "seed-0" / "metrics.csv")
-    for moment in moments(rows, runs.numbers(output / "seed-0" / "eigenvectors.csv")):
+    rows = studies.numbers(output / "seed-0" / "metrics.csv")
+    for moment in moments(rows, studies.numbers(output / "seed-0" / "eigenvectors.csv")):
         np.testing.assert_allclose(moment.energies.sum(axis=1), 1, atol=1e-5)
         assert moment.weighted_energies.sum() == pytest.approx(1, abs=1e-5)
         assert (np.diff(abs(moment.eigenvalues)) <= 0).all()
@@ -210,8 +210,8 @@ def test_without_eigenvectors_training_is_the_same(
     assert STUDY.main([*command, "--output", str(tmp_path)]) == 0
     assert "eigenvectors of H_w" not in capsys.readouterr().out
     assert sorted(results(tmp_path)) == ["metrics.csv"]
-    few = {row["iteration"]: row for row in runs.numbers(output / "seed-0" / "metrics.csv")}
-    many = {row["iteration"]: row for row in runs.numbers(tmp_path / "seed-0" / "metrics.csv")}
+    few = {row["iteration"]: row for row in studies.numbers(output / "seed-0" / "metrics.csv")}
+    many = {row["iteration"]: row for row in studies.numbers(tmp_path / "seed-0" / "metrics.csv")}
     common = few.keys() & many.keys()
     assert {0, 1, 15} <= common
     assert {t: few[t] for t in common} == {t: many[t] for t in common}
@@ -224,8 +224,8 @@ def test_image_networks(name: str, shown: int, tmp_path: Path) -> None:
     base += [*("--width-factor", "0.02", "--eigenvectors", "2", "--moments", "1", "--output", str(tmp_path))]
     assert STUDY.main([*base, "--model", name]) == 0
     (moment,) = moments(
-        runs.numbers(tmp_path / "seed-0" / "metrics.csv"),
-        runs.numbers(tmp_path / "seed-0" / "eigenvectors.csv"),
+        studies.numbers(tmp_path / "seed-0" / "metrics.csv"),
+        studies.numbers(tmp_path / "seed-0" / "eigenvectors.csv"),
     )
     assert len(moment.layers) == shown
     energies = [[v for key, v in line.items() if key.startswith("energy/")] for line in moment.table]
@@ -248,7 +248,7 @@ def test_an_interrupted_run_goes_on_to_the_same_results(
 ) -> None:
     """Also where the signal comes during a measurement, which takes a step on a copy."""
     command = [*TINY, "--output", str(tmp_path)]
-    with runs.interrupted(monkeypatch, lambda trainer: trainer.iteration == iteration):
+    with studies.interrupted(monkeypatch, lambda trainer: trainer.iteration == iteration):
         assert STUDY.main(command) == 128 + signal.SIGTERM
     assert "to go on:" in capsys.readouterr().err
     assert not (tmp_path / "early_training.png").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import runs
+import studies
 
 from experiments.equilibrium.__main__ import STUDY
 
@@ -26,14 +26,14 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_tables_and_figures(output: Path) -> None:
     for name in FIGURES:
-        assert runs.texts(output / f"{name}.csv")
+        assert studies.texts(output / f"{name}.csv")
         assert (output / f"{name}.png").stat().st_size > 10_000
         assert (output / f"{name}.png").exists()
     assert {path.name for path in output.glob("*.json")} == {"config.json", "environment.json"}
 
 
 def test_exponents_are_those_of_the_theorems(output: Path) -> None:
-    fits = {row["name"]: row for row in runs.texts(output / "exponents.csv")}
+    fits = {row["name"]: row for row in studies.texts(output / "exponents.csv")}
     for name, share in (("theorem 1: forward loss", 0.01), ("theorem 2, case 2: l = L^0.5", 0.01)):
         assert float(fits[name]["corrected_exponent"]) == pytest.approx(float(fits[name]["theory"]), rel=share)
     assert float(fits["theorem 2, case 1: l = 0.5 L"]["corrected_exponent"]) == pytest.approx(-1, abs=0.01)
@@ -44,7 +44,7 @@ def test_exponents_are_those_of_the_theorems(output: Path) -> None:
 
 @pytest.mark.parametrize("outputs", ["all", "trace"])
 def test_wider_networks_are_closer_to_the_limit(output: Path, outputs: str) -> None:
-    rows = runs.texts(output / "initial_alignment.csv")
+    rows = studies.texts(output / "initial_alignment.csv")
 
     def gap(width: int) -> float:
         found = [

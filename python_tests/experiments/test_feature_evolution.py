@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import runs
+import studies
 import torch
 from torch import Tensor
 
@@ -304,7 +304,7 @@ def test_a_run_leaves_metrics_figures_and_tables(
 
 def test_what_is_measured(output: Path) -> None:
     """At the start everything agrees; at the end columns are the network's in the checkpoint."""
-    rows = runs.numbers(output / "seed-0" / "metrics.csv")
+    rows = studies.numbers(output / "seed-0" / "metrics.csv")
     assert [row["iteration"] for row in rows] == [0, 1, 2, 4, 6]
     first, last = rows[0], rows[-1]
     for name in ("gofe", "ofe", "lazy"):
@@ -346,9 +346,9 @@ def test_gradient_descent_is_plain() -> None:
 
 
 def test_predicted_steps_are_kept_for_every_layer(output: Path) -> None:
-    rows = runs.numbers(output / "seed-0" / f"{STEPS}.csv")
+    rows = studies.numbers(output / "seed-0" / f"{STEPS}.csv")
     assert [(row["iteration"], row["layer"]) for row in rows] == [(t, layer) for t in (0, 4) for layer in (1, 2, 3)]
-    metrics = {row["iteration"]: row for row in runs.numbers(output / "seed-0" / "metrics.csv")}
+    metrics = {row["iteration"]: row for row in studies.numbers(output / "seed-0" / "metrics.csv")}
     for row in rows[:3]:  # the step from iteration 0 was taken, and measured
         before, after = (metrics[t][f"cka/layer{row['layer']:.0f}"] for t in (0, 1))
         assert row["measured"] == pytest.approx(after / before - 1, rel=1e-6)
@@ -359,19 +359,19 @@ def test_a_given_rate_of_ofe_counts(output: Path, tmp_path: Path) -> None:
     """A rate of 0 is lazy; the default is that of the first row."""
     command = [*TINY, "--moments", "0", "--probes", "2"]
     assert STUDY.main([*command, "--ofe-rate", "0", "--output", str(tmp_path / "none")]) == 0
-    for row in runs.numbers(tmp_path / "none" / "seed-0" / "metrics.csv"):
+    for row in studies.numbers(tmp_path / "none" / "seed-0" / "metrics.csv"):
         assert row["ofe_loss"] == row["lazy_loss"]
         assert row["ofe_kernel_error/layer1"] == row["lazy_kernel_error/layer1"]
-    rows = runs.numbers(output / "seed-0" / "metrics.csv")
+    rows = studies.numbers(output / "seed-0" / "metrics.csv")
     rate = str(rows[0]["natural_rate"])
     assert STUDY.main([*command, "--ofe-rate", rate, "--output", str(tmp_path / "natural")]) == 0
-    assert runs.numbers(tmp_path / "natural" / "seed-0" / "metrics.csv")[-1] == rows[-1]
+    assert studies.numbers(tmp_path / "natural" / "seed-0" / "metrics.csv")[-1] == rows[-1]
 
 
 def test_a_scheme_that_leaves_all_bounds_is_a_gap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert STUDY.main([*TINY, "--ofe-rate", "1e200", "--output", str(tmp_path)]) == 0
     assert re.search(r"\n  OFE +nan", capsys.readouterr().out)
-    last = runs.numbers(tmp_path / "seed-0" / "metrics.csv")[-1]
+    last = studies.numbers(tmp_path / "seed-0" / "metrics.csv")[-1]
     assert last["gofe_loss"] < 10
     assert (tmp_path / "feature_evolution.png").exists()
 
@@ -397,7 +397,7 @@ def test_an_interrupted_run_goes_on_to_the_same_results(
     iteration: int, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [*TINY, "--output", str(tmp_path)]
-    with runs.interrupted(monkeypatch, lambda trainer: trainer.iteration == iteration):
+    with studies.interrupted(monkeypatch, lambda trainer: trainer.iteration == iteration):
         assert STUDY.main(command) == 128 + signal.SIGTERM
     told = capsys.readouterr()
     assert "to go on:" in told.err

@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-import runs
+import studies
 import torch
 
 import ahkernels as ah
@@ -55,11 +55,11 @@ def test_a_study_leaves_runs_a_figure_and_a_table(
     assert len(re.findall(r"^ +(?:16|32) +(?:0\.01|1) +3( +\d+\.\d%){2}( +[123] +0\.\d{4}){2}$", told.out, re.M)) == 4
     assert f"figure: {tmp_path / 'frozen_networks.png'}" in told.out
     assert (tmp_path / "frozen_networks.png").read_bytes().startswith(b"\x89PNG")
-    assert list(runs.metrics(tmp_path)) == RUNS
-    assert runs.metrics(tmp_path) == runs.metrics(output)
-    lines = runs.numbers(tmp_path / "frozen_networks.csv")
+    assert list(studies.metrics(tmp_path)) == RUNS
+    assert studies.metrics(tmp_path) == studies.metrics(output)
+    lines = studies.numbers(tmp_path / "frozen_networks.csv")
     for name, line in zip(RUNS, lines, strict=True):
-        rows = runs.numbers(tmp_path / name / "metrics.csv")
+        rows = studies.numbers(tmp_path / name / "metrics.csv")
         assert [row["iteration"] for row in rows] == ITERATIONS
         assert line["best_train_accuracy"] == max(row["train_accuracy"] for row in rows)
         assert line["best_test_accuracy"] == max(row["test_accuracy"] for row in rows)
@@ -73,7 +73,7 @@ def test_a_study_leaves_runs_a_figure_and_a_table(
 
 @pytest.mark.parametrize("name", RUNS)
 def test_forward_grams_stay_and_backward_grams_move(name: str, output: Path) -> None:
-    first, *others = runs.numbers(output / name / "metrics.csv")
+    first, *others = studies.numbers(output / name / "metrics.csv")
     for row in others:
         assert curve(row, "forward_cka") == pytest.approx(curve(first, "forward_cka"), rel=1e-6)
         assert row["cka/layer3"] == pytest.approx(first["cka/layer3"], rel=1e-6)  # of features alone
@@ -105,7 +105,9 @@ def test_the_noise_scale_is_a_factor_of_the_last_layer_alone(output: Path) -> No
     network = InitialNetwork(64, 16, 3, 10, 0, torch.device("cpu"))
     assert torch.equal(last_layer(network, 0.01).weight, 0.01 * feedforward(64, 16, 3, 10, seed=0).layer3.weight)
     for width in (16, 32):  # alignment knows no scale
-        small, large = (runs.numbers(output / f"width{width}-noise{noise}" / "metrics.csv")[0] for noise in (0.01, 1.0))
+        small, large = (
+            studies.numbers(output / f"width{width}-noise{noise}" / "metrics.csv")[0] for noise in (0.01, 1.0)
+        )
         assert curve(small, "cka") == pytest.approx(curve(large, "cka"), rel=1e-5)
         assert small["train_loss"] < large["train_loss"]
 
@@ -118,7 +120,7 @@ def test_a_run_is_the_whole_network_trained_with_its_lower_layers_frozen(name: s
     network.layer3.weight.mul_(config["noise_scale"]).requires_grad_()
     assert config["lr"] == pytest.approx(0.02 * 256 / config["width"])
     trainer = Trainer(network, digits.train_x, digits.train_y, Recipe(lr=config["lr"], batch_size=300, epochs=3))
-    rows = runs.numbers(output / name / "metrics.csv")
+    rows = studies.numbers(output / name / "metrics.csv")
     losses: list[tuple[float, float]] = []
 
     def measure() -> None:
@@ -141,10 +143,10 @@ def test_a_run_that_diverges_ends_there(tmp_path: Path, capsys: pytest.CaptureFi
     command = [*TINY, "--widths", "16", "--noise-scales", "1", "--lr", "1e30", "--output", str(tmp_path)]
     assert STUDY.main(command) == 0
     assert f"{RUNS[1]}: training diverged" in capsys.readouterr().err
-    rows = runs.numbers(tmp_path / RUNS[1] / "metrics.csv")
+    rows = studies.numbers(tmp_path / RUNS[1] / "metrics.csv")
     assert [math.isnan(row["train_loss"]) for row in rows] == [*[False] * (len(rows) - 1), True]
     assert rows[-1]["iteration"] < ITERATIONS[-1]
-    (line,) = runs.numbers(tmp_path / "frozen_networks.csv")  # of what was measured before
+    (line,) = studies.numbers(tmp_path / "frozen_networks.csv")  # of what was measured before
     assert line["epochs"] == rows[-2]["epoch"]
     assert (tmp_path / "frozen_networks.png").exists()
     assert STUDY.main(command) == 0
@@ -163,7 +165,7 @@ def test_an_interrupted_study_goes_on_to_the_same_results(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     command = [*TINY, "--widths", "16", "--output", str(tmp_path)]
-    with runs.interrupted(monkeypatch, lambda trainer: trainer.iteration == iteration):
+    with studies.interrupted(monkeypatch, lambda trainer: trainer.iteration == iteration):
         assert STUDY.main(command) == 128 + signal.SIGTERM
     told = capsys.readouterr().err
     assert f"{RUNS[0]}: stopped and saved" in told
@@ -171,19 +173,19 @@ def test_an_interrupted_study_goes_on_to_the_same_results(
     assert not (tmp_path / "frozen_networks.png").exists()
     assert STUDY.main(command) == 0
     assert f"{RUNS[0]}: iteration 0/" not in capsys.readouterr().err
-    assert runs.metrics(tmp_path) == {
-        name: content for name, content in runs.metrics(output).items() if name in RUNS[:2]
+    assert studies.metrics(tmp_path) == {
+        name: content for name, content in studies.metrics(output).items() if name in RUNS[:2]
     }
 
 
 @pytest.mark.slow
 def test_two_processes_train_every_network_once(tmp_path: Path, output: Path) -> None:
-    workers = [runs.start("frozen_networks", *TINY, "--output", str(tmp_path)) for _ in range(2)]
+    workers = [studies.start("frozen_networks", *TINY, "--output", str(tmp_path)) for _ in range(2)]
     errors = [worker.communicate()[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
     begun = re.findall(r"^(\S+): iteration 0/", "".join(errors), re.MULTILINE)
     assert sorted(begun) == RUNS
-    assert runs.metrics(tmp_path) == runs.metrics(output)
+    assert studies.metrics(tmp_path) == studies.metrics(output)
     assert (tmp_path / "frozen_networks.png").exists()
 
 
@@ -193,12 +195,12 @@ def test_two_processes_train_every_network_once(tmp_path: Path, output: Path) ->
 def test_another_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [*TINY, "--widths", "16", "--epochs", "1", "--output", str(tmp_path)]
     STUDY.main(command)
-    before = runs.metrics(tmp_path)
+    before = studies.metrics(tmp_path)
     assert STUDY.main([*command, "--depth", "4"]) == 2
     assert "depth: 3 there, 4 asked for" in capsys.readouterr().err
-    assert runs.metrics(tmp_path) == before
+    assert studies.metrics(tmp_path) == before
     assert STUDY.main([*command, "--depth", "4", "--overwrite"]) == 0
-    assert runs.metrics(tmp_path) != before
+    assert studies.metrics(tmp_path) != before
 
 
 def test_presets_are_the_papers() -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-import runs
+import studies
 import torch
 from scipy.stats import spearmanr
 
@@ -44,8 +44,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     output, threads = tmp_path_factory.mktemp("alone"), torch.get_num_threads()
     assert STUDY.main([*SHARED, "--threads", "1", "--output", str(output)]) == 0
     torch.set_num_threads(threads)
-    assert sorted(runs.metrics(output)) == SHARED_CELLS
-    return runs.metrics(output)
+    assert sorted(studies.metrics(output)) == SHARED_CELLS
+    return studies.metrics(output)
 
 
 # ---- results
@@ -64,12 +64,12 @@ def test_a_study_leaves_cells_a_figure_and_a_table(tmp_path: Path, capsys: pytes
         *("adam-lr0.01-batch150", "hyperparameters.png", "sgd-lr0.05-batch150")
     ]
     sgd, adam = (tmp_path / f"{name}-batch150" for name in ("sgd-lr0.05", "adam-lr0.01"))
-    rows = runs.texts(adam / "metrics.csv")
+    rows = studies.texts(adam / "metrics.csv")
     assert list(rows[0])[2:] == [
         *("train_loss", "test_loss", "train_accuracy", "test_accuracy", "cka/layer1", "cka/layer2", "cka/layer3")
     ]
     first = dict(rows[0])
-    assert first == runs.texts(sgd / "metrics.csv")[0]  # every cell begins with the same network
+    assert first == studies.texts(sgd / "metrics.csv")[0]  # every cell begins with the same network
     environment = json.loads((adam / "environment.json").read_text())
     assert isinstance(environment[0]["denormals_are_zero"], bool)
     configs = [json.loads((folder / "config.json").read_text()) for folder in (sgd, adam)]
@@ -96,7 +96,7 @@ def test_training_ends_after_the_first_epoch_at_the_target(tmp_path: Path) -> No
         )
     assert 2 < len(losses) < 12
     start, last = (
-        {k: float(v) for k, v in row.items()} for row in runs.texts(tmp_path / "adam-lr0.01-batch150/metrics.csv")
+        {k: float(v) for k, v in row.items()} for row in studies.texts(tmp_path / "adam-lr0.01-batch150/metrics.csv")
     )
     assert (start["iteration"], last["iteration"], last["epoch"]) == (0, trainer.iteration, len(losses) - 1)
     assert last["train_loss"] == losses[-1]
@@ -109,7 +109,7 @@ def test_label_noise_is_in_the_training_labels_only(tmp_path: Path) -> None:
     for name, fraction in (("clean", "0"), ("noisy", "0.5")):
         assert STUDY.main([*base, "--label-noise", fraction, "--output", str(tmp_path / name)]) == 0
     clean, noisy = (
-        runs.texts(tmp_path / name / "sgd-lr0.05-batch150" / "metrics.csv")[0] for name in ("clean", "noisy")
+        studies.texts(tmp_path / name / "sgd-lr0.05-batch150" / "metrics.csv")[0] for name in ("clean", "noisy")
     )
     assert noisy["test_loss"] == clean["test_loss"]
     noisy_set = data.with_label_noise(data.training_subset(data.load("digits"), 1000, 0), 0.5, 0)
@@ -128,7 +128,7 @@ def test_a_cell_that_diverges_is_shown_as_such(tmp_path: Path, capsys: pytest.Ca
     assert re.search(r"sgd-lr1e\+18-batch150 +0\.\d+( +-){7} +diverged", first.out)
     assert re.search(r"sgd-lr0.001-batch150 +2 .* epoch limit", first.out)
     assert "rank correlation" not in first.out  # nothing to correlate
-    rows = runs.texts(tmp_path / "sgd-lr1e+18-batch150" / "metrics.csv")
+    rows = studies.texts(tmp_path / "sgd-lr1e+18-batch150" / "metrics.csv")
     assert [row["train_loss"] == "nan" for row in rows] == [False, True]
     figure = (tmp_path / "hyperparameters.png").read_bytes()
     assert STUDY.main(command) == 0  # and is not tried again
@@ -143,7 +143,7 @@ def test_image_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     base += [*("--probe-size", "8", "--width-factor", "0.02")]
     for name, layers in (("vgg19", 17), ("resnet18", 21)):
         assert STUDY.main([*base, "--model", name, "--output", str(tmp_path / name)]) == 0
-        rows = runs.texts(tmp_path / name / "sgd-lr0.01-batch16" / "metrics.csv")
+        rows = studies.texts(tmp_path / name / "sgd-lr0.01-batch16" / "metrics.csv")
         assert sum(column.startswith("cka/network.") for column in rows[0]) == layers  # convolutions and linear layers
         assert rows[0]["train_loss"] != rows[1]["train_loss"]
         config = json.loads((tmp_path / name / "sgd-lr0.01-batch16" / "config.json").read_text())
@@ -181,7 +181,7 @@ def test_the_table_correlates_cells_at_the_target(capsys: pytest.CaptureFixture[
 def test_a_cell_that_another_process_has_is_left_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [*TINY, "--output", str(tmp_path)]
     STUDY.main([*TINY, "--output", str(tmp_path / "expected")])
-    expected = runs.metrics(tmp_path / "expected")
+    expected = studies.metrics(tmp_path / "expected")
     STUDY.main([*command, "--optimizers", "sgd"])  # leaves a configuration to compare with
     config = json.loads((tmp_path / "sgd-lr0.05-batch150" / "config.json").read_text())
     capsys.readouterr()
@@ -196,17 +196,17 @@ def test_a_cell_that_another_process_has_is_left_to_it(tmp_path: Path, capsys: p
     assert (tmp_path / "hyperparameters.png").exists()
     assert STUDY.main(command) == 0
     assert "finished before" not in capsys.readouterr().err
-    assert runs.metrics(tmp_path) == expected
+    assert studies.metrics(tmp_path) == expected
 
 
 @pytest.mark.slow
 def test_two_processes_train_every_cell_once(tmp_path: Path, alone: dict[str, bytes]) -> None:
-    workers = [runs.start("hyperparameters", *SHARED, "--output", str(tmp_path)) for _ in range(2)]
+    workers = [studies.start("hyperparameters", *SHARED, "--output", str(tmp_path)) for _ in range(2)]
     errors = [worker.communicate()[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
     begun = re.findall(r"^(\S+): iteration 0/", "".join(errors), re.MULTILINE)
     assert sorted(begun) == SHARED_CELLS
-    assert runs.metrics(tmp_path) == alone
+    assert studies.metrics(tmp_path) == alone
     assert (tmp_path / "hyperparameters.png").exists()
 
 
@@ -226,17 +226,17 @@ def test_a_killed_process_leaves_its_cell_to_the_next(
 ) -> None:
     command = [*SHARED, "--optimizers", "adam"]  # whose state is the larger one
     first, second = tmp_path / "adam-lr0.01-batch8", tmp_path / "adam-lr0.01-batch64"
-    with runs.start("hyperparameters", *command, "--output", str(tmp_path)) as process:
+    with studies.start("hyperparameters", *command, "--output", str(tmp_path)) as process:
         checkpointed(process, first, after=60)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert len(runs.texts(first / "metrics.csv")) == 1
+    assert len(studies.texts(first / "metrics.csv")) == 1
     assert not second.exists()
     assert STUDY.main([*command, "--threads", "1", "--output", str(tmp_path)]) == 0
     told = capsys.readouterr().err
     assert f"{first.name}: iteration 0/" not in told  # it went on
     assert f"{second.name}: iteration 0/" in told
-    assert runs.metrics(tmp_path) == {name: content for name, content in alone.items() if name.startswith("adam")}
+    assert studies.metrics(tmp_path) == {name: content for name, content in alone.items() if name.startswith("adam")}
 
 
 def test_an_interrupted_process_says_how_to_go_on(
@@ -245,13 +245,13 @@ def test_an_interrupted_process_says_how_to_go_on(
     command = [*TINY, "--epochs", "2", "--output", str(tmp_path / "out")]
     assert STUDY.main([*TINY, "--epochs", "2", "--output", str(tmp_path / "expected")]) == 0
     capsys.readouterr()
-    with runs.interrupted(monkeypatch, lambda trainer: trainer.iteration == 3):
+    with studies.interrupted(monkeypatch, lambda trainer: trainer.iteration == 3):
         assert STUDY.main(command) == 128 + signal.SIGTERM
     told = capsys.readouterr().err
     assert "sgd-lr0.05-batch150: stopped and saved" in told
     assert "to go on:" in told
     assert STUDY.main(command) == 0
-    assert runs.metrics(tmp_path / "out") == runs.metrics(tmp_path / "expected")
+    assert studies.metrics(tmp_path / "out") == studies.metrics(tmp_path / "expected")
 
 
 # ---- refusals

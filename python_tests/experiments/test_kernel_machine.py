@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-import runs
+import studies
 import torch
 
 import ahkernels as ah
@@ -78,7 +78,7 @@ def test_a_dead_layer_is_no_better_than_the_first_class() -> None:
 
 
 def test_killed_and_started_again(output: Path, tmp_path: Path) -> None:
-    with runs.start("kernel_machine", *TINY, "--checkpoint-every", "1", "--output", str(tmp_path)) as process:
+    with studies.start("kernel_machine", *TINY, "--checkpoint-every", "1", "--output", str(tmp_path)) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "iteration 0/60" in line:

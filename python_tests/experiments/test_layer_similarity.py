@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-import runs
+import studies
 import torch
 
 import ahkernels as ah
@@ -25,7 +25,7 @@ TINY = [
 
 def matrix(output: Path, name: str) -> torch.Tensor:
     """[L, L] of a table."""
-    rows = runs.numbers(output / "seed-0" / f"{name}.csv")
+    rows = studies.numbers(output / "seed-0" / f"{name}.csv")
     assert [row["layer"] for row in rows] == [1, 2, 3, 4]
     assert list(rows[0]) == ["layer", *LAYERS]
     return torch.tensor([[row[layer] for layer in LAYERS] for row in rows], dtype=torch.float64)
@@ -61,7 +61,7 @@ def test_a_run_leaves_metrics_matrices_a_figure_and_a_table(
     assert (tmp_path / "layer_similarity.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(results(tmp_path)) == sorted(f"{name}.csv" for name in ("metrics", *TABLES))
     assert results(tmp_path) == results(output)
-    rows = runs.numbers(tmp_path / "seed-0" / "metrics.csv")
+    rows = studies.numbers(tmp_path / "seed-0" / "metrics.csv")
     assert [row["iteration"] for row in rows] == [0, 1, 4, 15]
     assert list(rows[0])[6:] == [f"with_start/{layer}" for layer in LAYERS]
 
@@ -94,7 +94,7 @@ def test_matrices_are_similarities(output: Path) -> None:
             torch.testing.assert_close(values, values.T, rtol=0, atol=2e-6)
             torch.testing.assert_close(values.diagonal(), torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-5)
     assert not torch.allclose(matrix(output, MOVED), matrix(output, MOVED).T, atol=1e-3)
-    first, *_, last = runs.numbers(output / "seed-0" / "metrics.csv")
+    first, *_, last = studies.numbers(output / "seed-0" / "metrics.csv")
     assert [first[f"with_start/{layer}"] for layer in LAYERS] == pytest.approx([1.0] * 4, abs=1e-5)
     assert [last[f"with_start/{layer}"] for layer in LAYERS] == pytest.approx(
         matrix(output, MOVED).diagonal().tolist(), rel=1e-5
@@ -145,7 +145,7 @@ def test_an_interrupted_run_goes_on_to_the_same_results(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     command = [*TINY, "--output", str(tmp_path)]
-    with runs.interrupted(monkeypatch, lambda trainer: trainer.iteration == iteration, signal.SIGINT):
+    with studies.interrupted(monkeypatch, lambda trainer: trainer.iteration == iteration, signal.SIGINT):
         assert STUDY.main(command) == 128 + signal.SIGINT
     assert "to go on:" in capsys.readouterr().err
     assert not (tmp_path / "layer_similarity.png").exists()

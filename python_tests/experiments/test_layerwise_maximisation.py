@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-import runs
+import studies
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -134,7 +134,7 @@ def test_losses_in_the_table_are_those_of_the_finished_network(
     model = network(64, 12, 3, 10, seed=0)
     before = layer_losses(model, x, y)[0]
     model.load_state_dict(torch.load(output / LFM / "checkpoint.pt", weights_only=True)["state"]["model"])
-    rows = runs.numbers(output / LFM / "layers.csv")
+    rows = studies.numbers(output / LFM / "layers.csv")
     assert rows[0]["validation_loss_before"] == pytest.approx(before, rel=1e-5)
     assert [row["validation_loss"] for row in rows] == pytest.approx(layer_losses(model, x, y), rel=1e-5)
     seen = training.train_x[:144], training.train_y[:144]
@@ -218,7 +218,7 @@ def test_both_networks_are_measured_by_the_library_on_the_same_images(
         (RUNS[0], feedforward(64, 16, 3, 10, seed=0), whole),
     ):
         model.load_state_dict(torch.load(output / name / "checkpoint.pt", weights_only=True)["state"]["model"])
-        _, last = runs.numbers(output / name / "metrics.csv")
+        _, last = studies.numbers(output / name / "metrics.csv")
         report = ah.layerwise_alignment(model, training.train_x[probe], training.train_y[probe], precision="highest")
         assert [last[f"cka/layer{i}"] for i in (1, 2, 3)] == report.cka.tolist()
         assert (last["train_loss"], last["train_accuracy"]) == evaluate(model, seen.train_x, seen.train_y)
@@ -230,7 +230,7 @@ def test_end_to_end_is_plain_training_on_all_images(output: Path) -> None:
     model = feedforward(64, 16, 3, 10, seed=0)
     trainer = Trainer(model, whole.train_x, whole.train_y, Recipe(lr=0.03, batch_size=300, epochs=3))
     assert trainer.run([], lambda: None)
-    first, last = runs.numbers(output / RUNS[0] / "metrics.csv")
+    first, last = studies.numbers(output / RUNS[0] / "metrics.csv")
     assert (last["iteration"], last["epoch"]) == (15, 3)
     assert last["train_loss"] == evaluate(model, whole.train_x, whole.train_y)[0] < first["train_loss"]
 
@@ -241,7 +241,7 @@ def test_a_network_that_diverges_is_left_out(tmp_path: Path, capsys: pytest.Capt
     told = capsys.readouterr()
     assert f"{LFM}: training diverged" in told.err
     assert "LFM" not in told.out
-    assert [math.isnan(row["train_loss"]) for row in runs.numbers(tmp_path / LFM / "metrics.csv")] == [
+    assert [math.isnan(row["train_loss"]) for row in studies.numbers(tmp_path / LFM / "metrics.csv")] == [
         False,
         True,
     ]
@@ -261,10 +261,10 @@ def test_an_interrupted_study_goes_on_to_the_same_results(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also in the middle of a layer, before its first step, and before the very last one."""
-    at = iteration % int(runs.numbers(output / LFM / "metrics.csv")[-1]["iteration"])
+    at = iteration % int(studies.numbers(output / LFM / "metrics.csv")[-1]["iteration"])
 
     command = [*TINY, "--output", str(tmp_path)]
-    with runs.interrupted(monkeypatch, lambda trainer: trainer.iteration == at, kind=LayerwiseTrainer):
+    with studies.interrupted(monkeypatch, lambda trainer: trainer.iteration == at, kind=LayerwiseTrainer):
         assert STUDY.main(command) == 128 + signal.SIGTERM
     assert "to go on:" in capsys.readouterr().err
     assert STUDY.main(command) == 0
@@ -274,7 +274,7 @@ def test_an_interrupted_study_goes_on_to_the_same_results(
 
 @pytest.mark.slow
 def test_two_processes_train_every_network_once(tmp_path: Path, output: Path) -> None:
-    workers = [runs.start("layerwise_maximisation", *TINY, "--output", str(tmp_path)) for _ in range(2)]
+    workers = [studies.start("layerwise_maximisation", *TINY, "--output", str(tmp_path)) for _ in range(2)]
     errors = [worker.communicate()[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
     begun = re.findall(r"^(\S+): iteration 0/", "".join(errors), re.MULTILINE)

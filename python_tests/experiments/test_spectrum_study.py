@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import reference
-import runs
+import studies
 import torch
 
 import ahkernels as ah
@@ -65,11 +65,11 @@ def test_a_study_leaves_tables_figures_and_configurations(tmp_path: Path, capsys
     for name in ("spectrum", "stable_rank"):
         assert str(tmp_path / f"{name}.png") in printed
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    rows = runs.numbers(tmp_path / CLEAN / "metrics.csv")
+    rows = studies.numbers(tmp_path / CLEAN / "metrics.csv")
     assert [row["iteration"] for row in rows] == [0, 15]
     statistics = "cka", "stable_rank", "label_correlation", "fisher_stable_rank", "fisher_label_correlation"
     assert list(rows[0])[6:] == [f"{statistic}/{layer}" for statistic in statistics for layer in LAYERS]
-    eigenvalues = runs.numbers(tmp_path / CLEAN / "eigenvalues.csv")
+    eigenvalues = studies.numbers(tmp_path / CLEAN / "eigenvalues.csv")
     assert list(eigenvalues[0]) == ["index", *LAYERS]
     assert [row["index"] for row in eigenvalues] == [1, 2, 3, 4, 5]
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in (CLEAN, NOISY)]
@@ -88,8 +88,8 @@ def test_the_last_row_and_the_eigenvalues_are_the_final_networks(output: Path, n
     assert bool((y != digits.train_y[probe]).any()) == (noise > 0)
     report = ah.layerwise_alignment(trained(output / name), x, y, statistics=STATISTICS, precision="highest")
     last, table = (
-        runs.numbers(output / name / "metrics.csv")[-1],
-        runs.numbers(output / name / "eigenvalues.csv"),
+        studies.numbers(output / name / "metrics.csv")[-1],
+        studies.numbers(output / name / "eigenvalues.csv"),
     )
     for statistic in ("cka", *STATISTICS):
         assert [last[f"{statistic}/{layer}"] for layer in LAYERS] == getattr(report, statistic).tolist()
@@ -102,8 +102,8 @@ def test_the_last_row_and_the_eigenvalues_are_the_final_networks(output: Path, n
 @pytest.mark.parametrize("name", [CLEAN, NOISY])
 def test_ranks_and_correlations_fit_the_spectrum(output: Path, name: str) -> None:
     """All of the eigenvalues are there, so that norms follow from them."""
-    table = runs.numbers(output / name / "eigenvalues.csv")
-    for row in runs.numbers(output / name / "metrics.csv"):
+    table = studies.numbers(output / name / "eigenvalues.csv")
+    for row in studies.numbers(output / name / "metrics.csv"):
         for layer in LAYERS:
             rank, correlation = row[f"stable_rank/{layer}"], row[f"label_correlation/{layer}"]
             assert row[f"cka/{layer}"] == pytest.approx(correlation / math.sqrt(rank), rel=1e-9)
@@ -124,7 +124,7 @@ def test_fishers_stable_rank_is_that_of_the_dense_matrix(output: Path) -> None:
     model, x = trained(output / CLEAN), digits.train_x[data.stratified_subset(digits.train_y, 20, seed=0)]
     p = model(x).detach().double().softmax(1)
     h = torch.block_diag(*(torch.diag_embed(p) - p[:, :, None] * p[:, None, :]))
-    last = runs.numbers(output / CLEAN / "metrics.csv")[-1]
+    last = studies.numbers(output / CLEAN / "metrics.csv")[-1]
     for layer, jacobian in reference.jacobians(model.double(), x.double()).items():
         values = torch.linalg.eigvals(h @ reference.kernels_of_outputs(jacobian, "all")).real
         rank = float(values.square().sum() / values.max() ** 2)
@@ -132,7 +132,7 @@ def test_fishers_stable_rank_is_that_of_the_dense_matrix(output: Path) -> None:
 
 
 def test_conditions_start_alike_and_differ_in_their_labels_alone(output: Path) -> None:
-    clean, noisy = (runs.numbers(output / name / "metrics.csv")[0] for name in (CLEAN, NOISY))
+    clean, noisy = (studies.numbers(output / name / "metrics.csv")[0] for name in (CLEAN, NOISY))
     for column in clean:
         blind = column.startswith(("iteration", "epoch", "test", "stable_rank", "fisher_stable_rank"))
         assert (clean[column] == noisy[column]) == blind, column
@@ -163,7 +163,7 @@ def test_an_interrupted_study_goes_on_to_the_same_results(
     command = [*TINY, "--output", str(tmp_path)]
     for lr, iteration in ((0.05, 4), (0.01, 14)):  # the second time before the last step of the other condition
         where = lr, iteration
-        with runs.interrupted(
+        with studies.interrupted(
             monkeypatch, lambda trainer, where=where: (trainer.recipe.lr, trainer.iteration) == where
         ):
             assert STUDY.main(command) == 128 + signal.SIGTERM
@@ -200,7 +200,7 @@ def test_another_configuration_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert STUDY.main([*command, "--eigenvalues", "6"]) == 2
     assert "eigenvalues: 5 there, 6 asked for" in capsys.readouterr().err
     assert STUDY.main([*command, "--eigenvalues", "6", "--overwrite"]) == 0
-    assert len(runs.numbers(tmp_path / CLEAN / "eigenvalues.csv")) == 6
+    assert len(studies.numbers(tmp_path / CLEAN / "eigenvalues.csv")) == 6
 
 
 # ---- refusals

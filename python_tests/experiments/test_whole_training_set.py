@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-import runs
+import studies
 import torch
 
 import ahkernels as ah
@@ -69,7 +69,7 @@ def test_what_a_run_prints_and_leaves(output: Path, tmp_path: Path, capsys: pyte
 
 
 def test_killed_between_two_layers_and_started_again(output: Path, tmp_path: Path) -> None:
-    with runs.start("whole_training_set", *TINY, "--output", str(tmp_path)) as process:
+    with studies.start("whole_training_set", *TINY, "--output", str(tmp_path)) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "layer 3 on 30 images" in line:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import runs
+import studies
 import torch
 
 import ahkernels
@@ -27,7 +27,7 @@ def test_a_study_leaves_runs_a_table_and_a_figure(tmp_path: Path, capsys: pytest
     assert "figure: " in capsys.readouterr().out
     names = [f"width{n}-exponent{e}-seed0" for n in (8, 16) for e in ("0.5", "1")]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "width.csv", "width.png"])
-    lines = runs.numbers(tmp_path / "width.csv")
+    lines = studies.numbers(tmp_path / "width.csv")
     assert [(line["width"], line["exponent"]) for line in lines] == [(8, 0.5), (16, 0.5), (8, 1), (16, 1)]
     assert [line["lr"] for line in lines] == pytest.approx([0.002 * 32**0.5, 0.008, 0.064, 0.032])
 
@@ -47,11 +47,11 @@ def test_a_study_leaves_runs_a_table_and_a_figure(tmp_path: Path, capsys: pytest
     report = ahkernels.layerwise_alignment(
         trainer.model, digits.train_x[probe], digits.train_y[probe], precision="highest"
     )
-    last = runs.numbers(tmp_path / names[-1] / "metrics.csv")[-1]
+    last = studies.numbers(tmp_path / names[-1] / "metrics.csv")[-1]
     assert [last[f"moved/layer{layer}"] for layer in (1, 2, 3)] == changed
     assert [last[f"cka/{layer}"] for layer in report.layers] == report.cka.tolist()
     assert (lines[-1]["peak"], lines[-1]["cka"]) == (1 + int(report.cka.argmax()), float(report.cka.max()))
-    first = runs.numbers(tmp_path / names[-1] / "metrics.csv")[0]
+    first = studies.numbers(tmp_path / names[-1] / "metrics.csv")[0]
     assert [first[f"moved/layer{layer}"] for layer in (1, 2, 3)] == [0, 0, 0]
 
 
@@ -59,7 +59,7 @@ def test_wide_networks_move_less_and_start_nearer_to_the_limit(tmp_path: Path) -
     widths = [32, 128, 512]
     command = ["--widths", *map(str, widths), "--lr-exponents", "1", "--depth", "3", "--epochs", "1"]
     assert STUDY.main([*command, "--train-size", "600", "--probe-size", "100", "--output", str(tmp_path)]) == 0
-    moved = [line["moved"] for line in runs.numbers(tmp_path / "width.csv")]
+    moved = [line["moved"] for line in studies.numbers(tmp_path / "width.csv")]
     assert moved[0] > 1.5 * moved[1] > 1.5**2 * moved[2]
     digits = data.training_subset(data.load("digits"), 600, 0)
     chosen = data.stratified_subset(digits.train_y, 100, seed=0)
@@ -69,7 +69,7 @@ def test_wide_networks_move_less_and_start_nearer_to_the_limit(tmp_path: Path) -
     )
     distances = []
     for n in widths:
-        row = runs.numbers(tmp_path / f"width{n}-exponent1-seed0" / "metrics.csv")[0]
+        row = studies.numbers(tmp_path / f"width{n}-exponent1-seed0" / "metrics.csv")[0]
         distances.append(np.abs([row[f"cka/layer{layer + 1}"] - float(limit.cka[layer]) for layer in range(3)]).max())
     assert distances[0] > distances[1] > distances[2]
 
@@ -77,10 +77,10 @@ def test_wide_networks_move_less_and_start_nearer_to_the_limit(tmp_path: Path) -
 def test_an_interrupted_study_ends_with_the_same_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert STUDY.main([*TINY, "--output", str(tmp_path / "alone")]) == 0
     command = [*TINY, "--output", str(tmp_path / "out")]
-    with runs.interrupted(monkeypatch, lambda trainer: trainer.iteration == 5):
+    with studies.interrupted(monkeypatch, lambda trainer: trainer.iteration == 5):
         assert STUDY.main(command) == 128 + signal.SIGTERM
     assert STUDY.main(command) == 0
-    assert runs.metrics(tmp_path / "out") == runs.metrics(tmp_path / "alone")
+    assert studies.metrics(tmp_path / "out") == studies.metrics(tmp_path / "alone")
     before = (tmp_path / "out" / "width.png").read_bytes()
     assert before == (tmp_path / "alone" / "width.png").read_bytes()
     assert STUDY.main(command) == 0
@@ -99,7 +99,7 @@ def test_test_samples_are_as_many_as_asked_for(tmp_path: Path, capsys: pytest.Ca
     assert STUDY.main([*command, "--test-size", "361"]) == 2
     assert "--test-size: expected at most 360, the test samples of digits, got 361" in capsys.readouterr().err
     assert STUDY.main([*command, "--test-size", "20"]) == 0
-    for row in runs.numbers(tmp_path / "width8-exponent1-seed0" / "metrics.csv"):
+    for row in studies.numbers(tmp_path / "width8-exponent1-seed0" / "metrics.csv"):
         assert row["test_accuracy"] * 20 == pytest.approx(round(row["test_accuracy"] * 20))
 
 
