@@ -102,7 +102,7 @@ def jacobian_step(forward: Tensor, backward: Tensor) -> int:
 
 
 def jacobian_slices(forward: Tensor, backward: Tensor, bias: Tensor | float, step: int) -> Iterator[Tensor]:
-    """Jacobians J = sum_s g_s a_s^T [n, o, numbers] in slices of the weight; for a bias b, sqrt(b) sum_s g_s is last."""
+    """J = sum_s g_s a_s^T [n, o, numbers] in slices of the weight; for a bias b, sqrt(b) sum_s g_s comes last."""
     m, d = backward.shape[3], forward.shape[2]
     for begin in range(0, m if d else 0, step):
         yield torch.einsum("xsom,xsd->xomd", backward[..., begin : begin + step], forward).flatten(2)
