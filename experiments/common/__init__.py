@@ -1,1 +1,1 @@
-"""What several studies share."""
+"""The parts that several studies share."""

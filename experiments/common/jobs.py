@@ -94,8 +94,10 @@ def in_turn(
             _say_finished(output)
         for job in jobs:
             store = stores[job.name]
+            if store.finished:
+                continue
             try:
-                number = 0 if store.finished else job.train(store)
+                number = job.train(store)
             except DivergedError as error:
                 raise DivergedError(f"{job.name}: {error}; choose {remedy} and another --output") from error
             if number:
@@ -166,7 +168,7 @@ def share(
 
 
 def read(output: Path, job: Job) -> Run:
-    """What a shared job has left in the study's folder so far, whichever process did it."""
+    """Read the rows that a shared job has left in the study's folder so far, whichever process did it."""
     rows = read_metrics(output / job.name)
     return Run(rows, finished=job.finished(rows))
 

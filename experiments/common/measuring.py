@@ -1,4 +1,4 @@
-"""What is measured of a network in training; nothing here changes it or draws a random number."""
+"""Measurements of a network in training, which change nothing and draw no random number."""
 
 from __future__ import annotations
 

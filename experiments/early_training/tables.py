@@ -21,10 +21,10 @@ def print_tables(rows: Sequence[Row], found: Sequence[Moment]) -> None:
             f"{row['test_accuracy']:>9.1%}{values}"
         )
     for moment in found:
-        values = moment.eigenvalues
+        eigenvalues = moment.eigenvalues
         print(
-            f"{len(values)} eigenvectors of H_w at {moment.when}: |eigenvalue| {abs(values[0]):.4g} ... "
-            f"{abs(values[-1]):.4g}; correlations in their span: "
+            f"{len(eigenvalues)} eigenvectors of H_w at {moment.when}: |eigenvalue| {abs(eigenvalues[0]):.4g} ... "
+            f"{abs(eigenvalues[-1]):.4g}; correlations in their span: "
             + ", ".join(f"{moment.correlation(name):.3f} ({text})" for name, text in CHANGES.items())
         )
         width = max(map(len, moment.layers))

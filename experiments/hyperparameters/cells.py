@@ -29,7 +29,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Result:
-    """What is known of a cell: its rows are before training and at its end, as far as it got."""
+    """The measurements of a cell: one row before training and one at its end, as far as training got."""
 
     cell: Cell
     rows: list[Row]

@@ -116,7 +116,7 @@ class LayerwiseTrainer(Trainer):
         return self._loss(self._inputs[chosen], self.y[chosen])
 
     def step(self) -> float:
-        """As ``Trainer.step``; at the end of an epoch, the layer may end and the next one begin."""
+        """Do a step of ``Trainer``; at the end of an epoch the layer may end and the next one begin."""
         value = super().step()
         if self.iteration % self.batches_per_epoch == 0:
             self._end_epoch()

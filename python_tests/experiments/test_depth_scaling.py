@@ -31,7 +31,7 @@ NAMES = ["depth2-lr0.05-batch32-seed0", "depth3-lr0.04-batch32-seed0", "depth5-l
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process that nobody disturbs makes of TINY."""
+    """The folder that TINY leaves where one process does everything without being disturbed."""
     output = tmp_path_factory.mktemp("alone")
     assert STUDY.main([*TINY, "--output", str(output)]) == 0
     return output

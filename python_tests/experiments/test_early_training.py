@@ -47,7 +47,7 @@ def dense(model: torch.nn.Module, x: torch.Tensor, v: torch.Tensor) -> tuple[tor
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What TINY leaves; not to be changed."""
+    """The folder that TINY leaves, which no test may change."""
     folder, state = tmp_path_factory.mktemp("tiny"), torch.get_rng_state()
     assert STUDY.main([*TINY, "--output", str(folder)]) == 0
     assert torch.equal(torch.get_rng_state(), state)
@@ -55,7 +55,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trainer(lr: float, batch_size: int = 12, weight_decay: float = 0.0) -> Trainer:
-    """Of a tiny network on 12 random samples of 4 classes."""
+    """A trainer of a tiny network on 12 random samples of 4 classes."""
     x = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
     recipe = Recipe(lr=lr, batch_size=batch_size, weight_decay=weight_decay, epochs=2)
     return Trainer(feedforward(5, 6, 3, 4, seed=0), x, torch.arange(12) % 4, recipe)
@@ -65,7 +65,7 @@ def trainer(lr: float, batch_size: int = 12, weight_decay: float = 0.0) -> Train
 
 
 def test_an_evolution_is_that_of_the_dense_hessians() -> None:
-    """And a full-batch step's change, over the learning rate, tends to the infinitesimal one."""
+    """A full-batch step's change, over the learning rate, tends to the infinitesimal one."""
     of = trainer(lr=1e-6)
     found = evolution(of, of.x, of.y)
     model, x = of.model.double(), of.x.double()
@@ -102,7 +102,7 @@ def test_the_step_is_the_one_that_training_takes() -> None:
 
 
 def test_measuring_leaves_training_as_it_was() -> None:
-    """Also the running statistics of batch normalisation."""
+    """The running statistics of batch normalisation stay, too."""
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     model = torch.nn.Sequential(resnet18(4, 0, width=0.02))
     of = Trainer(model, x, torch.arange(8) % 4, Recipe(lr=0.1, batch_size=4, epochs=2))
@@ -121,7 +121,7 @@ def test_measuring_leaves_training_as_it_was() -> None:
 
 
 def test_the_loss_gradient_points_against_the_labels_at_initialisation() -> None:
-    """Of a wide network, whose outputs are alike for all inputs, on balanced classes (appendix B.5.1)."""
+    """The network is wide, so that its outputs are alike for all inputs, and classes are balanced (appendix B.5.1)."""
     digits = data.load("digits")
     probe = data.stratified_subset(digits.train_y, 150, seed=0)
     x, y = digits.train_x[probe], digits.train_y[probe]
@@ -135,7 +135,7 @@ def test_the_loss_gradient_points_against_the_labels_at_initialisation() -> None
 def test_a_finished_run_leaves_metrics_eigenvectors_a_figure_and_tables(
     output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the same command again only draws them, with the same bytes."""
+    """The same command again only draws them, with the same bytes."""
     tables, figure = results(output), (output / "early_training.png").read_bytes()
     monkeypatch.setattr(Trainer, "step", None)  # nothing is trained
     assert STUDY.main([*TINY, "--output", str(output)]) == 0
@@ -172,7 +172,7 @@ def test_rows_are_those_of_the_network_in_training(output: Path) -> None:
 
 
 def test_eigenvectors_are_those_of_the_dense_hessian(output: Path) -> None:
-    """And the coordinates are those along them, up to their signs."""
+    """The coordinates are along these eigenvectors, up to their signs."""
     digits = data.load("digits")
     probe = data.stratified_subset(digits.train_y, 20, seed=0)
     x, y = digits.train_x[probe].double(), digits.train_y[probe]
@@ -246,7 +246,7 @@ def test_an_interrupted_run_goes_on_to_the_same_results(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also where the signal comes during a measurement, which takes a step on a copy."""
+    """The signal may come during a measurement, which takes a step on a copy."""
     command = [*TINY, "--output", str(tmp_path)]
     with studies.interrupted(monkeypatch, lambda trainer: trainer.iteration == iteration):
         assert STUDY.main(command) == 128 + signal.SIGTERM

@@ -18,7 +18,7 @@ FIGURES = ("theorem1", "theorem2", "corollary1", "finite_width", "kernel_converg
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What TINY leaves; not to be changed."""
+    """The folder that TINY leaves, which no test may change."""
     folder = tmp_path_factory.mktemp("tiny")
     assert STUDY.main([*TINY, "--output", str(folder)]) == 0
     return folder

@@ -142,7 +142,7 @@ def test_few_directions_stand_for_many_steps(network: Network, monkeypatch: pyte
 
 
 def test_one_step_of_the_generalised_scheme_errs_by_the_square_of_the_rate(network: Network) -> None:
-    """Of Psi(1) w(0), while no unit switches; features that stay err by the rate itself."""
+    """The error is in Psi(1) w(0), while no unit switches; features that stay err by the rate itself."""
     w = loss_gradient(network.model(network.x), network.y)
     here = network.theta.get()
 
@@ -273,7 +273,7 @@ def results(output: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What TINY leaves; not to be changed."""
+    """The folder that TINY leaves, which no test may change."""
     folder = tmp_path_factory.mktemp("tiny")
     assert STUDY.main([*TINY, "--output", str(folder)]) == 0
     return folder

@@ -35,7 +35,7 @@ def curve(row: dict[str, float], statistic: str) -> list[float]:
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What TINY leaves; not to be changed."""
+    """The folder that TINY leaves, which no test may change."""
     folder = tmp_path_factory.mktemp("tiny")
     assert STUDY.main([*TINY, "--output", str(folder)]) == 0
     return folder
@@ -85,7 +85,7 @@ def test_forward_grams_stay_and_backward_grams_move(name: str, output: Path) -> 
 
 
 def test_the_initial_network_is_feedforward() -> None:
-    """Also where its layers are drawn in another order, or again."""
+    """The weights are the same where its layers are drawn in another order, or again."""
     whole = feedforward(64, 16, 3, 10, seed=7)
     network = InitialNetwork(64, 16, 3, 10, 7, torch.device("cpu"))
     for layer in (3, 1, 2, 3, 1):

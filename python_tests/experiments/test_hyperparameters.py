@@ -40,7 +40,7 @@ SHARED_CELLS = sorted(
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What one process that nobody disturbs makes of SHARED."""
+    """The metrics that SHARED leaves where one process does everything without being disturbed."""
     output, threads = tmp_path_factory.mktemp("alone"), torch.get_num_threads()
     assert STUDY.main([*SHARED, "--threads", "1", "--output", str(output)]) == 0
     torch.set_num_threads(threads)
@@ -79,7 +79,7 @@ def test_a_study_leaves_cells_a_figure_and_a_table(tmp_path: Path, capsys: pytes
 
 
 def test_training_ends_after_the_first_epoch_at_the_target(tmp_path: Path) -> None:
-    """And the last row is that network, measured by the library on the stratified probe."""
+    """The last row is the network then, measured by the library on the stratified probe."""
     STUDY.main([*TINY, "--optimizers", "adam", "--output", str(tmp_path)])
     digits = data.load("digits")
     recipe = Recipe(optimizer="adam", lr=0.01, batch_size=150, epochs=12)

@@ -29,7 +29,7 @@ def read(output: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What TINY leaves; not to be changed."""
+    """The folder that TINY leaves, which no test may change."""
     folder = tmp_path_factory.mktemp("tiny")
     assert STUDY.main([*TINY, "--output", str(folder)]) == 0
     return folder

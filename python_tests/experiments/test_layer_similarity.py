@@ -24,7 +24,7 @@ TINY = [
 
 
 def matrix(output: Path, name: str) -> torch.Tensor:
-    """[L, L] of a table."""
+    """Read a table as a matrix [L, L]."""
     rows = studies.numbers(output / "seed-0" / f"{name}.csv")
     assert [row["layer"] for row in rows] == [1, 2, 3, 4]
     assert list(rows[0]) == ["layer", *LAYERS]
@@ -38,7 +38,7 @@ def results(output: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What TINY leaves; not to be changed."""
+    """The folder that TINY leaves, which no test may change."""
     folder = tmp_path_factory.mktemp("tiny")
     assert STUDY.main([*TINY, "--output", str(folder)]) == 0
     return folder

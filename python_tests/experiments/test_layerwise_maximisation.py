@@ -37,7 +37,7 @@ def results(output: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What TINY leaves; not to be changed."""
+    """The folder that TINY leaves, which no test may change."""
     folder = tmp_path_factory.mktemp("tiny")
     assert STUDY.main([*TINY, "--output", str(folder)]) == 0
     return folder
@@ -52,7 +52,7 @@ def digits() -> tuple[data.Dataset, tuple[Tensor, Tensor]]:
 def layerwise(
     digits: tuple[data.Dataset, tuple[Tensor, Tensor]], ended: list[Row], epochs: int = 6, patience: int = 2
 ) -> LayerwiseTrainer:
-    """As TINY trains."""
+    """The trainer of TINY."""
     training, validation = digits
     recipe = Recipe(lr=0.01, weight_decay=0.0, batch_size=300, epochs=epochs, optimizer="adam")
     model = network(64, 12, 3, 10, seed=0)
@@ -143,7 +143,7 @@ def test_losses_in_the_table_are_those_of_the_finished_network(
 
 @torch.no_grad()
 def layer_losses(model: nn.Sequential, x: Tensor, y: Tensor) -> list[float]:
-    """Of each layer on its own."""
+    """The loss of each layer on its own."""
     of_stages = [(index, stage(below(x))) for index, (below, stage) in enumerate(stages(model), start=1)]
     return [float(objective(z, y) if index < 3 else functional.cross_entropy(z, y)) for index, z in of_stages]
 
@@ -260,7 +260,7 @@ def test_an_interrupted_study_goes_on_to_the_same_results(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also in the middle of a layer, before its first step, and before the very last one."""
+    """The signal comes in the middle of a layer, before its first step, or before the very last one."""
     at = iteration % int(studies.numbers(output / LFM / "metrics.csv")[-1]["iteration"])
 
     command = [*TINY, "--output", str(tmp_path)]

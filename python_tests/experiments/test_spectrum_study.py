@@ -45,7 +45,7 @@ def trained(folder: Path) -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What TINY leaves; not to be changed."""
+    """The folder that TINY leaves, which no test may change."""
     folder = tmp_path_factory.mktemp("tiny")
     assert STUDY.main([*TINY, "--output", str(folder)]) == 0
     return folder
@@ -81,7 +81,7 @@ def test_a_study_leaves_tables_figures_and_configurations(tmp_path: Path, capsys
 
 @pytest.mark.parametrize(("name", "noise"), [(CLEAN, 0.0), (NOISY, 0.3)])
 def test_the_last_row_and_the_eigenvalues_are_the_final_networks(output: Path, name: str, noise: float) -> None:
-    """As the library measures it on the probe, with the labels that it was trained on."""
+    """The library measures the network on the probe, with the labels that it was trained on."""
     digits = data.load("digits")
     probe = data.stratified_subset(digits.train_y, 20, seed=0)
     x, y = digits.train_x[probe], data.with_label_noise(digits, noise, seed=0).train_y[probe]
