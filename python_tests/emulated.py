@@ -10,9 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ahkernels.ops.build import TILING
+
 ROOT = Path(__file__).parent.parent
 EMULATOR = ROOT / "python_tests" / "emulator"
 ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+TILE = TILING["cuda_tile"]
 RESULTS = ["squares", "matrix", "rows", "products"]
 
 
@@ -52,7 +55,7 @@ class Device:
 
     def pack_parts(self, factor: Tensor, scale: Tensor, count: int) -> Tensor:
         n, s, o, m = factor.shape
-        rows, k = -(-n * o // 128) * 128, max(1, -(-m // 64)) * 64
+        rows, k = -(-n * o // TILE) * TILE, max(1, -(-m // 64)) * 64
         parts = torch.full((count, s, rows, k), torch.nan, dtype=torch.bfloat16)
         strides = (ctypes.c_int64 * 4)(*factor.stride())
         sizes = map(ctypes.c_int, (n, s, o, m))

@@ -239,7 +239,7 @@ class ThinProduct {
 
   const TileKernels<T>& tiles_;
   const LayerFactors& layer_;
-  const double* v_;
+  const double* v_;  // [n, o, columns]
   const int64_t columns_;
 };
 
