@@ -13,13 +13,13 @@ import operator
 import sys
 from functools import partial, reduce
 
-from torch import Tensor
+from torch import Tensor, nn
 
 import ahkernels as ah
 from experiments.common import command_line, data
 from experiments.common.data import Samples
 from experiments.common.jobs import Job, Run
-from experiments.common.measuring import progress
+from experiments.common.measuring import aligned_progress, tracker
 from experiments.common.models import feedforward_on
 from experiments.common.running import run
 from experiments.common.store import Row, RunStore
@@ -71,23 +71,22 @@ def train(args: argparse.Namespace, recipe: Recipe, dataset: data.Dataset, store
     fitted = data.probe(dataset, args.probe_size, args.seed)
     few = data.test_subset(dataset, args.test_size, args.seed)
     tested = few.test_x, few.test_y
+    tracked = tracker(model, fitted, args.precision)
 
     def measured() -> Row:
-        return measure(trainer, dataset, fitted, tested, args)
+        row = aligned_progress(trainer, dataset, tracked)
+        return row | machine_accuracies(model, fitted, tested, args.ridge, args.precision)
 
     return run(store, trainer, [0, trainer.total], measured, args.checkpoint_every)
 
 
-def measure(trainer: Trainer, dataset: data.Dataset, train: Samples, test: Samples, args: argparse.Namespace) -> Row:
-    """Measure losses, accuracies, alignments, and the kernel machines' accuracies; changes nothing."""
-    row = progress(trainer, dataset)
-    row |= ah.layerwise_alignment(trainer.model, *train, precision=args.precision).row()
-    fitted, tested = (ah.tangent_kernels(trainer.model, x, precision=args.precision) for x, _ in (train, test))
+def machine_accuracies(model: nn.Module, train: Samples, test: Samples, ridge: float, precision: str) -> Row:
+    """The test accuracies of kernel regression, in columns machine_accuracy/<kernel>; changes nothing."""
+    fitted, tested = (ah.tangent_kernels(model, x, precision=precision) for x, _ in (train, test))
     for kernels in (fitted, tested):
         kernels[NETWORK] = reduce(operator.add, list(kernels.values()))
-    return row | {
-        f"machine_accuracy/{name}": accuracy(fitted[name], tested[name], train[1], test[1], args.ridge)
-        for name in fitted
+    return {
+        f"machine_accuracy/{name}": accuracy(fitted[name], tested[name], train[1], test[1], ridge) for name in fitted
     }
 
 

@@ -14,12 +14,9 @@ import sys
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
-import ahkernels as ah
 from experiments.common import command_line, data
 from experiments.common.jobs import Job, Run
-from experiments.common.measuring import progress
+from experiments.common.measuring import aligned_progress, tracker
 from experiments.common.models import feedforward_on
 from experiments.common.running import run, say
 from experiments.common.store import Row, RunStore
@@ -110,20 +107,15 @@ def train(args: argparse.Namespace, of: Condition, recipe: Recipe, published: da
     probe = data.stratified_subset(published.train_y, args.probe_size, args.seed).to(args.device)
     x, y = dataset.train_x[probe], dataset.train_y[probe]
 
+    tracked = tracker(model, (x, y), args.precision, statistics=STATISTICS)
+
     def measured() -> Row:
         if trainer.iteration == trainer.total:
             say(f"{of.name}: trained; {args.eigenvalues} eigenvalues for each of {args.depth} layers")
             store.tables[TABLE] = spectra(model, x, args.eigenvalues, args.precision)
-        return measure(trainer, dataset, x, y, args.precision)
+        return aligned_progress(trainer, dataset, tracked)
 
     return run(store, trainer, [0, trainer.total], measured, args.checkpoint_every)
-
-
-def measure(trainer: Trainer, dataset: data.Dataset, probe_x: Tensor, probe_y: Tensor, precision: str) -> Row:
-    """Measure losses, accuracies, and every layer's alignment, ranks and correlations; draws no random number."""
-    row = progress(trainer, dataset)
-    report = ah.layerwise_alignment(trainer.model, probe_x, probe_y, statistics=STATISTICS, precision=precision)
-    return row | report.row()
 
 
 # ---- what came out
