@@ -12,7 +12,7 @@ from ahkernels.capture import (
 )
 from ahkernels.capture.guard import evaluating
 from ahkernels.cross_kernel import CrossKernel
-from ahkernels.factors import LayerFactors
+from ahkernels.factors import LayerFactors, NonFiniteError
 from ahkernels.kernel import TangentKernel
 from ahkernels.layerwise import layerwise_alignment
 from ahkernels.measurement_grid import measurement_grid
@@ -53,6 +53,7 @@ __all__ = [
     "LayerExplanation",
     "LayerFactors",
     "LayerStatistic",
+    "NonFiniteError",
     "Rule",
     "TangentKernel",
     "build_info",

@@ -10,6 +10,10 @@ from torch import Tensor
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
+class NonFiniteError(ValueError):
+    """There is nan or inf in the factors of a layer, as in a network that diverged; the message names the layer."""
+
+
 @dataclass(frozen=True, eq=False)
 class LayerFactors:
     """Forward and backward factor of one layer, with any strides.
@@ -27,8 +31,8 @@ class LayerFactors:
         unchecked: Whether to leave out the search for nan and inf, which waits for the device.
 
     Raises:
-        ValueError: If shapes, dtypes or devices do not fit, or if there is nan or inf; the message names the argument
-            and the layer.
+        ValueError: If shapes, dtypes or devices do not fit; the message names the argument and the layer.
+        NonFiniteError: If there is nan or inf.
 
     Example:
         >>> import torch, ahkernels as ah
@@ -68,11 +72,11 @@ class LayerFactors:
             self.require_finite()
 
     def require_finite(self) -> None:
-        """Raises ValueError naming the factor and the layer if there is nan or inf."""
+        """Raises NonFiniteError naming the factor and the layer if there is nan or inf."""
         where = f" of layer {self.layer!r}" if self.layer else ""
         for name, factor in (("forward", self.forward), ("backward", self.backward)):
             if factor.numel() and not is_finite(factor.detach()):
-                raise ValueError(f"{name} factor{where}: expected finite numbers, got nan or inf")
+                raise NonFiniteError(f"{name} factor{where}: expected finite numbers, got nan or inf")
 
     @property
     def n(self) -> int:

@@ -111,6 +111,7 @@ def layerwise_alignment(
     Raises:
         ValueError: For arguments that do not fit; the message names the argument.
         TypeError: For arguments of another type.
+        NonFiniteError: If there is nan or inf in a layer's activations or gradients.
 
     Example:
         >>> import torch, ahkernels as ah

@@ -93,9 +93,11 @@ class AlignmentTracker:
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
         >>> tracker = ah.AlignmentTracker(model, torch.randn(20, 4), torch.arange(20) % 3)
         >>> for step in range(3):
-        ...     report = tracker.update(step, loss=1.0)  # after a step of training
+        ...     measurement = tracker.update(step, loss=1.0)  # after a step of training
         >>> tracker.steps, tracker.layers, tracker.cka.shape
         ([0, 1, 2], ['0', '2'], torch.Size([3, 2]))
+        >>> measurement.report.peak in tracker.layers
+        True
     """
 
     def __init__(
@@ -119,7 +121,6 @@ class AlignmentTracker:
                 f"writer: expected an object with add_scalar(tag, value, step), got {type(writer).__name__}"
             )
         self.model, self.x, self.y = model, x, y
-        self.centering = centering
         self.options: dict[str, Any] = {
             "layers": layers,
             "outputs": outputs,
@@ -132,7 +133,7 @@ class AlignmentTracker:
         self.writer, self.tag = writer, tag
         self.history: list[Measurement] = []
 
-    def update(self, step: int, **metrics: float) -> AlignmentReport | dict[Centering, AlignmentReport]:
+    def update(self, step: int, **metrics: float) -> Measurement:
         """Measures the model now and adds the result to the history.
 
         Args:
@@ -140,11 +141,12 @@ class AlignmentTracker:
             metrics: Real numbers (or 0-d tensors) to keep beside the alignments, such as `loss=`.
 
         Returns:
-            The report of this step; for a sequence of centerings, {centering: report}.
+            The new measurement, with its report.
 
         Raises:
             TypeError: If `step` is not an integer or a metric is not a real number.
             ValueError: If `step` does not increase, or the model's layers are not those of the history.
+            NonFiniteError: If there is nan or inf in a layer's activations or gradients.
         """
         step = self._next_step(step)
         values = {name: _real(name, value) for name, value in metrics.items()}
@@ -164,7 +166,7 @@ class AlignmentTracker:
                     self.writer.add_scalar(f"{self._prefix(self.tag, centering)}/{layer}", value, step)
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
-        return row.report if isinstance(self.centering, str) else reports
+        return row
 
     def _prefix(self, name: str, centering: Centering) -> str:
         """Prefix of a layer's tag or column; the centering is in it where there are several."""

@@ -15,7 +15,7 @@ MODULES = ["ahkernels", *(found.name for found in pkgutil.walk_packages(ah.__pat
 # What has no example of its own: results, which those of the functions that return them show, and what warns or types.
 WITHOUT = {
     *("DegenerateKernelWarning", "Eigenpairs", "Estimate", "Explanation", "KernelRegression", "LayerExplanation"),
-    *("LayerStatistic", "Rule", "STATISTICS", "signal_propagation"),
+    *("LayerStatistic", "NonFiniteError", "Rule", "STATISTICS", "signal_propagation"),
 }
 
 

@@ -101,7 +101,7 @@ def test_update_measures_with_the_given_options(fake: FakeMeasurement) -> None:
     tracker = make(
         layers=["fc*"], outputs="trace", precision="high", memory_budget=1 << 20, statistics=GRAMS, products=30
     )
-    report = tracker.update(3)
+    report = tracker.update(3).report
     (model, x, y), options = fake.calls[0]
     assert model is tracker.model and x is X and y is Y
     assert options == {
@@ -260,7 +260,7 @@ def test_training_goes_on_as_without_a_tracker() -> None:
 
 def test_writer_gets_layers_and_metrics(fake: FakeMeasurement) -> None:
     writer = Writer()
-    report = make(writer=writer, tag="ntk").update(7, loss=0.5)
+    report = make(writer=writer, tag="ntk").update(7, loss=0.5).report
     assert [(tag, step) for tag, _, step in writer.scalars] == [
         ("ntk/fc1", 7),
         ("ntk/dead", 7),
@@ -275,9 +275,9 @@ def test_writer_gets_layers_and_metrics(fake: FakeMeasurement) -> None:
 def test_several_centerings_are_kept_side_by_side(fake: FakeMeasurement, tmp_path: Path) -> None:
     writer, both = Writer(), ("per_output", "global")
     tracker = make(writer=writer, centering=both)
-    reports = tracker.update(0)
-    assert list(reports) == list(both) and tracker.history[0].reports is reports
-    assert tracker.history[0].report is reports["per_output"]
+    measurement = tracker.update(0)
+    assert tracker.history == [measurement] and list(measurement.reports) == list(both)
+    assert measurement.report is measurement.reports["per_output"]
     assert [tag for tag, _, _ in writer.scalars] == [
         f"alignment/{one}/{layer}" for one in both for layer in ("fc1", "dead", "fc2")
     ]
@@ -319,14 +319,13 @@ def test_a_state_of_other_centerings_is_refused(fake: FakeMeasurement, change: s
 
 def test_strings_of_numpy_become_plain_ones(fake: FakeMeasurement) -> None:
     tracker = make(centering=np.str_("per_output"))  # type: ignore[arg-type]
-    report = tracker.update(0)
-    assert isinstance(report, AlignmentReport)
+    tracker.update(0)
     assert [type(key) for key in tracker.state_dict()["history"][0]["reports"]] == [str]
 
 
 def test_one_centering_in_a_sequence_gives_a_dictionary_and_plain_names(fake: FakeMeasurement) -> None:
     tracker = make(centering=["per_output"])
-    assert list(tracker.update(0)) == ["per_output"]
+    assert list(tracker.update(0).reports) == ["per_output"]
     assert "alignment/fc1" in tracker._columns()
 
 

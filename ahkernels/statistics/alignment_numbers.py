@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ahkernels.centering import Centering, center
-from ahkernels.factors import LayerFactors
+from ahkernels.factors import LayerFactors, NonFiniteError
 from ahkernels.inner_products import inner_products, tangent_moments
 from ahkernels.kernel import TangentKernel
 from ahkernels.ops.moments import KernelMoments, Moments
@@ -57,11 +57,11 @@ class AlignmentNumbers(NamedTuple):
             relative_error: See `relative_error`.
 
         Raises:
-            ValueError: If the moments say that there was nan or inf in a factor.
+            NonFiniteError: If the moments say that there was nan or inf in a factor.
         """
         inner_product, square, trace, constant = moments
         if not math.isfinite(trace):
-            raise ValueError(f"factors of {bound.name}: expected finite numbers, got nan or inf")
+            raise NonFiniteError(f"factors of {bound.name}: expected finite numbers, got nan or inf")
         norm = math.sqrt(max(square, 0.0))  # of a constant kernel, rounding may leave less than nothing
         largest = largest or math.nan
         if not kernel_defined(bound, norm, constant):

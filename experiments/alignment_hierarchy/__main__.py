@@ -85,7 +85,7 @@ def measure(trainer: Trainer, dataset: data.Dataset, tracked: ah.AlignmentTracke
     with warnings.catch_warnings():
         # Per output, nothing is left of the last layer's backward Gram: its alignment is nan.
         warnings.filterwarnings("ignore", r".*\(backward Gram\)", ah.DegenerateKernelWarning)
-        reports = tracked.update(trainer.iteration)
+        reports = tracked.update(trainer.iteration).reports
     row = {name: losses[name] for name in LOSSES}
     for centering, report in reports.items():
         row |= {f"cka/{centering}/{layer}": value for layer, value in report.items()}

@@ -62,8 +62,6 @@ def aligned_progress(trainer: Trainer, dataset: Dataset, tracked: ah.AlignmentTr
     if not math.isfinite(row["test_loss"]):
         raise DivergedError(f"training diverged: the test loss at iteration {trainer.iteration} is {row['test_loss']}")
     try:
-        report = tracked.update(trainer.iteration)
-    except ValueError as error:  # the arguments fit: a layer's activations or gradients are not finite
+        return row | tracked.update(trainer.iteration).report.row()
+    except ah.NonFiniteError as error:
         raise DivergedError(f"training diverged: {error}") from error
-    assert isinstance(report, ah.AlignmentReport)  # of one centering
-    return row | report.row()

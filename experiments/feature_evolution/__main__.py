@@ -118,7 +118,7 @@ def train(args: argparse.Namespace, dataset: data.Dataset, store: RunStore) -> i
             row = compared.measure()
             if trainer.iteration in args.moments:
                 store.tables[STEPS] = store.tables.get(STEPS, []) + step()
-        except ValueError as error:  # the arguments fit: a layer's activations or gradients are not finite
+        except ah.NonFiniteError as error:
             raise DivergedError(f"training diverged: {error}") from error
         return row
 

@@ -141,7 +141,7 @@ def train(
         row = progress(trainer, shared.features)
         try:
             return row | aligned(shared.network, last, x, y, args.precision)
-        except ValueError as error:  # the arguments fit: a layer's gradients are not finite
+        except ah.NonFiniteError as error:
             raise DivergedError(f"training diverged: {error}") from error
 
     at = ah.measurement_grid(trainer.total, args.measurements)
