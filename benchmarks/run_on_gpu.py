@@ -23,11 +23,11 @@ from benchmarks.gpu.stages import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
-CUDA_TESTS = ("python_tests/test_cuda.py", "python_tests/test_ops.py", "-k", "cuda")
-SMALL_CASES = ("python_tests/test_cuda.py", "-k", "test_precisions and highest and (1-1-2-3-5 or 40-1-100-5-64)")
+CUDA_TESTS = ("python_tests/ops/test_cuda.py", "python_tests/ops/test_ops.py", "-k", "cuda")
+SMALL_CASES = ("python_tests/ops/test_cuda.py", "-k", "test_precisions and highest and (1-1-2-3-5 or 40-1-100-5-64)")
 # On a CPU: the kernels' source on the emulator of their instructions.
-EMULATED_TESTS = ("python_tests/test_cuda_kernels.py", "-k", "test_zero_factors or test_same_bits")
-EMULATED_CASES = ("python_tests/test_cuda_kernels.py", "-k", "test_zero_factors")
+EMULATED_TESTS = ("python_tests/ops/test_cuda_kernels.py", "-k", "test_zero_factors or test_same_bits")
+EMULATED_CASES = ("python_tests/ops/test_cuda_kernels.py", "-k", "test_zero_factors")
 # A stage that hangs with a child that hangs, deaf to requests to end, and one that crashes.
 HANG = (
     "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "

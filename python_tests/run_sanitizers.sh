@@ -25,6 +25,6 @@ print("testing", ahkernels.__file__, "under", sys.version.split()[0])
 EOF
 for capability in $(python -c "import ahkernels; print(*ahkernels.build_info()['cpu_capability'])"); do
   echo "== $capability"
-  AHKERNELS_CPU_CAPABILITY=$capability python -m pytest -q -p no:cacheprovider python_tests/test_ops.py \
+  AHKERNELS_CPU_CAPABILITY=$capability python -m pytest -q -p no:cacheprovider python_tests/ops/test_ops.py \
     -k "not plain" "$@"
 done

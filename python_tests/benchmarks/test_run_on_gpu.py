@@ -52,7 +52,7 @@ def test_rehearsal_on_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert nothing_runs(mark)
     rows = {path.stem: json.loads(path.read_text()).get("rows") for path in output.glob("cuda_*.json")}
-    assert [(row["uses"], row["precision"], row["right"]) for row in rows["cuda_tile"]] == [
+    assert [(row["positions"], row["precision"], row["right"]) for row in rows["cuda_tile"]] == [
         (uses, precision, True) for uses in (1, 2) for precision in ("highest", "high", "medium")
     ]
     assert [row["name"] for row in rows["cuda_layer"][:5]] == ["copy", "bf16", "tf32", "fp32", "fp64"]

@@ -18,7 +18,7 @@ OF_CENTERING = "not plain and (blocks_close or moments or (test_ops and (float32
 NARROWER = ah.build_info()["cpu_capability"][1:]
 
 
-@pytest.mark.parametrize(("name", "selection"), [("test_ops.py", SELECTION), ("test_centering.py", OF_CENTERING)])
+@pytest.mark.parametrize(("name", "selection"), [("test_ops.py", SELECTION), ("../test_centering.py", OF_CENTERING)])
 @pytest.mark.parametrize("capability", NARROWER or ["portable"])
 def test_ops_with(capability, name, selection):
     environment = {**os.environ, "AHKERNELS_CPU_CAPABILITY": capability}
