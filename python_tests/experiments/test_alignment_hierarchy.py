@@ -110,11 +110,12 @@ def test_an_undefined_alignment_is_a_gap(
 
     def with_gap(tracker: ahkernels.AlignmentTracker, step: int) -> Any:
         gap = torch.tensor([1])
-        found = {}
-        for centering, report in true(tracker, step).items():
+        measurement = true(tracker, step)
+        reports = {}
+        for centering, report in measurement.reports.items():
             cka = report.cka.clone().index_fill_(0, gap, math.nan)
-            found[centering] = replace(report, statistics=report.statistics | {"cka": cka})
-        return found
+            reports[centering] = replace(report, statistics=report.statistics | {"cka": cka})
+        return replace(measurement, reports=reports)
 
     monkeypatch.setattr(ahkernels.AlignmentTracker, "update", with_gap)
     assert STUDY.main([*TINY, "--seeds", "0", "1", "--output", str(tmp_path)]) == 0
