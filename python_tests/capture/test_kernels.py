@@ -458,7 +458,8 @@ def test_nan_in_a_factor_names_the_layer():
         def forward(self, x):
             return self.last(self.first(x) * 3e38 * 3e38)
 
-    with pytest.raises(ah.NonFiniteError, match="factors of kernel of layer 'last': expected finite numbers, got nan or inf"):
+    expected = "factors of kernel of layer 'last': expected finite numbers, got nan or inf"
+    with pytest.raises(ah.NonFiniteError, match=expected):
         ah.layerwise_alignment(Overflowing(), torch.randn(4, 6), Y, layers="last")
 
 
