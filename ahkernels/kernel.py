@@ -263,6 +263,10 @@ class TangentKernel(KernelOperator):
         names = " + ".join(name for name in (self.name, other.name) if name)
         return TangentKernel([*self.factors, *other.factors], self.outputs, self.precision, names)
 
+    def __radd__(self, other: object) -> TangentKernel:
+        """0 + K is K, so that sum() of kernels works."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
     def __mul__(self, scale: float) -> TangentKernel:
         """The kernel times a number; of its factors only the backward ones are copied.
 

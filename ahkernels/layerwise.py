@@ -218,6 +218,9 @@ def _batches(kernels: Iterable[tuple[str, TangentKernel]]) -> Iterator[list[tupl
     batch: list[tuple[str, TangentKernel]] = []
     held = 0
     for name, kernel in kernels:
+        if batch and kernel.factors[0].forward.dtype != batch[0][1].factors[0].forward.dtype:
+            yield batch
+            batch, held = [], 0
         batch.append((name, kernel))
         held += sum(factors.forward.nbytes + factors.backward.nbytes for factors in kernel.factors)
         if held >= _BATCH_BYTES or kernel.device.type != "cpu" or kernel.o == 1:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ahkernels.capture import DEFAULT_MEMORY_BUDGET, Layers
-from ahkernels.capture.guard import evaluating
+from ahkernels.capture.twin import Twin
 from ahkernels.centering import Centering, Centerings, require_centerings
 from ahkernels.layerwise import layerwise_alignment
 from ahkernels.optional_import import optional_import
@@ -62,9 +62,8 @@ class Measurement:
 class AlignmentTracker:
     """Measures a model's layerwise alignment on fixed probe data as the model trains.
 
-    The model is measured in eval mode. Afterwards the training flag of every module is as it was, also after an error.
-    Parameters, gradients, buffers and random-number state stay as they are, so that training goes on exactly as it
-    would have without the tracker.
+    The model is measured in eval mode by a twin of it, so that the model itself stays as it is: modes, parameters,
+    gradients, hooks, buffers and random-number state. Training goes on exactly as it would have without the tracker.
 
     Args:
         model: The network in training; kept by reference.
@@ -150,8 +149,7 @@ class AlignmentTracker:
         """
         step = self._next_step(step)
         values = {name: _real(name, value) for name, value in metrics.items()}
-        with evaluating(self.model):
-            reports = layerwise_alignment(self.model, self.x, self.y, **self.options)
+        reports = layerwise_alignment(Twin(self.model, evaluating=True).model, self.x, self.y, **self.options)
         row = Measurement(step, values, reports)
         if self.history and row.report.layers != self.layers:
             raise ValueError(f"model: expected the layers of the history {self.layers}, got {row.report.layers}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,9 @@ def test_update_measures_with_the_given_options(fake: FakeMeasurement) -> None:
     )
     report = tracker.update(3).report
     (model, x, y), options = fake.calls[0]
-    assert model is tracker.model and x is X and y is Y
+    assert type(model) is type(tracker.model) and model is not tracker.model  # a twin in eval mode
+    assert not any(module.training for module in model.modules()) and tracker.model.training
+    assert all(map(operator.is_, model.parameters(), tracker.model.parameters())) and x is X and y is Y
     assert options == {
         "layers": ["fc*"],
         "outputs": "trace",

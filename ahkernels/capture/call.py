@@ -1,13 +1,12 @@
 """One call of the model: it records the inputs that the rules need, and where the gradients of layers will arrive.
 
-Parameters are replaced by fresh leaves for the call, so that gradients flow even through frozen layers, and neither the
-hooks nor the `.grad` of the model's own parameters are touched. A gradient edge marks a layer's output before anything
-later, such as an in-place activation, changes it.
+The call is one of a twin of the model, whose layers record themselves in their forward: they see their input after all
+hooks, and mark their output by a gradient edge before any hook or in-place operation changes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from ahkernels.capture.rules import Recorded, Rule
 from ahkernels.capture.selection import Layer
+from ahkernels.capture.twin import Twin
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Call:
     Attributes:
         output: f(x) [n, o].
         uses: The uses of each layer by its name, in the order of first use.
-        leaves: The tensors that stood in for the parameters, by name.
+        leaves: The parameters of the twin by name.
     """
 
     output: Tensor
@@ -55,20 +55,14 @@ class Call:
 
 
 def call_model(
-    model: nn.Module,
-    x: Tensor,
-    layers: Sequence[Layer],
-    *,
-    parameters: Mapping[str, Tensor],
-    guard: AbstractContextManager[object] | None = None,
+    model: nn.Module, x: Tensor, layers: Sequence[Layer], *, guard: AbstractContextManager[object] | None = None
 ) -> Call:
-    """Runs the model on x and records the layers; the hooks it needs are gone when it returns or raises.
+    """Runs a twin of the model on x and records the layers.
 
     Args:
-        model: The network.
+        model: The network, which is left alone.
         x: Its inputs [n, ...].
         layers: The layers to record.
-        parameters: All parameters of the model by name.
         guard: A context that is entered for the call.
 
     Returns:
@@ -78,62 +72,75 @@ def call_model(
         ValueError: If the output is not a tensor [n, o] with o > 0, or a layer is called without gradients.
         TypeError: If a rule records something else than tensors.
     """
-    uses: dict[str, Uses] = {}
-    handles = []
-
-    def order(layer: Layer) -> Any:
-        def remember(*_: Any) -> None:
-            uses.setdefault(layer.name, Uses())
-
-        return remember
-
-    def recorder(layer: Layer, rule: Rule) -> Any:
-        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-            output, *others = outputs if isinstance(outputs, tuple) else (outputs,)
-            if not output.requires_grad:
-                raise ValueError(
-                    f"model: expected gradients to flow through layer {layer.name!r}, got a call of it without "
-                    "gradients (under torch.no_grad(), say); leave the layer out with layers="
-                )
-            seen = uses.setdefault(layer.name, Uses())
-            with torch.no_grad():
-                recorded = _kept(rule.record(module, args, kwargs))
-            if not isinstance(recorded, (Tensor, tuple, type(None))):
-                raise TypeError(
-                    f"rule: expected record() for layer {layer.name!r} to return a tensor, a tuple of them or None, "
-                    f"got {type(recorded).__name__}"
-                )
-            seen.recorded.append(recorded if _samples_first(recorded, output, len(x)) else None)
-            seen.edges.append(get_gradient_edge(output))
-            seen.output_shapes.append(tuple(output.shape))
-            seen.other_outputs += [o.grad_fn for o in others if isinstance(o, Tensor) and o.grad_fn is not None]
-
-        return record
-
-    leaves = {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
-    try:
-        for layer in layers:
-            # First of the module's hooks: it sees the output before any other hook replaces it.
-            if layer.rule is None:
-                handles.append(layer.module.register_forward_pre_hook(order(layer), prepend=True))
-            else:
-                hook = recorder(layer, layer.rule)
-                handles.append(layer.module.register_forward_hook(hook, prepend=True, with_kwargs=True))
-        arguments = {**leaves, **copied_buffers(model)}, (x.detach(),)
-        with guard or nullcontext():
-            output = torch.func.functional_call(model, *arguments)
-    finally:
-        for handle in handles:
-            handle.remove()
+    twin = Twin(model)
+    recorder = _Recorder(len(x))
+    for layer in layers:
+        recorder.attach(twin.of(layer.module), layer)
+    with guard or nullcontext():
+        output = twin.model(x.detach())
+    recorder.open = False  # checkpoints call layers once more in the backward pass
     if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != x.shape[0] or output.shape[1] == 0:
         got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        if x.shape[0] == 1 and isinstance(output, Tensor) and output.dim() == 1:
+            got += "; a .squeeze() without a dimension removes that of a single sample"
         raise ValueError(f"model: expected model(x) to be a tensor [n, o] with n = {x.shape[0]}, got {got}")
-    return Call(output, uses, leaves)
+    if not output.is_floating_point():
+        raise ValueError(f"model: expected model(x) to have real floating-point outputs, got dtype {output.dtype}")
+    return Call(output, recorder.uses, dict(twin.model.named_parameters()))
 
 
-def copied_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Copies the buffers of a model, such as running statistics, so that a call may change them."""
-    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+class _Recorder:
+    """Records the uses of layers in a call with n samples.
+
+    Attributes:
+        uses: The uses of each layer by its name, in the order of first use.
+        open: Whether the call is still on.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n, self.open = n, True
+        self.uses: dict[str, Uses] = {}
+
+    def attach(self, module: nn.Module, layer: Layer) -> None:
+        """Has a module of the twin record its calls as uses of a layer."""
+        if isinstance(module, torch.jit.ScriptModule):
+            return
+        forward: Callable[..., Any] = module.forward
+
+        def recorded_forward(*args: Any, **kwargs: Any) -> Any:
+            if self.open:
+                self.uses.setdefault(layer.name, Uses())
+            outputs = forward(*args, **kwargs)
+            if self.open and layer.rule is not None:
+                self._record(module, layer, layer.rule, args, kwargs, outputs)
+            return outputs
+
+        vars(module)["forward"] = recorded_forward
+
+    def _record(
+        self, module: nn.Module, layer: Layer, rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
+    ) -> None:
+        output, *others = outputs if isinstance(outputs, tuple) else (outputs,)
+        seen = self.uses[layer.name]
+        if torch._C._functorch.is_functorch_wrapped_tensor(output):  # under torch.vmap, where samples are hidden
+            seen.recorded.append(None)
+            return
+        if not output.requires_grad:
+            raise ValueError(
+                f"model: expected gradients to flow through layer {layer.name!r}, got a call of it without "
+                "gradients (under torch.no_grad(), say); leave the layer out with layers="
+            )
+        with torch.no_grad():
+            recorded = _kept(rule.record(module, args, kwargs))
+        if not isinstance(recorded, (Tensor, tuple, type(None))):
+            raise TypeError(
+                f"rule: expected record() for layer {layer.name!r} to return a tensor, a tuple of them or None, "
+                f"got {type(recorded).__name__}"
+            )
+        seen.recorded.append(recorded if _samples_first(recorded, output, self.n) else None)
+        seen.edges.append(get_gradient_edge(output))
+        seen.output_shapes.append(tuple(output.shape))
+        seen.other_outputs += [o.grad_fn for o in others if isinstance(o, Tensor) and o.grad_fn is not None]
 
 
 def _samples_first(recorded: Recorded | None, output: Tensor, n: int) -> bool:

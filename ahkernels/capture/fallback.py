@@ -12,11 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ahkernels.capture.call import copied_buffers
 from ahkernels.capture.guard import quietly_batched
+from ahkernels.capture.twin import Twin
 
 # How large the Jacobians of one chunk of samples may be.
 _CHUNK_BYTES = 64 << 20
+# How far batched gradients may be from those of plain autograd, relative to the norm of a parameter's gradients.
+_AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.1}
 
 
 def jacobians(model: nn.Module, x: Tensor, layers: Sequence[Sequence[str]], cotangents: Tensor) -> list[Tensor]:
@@ -31,7 +33,8 @@ def jacobians(model: nn.Module, x: Tensor, layers: Sequence[Sequence[str]], cota
     Returns:
         For each layer its Jacobian [r, n, parameters], with zeros for parameters that f does not depend on.
     """
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    twin = Twin(model).model  # its parameters may be swapped
+    parameters = {name: parameter.detach() for name, parameter in twin.named_parameters()}
     own = {name: parameters[name] for names in layers for name in names}
     rest = {name: parameter for name, parameter in parameters.items() if name not in own}
     size = sum(parameter.numel() for parameter in own.values())
@@ -39,8 +42,8 @@ def jacobians(model: nn.Module, x: Tensor, layers: Sequence[Sequence[str]], cota
 
     def gradients_of(sample: Tensor) -> dict[str, Tensor]:
         def f(values: dict[str, Tensor]) -> Tensor:
-            state = {**rest, **values, **copied_buffers(model)}
-            output: Tensor = torch.func.functional_call(model, state, (sample.unsqueeze(0),))
+            state = {**rest, **values, **_copied_buffers(twin)}
+            output: Tensor = torch.func.functional_call(twin, state, (sample.unsqueeze(0),))
             return output[0]
 
         pull = torch.func.vjp(f, own)[1]
@@ -50,17 +53,17 @@ def jacobians(model: nn.Module, x: Tensor, layers: Sequence[Sequence[str]], cota
         found: dict[str, Tensor] = gradients
         return found
 
+    first = _gradients_of_sample(model, list(own), x[0].detach(), cotangents)
     parts: dict[str, list[Tensor]] = {name: [] for name in own}
     for begin in range(0, len(x), chunk):
         samples = x[begin : begin + chunk].detach()
         try:
             with quietly_batched():
                 found = torch.func.vmap(gradients_of)(samples)  # [n, r, *shape]
-            for name, gradient in found.items():
-                if gradient.shape != (len(samples), len(cotangents), *own[name].shape):
-                    raise RuntimeError(f"the gradients of {name} came in shape {list(gradient.shape)}")
+            if begin == 0:
+                _require_agreement(first, found)
         except RuntimeError:  # an operation of the model has no batched form, or a wrong one
-            rows = [_gradients_of_sample(model, own, rest, sample, cotangents) for sample in samples]
+            rows = [_gradients_of_sample(model, list(own), sample, cotangents) for sample in samples]
             found = {name: torch.stack([row[name] for row in rows]) for name in own}
         for name, gradient in found.items():
             parts[name].append(gradient.detach().flatten(2))
@@ -69,14 +72,31 @@ def jacobians(model: nn.Module, x: Tensor, layers: Sequence[Sequence[str]], cota
 
 
 def _gradients_of_sample(
-    model: nn.Module, own: dict[str, Tensor], rest: dict[str, Tensor], sample: Tensor, cotangents: Tensor
+    model: nn.Module, names: Sequence[str], sample: Tensor, cotangents: Tensor
 ) -> dict[str, Tensor]:
-    """Computes the gradients [r, *shape] of one sample by plain autograd, one cotangent after the other."""
-    leaves = {name: parameter.clone().requires_grad_() for name, parameter in own.items()}
-    state = {**rest, **leaves, **copied_buffers(model)}
-    output = torch.func.functional_call(model, state, (sample.unsqueeze(0),))[0]
-    rows = [
-        torch.autograd.grad(output, list(leaves.values()), c, retain_graph=True, materialize_grads=True)
-        for c in cotangents
-    ]
-    return {name: torch.stack(column) for name, column in zip(leaves, zip(*rows, strict=True), strict=True)}
+    """Computes the gradients [r, *shape] of one sample by plain autograd, one cotangent after the other.
+
+    They are those by the very parameters that a twin of the model has, whatever way the model reaches them.
+    """
+    twin = Twin(model).model
+    parameters = dict(twin.named_parameters())
+    output = twin(sample.unsqueeze(0))[0]
+    by = [parameters[name] for name in names]
+    rows = [torch.autograd.grad(output, by, c, retain_graph=True, materialize_grads=True) for c in cotangents]
+    columns = zip(*rows, strict=True)
+    return {name: torch.stack([g.to_dense() for g in column]) for name, column in zip(names, columns, strict=True)}
+
+
+def _require_agreement(first: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Raises RuntimeError unless batched gradients [n, r, *shape] of the first sample are those of plain autograd."""
+    for name, expected in first.items():
+        got = found[name]
+        if got.shape[1:] != expected.shape:
+            raise RuntimeError(f"the gradients of {name} came in shape {list(got.shape)}")
+        if not bool((got[0] - expected).norm() <= _AGREEMENT[expected.dtype] * expected.norm()):
+            raise RuntimeError(f"the gradients of {name} are not those of plain autograd")
+
+
+def _copied_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Copies the buffers of a model, such as running statistics, so that a call may change them."""
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ahkernels.capture.call import copied_buffers
+from ahkernels.capture.certificate import require_determined
 from ahkernels.capture.guard import check_input, refuse_modules, unchanged
 from ahkernels.capture.run import PlannedLayer, iter_factors, plan_layers
 from ahkernels.capture.selection import Layers, select_layers
 from ahkernels.capture.trace import trace_model
+from ahkernels.capture.twin import Twin
 from ahkernels.kernel import TangentKernel, kernel_of_outputs
 from ahkernels.outputs import Outputs, OutputSelection
 from ahkernels.precision import resolve_precision
@@ -58,7 +59,7 @@ class CapturePlan:
         chunks = []
         for samples in torch.split(self.x, _FORWARD_CHUNK):
             with unchanged(self.x), torch.no_grad():
-                chunks.append(torch.func.functional_call(self.model, copied_buffers(self.model), (samples,)))
+                chunks.append(Twin(self.model).model(samples))
         return torch.cat(chunks)
 
 
@@ -97,8 +98,17 @@ def plan_capture(
     selected = select_layers(model, layers)
     check_input(model, x)
     refuse_modules(model)
+    if torch.is_autocast_enabled(x.device.type):
+        raise ValueError(
+            "model: expected a call outside of torch.autocast, got one under it; measure outside of the autocast "
+            "region, in the dtype of the parameters"
+        )
+    if x.is_inference():  # autograd takes no tensors of inference mode
+        with torch.inference_mode(False):
+            x = x.clone()
     with unchanged(x):
         trace = trace_model(model, x, selected.layers)
+    require_determined(model, x)
     selection = OutputSelection(outputs, trace.outputs)
     planned = plan_layers(model, x.shape[0], trace.layers, selection, memory_budget, keep_factors=keep_factors)
     groups = _in_forward_order(selected.groups, [layer.name for layer in planned])

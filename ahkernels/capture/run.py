@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ahkernels.capture.call import Call, call_model
+from ahkernels.capture.certificate import disagreeing, reference
 from ahkernels.capture.fallback import jacobians
 from ahkernels.capture.guard import quietly_batched, unchanged
 from ahkernels.capture.route import Route, Shape, choose_route, jacobian
@@ -63,7 +64,7 @@ def iter_factors(
         members = [name for name in planned if any(name in groups[group] for group in names)]
         try:
             factors = _capture(model, x, [planned[name] for name in members], outputs)
-        except _SamplesNotFirstError as found:
+        except _RuleDoesNotApplyError as found:
             planned |= {name: planned[name].without_rule(model, x.shape[0], outputs) for name in found.layers}
             factors = _capture(model, x, [planned[name] for name in members], outputs)
         for i, name in enumerate(names):
@@ -85,8 +86,8 @@ def plan_layers(
     return [PlannedLayer.of(layer, n, outputs, most_numbers, keep_factors=keep_factors) for layer in layers]
 
 
-class _SamplesNotFirstError(Exception):
-    """There are layers whose samples come first in a call with one sample, but not in a call with several.
+class _RuleDoesNotApplyError(Exception):
+    """The rules of some layers do not apply to a call: samples do not come first, or the certificate is missed.
 
     Args:
         layers: Their names.
@@ -181,13 +182,24 @@ def _capture(
     for begin in range(0, n, chunk) if with_rule else ():
         with unchanged(x):
             recorded = [layer.traced.layer for layer in with_rule]
-            call = call_model(model, x[begin : begin + chunk], recorded, parameters=dict(model.named_parameters()))
+            call = call_model(model, x[begin : begin + chunk], recorded)
             not_first = {name for name, uses in call.uses.items() if any(one is None for one in uses.recorded)}
             if not_first:
-                raise _SamplesNotFirstError(not_first)
+                raise _RuleDoesNotApplyError(not_first)
+            reached = [layer for layer in with_rule if layer.traced.reached]
+            of_call = None
+            if begin == 0:
+                cotangents = outputs.cotangents(call.output)
+                of_call = reference(call, [layer.traced.layer for layer in reached], cotangents)
             gradients = _gradients(call, [layer.traced for layer in with_rule], outputs)
+        of_chunk = {layer.name: _factors_of(call, layer, gradients.get(layer.name), r) for layer in with_rule}
+        if of_call is not None:
+            bias = {layer.name: layer.bias for layer in reached}
+            wrong = disagreeing(of_call, {name: of_chunk[name] for name in bias}, bias)
+            if wrong:
+                raise _RuleDoesNotApplyError(wrong)
         for layer in with_rule:
-            a, g = _factors_of(call, layer, gradients.get(layer.name), r)
+            a, g = of_chunk.pop(layer.name)
             if chunk == n:  # no copy
                 kept[layer.name] = a, g
                 continue
@@ -219,8 +231,10 @@ def _fallback(
     cotangents = outputs.cotangents(next(model.parameters()).detach())
     with unchanged(x):
         found = jacobians(model, x, [layer.traced.layer.parameters for layer in layers], cotangents)
-    no_forward = cotangents.new_zeros(1).expand(x.shape[0], 1, 0)
-    return {layer.name: (no_forward, j.unsqueeze(2)) for layer, j in zip(layers, found, strict=True)}
+    return {
+        layer.name: (j.new_zeros(1).expand(x.shape[0], 1, 0), j.unsqueeze(2))
+        for layer, j in zip(layers, found, strict=True)
+    }
 
 
 def _gradients(call: Call, layers: Sequence[TracedLayer], outputs: OutputSelection) -> dict[str, list[Tensor | None]]:

@@ -72,7 +72,7 @@ def trace_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Trace:
     """
     parameters, first = dict(model.named_parameters()), x[:1].detach()
     guard = Unwritten({repr(name): parameter for name, parameter in parameters.items()} | {"x": first})
-    call = call_model(model, first, layers, parameters=parameters, guard=guard)
+    call = call_model(model, first, layers, guard=guard)
     nodes, into_leaf = nodes_reaching(call.output)
     traced: dict[str, TracedLayer] = {}
     for layer in layers:
@@ -82,8 +82,10 @@ def trace_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Trace:
         # How often each parameter enters the graph of the output, by uses of the layer or otherwise.
         entries = [into_leaf.get(id(call.leaves[name]), 0) for name in layer.parameters]
         if not any(entries):
+            trained = all(parameters[name].requires_grad for name in layer.parameters)
             warnings.warn(
-                f"layer {layer.name!r} does not reach the output of the model: its kernel is zero",
+                f"layer {layer.name!r} does not reach the output of the model: its kernel is zero"
+                + ("" if trained else "; if forward holds it otherwise than as a module, give it requires_grad"),
                 stacklevel=2,
             )
         recorded = [] if uses is None else uses.recorded

@@ -72,8 +72,8 @@ class AlignmentNumbers(NamedTuple):
 
     @property
     def cka(self) -> float:
-        """The alignment A(K, K') (equation 7)."""
-        return self.inner_product / self.norm / self.labels_norm if self.norm else math.nan
+        """The alignment A(K, K') (equation 7), in [0, 1]."""
+        return within_unit_interval(self.inner_product / self.norm / self.labels_norm) if self.norm else math.nan
 
     @property
     def cka_standard_error(self) -> float:
@@ -89,6 +89,11 @@ class AlignmentNumbers(NamedTuple):
     def label_correlation(self) -> float:
         """sum_i lambda_i / lambda_1 <u_i, y~>^2 (appendix G.1)."""
         return self.inner_product / self.largest / self.labels_norm
+
+
+def within_unit_interval(alignment: float) -> float:
+    """An alignment of two positive semi-definite kernels without the rounding that leaves [0, 1]; nan stays."""
+    return alignment if math.isnan(alignment) else min(max(alignment, 0.0), 1.0)
 
 
 def label_moments(kernels: Sequence[TangentKernel], labels: Sequence[Labels]) -> dict[Centering, Moments]:

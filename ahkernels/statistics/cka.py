@@ -73,7 +73,7 @@ def alignment_matrix(kernels: Sequence[TangentKernel], arguments: Sequence[str],
         bound = RoundingBound.of(kernel, centering, argument)
         if not kernel_defined(bound, float(norms[i]), constant_part(kernel, centering)):
             norms[i] = math.nan
-    return products / norms[:, None] / norms
+    return (products / norms[:, None] / norms).clamp(0, 1)
 
 
 def _require_alike(kernel: TangentKernel, other: TangentKernel) -> None:
