@@ -3,9 +3,10 @@
 For random weights v on the outputs, the squared norm of J^T v, with the Jacobian J of a layer, is v^T K v from the
 captured factors, and it is the squared norm of autograd's own gradient of <v, f> by the layer's parameters. A fault in
 what was captured changes one and not the other: parameters that act in another way than the layer's rule knows, or a
-forward that is not the module's own. v is centered for each output, since the mean gradient of a near-constant network
-would hide everything else. It is zero on half of the samples. Their gradients must be zero at the output of every
-layer, or else the rows of a factor belong to other samples than the rows of the output.
+forward that is not the module's own. One v is centered for each output, since the mean gradient of a near-constant
+network would hide everything else; another one is not, since centering hides constants. Both are zero on half of the
+samples. Their gradients must be zero at the output of every layer, or else the rows of a factor belong to other samples
+than the rows of the output.
 
 Two evaluations of the model find chance and samples that act on one another: one of a few samples, and one of half of
 them from another state of the random numbers.
@@ -14,7 +15,7 @@ them from another state of the random numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +34,9 @@ _EVALUATED = 16
 # different batches may differ by more.
 _SAME_CALL = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
 _OTHER_BATCH = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
-# The rounding of a squared norm, in units of that of the dtype for each addend.
-_ROUNDING = 16
+# The rounding of a sum, in units of that of the dtype for the sum of the sizes of its addends.
+_ROUNDING = 4
+_ANOTHER_SCALE = 1.37  # that of v where autograd's own rounding is looked for; no power of two, which would show none
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,18 @@ class Reference:
     """Autograd's side of the certificate for one call.
 
     Attributes:
-        weights: The part of v for each cotangent, [n, r].
-        squares: The squared norm of the gradient of <v, f> by the parameters of each layer, by name.
+        weights: The parts of v for each cotangent, [n, r], of two v.
+        squares: For each v, the squared norm of the gradient of <v, f> by the parameters of each layer, by name.
         mixed: The layers at whose output the gradients of samples without weight are not zero.
         coarsest: The dtype with the greatest rounding among outputs and parameters.
+        noise: For a layer, how far autograd's own squared norms are apart when v is multiplied by a number.
     """
 
-    weights: Tensor
-    squares: dict[str, float]
+    weights: list[Tensor]
+    squares: list[dict[str, float]]
     mixed: set[str]
     coarsest: torch.dtype
+    noise: Callable[[Layer], list[float]]
 
 
 def reference(call: Call, layers: Sequence[Layer], cotangents: Tensor) -> Reference:
@@ -62,52 +66,93 @@ def reference(call: Call, layers: Sequence[Layer], cotangents: Tensor) -> Refere
         layers: Layers that it recorded.
         cotangents: The cotangents [r, o] of the capture.
     """
-    n, r = len(call.output), len(cotangents)
+    n = len(call.output)
     generator = torch.Generator().manual_seed(n)
     silent = torch.randperm(n, generator=generator)[: n // 2]
-    weights = torch.randn(n, r, generator=generator, dtype=torch.float64)
-    weights[silent] = 0
-    if n - len(silent) > 1:
-        weights -= weights.sum(0) / (n - len(silent))
-        weights[silent] = 0
-    weights = weights.to(call.output)
+    weights = [_weights(n, len(cotangents), silent, centered, generator).to(call.output) for centered in (True, False)]
     names = [layer.name for layer in layers if call.uses.get(layer.name) and call.uses[layer.name].edges]
     edges = [edge for name in names for edge in call.uses[name].edges]
     parameters = [get_gradient_edge(call.leaves[parameter]) for layer in layers for parameter in layer.parameters]
-    v = weights @ cotangents
-    found = list(torch.autograd.grad(call.output, edges + parameters, v, retain_graph=True, allow_unused=True))
-    mixed = set()
-    for name in names:
-        for _ in call.uses[name].edges:
-            gradient = found.pop(0)
-            if gradient is not None and bool(gradient[silent.to(gradient.device)].count_nonzero()):
-                mixed.add(name)
-    squares = {}
-    for layer in layers:
-        gradients = [found.pop(0) for _ in layer.parameters]
-        squares[layer.name] = sum(float(g.double().square().sum()) for g in gradients if g is not None)
+    mixed: set[str] = set()
+    squares = []
+    for w in weights:
+        v = w @ cotangents
+        found = list(torch.autograd.grad(call.output, edges + parameters, v, retain_graph=True, allow_unused=True))
+        for name in names:
+            for _ in call.uses[name].edges:
+                gradient = found.pop(0)
+                if gradient is not None and bool(gradient[silent.to(gradient.device)].count_nonzero()):
+                    mixed.add(name)
+        of_layers = {}
+        for layer in layers:
+            gradients = [found.pop(0) for _ in layer.parameters]
+            of_layers[layer.name] = sum(float(g.double().square().sum()) for g in gradients if g is not None)
+        squares.append(of_layers)
+
+    def noise(layer: Layer) -> list[float]:
+        by = [get_gradient_edge(call.leaves[parameter]) for parameter in layer.parameters]
+        found = []
+        for w, of_layers in zip(weights, squares, strict=True):
+            v = _ANOTHER_SCALE * w @ cotangents
+            gradients = torch.autograd.grad(call.output, by, v, retain_graph=True, allow_unused=True)
+            square = sum(float(g.double().square().sum()) for g in gradients if g is not None)
+            found.append(abs(square / _ANOTHER_SCALE**2 - of_layers[layer.name]))
+        return found
+
     dtypes = {call.output.dtype, *(leaf.dtype for leaf in call.leaves.values())}
-    return Reference(weights, squares, mixed, max(dtypes, key=lambda dtype: torch.finfo(dtype).eps))
+    return Reference(weights, squares, mixed, max(dtypes, key=lambda dtype: torch.finfo(dtype).eps), noise)
 
 
-def agrees(of_call: Reference, name: str, a: Tensor, g: Tensor, *, bias: bool) -> bool:
-    """Whether the factors a [n, s, d] and g [r, n, s, m] of a layer, or its Jacobian, agree with autograd.
+def _weights(n: int, r: int, silent: Tensor, centered: bool, generator: torch.Generator) -> Tensor:
+    """Random weights [n, r], zero on the silent samples, and where it is asked for centered over the others."""
+    weights = torch.randn(n, r, generator=generator, dtype=torch.float64)
+    weights[silent] = 0
+    active = n - len(silent)
+    if centered and active > 1:
+        weights -= weights.sum(0) / active
+        weights[silent] = 0
+    return weights
 
-    Factors that are not finite agree: the measurement says so by itself.
+
+def disagreeing(
+    of_call: Reference, kept: Mapping[str, tuple[Tensor, Tensor]], layers: Sequence[tuple[Layer, bool]]
+) -> set[str]:
+    """The layers whose factors do not agree with autograd, or belong to other samples.
+
+    Args:
+        of_call: Autograd's side; the graph of its call must still be there.
+        kept: The factors a [n, s, d] and g [r, n, s, m] of each layer, or empty ones and its Jacobian [r, n, 1, P].
+        layers: The layers, each with whether there is a bias.
     """
-    h = torch.einsum("rnsm,nr->nsm", g, of_call.weights.to(g.dtype)).flatten(0, 1)
+    return of_call.mixed | {
+        layer.name for layer, bias in layers if not _agrees(of_call, layer, *kept[layer.name], bias)
+    }
+
+
+def _agrees(of_call: Reference, layer: Layer, a: Tensor, g: Tensor, bias: bool) -> bool:
+    """Whether factors agree with autograd. Those that are not finite do: the measurement says so by itself."""
     inputs = a.flatten(0, 1)
-    square = float((h.T @ inputs).double().square().sum())
-    sizes = inputs.double().square().sum(1)
-    if bias:
-        square += float(h.sum(0).double().square().sum())
-        sizes = sizes + 1
-    addends = float((h.double().square().sum(1) * sizes).sum())  # each position by itself
-    expected = of_call.squares[name]
-    if not math.isfinite(square) or not math.isfinite(expected):
+    sizes = inputs.double().norm(dim=1)
+    eps, tolerance = _ROUNDING * torch.finfo(of_call.coarsest).eps, _SAME_CALL[of_call.coarsest]
+    differences = []
+    for weights, squares in zip(of_call.weights, of_call.squares, strict=True):
+        expected = squares[layer.name]
+        h = torch.einsum("rnsm,nr->nsm", g, weights.to(g.dtype)).flatten(0, 1)
+        of_weight, of_bias = float((h.T @ inputs).double().norm()), bias * float(h.sum(0).double().norm())
+        square = of_weight**2 + of_bias**2
+        if not math.isfinite(square) or not math.isfinite(expected):
+            return True
+        # The rounding of a sum is that of its addends, which may cancel.
+        lengths = h.double().norm(dim=1)
+        error_of_weight, error_of_bias = eps * float(lengths @ sizes), bias * eps * float(lengths.sum())
+        rounding = 2 * (of_weight * error_of_weight + of_bias * error_of_bias)
+        rounding += error_of_weight**2 + error_of_bias**2
+        differences.append(max(0.0, abs(square - expected) - tolerance * expected - rounding))
+    if not any(differences):
         return True
-    rounding = _ROUNDING * torch.finfo(of_call.coarsest).eps * len(h) * addends
-    return abs(square - expected) <= _SAME_CALL[of_call.coarsest] * expected + rounding
+    # Where gradients cancel on their way through the network, autograd's own rounding is larger than that of the sums.
+    noise = of_call.noise(layer)
+    return all(difference <= 10 * own for difference, own in zip(differences, noise, strict=True))
 
 
 def require_determined(model: nn.Module, x: Tensor) -> None:
@@ -155,8 +200,3 @@ def _same(found: Tensor, again: Tensor) -> bool:
         return True  # the measurement says so by itself
     scale = float(found.double().abs().max())
     return float((found.double() - again.double()).abs().max()) <= _OTHER_BATCH[found.dtype] * scale
-
-
-def disagreeing(of_call: Reference, kept: Mapping[str, tuple[Tensor, Tensor]], bias: Mapping[str, bool]) -> set[str]:
-    """The layers whose factors [n, s, d] and [r, n, s, m] do not agree with autograd, or belong to other samples."""
-    return of_call.mixed | {name for name, (a, g) in kept.items() if not agrees(of_call, name, a, g, bias=bias[name])}

@@ -194,8 +194,7 @@ def _capture(
             gradients = _gradients(call, [layer.traced for layer in with_rule], outputs)
         of_chunk = {layer.name: _factors_of(call, layer, gradients.get(layer.name), r) for layer in with_rule}
         if of_call is not None:
-            bias = {layer.name: layer.bias for layer in reached}
-            wrong = disagreeing(of_call, {name: of_chunk[name] for name in bias}, bias)
+            wrong = disagreeing(of_call, of_chunk, [(layer.traced.layer, layer.bias) for layer in reached])
             if wrong:
                 raise _RuleDoesNotApplyError(wrong)
         for layer in with_rule:
@@ -246,7 +245,9 @@ def _gradients(call: Call, layers: Sequence[TracedLayer], outputs: OutputSelecti
     cotangents = outputs.cotangents(call.output)  # [r, o]
     batched = cotangents[:, None, :].expand(-1, call.output.shape[0], -1)  # [r, n, o]
     if len(batched) == 1:
-        found: Sequence[Tensor | None] = torch.autograd.grad(call.output, edges, batched[0], allow_unused=True)
+        found: Sequence[Tensor | None] = torch.autograd.grad(
+            call.output, edges, batched[0], retain_graph=True, allow_unused=True
+        )
         gradients = [None if g is None else g.unsqueeze(0) for g in found]
     else:
         gradients = list(_batched_gradients(call.output, edges, batched))

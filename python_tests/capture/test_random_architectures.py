@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ahkernels as ah
+from ahkernels.capture import certificate, run
 
 ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.GELU, nn.Identity, lambda: nn.ReLU(inplace=True))
 OF_IMAGES = ("convolution", "transposed", "pool", "batch norm", "group norm", "instance norm", "tokens", "scale")
@@ -188,3 +189,21 @@ def test_random_architectures(network, outputs, budget):
         centered = reference.centered(expected).norm()
         if centered > 1e-8 * expected.norm() > 1e-16 * whole and reference.centered(labels).norm() > 1e-12:
             assert report[layer] == pytest.approx(reference.cka(expected, labels), rel=1e-9, abs=1e-10)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(networks(), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+def test_the_certificate_gives_no_false_alarm(network, dtype):
+    model, x = network
+    model, x = model.to(dtype), x.to(dtype) if x.is_floating_point() else x
+    alarms = []
+
+    def alarm(*arguments):
+        alarms.extend(certificate.disagreeing(*arguments))
+        return set()
+
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")
+        patch.setattr(run, "disagreeing", alarm)
+        ah.tangent_kernels(model, x)
+    assert not alarms

@@ -1,0 +1,115 @@
+"""The certificate finds faults in what was captured: the layer then has its Jacobian from autograd, and is right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import ahkernels as ah
+from ahkernels.capture import run
+
+
+class Convolutions(nn.Module):
+    """Layers with one position and with many, with biases and without, one of them used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(2, 4, 3, padding=1)
+        self.twice = nn.Linear(4, 4, bias=False)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = torch.tanh(self.convolution(x)).mean((2, 3))
+        return self.last(torch.tanh(self.twice(torch.tanh(self.twice(h)))))
+
+
+def scaled_samples(g, factor):
+    return torch.where((torch.arange(g.shape[1]) % 3 == 0)[:, None, None], factor * g, g)
+
+
+# What happens to a [n, s, d] and g [r, n, s, m] of a layer.
+FAULTS = {
+    "inputs scaled": lambda a, g: (1.02 * a, g),
+    "inputs off": lambda a, g: (a + 0.1, g),
+    "inputs of one feature lost": lambda a, g: (torch.cat((0 * a[..., :1], a[..., 1:]), 2), g),
+    "inputs without sign": lambda a, g: (a.abs(), g),
+    "inputs of another sample": lambda a, g: (a.roll(1, 0), g),
+    "inputs in reverse": lambda a, g: (a.flip(0), g),
+    "inputs in other features for some samples": lambda a, g: (
+        torch.where((torch.arange(len(a)) % 2 == 0)[:, None, None], a.roll(1, 2), a),
+        g,
+    ),
+    "inputs stale": lambda a, g: (torch.ones_like(a), g),
+    "inputs rounded": lambda a, g: (a.round(), g),
+    "gradients scaled": lambda a, g: (a, 1.02 * g),
+    "gradients negated for some samples": lambda a, g: (a, scaled_samples(g, -1)),
+    "gradients scaled for some samples": lambda a, g: (a, scaled_samples(g, 1.2)),
+    "gradients of another sample": lambda a, g: (a, g.roll(1, 1)),
+    "gradients in reverse": lambda a, g: (a, g.flip(1)),
+    "gradients of another output": lambda a, g: (a, g.roll(1, 0)),
+    "gradients of one output lost": lambda a, g: (a, torch.cat((0 * g[:1], g[1:]), 0)),
+    "gradients of one unit lost": lambda a, g: (a, torch.cat((0 * g[..., :1], g[..., 1:]), 3)),
+    "gradients of one output scaled": lambda a, g: (a, torch.cat((1.5 * g[:1], g[1:]), 0)),
+    "gradients summed over outputs": lambda a, g: (a, g.sum(0, keepdim=True).expand_as(g)),
+    "gradients without sign": lambda a, g: (a, g.abs()),
+    "gradients clipped": lambda a, g: (a, g.clamp(min=0)),
+    "gradients with noise": lambda a, g: (a, g + 0.05 * g.std() * torch.ones_like(g)),
+    "gradients averaged over samples": lambda a, g: (a, g.mean(1, keepdim=True).expand_as(g)),
+}
+OF_POSITIONS = {
+    "a position lost": lambda a, g: (a, torch.cat((g[:, :, :-1], 0 * g[:, :, -1:]), 2)),
+    "positions shifted": lambda a, g: (a.roll(1, 1), g),
+    "positions in reverse": lambda a, g: (a.flip(1), g),
+    "a position twice": lambda a, g: (a, torch.cat((g[:, :, :-1], g[:, :, -2:-1]), 2)),
+    "positions averaged": lambda a, g: (a.mean(1, keepdim=True).expand_as(a), g),
+    "a position scaled": lambda a, g: (a, torch.cat((g[:, :, :-1], 1.5 * g[:, :, -1:]), 2)),
+}
+# At the last layer the gradients are the same for every sample, and 0 or 1: this changes nothing there.
+HARMLESS_LAST = {
+    *("gradients of another sample", "gradients in reverse", "gradients averaged over samples"),
+    *("gradients of another output", "gradients without sign", "gradients clipped"),
+}
+CASES = [
+    *[("convolution", fault) for fault in FAULTS],
+    *[("last", fault) for fault in FAULTS if fault not in HARMLESS_LAST],
+    *[(layer, fault) for layer in ("convolution", "twice") for fault in OF_POSITIONS],
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(("layer", "fault"), CASES)
+def test_faults_in_the_factors(layer, fault, dtype, monkeypatch):
+    torch.manual_seed(1)
+    model, x = Convolutions().to(dtype), torch.randn(9, 2, 5, 5, dtype=dtype)
+    expected = ah.tangent_kernels(model, x, keep_factors=True)
+    true, change = run._factors_of, {**FAULTS, **OF_POSITIONS}[fault]
+
+    def faulty(call, planned, *rest):
+        a, g = true(call, planned, *rest)
+        return change(a, g) if planned.name == layer else (a, g)
+
+    monkeypatch.setattr(run, "_factors_of", faulty)
+    found = ah.tangent_kernels(model, x, keep_factors=True)
+    assert not found[layer].factored and expected[layer].factored  # its Jacobian, from the fallback
+    for name, kernel in found.items():
+        assert name == layer or kernel.factored
+        k = expected[name].to_dense()
+        assert (kernel.to_dense() - k).norm() <= (1e-9 if dtype == torch.float64 else 1e-4) * k.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("layer", ["convolution", "twice", "last"])
+def test_a_wrong_bias(layer, dtype, monkeypatch):
+    torch.manual_seed(1)
+    model, x = Convolutions().to(dtype), torch.randn(9, 2, 5, 5, dtype=dtype)
+    expected = ah.tangent_kernels(model, x)[layer].to_dense()
+    rule = run.has_bias
+
+    def wrong(traced):
+        return (not rule(traced)) if traced.layer.name == layer and traced.layer.rule is not None else rule(traced)
+
+    monkeypatch.setattr(run, "has_bias", wrong)
+    found = ah.tangent_kernels(model, x, keep_factors=True)[layer]
+    assert not found.factored
+    assert (found.to_dense() - expected).norm() <= 1e-4 * expected.norm()
