@@ -75,8 +75,8 @@ class KernelOperator(ABC):
         size = self.shape[0] * self.shape[1] * self.dtype.itemsize
         if size > max_bytes:
             raise MemoryError(
-                f"to_dense: K {list(self.shape)} takes {size / 2**30:.1f} GiB, more than max_bytes = "
-                f"{max_bytes / 2**30:.1f} GiB; products with K, its norms and alignments need no K in memory"
+                f"to_dense: K {list(self.shape)} takes {size / 2**30:.1f} GiB, more than max_bytes = {max_bytes:,} "
+                f"({max_bytes / 2**30:.1f} GiB); products with K, its norms and alignments need no K in memory"
             )
         dense = self._dense()
         if not bool(torch.isfinite(self._largest_entries(dense)).all()):

@@ -40,7 +40,7 @@ def layerwise_alignment(
     centering: Centering = "global",
     precision: str | None = None,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
-    statistics: Sequence[str] = ("cka",),
+    statistics: Sequence[str] = (),
     products: int | None = None,
     progress: bool = False,
 ) -> AlignmentReport: ...
@@ -57,7 +57,7 @@ def layerwise_alignment(
     centering: Centerings,
     precision: str | None = None,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
-    statistics: Sequence[str] = ("cka",),
+    statistics: Sequence[str] = (),
     products: int | None = None,
     progress: bool = False,
 ) -> dict[Centering, AlignmentReport]: ...
@@ -73,14 +73,14 @@ def layerwise_alignment(
     centering: Centering | Centerings = "global",
     precision: str | None = None,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
-    statistics: Sequence[str] = ("cka",),
+    statistics: Sequence[str] = (),
     products: int | None = None,
     progress: bool = False,
 ) -> AlignmentReport | dict[Centering, AlignmentReport]:
     """Alignment A_l of each layer's tangent kernel with the labels (equation 7), and further statistics on request.
 
-    No Jacobian is formed and no kernel is held in memory. The network is captured once for all statistics. The model is
-    left as it was, also after an error.
+    No kernel is held in memory, and a Jacobian is formed only where that costs less or a layer has no rule (see
+    `explain`). The network is captured once for all statistics. The model is left as it was, also after an error.
 
     Args:
         model: A network with outputs f(x) [n, o], in which samples do not depend on one another.
@@ -91,9 +91,9 @@ def layerwise_alignment(
         outputs: "all": rows (x, i) for every sample and output, as in the paper. "trace": the n x n kernel summed over
             the outputs. "sum": the n x n kernel of the sum of the outputs. An index or a sequence of indices: those
             outputs alone.
-        centering: Which mean kernels and labels lose. "global": one mean over all samples and outputs (equation 6).
-            "per_output": each output over the samples, as in the figures of the paper. A sequence of them gives a
-            report for each, from one capture and one pass. For "trace", "sum" and one output both are the same.
+        centering: The mean that is removed from kernels and labels. "global": one over all samples and outputs, as in
+            equation 6. "per_output": each output over the samples, as in the figures of the paper. A sequence of them
+            gives a report for each, from one capture and one pass. For "trace", "sum" and one output both are the same.
         precision: "highest", "high", "medium"; None for torch.get_float32_matmul_precision().
         memory_budget: Bytes of factors held at once; a smaller one costs time.
         statistics: What to measure of each layer beside alignment, ||C K C||_F and trace, which are always there: names
@@ -151,12 +151,12 @@ def layerwise_alignment(
     spectral = any(statistic.spectral for statistic in wanted if statistic.kernel == "kernel")
     pending: dict[str, _PendingLayer] = {}
     for batch in _batches(plan.kernels()):
-        over_pairs: list[dict[KernelKind, TangentKernel]] = []
+        same_rows: list[dict[KernelKind, TangentKernel]] = []
         for _, kernel in batch:
-            over_pairs.append({"kernel": kernel})
+            same_rows.append({"kernel": kernel})
             if "backward" in kinds and kernel.factored:
-                over_pairs[-1]["backward"] = kernel.backward_gram()
-        for (name, kernel), of_layer in zip(batch, _pending(over_pairs, labels, products), strict=True):
+                same_rows[-1]["backward"] = kernel.backward_gram()
+        for (name, kernel), of_layer in zip(batch, _pending(same_rows, labels, products), strict=True):
             if "forward" in kinds and kernel.factored:
                 (of_forward,) = _pending([{"forward": kernel.forward_gram()}], of_samples, products)
                 of_layer |= of_forward

@@ -31,8 +31,8 @@ class AlignmentReport(Mapping[str, float]):
     `len(report)`, `report.items()`. All tensors are float64 on the CPU. A layer whose kernel is zero or constant has an
     alignment of nan.
 
-    Every statistic is an attribute too, such as `report.cka` and `report.stable_rank`; one that was not asked for is
-    None. `ahkernels.STATISTICS` says what each means.
+    Every statistic is an attribute too, such as `report.cka` and `report.stable_rank`; the attribute of one that was
+    not asked for is None. `ahkernels.STATISTICS` says what each means.
 
     Attributes:
         layers: Names of the L layers (or groups of layers), in forward order.
@@ -118,9 +118,8 @@ class AlignmentReport(Mapping[str, float]):
         """
         if layer not in self.layers:
             near = difflib.get_close_matches(str(layer), self.layers) or self.layers[:3]
-            raise KeyError(
-                f"layer: expected one of the {len(self)} in this report (nearest: {', '.join(near)}), got {layer!r}"
-            )
+            names = ", ".join(map(repr, near))
+            raise KeyError(f"layer: expected one of the {len(self)} in this report (nearest: {names}), got {layer!r}")
         return float(self.cka[self.layers.index(layer)])
 
     def __iter__(self) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 A layer's P_l parameters are its weight [m, d], row by row, and then its bias [m] if it has one: for linear layers and
 convolutions, as their own parameters lie in memory. A layer without a forward factor has its Jacobian as backward
-factor, and its m "biases" are the parameters that this is a Jacobian by.
+factor; its parameters are the m columns of that Jacobian.
 """
 
 from __future__ import annotations

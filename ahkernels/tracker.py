@@ -25,7 +25,10 @@ from ahkernels.layerwise import layerwise_alignment
 from ahkernels.optional_import import optional_import
 from ahkernels.outputs import Outputs
 from ahkernels.plotting import plot_history
+from ahkernels.precision import resolve_precision
 from ahkernels.report import AlignmentReport
+from ahkernels.statistics.estimate import require_products
+from ahkernels.statistics.layer_statistics import statistics_in_report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,8 +87,8 @@ class AlignmentTracker:
         history: One `Measurement` (step, metrics, reports) for each update, in order.
 
     Raises:
-        TypeError: If `writer` has no `add_scalar`.
-        ValueError: For another `centering`.
+        TypeError: If `writer` has no `add_scalar`, or an option has another type.
+        ValueError: For another `centering`, `precision`, `statistics` or number of `products`.
 
     Example:
         >>> import torch, ahkernels as ah
@@ -110,7 +113,7 @@ class AlignmentTracker:
         centering: Centering | Centerings = "global",
         precision: str | None = None,
         memory_budget: int = DEFAULT_MEMORY_BUDGET,
-        statistics: Sequence[str] = ("cka",),
+        statistics: Sequence[str] = (),
         products: int | None = None,
         writer: ScalarWriter | None = None,
         tag: str = "alignment",
@@ -119,6 +122,10 @@ class AlignmentTracker:
             raise TypeError(
                 f"writer: expected an object with add_scalar(tag, value, step), got {type(writer).__name__}"
             )
+        statistics_in_report(statistics, estimated=products is not None)
+        resolve_precision(precision)
+        if products is not None:
+            require_products(products)
         self.model, self.x, self.y = model, x, y
         self.options: dict[str, Any] = {
             "layers": layers,
@@ -214,8 +221,8 @@ class AlignmentTracker:
         """Writes one line for each step: the step, its metrics and every statistic of every layer.
 
         The columns of layers are "{tag}/{layer}" for the alignment and "{statistic}/{layer}" for all else, such as
-        "trace/fc1"; with several centerings "{statistic}/{centering}/{layer}". Numbers read back exactly; a metric that
-        a step did not have is empty. The file is replaced whole or not at all.
+        "trace/fc1"; with several centerings, the centering stands before the layer. Numbers read back exactly; a metric
+        that a step did not have is empty. The file is replaced whole or not at all.
 
         Raises:
             FileNotFoundError: If the folder does not exist.

@@ -327,7 +327,7 @@ def test_kernels_whose_blocks_are_constant(dtype):
         with pytest.warns(ah.DegenerateKernelWarning, match="layer 'fc' is constant"):
             assert math.isnan(job(kernel, y, centering="per_output"))
     assert math.isnan(ah.stable_rank(kernel, centering="per_output"))
-    with pytest.warns(ah.DegenerateKernelWarning, match="y is the same in every row"):
+    with pytest.warns(ah.DegenerateKernelWarning, match="y is the same in all rows of the same output"):
         of_outputs = torch.tensor([[1.0, 2.0, 3.0]]).expand(12, 3)
         factors = reference.factors(12, 1, 3, 4, 5)
         assert math.isnan(

@@ -113,12 +113,12 @@ def test_is_a_mapping_in_forward_order() -> None:
 
 def test_unknown_layer_names_the_nearest() -> None:
     report = make(layers=["encoder.fc", "encoder.norm", "head"])
-    with pytest.raises(KeyError, match=r"one of the 3 .*nearest: encoder\.fc.*got 'encoder\.fcc'"):
+    with pytest.raises(KeyError, match=r"one of the 3 .*nearest: 'encoder\.fc'.*got 'encoder\.fcc'"):
         report["encoder.fcc"]
 
 
 def test_unknown_layer_without_near_names_lists_some() -> None:
-    with pytest.raises(KeyError, match=r"nearest: fc1, fc2, fc3.*got 0"):
+    with pytest.raises(KeyError, match=r"nearest: 'fc1', 'fc2', 'fc3'.*got 0"):
         make()[0]  # type: ignore[index]
 
 

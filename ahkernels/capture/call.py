@@ -83,7 +83,8 @@ def call_model(
         got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         if x.shape[0] == 1 and isinstance(output, Tensor) and output.dim() == 1:
             got += "; a .squeeze() without a dimension removes that of a single sample"
-        raise ValueError(f"model: expected model(x) to be a tensor [n, o] with n = {x.shape[0]}, got {got}")
+        samples = "one sample" if x.shape[0] == 1 else f"{x.shape[0]} samples"
+        raise ValueError(f"model: expected model(x) to be a tensor [{x.shape[0]}, o] for {samples}, got {got}")
     if not output.is_floating_point():
         raise ValueError(f"model: expected model(x) to have real floating-point outputs, got dtype {output.dtype}")
     return Call(output, recorder.uses, dict(twin.model.named_parameters()))

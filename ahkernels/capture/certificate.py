@@ -86,7 +86,7 @@ def reference(call: Call, layers: Sequence[Layer], cotangents: Tensor) -> Refere
         of_layers = {}
         for layer in layers:
             gradients = [found.pop(0) for _ in layer.parameters]
-            of_layers[layer.name] = sum(float(g.double().square().sum()) for g in gradients if g is not None)
+            of_layers[layer.name] = sum(_norm(g) ** 2 for g in gradients if g is not None)
         squares.append(of_layers)
 
     def noise(layer: Layer) -> list[float]:
@@ -95,7 +95,7 @@ def reference(call: Call, layers: Sequence[Layer], cotangents: Tensor) -> Refere
         for w, of_layers in zip(weights, squares, strict=True):
             v = _ANOTHER_SCALE * w @ cotangents
             gradients = torch.autograd.grad(call.output, by, v, retain_graph=True, allow_unused=True)
-            square = sum(float(g.double().square().sum()) for g in gradients if g is not None)
+            square = sum(_norm(g) ** 2 for g in gradients if g is not None)
             found.append(abs(square / _ANOTHER_SCALE**2 - of_layers[layer.name]))
         return found
 
@@ -132,18 +132,18 @@ def disagreeing(
 def _agrees(of_call: Reference, layer: Layer, a: Tensor, g: Tensor, bias: bool) -> bool:
     """Whether factors agree with autograd. Those that are not finite do: the measurement says so by itself."""
     inputs = a.flatten(0, 1)
-    sizes = inputs.double().norm(dim=1)
+    sizes = inputs.norm(dim=1)
     eps, tolerance = _ROUNDING * torch.finfo(of_call.coarsest).eps, _SAME_CALL[of_call.coarsest]
     differences = []
     for weights, squares in zip(of_call.weights, of_call.squares, strict=True):
         expected = squares[layer.name]
         h = torch.einsum("rnsm,nr->nsm", g, weights.to(g.dtype)).flatten(0, 1)
-        of_weight, of_bias = float((h.T @ inputs).double().norm()), bias * float(h.sum(0).double().norm())
+        of_weight, of_bias = _norm(h.T @ inputs), bias * _norm(h.sum(0))
         square = of_weight**2 + of_bias**2
         if not math.isfinite(square) or not math.isfinite(expected):
             return True
         # The rounding of a sum is that of its addends, which may cancel.
-        lengths = h.double().norm(dim=1)
+        lengths = h.norm(dim=1)
         error_of_weight, error_of_bias = eps * float(lengths @ sizes), bias * eps * float(lengths.sum())
         rounding = 2 * (of_weight * error_of_weight + of_bias * error_of_bias)
         rounding += error_of_weight**2 + error_of_bias**2
@@ -153,6 +153,10 @@ def _agrees(of_call: Reference, layer: Layer, a: Tensor, g: Tensor, bias: bool) 
     # Where gradients cancel on their way through the network, autograd's own rounding is larger than that of the sums.
     noise = of_call.noise(layer)
     return all(difference <= 10 * own for difference, own in zip(differences, noise, strict=True))
+
+
+def _norm(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
 def require_determined(model: nn.Module, x: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,16 +59,24 @@ def check_input(model: nn.Module, x: Tensor) -> None:
             raise ValueError("x: expected finite numbers, got nan or inf")
 
 
+# One thread at a time reads or sets the random-number state: torch holds a lock meanwhile, and may let another thread
+# run Python code, which would wait for that lock for ever.
+_RANDOM_NUMBERS = threading.Lock()
+
+
 @contextmanager
 def unchanged(x: Tensor) -> Iterator[None]:
-    """Turns gradients on, and restores the caller's mode and random-number state, also after an error."""
+    """Enables gradients in whatever mode the caller is, and restores the random-number state, also after an error."""
     devices = [x.device] if x.device.type not in ("cpu", "mps") else []
-    with (
-        torch.random.fork_rng(devices=devices, device_type=x.device.type if devices else "cuda"),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-    ):
-        yield
+    forked = torch.random.fork_rng(devices=devices, device_type=x.device.type if devices else "cuda")
+    with _RANDOM_NUMBERS:
+        forked.__enter__()
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        with _RANDOM_NUMBERS:
+            forked.__exit__(None, None, None)
 
 
 class Unwritten(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -120,6 +129,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Args:
         model: The network; its modules may be in different modes.
 
+    Raises:
+        TypeError: For anything but a module.
+
     Example:
         >>> import torch, ahkernels as ah
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout())
@@ -129,6 +141,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         >>> model.training
         True
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     flags = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in flags:

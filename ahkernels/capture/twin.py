@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_PLAIN = frozenset((bool, int, float, str, type(None)))
+_TABLES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, tuple, set, frozenset, deque)
 
 
@@ -48,7 +50,7 @@ class Twin:
         for module in modules:
             twin = self._copies[id(module)]
             if twin is not module:
-                vars(twin).update({name: self._copy(value) for name, value in vars(module).items()})
+                vars(twin).update(self._state(module))
                 if evaluating:
                     vars(twin)["training"] = False
         self.model: nn.Module = self._copies[id(model)]
@@ -57,6 +59,16 @@ class Twin:
         """The twin of one of the model's modules."""
         twin: nn.Module = self._copies[id(module)]
         return twin
+
+    def _state(self, module: nn.Module) -> dict[str, Any]:
+        """The attributes of a module for its twin."""
+        state = dict(vars(module))
+        for name, value in state.items():
+            if type(value) in _PLAIN:
+                continue
+            # Most are empty tables of hooks, which nothing else refers to.
+            state[name] = type(value)() if name in _TABLES and not value else self._copy(value)
+        return state
 
     def _remember(self, original: Any, copy: Any) -> Any:
         self._copies[id(original)] = copy

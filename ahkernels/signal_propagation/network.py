@@ -281,8 +281,8 @@ class Network:
                 low, high = np.log(tried[falls[0] : falls[0] + 2])
                 return math.exp(brentq(lambda q: float(self._growth(np.exp(q))), low, high, xtol=1e-15, rtol=1e-15))
         raise ValueError(
-            "variance: expected a network whose variances come to a fixed point above 0, got one whose do not "
-            f"({self}); give the variance"
+            "variance: expected a network whose variances come to a fixed point above 0, got one whose variances "
+            f"do not ({self}); give the variance"
         )
 
     def _growth(self, variance: Array) -> Array:

@@ -1,4 +1,4 @@
-"""When an alignment is not defined: kernels that are zero or constant, and labels that are the same in every row.
+"""When an alignment is not defined: kernels that are zero or constant, and labels of which centering leaves nothing.
 
 A constant kernel is zero once it is centered, up to rounding. What counts as rounding depends on how the centered
 kernel was computed; this is the one place that says so.
@@ -7,6 +7,7 @@ kernel was computed; this is the one place that says so.
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from typing import NamedTuple
 
@@ -72,11 +73,21 @@ def kernel_defined(bound: RoundingBound, norm: float, constant: float) -> bool:
 
 
 def labels_defined(labels: Labels) -> bool:
-    """Whether the labels differ between rows, with a warning where they do not."""
+    """Whether centering leaves anything of the labels, with a warning where it does not."""
     if labels.norm == 0:
-        _warn("y is the same in every row of the kernel")
+        rows = "of the same output" if labels.centering == "per_output" else "of the kernel"
+        _warn(f"y is the same in all rows {rows}")
     return labels.norm > 0
 
 
 def _warn(what: str) -> None:
-    warnings.warn(f"{what}, so that its alignment is not defined (nan)", DegenerateKernelWarning, stacklevel=2)
+    message = f"{what}, so that the alignment is not defined (nan)"
+    warnings.warn(message, DegenerateKernelWarning, stacklevel=_level_of_the_caller())
+
+
+def _level_of_the_caller() -> int:
+    """The stack level of the line outside of the package, as `_warn` counts it."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "ahkernels":
+        level, frame = level + 1, frame.f_back
+    return level

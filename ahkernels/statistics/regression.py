@@ -45,7 +45,10 @@ class KernelRegression:
             ValueError: For a kernel of other layers, or in another form.
         """
         require_kernel("kernel", kernel)
-        cross = CrossKernel(kernel, self.kernel)
+        try:
+            cross = CrossKernel(kernel, self.kernel)
+        except ValueError as error:
+            raise ValueError(f"kernel: expected one of the layers that were fitted; {error}") from error
         columns = self.coefficients.shape[0] * self.coefficients.shape[1] // self.kernel.shape[0]
         found = cross @ self.coefficients.reshape(self.kernel.shape[0], columns)
         return found.reshape(kernel.n, -1)

@@ -17,7 +17,7 @@ def similarity(kernels: Kernels, others: Kernels | None = None, *, centering: Ce
     """Alignment A(K, K') (equation 6) of every kernel with every other, in one pass over the tiles of all of them.
 
     No kernel is held in memory. With the kernels of one network at two times, the diagonal says how far each has moved:
-    it is 1 less the kernel velocity. The kernels may also be forward or backward Grams.
+    1 means not at all. The kernels may also be forward or backward Grams.
 
     Args:
         kernels: L kernels over the same rows, such as those of `tangent_kernels`.
@@ -45,6 +45,10 @@ def similarity(kernels: Kernels, others: Kernels | None = None, *, centering: Ce
 
 
 def _listed(argument: str, kernels: Kernels) -> list[TangentKernel]:
+    if not isinstance(kernels, (Mapping, Sequence)):
+        raise TypeError(
+            f"{argument}: expected a mapping or a sequence of tangent kernels, got {type(kernels).__name__}"
+        )
     found = list(kernels.values() if isinstance(kernels, Mapping) else kernels)
     if not found:
         raise ValueError(f"{argument}: expected at least one kernel, got none")

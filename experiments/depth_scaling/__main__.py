@@ -63,7 +63,7 @@ def options(p: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[Variant(1, 32)],
         metavar="F:B",
-        help="factors of all learning rates with batch sizes, a column of the figure for each (default: 1:32)",
+        help="factors of all learning rates with batch sizes, a column of the figure for each",
     )
     command_line.add(p, "--momentum", "--weight-decay", "--probe-size")
     command_line.add(p, "--measurements", default=10)

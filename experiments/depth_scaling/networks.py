@@ -16,6 +16,10 @@ class Variant:
     lr_factor: float
     batch_size: int
 
+    def __repr__(self) -> str:
+        """The variant as it is given on the command line."""
+        return f"{self.lr_factor:g}:{self.batch_size}"
+
     @property
     def label(self) -> str:
         """The text for figures."""

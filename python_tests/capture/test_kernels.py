@@ -363,12 +363,12 @@ X, Y = torch.zeros(4, 6), torch.tensor([0, 1, 2, 1])
         ),
         (
             ValueError,
-            r"model\(x\) to be a tensor \[n, o\] with n = 1, got shape \[3\]",
+            r"model\(x\) to be a tensor \[1, o\] for one sample, got shape \[3\]",
             {"model": nn.Sequential(LINEAR, nn.Flatten(0))},
         ),
         (
             ValueError,
-            r"model\(x\) to be a tensor \[n, o\] with n = 1, got tuple",
+            r"model\(x\) to be a tensor \[1, o\] for one sample, got tuple",
             {"model": nn.Sequential(LINEAR, nn.RNN(3, 3)), "layers": "0"},
         ),
         (ValueError, "gradients to flow through layer 'features'", {"model": WithoutGradients()}),

@@ -333,7 +333,7 @@ def test_wrong_types_are_named(call, message):
 
 def test_undefined_alignments_are_nan_with_a_warning():
     kernels = sp.layer_kernels(sp.Network(), np.eye(3), 2)
-    with pytest.warns(ah.DegenerateKernelWarning, match="y is the same in every row"):
+    with pytest.warns(ah.DegenerateKernelWarning, match="y is the same in all rows"):
         assert kernels.alignment(torch.zeros(3, dtype=torch.long)).cka.isnan().all()
     with pytest.warns(ah.DegenerateKernelWarning, match="kernel of layer1 is constant"):
         alike = sp.layer_kernels(sp.Network(), np.ones((3, 2)), 1)

@@ -1,6 +1,6 @@
 """This package where all entries of the kernels are too many: norms estimated from products with them.
 
-The result has a standard error, of 1e-2 and less at this number of products, and says so (`cka_error`).
+The result has a standard error, of 1e-2 and less at this number of products, and says so (`cka_standard_error`).
 """
 
 from __future__ import annotations
