@@ -55,14 +55,18 @@ def jacobians(model: nn.Module, x: Tensor, layers: Sequence[Sequence[str]], cota
 
     first = _gradients_of_sample(model, list(own), x[0].detach(), cotangents)
     parts: dict[str, list[Tensor]] = {name: [] for name in own}
+    batched = True
     for begin in range(0, len(x), chunk):
         samples = x[begin : begin + chunk].detach()
         try:
-            with quietly_batched():
-                found = torch.func.vmap(gradients_of)(samples)  # [n, r, *shape]
-            if begin == 0:
-                _require_agreement(first, found)
+            if batched:
+                with quietly_batched():
+                    found = torch.func.vmap(gradients_of)(samples)  # [n, r, *shape]
+                if begin == 0:
+                    _require_agreement(first, found)
         except RuntimeError:  # an operation of the model has no batched form, or a wrong one
+            batched = False  # for all samples that follow, too
+        if not batched:
             rows = [_gradients_of_sample(model, list(own), sample, cotangents) for sample in samples]
             found = {name: torch.stack([row[name] for row in rows]) for name in own}
         for name, gradient in found.items():

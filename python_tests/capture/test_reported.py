@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import ahkernels as ah
+from ahkernels.capture import fallback
 
 Y = torch.arange(6) % 3
 
@@ -125,7 +126,9 @@ def test_checkpoints_over_frozen_layers(frozen):
     assert_right(Checkpointed().double(), inputs(6, 5), "parts.a")
 
 
-def test_patched_forward():
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
+def test_patched_forward(chunk_bytes, monkeypatch):
+    monkeypatch.setattr(fallback, "_CHUNK_BYTES", chunk_bytes)  # one sample at a time, or all
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     patched, scale = model[0], torch.arange(1.0, 6, dtype=torch.float64)
     patched.forward = lambda h: functional.linear(h * scale, patched.weight, patched.bias)
