@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ahkernels.capture import DEFAULT_MEMORY_BUDGET, Layers
+from ahkernels.capture.guard import require_module
 from ahkernels.capture.twin import Twin
 from ahkernels.centering import Centering, Centerings, require_centerings
 from ahkernels.layerwise import layerwise_alignment
@@ -122,6 +123,7 @@ class AlignmentTracker:
             raise TypeError(
                 f"writer: expected an object with add_scalar(tag, value, step), got {type(writer).__name__}"
             )
+        require_module(model)
         statistics_in_report(statistics, estimated=products is not None)
         resolve_precision(precision)
         if products is not None:

@@ -4,7 +4,8 @@ The modules take part in this order. `selection` decides which modules are layer
 `trace` runs the model on one sample and finds the order of the layers, their uses and their positions. `route` chooses
 how a layer with several positions is contracted, and `plan` holds all these decisions. `run` captures the factors of as
 many layers in one pass as fit the memory budget. `rules` have the factors of each kind of module, and `fallback` has
-the Jacobians of layers without a rule. `kernels` and `explain` are what users call.
+the Jacobians of layers without a rule. `twin` stands in for the model in every call of it, and `certificate` holds what
+was captured against autograd. `kernels` and `explain` are what users call.
 """
 
 from ahkernels.capture.explain import Explanation, LayerExplanation, explain

@@ -30,10 +30,8 @@ from ahkernels.capture.twin import Twin
 
 # Samples that are evaluated twice.
 _EVALUATED = 16
-# How far two values may be apart, relative to their size. Within one call they differ by rounding alone; outputs of
-# different batches may differ by more.
-_SAME_CALL = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
-_OTHER_BATCH = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
+# How far two values may be apart, relative to their size.
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
 # The rounding of a sum, in units of that of the dtype for the sum of the sizes of its addends.
 _ROUNDING = 4
 _ANOTHER_SCALE = 1.37  # that of v where autograd's own rounding is looked for; no power of two, which would show none
@@ -106,12 +104,11 @@ def reference(call: Call, layers: Sequence[Layer], cotangents: Tensor) -> Refere
 def _weights(n: int, r: int, silent: Tensor, centered: bool, generator: torch.Generator) -> Tensor:
     """Random weights [n, r], zero on the silent samples, and where it is asked for centered over the others."""
     weights = torch.randn(n, r, generator=generator, dtype=torch.float64)
-    weights[silent] = 0
-    active = n - len(silent)
-    if centered and active > 1:
-        weights -= weights.sum(0) / active
-        weights[silent] = 0
-    return weights
+    active = torch.ones(n, 1, dtype=torch.float64)
+    active[silent] = 0
+    if centered and n > 2:  # of a single active sample, nothing would be left
+        weights -= (weights * active).sum(0) / active.sum()
+    return weights * active
 
 
 def disagreeing(
@@ -133,7 +130,7 @@ def _agrees(of_call: Reference, layer: Layer, a: Tensor, g: Tensor, bias: bool) 
     """Whether factors agree with autograd. Those that are not finite do: the measurement says so by itself."""
     inputs = a.flatten(0, 1)
     sizes = inputs.norm(dim=1)
-    eps, tolerance = _ROUNDING * torch.finfo(of_call.coarsest).eps, _SAME_CALL[of_call.coarsest]
+    eps, tolerance = _ROUNDING * torch.finfo(of_call.coarsest).eps, _TOLERANCE[of_call.coarsest]
     differences = []
     for weights, squares in zip(of_call.weights, of_call.squares, strict=True):
         expected = squares[layer.name]
@@ -203,4 +200,4 @@ def _same(found: Tensor, again: Tensor) -> bool:
     if not bool(torch.isfinite(found).all()):
         return True  # the measurement says so by itself
     scale = float(found.double().abs().max())
-    return float((found.double() - again.double()).abs().max()) <= _OTHER_BATCH[found.dtype] * scale
+    return float((found.double() - again.double()).abs().max()) <= _TOLERANCE[found.dtype] * scale

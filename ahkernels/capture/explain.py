@@ -69,7 +69,7 @@ def explain(
     outputs: Outputs = "all",
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
 ) -> Explanation:
-    """Tells how `layerwise_alignment` would measure each layer, from a run of the model on one sample.
+    """Tells how `layerwise_alignment` would measure each layer, from runs of a twin on a few samples.
 
     Args:
         model: A network whose samples are independent given its parameters, with f(x) of shape [n, o].

@@ -16,6 +16,12 @@ from torch.utils._pytree import tree_leaves
 from ahkernels.factors import is_finite
 
 
+def require_module(model: object) -> None:
+    """Raises TypeError naming `model` for anything but a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+
+
 def refuse_modules(model: nn.Module) -> None:
     """Raises ValueError for modules that mix samples, depend on chance, or change their parameters when called."""
     for name, module in model.named_modules():
@@ -141,8 +147,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         >>> model.training
         True
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    require_module(model)
     flags = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in flags:

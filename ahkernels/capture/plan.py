@@ -74,7 +74,7 @@ def plan_capture(
     keep_factors: bool,
     progress: bool,
 ) -> CapturePlan:
-    """Checks the arguments of `iter_tangent_kernels` and runs the model on one sample.
+    """Checks the arguments of `iter_tangent_kernels`, and runs a twin of the model on a few samples.
 
     Args:
         model: See `tangent_kernels`, as for all arguments.

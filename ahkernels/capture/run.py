@@ -1,8 +1,8 @@
 """The run of a capture: the factors of as many layers in one pass as fit the memory budget together.
 
 One pass over the model is a forward pass and a backward pass down to the first layer that is captured, with the
-cotangents of all outputs batched. Samples are taken in chunks, which bounds the memory of a pass. No gradient of a
-parameter is computed.
+cotangents of all outputs batched. Samples are taken in chunks, which bounds the memory of a pass. The first chunk is
+certified, which takes two gradients of parameters (see `ahkernels.capture.certificate`).
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from torch import nn
 
+from ahkernels.capture.guard import require_module
 from ahkernels.capture.rules import Rule, rule_for
 
 # Names or patterns of layers, a dict {group: names or patterns}, or None for all layers that have parameters.
@@ -63,8 +64,7 @@ def select_layers(model: nn.Module, layers: Layers) -> Selection:
         ValueError: If a name matches no layer (the message has the nearest names), the model has no parameters, or a
             parameter is not initialised or not real.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    require_module(model)
     owned: dict[str, list[str]] = {}
     for name, parameter in model.named_parameters():
         _require_real(name, parameter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,3 +16,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def output(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the study of a test module leaves at its TINY sizes; no test may change it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    assert request.module.STUDY.main([*request.module.TINY, "--output", str(folder)]) == 0
+    return folder

@@ -7,21 +7,11 @@ from pathlib import Path
 import pytest
 import studies
 
-from experiments.equilibrium.__main__ import STUDY
-
 TINY = [
     *("--width", "64", "--finite-depth", "5", "--draws", "8", "--widths", "32", "64", "128", "256"),
     *("--alignment-widths", "16", "256", "--kernel-draws", "3", "--layerwise-depth", "400", "--probe-size", "24"),
 ]
 FIGURES = ("theorem1", "theorem2", "corollary1", "finite_width", "kernel_convergence", "initial_alignment")
-
-
-@pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that TINY leaves, which no test may change."""
-    folder = tmp_path_factory.mktemp("tiny")
-    assert STUDY.main([*TINY, "--output", str(folder)]) == 0
-    return folder
 
 
 def test_a_run_leaves_tables_and_figures(output: Path) -> None:

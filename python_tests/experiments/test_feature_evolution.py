@@ -271,14 +271,6 @@ def results(output: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((output / "seed-0").glob("*.csv"))}
 
 
-@pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that TINY leaves, which no test may change."""
-    folder = tmp_path_factory.mktemp("tiny")
-    assert STUDY.main([*TINY, "--output", str(folder)]) == 0
-    return folder
-
-
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than all the rest."""

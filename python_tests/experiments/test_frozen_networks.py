@@ -33,14 +33,6 @@ def curve(row: dict[str, float], statistic: str) -> list[float]:
     return [row[f"{statistic}/{layer}"] for layer in LAYERS]
 
 
-@pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that TINY leaves, which no test may change."""
-    folder = tmp_path_factory.mktemp("tiny")
-    assert STUDY.main([*TINY, "--output", str(folder)]) == 0
-    return folder
-
-
 # ---- results
 
 

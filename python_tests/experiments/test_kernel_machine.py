@@ -27,14 +27,6 @@ def read(output: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-@pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that TINY leaves, which no test may change."""
-    folder = tmp_path_factory.mktemp("tiny")
-    assert STUDY.main([*TINY, "--output", str(folder)]) == 0
-    return folder
-
-
 def test_accuracies_are_those_of_dense_ridge_regression(output: Path) -> None:
     digits = data.load("digits")
     chosen = data.stratified_subset(digits.train_y, 40, 0)

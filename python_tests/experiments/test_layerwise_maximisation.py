@@ -36,14 +36,6 @@ def results(output: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that TINY leaves, which no test may change."""
-    folder = tmp_path_factory.mktemp("tiny")
-    assert STUDY.main([*TINY, "--output", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
 def digits() -> tuple[data.Dataset, tuple[Tensor, Tensor]]:
     """The training and the validation set that TINY has."""
     return split(data.load("digits"), 144, seed=0)

@@ -43,14 +43,6 @@ def trained(folder: Path) -> torch.nn.Module:
     return model
 
 
-@pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that TINY leaves, which no test may change."""
-    folder = tmp_path_factory.mktemp("tiny")
-    assert STUDY.main([*TINY, "--output", str(folder)]) == 0
-    return folder
-
-
 # ---- results
 
 

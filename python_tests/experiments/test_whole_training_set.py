@@ -30,14 +30,6 @@ def alignments(output: Path) -> list[dict[str, float]]:
     return rows
 
 
-@pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that TINY leaves, which no test may change."""
-    folder = tmp_path_factory.mktemp("tiny")
-    assert STUDY.main([*TINY, "--output", str(folder)]) == 0
-    return folder
-
-
 def test_alignments_are_the_librarys(output: Path) -> None:
     digits = data.training_subset(data.load("digits"), 300, 0)
     model = feedforward(64, 16, 3, 10, seed=0)
