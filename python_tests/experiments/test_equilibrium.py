@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import studies
 
+from experiments.equilibrium.__main__ import STUDY  # noqa: F401 (the fixture `output` runs it)
+
 TINY = [
     *("--width", "64", "--finite-depth", "5", "--draws", "8", "--widths", "32", "64", "128", "256"),
     *("--alignment-widths", "16", "256", "--kernel-draws", "3", "--layerwise-depth", "400", "--probe-size", "24"),
