@@ -2,6 +2,7 @@
 
 from ahkernels import signal_propagation
 from ahkernels.capture import (
+    CaptureOptions,
     Explanation,
     LayerExplanation,
     Rule,
@@ -11,6 +12,7 @@ from ahkernels.capture import (
     tangent_kernels,
 )
 from ahkernels.capture.guard import evaluating
+from ahkernels.certificate import Certificate
 from ahkernels.cross_kernel import CrossKernel
 from ahkernels.factors import LayerFactors, NonFiniteError
 from ahkernels.kernel import TangentKernel
@@ -44,6 +46,8 @@ __all__ = [
     "STATISTICS",
     "AlignmentReport",
     "AlignmentTracker",
+    "CaptureOptions",
+    "Certificate",
     "CrossKernel",
     "DegenerateKernelWarning",
     "Eigenpairs",

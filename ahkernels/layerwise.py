@@ -7,16 +7,16 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, overload
+from typing import TYPE_CHECKING, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
-from ahkernels.capture import DEFAULT_MEMORY_BUDGET, Layers, plan_capture
+from ahkernels.capture import Capture, CaptureOptions, plan_capture
 from ahkernels.centering import Centering, Centerings, require_centerings
 from ahkernels.kernel import TangentKernel
 from ahkernels.ops.moments import KernelMoments
-from ahkernels.outputs import Outputs, OutputSelection
+from ahkernels.outputs import OutputSelection
 from ahkernels.report import AlignmentReport
 from ahkernels.statistics.alignment_numbers import AlignmentNumbers, inner_product, label_moments
 from ahkernels.statistics.degenerate import RoundingBound
@@ -25,6 +25,12 @@ from ahkernels.statistics.fisher import fisher_kernel
 from ahkernels.statistics.labels import Labels
 from ahkernels.statistics.layer_statistics import STATISTICS, KernelKind, statistics_in_report
 from ahkernels.statistics.spectrum import largest_eigenvalue
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ahkernels.capture import CaptureKeywords, CapturePlan
+    from ahkernels.certificate import Certificate
 
 _BATCH_BYTES = 32 << 20  # of the factors of layers that are measured by one op
 
@@ -35,14 +41,10 @@ def layerwise_alignment(
     x: Tensor,
     y: Tensor,
     *,
-    layers: Layers = None,
-    outputs: Outputs = "all",
     centering: Centering = "global",
-    precision: str | None = None,
-    memory_budget: int = DEFAULT_MEMORY_BUDGET,
     statistics: Sequence[str] = (),
     products: int | None = None,
-    progress: bool = False,
+    **options: Unpack[CaptureKeywords],
 ) -> AlignmentReport: ...
 
 
@@ -52,14 +54,10 @@ def layerwise_alignment(
     x: Tensor,
     y: Tensor,
     *,
-    layers: Layers = None,
-    outputs: Outputs = "all",
     centering: Centerings,
-    precision: str | None = None,
-    memory_budget: int = DEFAULT_MEMORY_BUDGET,
     statistics: Sequence[str] = (),
     products: int | None = None,
-    progress: bool = False,
+    **options: Unpack[CaptureKeywords],
 ) -> dict[Centering, AlignmentReport]: ...
 
 
@@ -68,14 +66,10 @@ def layerwise_alignment(
     x: Tensor,
     y: Tensor,
     *,
-    layers: Layers = None,
-    outputs: Outputs = "all",
     centering: Centering | Centerings = "global",
-    precision: str | None = None,
-    memory_budget: int = DEFAULT_MEMORY_BUDGET,
     statistics: Sequence[str] = (),
     products: int | None = None,
-    progress: bool = False,
+    **options: Unpack[CaptureKeywords],
 ) -> AlignmentReport | dict[Centering, AlignmentReport]:
     """Alignment A_l of each layer's tangent kernel with the labels (equation 7), and further statistics on request.
 
@@ -86,23 +80,16 @@ def layerwise_alignment(
         model: A network with outputs f(x) [n, o], in which samples do not depend on one another.
         x: Inputs [n, ...].
         y: Class indices [n] or a target matrix [n, o].
-        layers: Names or patterns ("fc*") of layers; None for all that have parameters. {group: names or patterns} for
-            the alignment of the kernels of groups of layers, which are sums: {"all": "*"} for that of the network.
-        outputs: "all": rows (x, i) for every sample and output, as in the paper. "trace": the n x n kernel summed over
-            the outputs. "sum": the n x n kernel of the sum of the outputs. An index or a sequence of indices: those
-            outputs alone.
         centering: The mean that is removed from kernels and labels. "global": one over all samples and outputs, as in
             equation 6. "per_output": each output over the samples, as in the figures of the paper. A sequence of them
             gives a report for each, from one capture and one pass. For "trace", "sum" and one output both are the same.
-        precision: "highest", "high", "medium"; None for torch.get_float32_matmul_precision().
-        memory_budget: Bytes of factors held at once; a smaller one costs time.
         statistics: What to measure of each layer beside alignment, ||C K C||_F and trace, which are always there: names
             in `ahkernels.STATISTICS`, which says what each means. Those of the Fisher information are for `outputs`
             "all".
         products: None for exact norms, from all entries of each kernel. A number estimates them from so many products
             with the kernel (see `estimate_frobenius_norm`), where the exact pass would take too long; the report then
             has `cka_standard_error`.
-        progress: Whether to show a progress bar on stderr.
+        **options: `layers`, `outputs`, `precision`, `memory_budget`, `certify` and `progress`; see `CaptureOptions`.
 
     Returns:
         The report, or for a sequence of centerings {centering: report}. An alignment that is not defined is nan, with a
@@ -112,6 +99,7 @@ def layerwise_alignment(
         ValueError: For arguments that do not fit; the message names the argument.
         TypeError: For arguments of another type.
         NonFiniteError: If there is nan or inf in a layer's activations or gradients.
+        RuntimeError: If a parameter changes while the model is measured.
 
     Example:
         >>> import torch, ahkernels as ah
@@ -124,22 +112,56 @@ def layerwise_alignment(
         >>> reports["per_output"].centering
         'per_output'
     """
-    centerings = require_centerings(centering)
-    names = statistics_in_report(statistics, estimated=products is not None)
+    chosen = AlignmentOptions(require_centerings(centering), statistics, products, CaptureOptions.of(options))
+    reports = alignment_reports(model, x, y, chosen)
+    return next(iter(reports.values())) if isinstance(centering, str) else reports
+
+
+@dataclass(frozen=True)
+class AlignmentOptions:
+    """What to measure of each layer, and how.
+
+    Attributes:
+        centerings: The means that are removed, each for a report of its own.
+        statistics: What to measure beside the alignment.
+        products: None for exact norms, or the number of products to estimate them from.
+        capture: What all measurements of a model share.
+
+    Raises:
+        ValueError: For unknown `statistics`, or another number of `products`.
+        TypeError: For another type.
+    """
+
+    centerings: tuple[Centering, ...]
+    statistics: Sequence[str]
+    products: int | None
+    capture: CaptureOptions
+
+    def __post_init__(self) -> None:
+        if self.products is not None:
+            require_products(self.products)
+        statistics_in_report(self.statistics, estimated=self.products is not None)
+
+
+def alignment_reports(
+    model: nn.Module, x: Tensor, y: Tensor, options: AlignmentOptions, *, evaluating: bool = False
+) -> dict[Centering, AlignmentReport]:
+    """Measures the alignment of each layer, a report for each centering; see `layerwise_alignment`.
+
+    Args:
+        model: The network.
+        x: Inputs [n, ...].
+        y: Class indices [n] or a target matrix [n, o].
+        options: What to measure, and how.
+        evaluating: Whether to measure the network in eval mode, whatever mode it is in.
+    """
+    centerings, products = options.centerings, options.products
+    names = statistics_in_report(options.statistics, estimated=products is not None)
     wanted = [STATISTICS[name] for name in names]
     kinds = {statistic.kernel for statistic in wanted}
-    if products is not None:
-        require_products(products)
-    plan = plan_capture(
-        model,
-        x,
-        layers=layers,
-        outputs=outputs,
-        precision=precision,
-        memory_budget=memory_budget,
-        keep_factors=bool(kinds & {"forward", "backward"}),
-        progress=progress,
-    )
+    keep_factors = bool(kinds & {"forward", "backward"})
+    plan = plan_capture(model, x, options.capture, keep_factors=keep_factors, evaluating=evaluating)
+    capture = Capture(plan)
     n = x.shape[0]
     labels = [Labels(plan.outputs, y, n, one) for one in centerings]  # raises before any work is done
     samples = OutputSelection("trace", plan.outputs.total)
@@ -150,7 +172,7 @@ def layerwise_alignment(
     logits = plan.logits() if "fisher" in kinds else None
     spectral = any(statistic.spectral for statistic in wanted if statistic.kernel == "kernel")
     pending: dict[str, _PendingLayer] = {}
-    for batch in _batches(plan.kernels()):
+    for batch in _batches(capture.kernels()):
         same_rows: list[dict[KernelKind, TangentKernel]] = []
         for _, kernel in batch:
             same_rows.append({"kernel": kernel})
@@ -166,8 +188,7 @@ def layerwise_alignment(
             for one in centerings if spectral else ():
                 of_layer["kernel"][one].largest = largest_eigenvalue(kernel, centering=one)
             pending[name] = of_layer
-    reports = {one: _report(pending, one, names, plan.outputs, plan.precision, n) for one in centerings}
-    return reports[centerings[0]] if isinstance(centering, str) else reports
+    return {one: _report(pending, one, names, plan, capture.certificate) for one in centerings}
 
 
 @dataclass
@@ -192,12 +213,11 @@ def _report(
     pending: Mapping[str, _PendingLayer],
     centering: Centering,
     names: Sequence[str],
-    outputs: OutputSelection,
-    precision: str,
-    n: int,
+    plan: CapturePlan,
+    certificate: Certificate | None,
 ) -> AlignmentReport:
     measured = [{kind: of_kind[centering].numbers() for kind, of_kind in layer.items()} for layer in pending.values()]
-    unmeasured, spec = AlignmentNumbers(), outputs.spec
+    unmeasured, spec = AlignmentNumbers(), plan.outputs.spec
     statistics = {}
     for name in names:
         statistic = STATISTICS[name]
@@ -206,10 +226,11 @@ def _report(
     return AlignmentReport(
         layers=list(pending),
         statistics=statistics,
-        n=n,
+        n=len(plan.x),
         outputs=spec if isinstance(spec, (str, int)) else list(spec),
         centering=centering,
-        precision=precision,
+        precision=plan.precision,
+        certificate=certificate,
     )
 
 

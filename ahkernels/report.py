@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ahkernels.centering import Centering, require_centering
+from ahkernels.certificate import Certificate
 from ahkernels.optional_import import optional_import
 from ahkernels.plotting import plot_report
 from ahkernels.statistics.layer_statistics import ALWAYS, STATISTICS
@@ -42,6 +43,8 @@ class AlignmentReport(Mapping[str, float]):
         outputs: Which outputs of the network were measured: "all", "trace", "sum", one index or several.
         precision: Precision of the measurement: "highest", "high" or "medium".
         centering: Which mean kernel and labels lost: "global" (equation 6) or "per_output" (the paper's figures).
+        certificate: How well what was captured of each layer agreed with autograd, and how many calls ago that was
+            looked at; None where it never was.
 
     Raises:
         ValueError: If a layer's name comes twice, a statistic is unknown or missing, a tensor does not hold one value
@@ -61,6 +64,7 @@ class AlignmentReport(Mapping[str, float]):
     outputs: str | int | list[int]
     precision: str
     centering: Centering = "global"
+    certificate: Certificate | None = None
 
     def __post_init__(self) -> None:
         require_centering(self.centering)
@@ -205,6 +209,7 @@ class AlignmentReport(Mapping[str, float]):
             "outputs": list(self.outputs) if isinstance(self.outputs, (list, tuple)) else self.outputs,
             "precision": self.precision,
             "centering": self.centering,
+            "certificate": None if self.certificate is None else self.certificate.to_dict(),
             **statistics,
         }
 

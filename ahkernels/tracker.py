@@ -18,22 +18,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from ahkernels.capture import DEFAULT_MEMORY_BUDGET, Layers
+from ahkernels.capture import CaptureOptions
 from ahkernels.capture.guard import require_module
-from ahkernels.capture.twin import Twin
 from ahkernels.centering import Centering, Centerings, require_centerings
-from ahkernels.layerwise import layerwise_alignment
+from ahkernels.certificate import Certificate
+from ahkernels.layerwise import AlignmentOptions, alignment_reports
 from ahkernels.optional_import import optional_import
-from ahkernels.outputs import Outputs
 from ahkernels.plotting import plot_history
-from ahkernels.precision import resolve_precision
 from ahkernels.report import AlignmentReport
-from ahkernels.statistics.estimate import require_products
-from ahkernels.statistics.layer_statistics import statistics_in_report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
+    from typing_extensions import Unpack
+
+    from ahkernels.capture import CaptureKeywords
 
 
 class ScalarWriter(Protocol):
@@ -73,18 +72,16 @@ class AlignmentTracker:
         model: The network in training; kept by reference.
         x: Probe inputs [n, ...]; kept by reference.
         y: Class indices [n], or targets [n, o]; kept by reference.
-        layers: As in `ahkernels.layerwise_alignment`, and so are the next six.
-        outputs: Which outputs of the network count.
         centering: "global", "per_output", or a sequence of them to keep both.
-        precision: "highest", "high", "medium", or None for torch's float32 matmul precision.
-        memory_budget: Bytes of factors held at once; a smaller one costs time.
-        statistics: What to measure beside the alignment.
+        statistics: What to measure beside the alignment; see `ahkernels.layerwise_alignment`.
         products: None for exact norms, or the number of products to estimate them from.
         writer: An object with `add_scalar(tag, value, step)`, such as TensorBoard's SummaryWriter. Every update logs
             "{tag}/{layer}", with several centerings "{tag}/{centering}/{layer}", and the metrics under their own names.
         tag: Prefix of the layers' tags in the writer, and of their columns in tables.
+        **options: `layers`, `outputs`, `precision`, `memory_budget`, `certify` and `progress`; see `CaptureOptions`.
 
     Attributes:
+        options: What to measure, and how.
         history: One `Measurement` (step, metrics, reports) for each update, in order.
 
     Raises:
@@ -109,35 +106,21 @@ class AlignmentTracker:
         x: Tensor,
         y: Tensor,
         *,
-        layers: Layers = None,
-        outputs: Outputs = "all",
         centering: Centering | Centerings = "global",
-        precision: str | None = None,
-        memory_budget: int = DEFAULT_MEMORY_BUDGET,
         statistics: Sequence[str] = (),
         products: int | None = None,
         writer: ScalarWriter | None = None,
         tag: str = "alignment",
+        **options: Unpack[CaptureKeywords],
     ) -> None:
         if writer is not None and not callable(getattr(writer, "add_scalar", None)):
             raise TypeError(
                 f"writer: expected an object with add_scalar(tag, value, step), got {type(writer).__name__}"
             )
         require_module(model)
-        statistics_in_report(statistics, estimated=products is not None)
-        resolve_precision(precision)
-        if products is not None:
-            require_products(products)
         self.model, self.x, self.y = model, x, y
-        self.options: dict[str, Any] = {
-            "layers": layers,
-            "outputs": outputs,
-            "centering": require_centerings(centering),
-            "precision": precision,
-            "memory_budget": memory_budget,
-            "statistics": statistics,
-            "products": products,
-        }
+        capture = CaptureOptions.of(options)
+        self.options = AlignmentOptions(require_centerings(centering), statistics, products, capture)
         self.writer, self.tag = writer, tag
         self.history: list[Measurement] = []
 
@@ -158,7 +141,7 @@ class AlignmentTracker:
         """
         step = self._next_step(step)
         values = {name: _real(name, value) for name, value in metrics.items()}
-        reports = layerwise_alignment(Twin(self.model, evaluating=True).model, self.x, self.y, **self.options)
+        reports = alignment_reports(self.model, self.x, self.y, self.options, evaluating=True)
         row = Measurement(step, values, reports)
         if self.history and row.report.layers != self.layers:
             raise ValueError(f"model: expected the layers of the history {self.layers}, got {row.report.layers}")
@@ -166,18 +149,26 @@ class AlignmentTracker:
             raise ValueError(
                 f"centering: expected that of the history {list(self.history[0].reports)}, got {list(reports)}"
             )
-        self.history.append(row)
-        if self.writer is not None:
-            for centering, report in reports.items():
-                for layer, value in report.items():
-                    self.writer.add_scalar(f"{self._prefix(self.tag, centering)}/{layer}", value, step)
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
+        try:
+            self._log(row)
+        except Exception:
+            self.history.append(row)  # what was measured is not lost
+            raise
+        self.history.append(row)  # last of all, so that an interrupted update leaves the history as it was
         return row
+
+    def _log(self, row: Measurement) -> None:
+        if self.writer is None:
+            return
+        for centering, report in row.reports.items():
+            for layer, value in report.items():
+                self.writer.add_scalar(f"{self._prefix(self.tag, centering)}/{layer}", value, row.step)
+        for name, value in row.metrics.items():
+            self.writer.add_scalar(name, value, row.step)
 
     def _prefix(self, name: str, centering: Centering) -> str:
         """Prefix of a layer's tag or column; the centering is in it where there are several."""
-        return name if len(self.options["centering"]) == 1 else f"{name}/{centering}"
+        return name if len(self.options.centerings) == 1 else f"{name}/{centering}"
 
     def _next_step(self, step: int) -> int:
         try:
@@ -277,10 +268,7 @@ class AlignmentTracker:
             {
                 "step": row.step,
                 "metrics": dict(row.metrics),
-                "reports": {
-                    centering: {field.name: getattr(report, field.name) for field in fields(report)}
-                    for centering, report in row.reports.items()
-                },
+                "reports": {centering: _state_of(report) for centering, report in row.reports.items()},
             }
             for row in self.history
         ]
@@ -297,7 +285,7 @@ class AlignmentTracker:
                 Measurement(
                     int(row["step"]),
                     dict(row["metrics"]),
-                    {centering: AlignmentReport(**report) for centering, report in row["reports"].items()},
+                    {centering: _report_of(report) for centering, report in row["reports"].items()},
                 )
                 for row in state["history"]
             ]
@@ -306,7 +294,7 @@ class AlignmentTracker:
         steps = [row.step for row in history]
         if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
             raise ValueError(f"state: expected strictly increasing steps, got {steps}")
-        wanted = list(self.options["centering"])
+        wanted = list(self.options.centerings)
         found = [[(key, report.centering) for key, report in row.reports.items()] for row in history]
         wrong = [[key for key, _ in row] for row in found if row != [(one, one) for one in wanted]]
         if wrong:
@@ -335,6 +323,20 @@ class AlignmentTracker:
             ValueError: If there is nothing to plot yet, or `axes` are not two.
         """
         return plot_history(self.history, axes)
+
+
+def _state_of(report: AlignmentReport) -> dict[str, Any]:
+    """The fields of a report as tensors and plain types."""
+    state = {field.name: getattr(report, field.name) for field in fields(report)}
+    return state | {"certificate": None if report.certificate is None else report.certificate.to_dict()}
+
+
+def _report_of(state: Mapping[str, Any]) -> AlignmentReport:
+    """The report that `_state_of` took apart."""
+    certificate = state["certificate"]
+    return AlignmentReport(
+        **{**state, "certificate": None if certificate is None else Certificate.from_dict(certificate)}
+    )
 
 
 def _real(name: str, value: object) -> float:

@@ -199,6 +199,7 @@ def test_to_dict_is_strict_json_with_none_for_nan() -> None:
         "outputs": [0, 2],
         "precision": "highest",
         "centering": "global",
+        "certificate": None,
     }
 
 

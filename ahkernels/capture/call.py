@@ -6,6 +6,7 @@ hooks, and mark their output by a gradient edge before any hook or in-place oper
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -53,17 +54,39 @@ class Call:
     uses: dict[str, Uses]
     leaves: dict[str, Tensor]
 
+    @functools.cached_property
+    def graph(self) -> tuple[set[Node], dict[int, int]]:
+        """The nodes of the graph of the output, and the number of edges into each leaf by the id of the leaf."""
+        return nodes_reaching(self.output)
+
+    def edges(self, layer: Layer) -> list[GradientEdge]:
+        """The gradient edges at the outputs of the layer's uses."""
+        return self.uses[layer.name].edges if layer.name in self.uses else []
+
+    def reaches(self, layer: Layer) -> bool:
+        """Whether the output depends on a parameter of the layer."""
+        return any(id(self.leaves[name]) in self.graph[1] for name in layer.parameters)
+
+    def by_uses_alone(self, layer: Layer) -> bool:
+        """Whether the layer's parameters act on the output by its recorded uses alone, as its rule has it."""
+        nodes, into_leaf = self.graph
+        uses = self.uses.get(layer.name, Uses())
+        if any(one is None for one in uses.recorded) or any(node in nodes for node in uses.other_outputs):
+            return False
+        reaching = sum(edge.node in nodes for edge in uses.edges)
+        return all(into_leaf.get(id(self.leaves[name]), 0) <= reaching for name in layer.parameters)
+
 
 def call_model(
-    model: nn.Module, x: Tensor, layers: Sequence[Layer], *, guard: AbstractContextManager[object] | None = None
+    twin: Twin, x: Tensor, layers: Sequence[Layer], *, observer: AbstractContextManager[object] | None = None
 ) -> Call:
     """Runs a twin of the model on x and records the layers.
 
     Args:
-        model: The network, which is left alone.
+        twin: A twin that has not been called before.
         x: Its inputs [n, ...].
         layers: The layers to record.
-        guard: A context that is entered for the call.
+        observer: A context that is entered for the call.
 
     Returns:
         The recorded call.
@@ -72,22 +95,50 @@ def call_model(
         ValueError: If the output is not a tensor [n, o] with o > 0, or a layer is called without gradients.
         TypeError: If a rule records something else than tensors.
     """
-    twin = Twin(model)
     recorder = _Recorder(len(x))
     for layer in layers:
         recorder.attach(twin.of(layer.module), layer)
-    with guard or nullcontext():
+    with observer or nullcontext():
         output = twin.model(x.detach())
-    recorder.open = False  # checkpoints call layers once more in the backward pass
-    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != x.shape[0] or output.shape[1] == 0:
+    recorder.close()
+    require_output(output, len(x))
+    _require_gradients(output)
+    return Call(output, recorder.uses, dict(twin.model.named_parameters()))
+
+
+def require_output(output: object, n: int) -> None:
+    """Raises ValueError if what the model returned for n samples is not a tensor [n, o] that depends on parameters."""
+    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != n or output.shape[1] == 0:
         got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        if x.shape[0] == 1 and isinstance(output, Tensor) and output.dim() == 1:
-            got += "; a .squeeze() without a dimension removes that of a single sample"
-        samples = "one sample" if x.shape[0] == 1 else f"{x.shape[0]} samples"
-        raise ValueError(f"model: expected model(x) to be a tensor [{x.shape[0]}, o] for {samples}, got {got}")
+        if isinstance(output, Tensor) and output.dim() == 1:
+            if n == 1:
+                got += "; a .squeeze() without a dimension removes that of a single sample"
+            elif len(output) == n:
+                got += "; give a single output a dimension of its own, by .unsqueeze(1)"
+        samples = "one sample" if n == 1 else f"{n} samples"
+        raise ValueError(f"model: expected model(x) to be a tensor [{n}, o] for {samples}, got {got}")
     if not output.is_floating_point():
         raise ValueError(f"model: expected model(x) to have real floating-point outputs, got dtype {output.dtype}")
-    return Call(output, recorder.uses, dict(twin.model.named_parameters()))
+
+
+def explain_failure_of_one(new_twin: Callable[[], Twin], x: Tensor, error: Exception) -> None:
+    """Raises ValueError if the model fails for a single sample [1, ...] and takes two copies of it."""
+    try:
+        require_output(new_twin().model(torch.cat((x, x))), 2)
+    except Exception:  # the error is that of the model
+        return
+    raise ValueError(
+        "model: expected model(x) to be a tensor [1, o] for one sample, got an error, and none for two samples; a "
+        ".squeeze() without a dimension, say, removes that of a single sample"
+    ) from error
+
+
+def _require_gradients(output: Tensor) -> None:
+    if not output.requires_grad:
+        raise ValueError(
+            "model: expected model(x) to depend on parameters with gradients, got an output without (from detach(), or "
+            "under torch.no_grad() in forward)"
+        )
 
 
 class _Recorder:
@@ -95,12 +146,12 @@ class _Recorder:
 
     Attributes:
         uses: The uses of each layer by its name, in the order of first use.
-        open: Whether the call is still on.
     """
 
     def __init__(self, n: int) -> None:
-        self.n, self.open = n, True
+        self.n, self._open = n, True
         self.uses: dict[str, Uses] = {}
+        self._attached: list[nn.Module] = []
 
     def attach(self, module: nn.Module, layer: Layer) -> None:
         """Has a module of the twin record its calls as uses of a layer."""
@@ -109,14 +160,22 @@ class _Recorder:
         forward: Callable[..., Any] = module.forward
 
         def recorded_forward(*args: Any, **kwargs: Any) -> Any:
-            if self.open:
+            if self._open:
                 self.uses.setdefault(layer.name, Uses())
             outputs = forward(*args, **kwargs)
-            if self.open and layer.rule is not None:
+            if self._open and layer.rule is not None:
                 self._record(module, layer, layer.rule, args, kwargs, outputs)
             return outputs
 
         vars(module)["forward"] = recorded_forward
+        self._attached.append(module)
+
+    def close(self) -> None:
+        """Ends the call: checkpoints call layers once more in the backward pass."""
+        self._open = False
+        for module in self._attached:  # a module and its forward, which refer to one another, would outlive the twin
+            del vars(module)["forward"]
+        self._attached.clear()
 
     def _record(
         self, module: nn.Module, layer: Layer, rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ahkernels.capture.plan import plan_capture
-from ahkernels.capture.run import DEFAULT_MEMORY_BUDGET, PlannedLayer
-from ahkernels.capture.selection import Layers
-from ahkernels.outputs import Outputs
+from ahkernels.capture.options import CaptureOptions
+from ahkernels.capture.plan import CapturePlan, PlannedLayer, plan_capture
 from ahkernels.table import Column, text_table
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ahkernels.capture.options import CaptureKeywords
 
 
 @dataclass(frozen=True)
@@ -61,22 +65,13 @@ class Explanation(list[LayerExplanation]):
     __repr__ = __str__
 
 
-def explain(
-    model: nn.Module,
-    x: Tensor,
-    *,
-    layers: Layers = None,
-    outputs: Outputs = "all",
-    memory_budget: int = DEFAULT_MEMORY_BUDGET,
-) -> Explanation:
-    """Tells how `layerwise_alignment` would measure each layer, from runs of a twin on a few samples.
+def explain(model: nn.Module, x: Tensor, **options: Unpack[CaptureKeywords]) -> Explanation:
+    """Tells how `layerwise_alignment` would measure each layer, from a run of a twin on a few samples.
 
     Args:
         model: A network whose samples are independent given its parameters, with f(x) of shape [n, o].
         x: Inputs [n, ...].
-        layers: Names or patterns ("fc*") of layers, a dict of groups, or None for all that have parameters.
-        outputs: "all", "trace", "sum", an index or a sequence of indices; see `OutputSelection`.
-        memory_budget: Bytes of factors that one pass may capture; see `tangent_kernels`.
+        **options: Those of the measurement, such as `layers`, `outputs` and `memory_budget`; see `CaptureOptions`.
 
     Returns:
         One `LayerExplanation` for each layer, in forward order.
@@ -95,27 +90,17 @@ def explain(
         2      Linear  factors           1          75  0.051  0.1
                                                         0.195  0.2
     """
-    plan = plan_capture(
-        model,
-        x,
-        layers=layers,
-        outputs=outputs,
-        precision=None,
-        memory_budget=memory_budget,
-        keep_factors=False,
-        progress=False,
-    )
-    return Explanation(_explain(model, layer) for layer in plan.layers)
+    plan = plan_capture(model, x, CaptureOptions.of(options))
+    return Explanation(_explain(plan, layer) for layer in plan.layers.values())
 
 
-def _explain(model: nn.Module, planned: PlannedLayer) -> LayerExplanation:
-    traced, route = planned.traced, planned.route
+def _explain(plan: CapturePlan, layer: PlannedLayer) -> LayerExplanation:
     return LayerExplanation(
-        planned.name,
-        type(traced.layer.module).__name__,
-        "fallback" if traced.layer.rule is None else route.name,
-        traced.positions,
-        sum(model.get_parameter(name).numel() for name in traced.layer.parameters),
-        route.flops,
-        route.numbers * next(model.parameters()).dtype.itemsize,
+        layer.name,
+        type(layer.module).__name__,
+        "fallback" if layer.rule is None else layer.route.name,
+        layer.positions,
+        sum(plan.model.get_parameter(name).numel() for name in layer.parameters),
+        layer.route.flops,
+        layer.route.numbers * plan.memory.item,
     )

@@ -2,105 +2,156 @@
 
 It is right for whatever torch can differentiate: modules without a rule, parameters of a container, parameters that are
 tied between modules, and parametrisations. It is slower than a rule, since a backward pass through the model also forms
-the gradients of these parameters for every sample.
+the gradients of these parameters for every sample. A Jacobian that does not fit the memory budget is formed in slices
+of parameters, each from a pass of its own, which are summed up to the kernel; what is kept is a square root of that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ahkernels.capture.guard import quietly_batched
-from ahkernels.capture.twin import Twin
+from ahkernels.capture.call import explain_failure_of_one, require_output
+from ahkernels.capture.guard import other_random_numbers, quietly_batched
+from ahkernels.capture.plan import CapturePlan, PlannedLayer
 
-# How large the Jacobians of one chunk of samples may be.
-_CHUNK_BYTES = 64 << 20
-# How far batched gradients may be from those of plain autograd, relative to the norm of a parameter's gradients.
-_AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.1}
+# What is multiplied in float64 at once.
+_BYTES_IN_FLOAT64 = 16 << 20
 
 
-def jacobians(model: nn.Module, x: Tensor, layers: Sequence[Sequence[str]], cotangents: Tensor) -> list[Tensor]:
-    """Computes the gradient of <c, f(x)> by the parameters of each layer, for each cotangent c and each sample.
+def jacobian_of(plan: CapturePlan, layer: PlannedLayer, *, one_by_one: bool) -> Tensor:
+    """Computes the gradients of <c, f(x)> by the parameters of a layer, for each cotangent c and each sample.
 
     Args:
-        model: The network, with f(x) of shape [n, o].
-        x: Its inputs [n, ...].
-        layers: The names of the parameters of each layer.
-        cotangents: The cotangents [r, o].
+        plan: The plan.
+        layer: A layer without a rule.
+        one_by_one: Whether to use plain autograd for each sample and cotangent instead of batched gradients.
 
     Returns:
-        For each layer its Jacobian [r, n, parameters], with zeros for parameters that f does not depend on.
+        The Jacobian [r, n, 1, parameters], with zeros for parameters that f does not depend on. On the route "root" a
+        matrix [r, n, 1, n r] with the same products of its rows.
+
+    Raises:
+        RuntimeError: If an operation of the model cannot be batched over samples and cotangents.
     """
-    twin = Twin(model).model  # its parameters may be swapped
+    pieces = [_Piece(name, 0, plan.model.get_parameter(name).numel()) for name in layer.parameters]
+    if layer.route.name == "jacobian":
+        return _columns(plan, pieces, one_by_one).unsqueeze(2)
+    rows = plan.outputs.rows * len(plan.x)
+    kernel = torch.zeros(rows, rows, dtype=torch.float64, device=plan.x.device)
+    width = max(1, (plan.memory.kept - 5 * kernel.nbytes) // (rows * plan.memory.item))
+    for of_slice in _slices(pieces, width):
+        jacobian = _columns(plan, of_slice, one_by_one).flatten(0, 1)
+        for block in torch.split(jacobian, max(1, _BYTES_IN_FLOAT64 // (8 * rows)), 1):
+            exact = block.double()
+            kernel.addmm_(exact, exact.T)
+        del jacobian, block
+    values, vectors = torch.linalg.eigh(kernel)
+    root = vectors.mul_(values.clamp_(min=0).sqrt_())  # rounding leaves small negative ones
+    found: Tensor = root.to(_dtype(plan, layer.parameters)).view(plan.outputs.rows, len(plan.x), 1, rows)
+    return found
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The numbers from `begin` to `end` of a flattened parameter."""
+
+    parameter: str
+    begin: int
+    end: int
+
+
+def _slices(pieces: Sequence[_Piece], width: int) -> Iterator[list[_Piece]]:
+    """Cuts parameters into slices of so many numbers; the last one may be shorter."""
+    found: list[_Piece] = []
+    room = width
+    for piece in pieces:
+        begin = piece.begin
+        while begin < piece.end:
+            end = min(piece.end, begin + room)
+            found.append(_Piece(piece.parameter, begin, end))
+            room -= end - begin
+            begin = end
+            if room == 0:
+                yield found
+                found, room = [], width
+    if found:
+        yield found
+
+
+def _columns(plan: CapturePlan, pieces: Sequence[_Piece], one_by_one: bool) -> Tensor:
+    """Computes columns of a Jacobian, [r, n, numbers of the pieces]."""
+    names = [piece.parameter for piece in pieces]
+    ends = list(itertools.accumulate(piece.end - piece.begin for piece in pieces))
+    found = torch.empty(plan.outputs.rows, len(plan.x), ends[-1], dtype=_dtype(plan, names), device=plan.x.device)
+    for samples in plan.memory.fallback_chunks(sum(plan.model.get_parameter(name).numel() for name in names)):
+        size = samples.stop - samples.start, plan.outputs.rows
+        gradients = _one_by_one(plan, names, samples) if one_by_one else _batched(plan, names, samples)
+        for piece, end in zip(pieces, ends, strict=True):
+            of_piece = gradients[piece.parameter].reshape(*size, -1)[:, :, piece.begin : piece.end]  # [k, r, numbers]
+            found[:, samples, end - of_piece.shape[2] : end] = of_piece.transpose(0, 1)
+    return found
+
+
+def _dtype(plan: CapturePlan, names: Sequence[str]) -> torch.dtype:
+    return functools.reduce(torch.promote_types, [plan.model.get_parameter(name).dtype for name in names])
+
+
+def _batched(plan: CapturePlan, names: Sequence[str], samples: slice) -> dict[str, Tensor]:
+    """Computes gradients [k, r, *shape] of samples, batched over samples and cotangents."""
+    twin = plan.twin().model  # its parameters may be swapped
     parameters = {name: parameter.detach() for name, parameter in twin.named_parameters()}
-    own = {name: parameters[name] for names in layers for name in names}
-    rest = {name: parameter for name, parameter in parameters.items() if name not in own}
-    size = sum(parameter.numel() for parameter in own.values())
-    chunk = max(1, _CHUNK_BYTES // (len(cotangents) * max(1, size) * cotangents.dtype.itemsize))
+    own = {name: parameters.pop(name) for name in names}
+    cotangents = plan.cotangents
 
     def gradients_of(sample: Tensor) -> dict[str, Tensor]:
         def f(values: dict[str, Tensor]) -> Tensor:
-            state = {**rest, **values, **_copied_buffers(twin)}
-            output: Tensor = torch.func.functional_call(twin, state, (sample.unsqueeze(0),))
+            buffers = {name: buffer.clone() for name, buffer in twin.named_buffers()}  # which a call may change
+            output: Tensor = torch.func.functional_call(
+                twin, {**parameters, **values, **buffers}, (sample.unsqueeze(0),)
+            )
+            require_output(output, 1)
             return output[0]
 
         pull = torch.func.vjp(f, own)[1]
         if len(cotangents) == 1:
             return {name: gradient.unsqueeze(0) for name, gradient in pull(cotangents[0])[0].items()}
-        (gradients,) = torch.func.vmap(pull)(cotangents)
-        found: dict[str, Tensor] = gradients
+        found: dict[str, Tensor] = torch.func.vmap(pull)(cotangents)[0]
         return found
 
-    first = _gradients_of_sample(model, list(own), x[0].detach(), cotangents)
-    parts: dict[str, list[Tensor]] = {name: [] for name in own}
-    batched = True
-    for begin in range(0, len(x), chunk):
-        samples = x[begin : begin + chunk].detach()
-        try:
-            if batched:
-                with quietly_batched():
-                    found = torch.func.vmap(gradients_of)(samples)  # [n, r, *shape]
-                if begin == 0:
-                    _require_agreement(first, found)
-        except RuntimeError:  # an operation of the model has no batched form, or a wrong one
-            batched = False  # for all samples that follow, too
-        if not batched:
-            rows = [_gradients_of_sample(model, list(own), sample, cotangents) for sample in samples]
-            found = {name: torch.stack([row[name] for row in rows]) for name in own}
-        for name, gradient in found.items():
-            parts[name].append(gradient.detach().flatten(2))
-    whole = {name: torch.cat(chunks).transpose(0, 1) for name, chunks in parts.items()}
-    return [torch.cat([whole[name] for name in names], 2) for names in layers]
+    with quietly_batched():
+        gradients: dict[str, Tensor] = torch.func.vmap(gradients_of)(plan.x[samples])
+    return {name: gradient.detach() for name, gradient in gradients.items()}
 
 
-def _gradients_of_sample(
-    model: nn.Module, names: Sequence[str], sample: Tensor, cotangents: Tensor
-) -> dict[str, Tensor]:
-    """Computes the gradients [r, *shape] of one sample by plain autograd, one cotangent after the other.
+def _one_by_one(plan: CapturePlan, names: Sequence[str], samples: slice) -> dict[str, Tensor]:
+    """Computes gradients [k, r, *shape] by plain autograd, one sample and one cotangent after the other.
 
     They are those by the very parameters that a twin of the model has, whatever way the model reaches them.
     """
-    twin = Twin(model).model
-    parameters = dict(twin.named_parameters())
-    output = twin(sample.unsqueeze(0))[0]
-    by = [parameters[name] for name in names]
-    rows = [torch.autograd.grad(output, by, c, retain_graph=True, materialize_grads=True) for c in cotangents]
-    columns = zip(*rows, strict=True)
-    return {name: torch.stack([g.to_dense() for g in column]) for name, column in zip(names, columns, strict=True)}
-
-
-def _require_agreement(first: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """Raises RuntimeError unless batched gradients [n, r, *shape] of the first sample are those of plain autograd."""
-    for name, expected in first.items():
-        got = found[name]
-        if got.shape[1:] != expected.shape:
-            raise RuntimeError(f"the gradients of {name} came in shape {list(got.shape)}")
-        if not bool((got[0] - expected).norm() <= _AGREEMENT[expected.dtype] * expected.norm()):
-            raise RuntimeError(f"the gradients of {name} are not those of plain autograd")
-
-
-def _copied_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Copies the buffers of a model, such as running statistics, so that a call may change them."""
-    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+    found: dict[str, Tensor] = {}
+    for row, sample in enumerate(plan.x[samples]):
+        twin = plan.twin().model
+        with other_random_numbers(plan.x.device, plan.trace.draws):
+            try:
+                output = twin(sample.unsqueeze(0))
+                require_output(output, 1)
+            except Exception as error:
+                explain_failure_of_one(plan.twin, sample.unsqueeze(0), error)
+                raise
+        by = [twin.get_parameter(name) for name in names]
+        for column, c in enumerate(plan.cotangents):
+            gradients = torch.autograd.grad(output[0], by, c, retain_graph=True, allow_unused=True)
+            for name, parameter, gradient in zip(names, by, gradients, strict=True):
+                if name not in found:
+                    found[name] = parameter.new_zeros(
+                        samples.stop - samples.start, len(plan.cotangents), *parameter.shape
+                    )
+                if gradient is not None:
+                    found[name][row, column] = gradient.to_dense()
+    return {name: gradient.detach() for name, gradient in found.items()}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import random
 import threading
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, ParamSpec, TypeVar
 
+import numpy
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch._C import _functorch
+from torch.utils import _python_dispatch
 
 from ahkernels.factors import is_finite
 
@@ -22,16 +25,22 @@ def require_module(model: object) -> None:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
 
 
-def refuse_modules(model: nn.Module) -> None:
-    """Raises ValueError for modules that mix samples, depend on chance, or change their parameters when called."""
+def refuse_modules(model: nn.Module, *, evaluating: bool) -> None:
+    """Raises ValueError for modules that mix samples, depend on chance, or change their parameters when called.
+
+    Args:
+        model: The network.
+        evaluating: Whether it will be called in eval mode, whatever mode it is in now.
+    """
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+        training = module.training and not evaluating
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (training or module.running_mean is None):
             raise ValueError(
                 f"model: expected samples that are independent given the parameters, got {type(module).__name__} "
                 f"{name!r} with the statistics of its batch; call model.eval() first"
-                + ("" if module.training else ", and give it running statistics (track_running_stats=True)")
+                + ("" if training else ", and give it running statistics (track_running_stats=True)")
             )
-        if module.training and _drops_out(module):
+        if training and _drops_out(module):
             raise ValueError(
                 f"model: expected a deterministic network, got {type(module).__name__} {name!r} in training mode; "
                 "call model.eval() first"
@@ -55,75 +64,144 @@ def check_input(model: nn.Module, x: Tensor) -> None:
         raise TypeError(f"x: expected a tensor [n, ...], got {type(x).__name__}")
     if x.dim() == 0 or x.shape[0] == 0:
         raise ValueError(f"x: expected at least one sample, got shape {list(x.shape)}")
-    parameter = next(model.parameters())
-    if x.device != parameter.device:
-        raise ValueError(f"x: expected the device of the model, {parameter.device}, got {x.device}")
+    parameters = [one for one in model.parameters() if one.is_floating_point()]
+    if all(x.device != one.device for one in parameters):
+        raise ValueError(f"x: expected the device of the model, {parameters[0].device}, got {x.device}")
     if x.is_floating_point():
-        if x.dtype != parameter.dtype:
-            raise ValueError(f"x: expected the dtype of the model, {parameter.dtype}, got {x.dtype}")
+        if all(x.dtype != one.dtype for one in parameters):
+            raise ValueError(f"x: expected the dtype of the model, {parameters[0].dtype}, got {x.dtype}")
         if not is_finite(x.detach()):
             raise ValueError("x: expected finite numbers, got nan or inf")
 
 
-# One thread at a time reads or sets the random-number state: torch holds a lock meanwhile, and may let another thread
-# run Python code, which would wait for that lock for ever.
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def leaving_no_trace(function: Callable[P, T]) -> Callable[P, T]:
+    """Runs a function with gradients enabled, and leaves the modes of torch in this thread as they were.
+
+    Context managers do so too, but not where a signal comes between their last line and that of their caller. What was
+    there before is therefore known here before anything changes, and is put back in any case.
+    """
+
+    @functools.wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        modes = _Modes()
+        try:
+            with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+                torch._C._set_grad_enabled(True)
+                return function(*args, **kwargs)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # an interrupt: what context managers wait to undo is undone now
+                traceback.clear_frames(error.__traceback__)
+            raise
+        finally:
+            modes.restore()
+
+    return guarded
+
+
+class _Modes:
+    """The modes of torch in this thread, as far as a measurement changes them."""
+
+    def __init__(self) -> None:
+        self.gradients = torch.is_grad_enabled()
+        self.dispatch = torch._C._len_torch_dispatch_stack()
+        self.dispatch_flags = {
+            name: flag for name, flag in vars(_python_dispatch).items() if name.startswith("_is_in_")
+        }
+        self.functorch = _functorch.get_dynamic_layer_stack_depth()
+        self.batched = _in_batched_gradients()
+        self.hooks_on_saved = torch._C._autograd._saved_tensors_hooks_is_enabled()
+
+    def restore(self) -> None:
+        """Puts back what has changed."""
+        torch._C._set_grad_enabled(self.gradients)
+        if torch._C._len_torch_dispatch_stack() > self.dispatch:
+            while torch._C._len_torch_dispatch_stack() > self.dispatch:
+                torch._C._pop_torch_dispatch_stack()
+            vars(_python_dispatch).update(self.dispatch_flags)
+        if _functorch.get_dynamic_layer_stack_depth() > self.functorch:
+            _functorch.pop_dynamic_layer_stack_and_undo_to_depth(self.functorch)
+        while _in_batched_gradients() and not self.batched:
+            torch._C._vmapmode_decrement_nesting()
+        if self.hooks_on_saved and not torch._C._autograd._saved_tensors_hooks_is_enabled():
+            torch._C._autograd._saved_tensors_hooks_enable()
+
+
+def _in_batched_gradients() -> bool:
+    return bool(torch._C._dispatch_tls_local_include_set().has("VmapMode"))
+
+
+class RandomNumbers:
+    """The states of random numbers: those of Python and NumPy, and those of torch for the CPU and one device.
+
+    Args:
+        device: The device, which may be the CPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._module = torch.get_device_module(device) if device.type in _DEVICES else None
+        self._of_python, self._of_numpy = random.getstate(), _numpy_state()
+        with _RANDOM_NUMBERS:
+            self._seed, self._of_torch = torch.initial_seed(), torch.get_rng_state()
+            self._of_device = None if self._module is None else self._module.get_rng_state(device)
+
+    def drawn_outside_of_torch(self) -> bool:
+        """Whether Python or NumPy have drawn numbers since, or torch has another seed."""
+        numpy_now, numpy_then = _numpy_state()["state"], self._of_numpy["state"]
+        drawn_by_numpy = numpy_now["pos"] != numpy_then["pos"] or (numpy_now["key"] != numpy_then["key"]).any()
+        return drawn_by_numpy or random.getstate() != self._of_python or torch.initial_seed() != self._seed
+
+    def restore(self) -> None:
+        """Sets the states that were found."""
+        random.setstate(self._of_python)
+        numpy.random.set_state(self._of_numpy)  # noqa: NPY002
+        with _RANDOM_NUMBERS:
+            torch.set_rng_state(self._of_torch)
+            if self._module is not None:
+                self._module.set_rng_state(self._of_device, self._device)
+
+    def advance(self) -> None:
+        """Goes on to other states."""
+        random.random()
+        numpy.random.random()  # noqa: NPY002
+        torch.rand(97)
+        if self._module is not None:
+            torch.rand(97, device=self._device)
+
+
+def _numpy_state() -> dict[str, Any]:
+    # The global state is what a model may draw from.
+    state: dict[str, Any] = numpy.random.get_state(legacy=False)  # noqa: NPY002
+    return state
+
+
+_DEVICES = ("cuda", "xpu")
+# One thread at a time reads or sets the state of random numbers: torch holds a lock meanwhile, and may let another
+# thread run Python code, which would wait for that lock for ever.
 _RANDOM_NUMBERS = threading.Lock()
 
 
 @contextmanager
-def unchanged(x: Tensor) -> Iterator[None]:
-    """Enables gradients in whatever mode the caller is, and restores the random-number state, also after an error."""
-    devices = [x.device] if x.device.type not in ("cpu", "mps") else []
-    forked = torch.random.fork_rng(devices=devices, device_type=x.device.type if devices else "cuda")
-    with _RANDOM_NUMBERS:
-        forked.__enter__()
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        with _RANDOM_NUMBERS:
-            forked.__exit__(None, None, None)
-
-
-class Unwritten(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses operations that would write to protected tensors, before they do.
+def other_random_numbers(device: torch.device, drawn: bool) -> Iterator[None]:
+    """Goes on to another state of random numbers, and puts that which was found back, also after an error.
 
     Args:
-        tensors: The tensors to protect, by their names in messages. Whatever shares their memory is protected too.
+        device: That of the model.
+        drawn: Whether the model draws random numbers; otherwise nothing is done, so that other threads may draw.
     """
-
-    supports_higher_order_operators = True
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.names = {address: name for name, tensor in tensors.items() if (address := _address(tensor))}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Raises ValueError, naming the tensor, if the operation would change a protected one."""
-        kwargs = kwargs or {}
-        if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
-            for index, argument in enumerate(func._schema.arguments):
-                if argument.alias_info is None or not argument.alias_info.is_write:
-                    continue
-                written = args[index] if index < len(args) else kwargs.get(argument.name)
-                for tensor in tree_leaves(written):
-                    name = self.names.get(_address(tensor)) if isinstance(tensor, Tensor) else None
-                    if name is not None:
-                        raise ValueError(
-                            "model: expected calls that leave parameters and x as they are, got one that changes "
-                            f"{name} in place"
-                        )
-        return func(*args, **kwargs)
-
-
-def _address(tensor: Tensor) -> int:
-    """Returns the address of a tensor's memory; 0 if it has no element, or no storage, as sparse tensors."""
+    if not drawn:
+        yield
+        return
+    found = RandomNumbers(device)
     try:
-        return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):
-        return 0
+        found.advance()
+        yield
+    finally:
+        found.restore()
 
 
 @contextmanager
@@ -161,6 +239,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def quietly_batched() -> Iterator[None]:
     """Silences torch's advice about operations that it batches in a loop; a user can do nothing about it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+    _functorch._set_vmap_fallback_warning_enabled(False)
+    try:
         yield
+    finally:
+        _functorch._set_vmap_fallback_warning_enabled(True)

@@ -2,24 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from torch.nn.utils import parametrize
 
-from ahkernels.capture.certificate import require_determined
-from ahkernels.capture.guard import check_input, refuse_modules, unchanged
-from ahkernels.capture.run import PlannedLayer, iter_factors, plan_layers
-from ahkernels.capture.selection import Layers, select_layers
-from ahkernels.capture.trace import trace_model
+from ahkernels.capture.guard import check_input, leaving_no_trace, other_random_numbers, refuse_modules
+from ahkernels.capture.memory import Memory
+from ahkernels.capture.options import CaptureOptions
+from ahkernels.capture.route import Route, Shape, choose_route, fallback_route
+from ahkernels.capture.selection import select_layers
+from ahkernels.capture.structure import Known, known
+from ahkernels.capture.trace import Trace, TracedLayer, trace_model
 from ahkernels.capture.twin import Twin
-from ahkernels.kernel import TangentKernel, kernel_of_outputs
-from ahkernels.outputs import Outputs, OutputSelection
+from ahkernels.outputs import OutputSelection
 from ahkernels.precision import resolve_precision
 
 _FORWARD_CHUNK = 1024  # samples in a forward pass without gradients
+
+
+@dataclass(frozen=True)
+class PlannedLayer(TracedLayer):
+    """A layer and its route for a given number of samples.
+
+    Attributes:
+        route: How its kernel will be computed.
+    """
+
+    route: Route
+
+    @classmethod
+    def of(
+        cls, layer: TracedLayer, n: int, outputs: OutputSelection, most_numbers: int, *, keep_factors: bool
+    ) -> PlannedLayer:
+        """Chooses the route of a layer for n samples, of which at most `most_numbers` numbers may be kept."""
+        r, e = outputs.rows, outputs.entries
+        if layer.rule is None:
+            return cls(**vars(layer), route=fallback_route(n, r, e, layer.m, most_numbers))
+        shape = Shape(n, r, e, layer.positions, layer.d, layer.m, layer.bias)
+        route = choose_route(shape, most_numbers, keep_factors=keep_factors and layer.d > 0)
+        return cls(**vars(layer), route=route)
+
+    @property
+    def as_jacobian(self) -> bool:
+        """Whether the Jacobian of the layer is kept instead of its factors."""
+        return self.route.name == "jacobian"
 
 
 @dataclass(frozen=True)
@@ -29,62 +59,84 @@ class CapturePlan:
     Attributes:
         model: The network.
         x: Its inputs [n, ...].
-        layers: The layers to capture and their routes, in forward order.
-        groups: The name of each kernel and the names of its layers, in forward order.
-        outputs: The outputs that enter the kernels.
+        options: What the user chose.
         precision: "highest", "high" or "medium".
-        memory_budget: Bytes of factors that one pass may capture.
-        progress: Whether to show a progress bar on stderr.
+        outputs: The outputs that enter the kernels.
+        evaluating: Whether the network is measured in eval mode, whatever mode it is in.
+        keep_factors: Whether the factors are kept also where the Jacobian is smaller.
+        trace: What a call on a few samples found.
+        layers: The layers to capture, in forward order, by name.
+        groups: The name of each kernel and the names of its layers, in forward order.
+        memory: The division of the memory budget.
+        known: What earlier captures of a model of this structure found.
+        versions: How often the memory of each parameter had been written to when the plan was made.
     """
 
     model: nn.Module
     x: Tensor
-    layers: list[PlannedLayer]
-    groups: dict[str, list[str]]
-    outputs: OutputSelection
+    options: CaptureOptions
     precision: str
-    memory_budget: int
-    progress: bool
+    outputs: OutputSelection
+    evaluating: bool
+    keep_factors: bool
+    trace: Trace
+    layers: dict[str, PlannedLayer]
+    groups: dict[str, list[str]]
+    memory: Memory
+    known: Known
+    versions: Mapping[str, int]
 
-    def kernels(self) -> Iterator[tuple[str, TangentKernel]]:
-        """Yields (name, kernel) in forward order, without searching the factors for nan and inf."""
-        groups = iter_factors(self.model, self.x, self.layers, self.groups, self.outputs, self.memory_budget)
-        with tqdm(total=len(self.groups), desc="layers", unit="layer", disable=not self.progress) as bar:
-            for name, factors in groups:
-                yield name, kernel_of_outputs(factors, self.outputs, self.precision, name)
-                bar.update()
+    @property
+    def certifies(self) -> bool:
+        """Whether this capture is held against autograd."""
+        return self.options.certify > 0 and self.known.calls % self.options.certify == 0
 
+    @property
+    def cotangents(self) -> Tensor:
+        """The gradients by the outputs that the backward passes start from, [r, o]."""
+        return self.outputs.cotangents(self.trace.output)
+
+    def twin(self, dtype: torch.dtype | None = None) -> Twin:
+        """A new twin of the model, with all real numbers in a dtype if one is given."""
+        return Twin(self.model, evaluating=self.evaluating, dtype=dtype)
+
+    def without_rule(self, layer: PlannedLayer) -> PlannedLayer:
+        """The same layer with its Jacobian from the fallback."""
+        traced = TracedLayer.by_fallback(layer, self.model)
+        most_numbers = self.memory.kept // self.memory.item
+        return PlannedLayer.of(traced, len(self.x), self.outputs, most_numbers, keep_factors=False)
+
+    def require_unchanged(self) -> None:
+        """Raises RuntimeError if a parameter has been written to since the plan was made."""
+        changed = [name for name, version in _versions(self.model).items() if version != self.versions.get(name)]
+        if changed:
+            raise RuntimeError(
+                "model: expected parameters that stay as they are while they are measured, got changes of "
+                f"{changed[0]!r}, from another thread, say; measure between two steps of training"
+            )
+
+    @leaving_no_trace
     def logits(self) -> Tensor:
         """Computes f(x) [n, o], a chunk of samples at a time."""
         chunks = []
         for samples in torch.split(self.x, _FORWARD_CHUNK):
-            with unchanged(self.x), torch.no_grad():
-                chunks.append(Twin(self.model).model(samples))
+            with other_random_numbers(self.x.device, self.trace.draws), torch.no_grad():
+                chunks.append(self.twin().model(samples))
         return torch.cat(chunks)
 
 
+@leaving_no_trace
 def plan_capture(
-    model: nn.Module,
-    x: Tensor,
-    *,
-    layers: Layers,
-    outputs: Outputs,
-    precision: str | None,
-    memory_budget: int,
-    keep_factors: bool,
-    progress: bool,
+    model: nn.Module, x: Tensor, options: CaptureOptions, *, keep_factors: bool = False, evaluating: bool = False
 ) -> CapturePlan:
-    """Checks the arguments of `iter_tangent_kernels`, and runs a twin of the model on a few samples.
+    """Checks the arguments of a measurement, and runs a twin of the model on a few samples.
 
     Args:
-        model: See `tangent_kernels`, as for all arguments.
-        x: Inputs [n, ...].
-        layers: Names, patterns or groups of layers, or None.
-        outputs: The outputs that enter the kernels.
-        precision: A precision or None.
-        memory_budget: Bytes of factors that one pass may capture.
+        model: A network whose samples are independent given its parameters, with f(x) of shape [n, o].
+        x: Its inputs [n, ...].
+        options: What the user chose.
         keep_factors: Whether the factors are kept also where the Jacobian is smaller.
-        progress: Whether to show a progress bar on stderr.
+        evaluating: Whether to measure the network in eval mode, whatever mode it is in.
 
     Returns:
         The plan.
@@ -93,26 +145,41 @@ def plan_capture(
         ValueError: If an argument is out of range or does not fit the model; the message names it.
         TypeError: If an argument has another type; the message names it.
     """
-    _check_budget(memory_budget)
-    precision = resolve_precision(precision)
-    selected = select_layers(model, layers)
+    precision = resolve_precision(options.precision)
+    selected = select_layers(model, options.layers)
     check_input(model, x)
-    refuse_modules(model)
+    refuse_modules(model, evaluating=evaluating)
+    if parametrize._cache_enabled and any(hasattr(module, "parametrizations") for module in model.modules()):
+        raise ValueError(
+            "model: expected a call outside of torch.nn.utils.parametrize.cached(), got one under it, where a "
+            "measurement would take the cached values for its own; measure outside"
+        )
     if torch.is_autocast_enabled(x.device.type):
         raise ValueError(
             "model: expected a call outside of torch.autocast, got one under it; measure outside of the autocast "
             "region, in the dtype of the parameters"
         )
-    if x.is_inference():  # autograd takes no tensors of inference mode
-        with torch.inference_mode(False):
-            x = x.clone()
-    with unchanged(x):
-        trace = trace_model(model, x, selected.layers)
-    require_determined(model, x)
-    selection = OutputSelection(outputs, trace.outputs)
-    planned = plan_layers(model, x.shape[0], trace.layers, selection, memory_budget, keep_factors=keep_factors)
-    groups = _in_forward_order(selected.groups, [layer.name for layer in planned])
-    return CapturePlan(model, x.detach(), planned, groups, selection, precision, memory_budget, progress)
+    x = x.clone() if x.is_inference() else x.detach()  # autograd takes no tensors of inference mode
+    versions = _versions(model)
+    of_structure = known(model, x, selected.layers, [str(options), keep_factors, evaluating])
+    layers = [layer.without_rule() if layer.name in of_structure.without_rule else layer for layer in selected.layers]
+    trace = trace_model(functools.partial(Twin, model, evaluating=evaluating), model, x, layers)
+    outputs = OutputSelection(options.outputs, trace.output.shape[1])
+    item = max(model.get_parameter(name).dtype.itemsize for layer in layers for name in layer.parameters)
+    memory = Memory(options.memory_budget, len(x), outputs.rows, item, trace.bytes_per_sample, x.device)
+    planned = {
+        layer.name: PlannedLayer.of(layer, len(x), outputs, memory.kept // item, keep_factors=keep_factors)
+        for layer in trace.layers
+    }
+    groups = _in_forward_order(selected.groups, list(planned))
+    return CapturePlan(
+        *(model, x, options, precision, outputs, evaluating, keep_factors),
+        *(trace, planned, groups, memory, of_structure, versions),
+    )
+
+
+def _versions(model: nn.Module) -> dict[str, int]:
+    return {name: 0 if p.is_inference() else p._version for name, p in model.named_parameters()}
 
 
 def _in_forward_order(groups: dict[str, list[str]], layers: Sequence[str]) -> dict[str, list[str]]:
@@ -120,10 +187,3 @@ def _in_forward_order(groups: dict[str, list[str]], layers: Sequence[str]) -> di
     place = {name: index for index, name in enumerate(layers)}
     members = {name: sorted(group, key=place.__getitem__) for name, group in groups.items()}
     return dict(sorted(members.items(), key=lambda item: place[item[1][0]]))
-
-
-def _check_budget(memory_budget: int) -> None:
-    if isinstance(memory_budget, bool) or not isinstance(memory_budget, int):
-        raise TypeError(f"memory_budget: expected a number of bytes, got {memory_budget!r}")
-    if memory_budget <= 0:
-        raise ValueError(f"memory_budget: expected a positive number of bytes, got {memory_budget}")

@@ -7,6 +7,8 @@ then K costs n^2 e m (d + b). There are two ways to have the Jacobian. Either it
 captured, and kept instead of the factors; or, where the factors are smaller, the factors are kept and a slice of the
 Jacobian at a time is formed from them, again for each block of samples. The choice depends on the shapes and the memory
 budget alone: it is the cheapest of the routes that fit the budget, or else the route that holds least.
+
+A layer without a rule has its Jacobian from the model itself. Where that does not fit, slices of it are summed up to K.
 """
 
 from __future__ import annotations
@@ -20,10 +22,13 @@ from torch import Tensor
 
 from ahkernels.ops.build import TILING
 
-RouteName: TypeAlias = Literal["factors", "pairs", "jacobian", "jacobian slices"]
+RouteName: TypeAlias = Literal["factors", "pairs", "jacobian", "jacobian slices", "root"]
 
 # Rows of K that are computed together where the Jacobian comes in slices.
 _BLOCK_ROWS = TILING["block_rows_in_memory"]
+
+# The numbers that a root of K takes for each of its entries: K itself in float64, its eigenvectors and their workspace.
+_NUMBERS_OF_ROOT = 10
 
 # The cost, in flops, of writing, scaling, packing and reading one number of a factor or Jacobian: about 20 bytes, at
 # the 20 flops for each byte that processors are balanced for (benchmarks/routes.py).
@@ -64,7 +69,8 @@ class Route:
 
     Attributes:
         name: "factors" for one position. For several: "pairs" (by pairs of positions), "jacobian" (the Jacobian is kept
-            instead of the factors) or "jacobian slices" (the Jacobian is formed from kept factors, slice by slice).
+            instead of the factors) or "jacobian slices" (the Jacobian is formed from kept factors, slice by slice). For
+            a layer without a rule: "jacobian" or "root" (a square root of K, which slices of the Jacobian sum up to).
         flops: Floating-point operations from what is captured to K on and below its diagonal, two for each
             multiply-add.
         numbers: The count of numbers that are kept of the layer.
@@ -111,6 +117,23 @@ def choose_route(shape: Shape, most_numbers: int, *, keep_factors: bool = False)
     if fitting:
         return min(fitting, key=lambda route: route.cost)
     return min(found, key=lambda route: (route.numbers, route.cost))
+
+
+def fallback_route(n: int, r: int, e: int, parameters: int, most_numbers: int) -> Route:
+    """Chooses the route of a layer without a rule: a root of K where its Jacobian is too large and K is small.
+
+    Args:
+        n: The number of samples.
+        r: The number of cotangents.
+        e: Entries of K for each pair of samples.
+        parameters: Numbers in the Jacobian of one sample and cotangent.
+        most_numbers: How many numbers may be kept of the layer.
+    """
+    flops, formed = n**2 * e * parameters, n * r * parameters
+    root = (n * r) ** 2
+    if formed > most_numbers >= _NUMBERS_OF_ROOT * root:
+        return Route("root", flops, root, formed)
+    return Route("jacobian", flops, formed, formed)
 
 
 def jacobian(a: Tensor, g: Tensor, *, bias: bool) -> Tensor:

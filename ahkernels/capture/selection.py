@@ -35,6 +35,10 @@ class Layer:
     parameters: tuple[str, ...]
     rule: Rule | None
 
+    def without_rule(self) -> Layer:
+        """The same layer, whose Jacobian comes from the fallback."""
+        return Layer(self.name, self.module, self.parameters, None)
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -62,12 +66,15 @@ def select_layers(model: nn.Module, layers: Layers) -> Selection:
     Raises:
         TypeError: If `model` or `layers` has another type.
         ValueError: If a name matches no layer (the message has the nearest names), the model has no parameters, or a
-            parameter is not initialised or not real.
+            parameter is not initialised, or that of a layer not real.
     """
     require_module(model)
     owned: dict[str, list[str]] = {}
     for name, parameter in model.named_parameters():
-        _require_real(name, parameter)
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(
+                f"model: expected initialised parameters, got {name!r} of a lazy module; call the model once"
+            )
         owned.setdefault(_owner(name), []).append(name)
     if not owned:
         raise ValueError(f"model: expected modules with parameters, got {type(model).__name__} without any")
@@ -79,6 +86,10 @@ def select_layers(model: nn.Module, layers: Layers) -> Selection:
     for name in names:
         if name not in selected:
             continue
+        for own in owned[name]:
+            dtype = model.get_parameter(own).dtype
+            if not dtype.is_floating_point:
+                raise ValueError(f"model: expected real floating-point parameters, got {own!r} of dtype {dtype}")
         module, rule = rule_for(model, name)
         local = {parameter.removeprefix(f"{name}.") for parameter in owned[name]}
         if rule is not None and (local != set(rule.parameters(module)) or not tied.isdisjoint(owned[name])):
@@ -92,13 +103,6 @@ def _owner(parameter: str) -> str:
     module = parameter.rpartition(".")[0]
     names = module.split(".")
     return ".".join(names[: names.index("parametrizations")]) if "parametrizations" in names else module
-
-
-def _require_real(name: str, parameter: nn.Parameter) -> None:
-    if isinstance(parameter, nn.parameter.UninitializedParameter):
-        raise ValueError(f"model: expected initialised parameters, got {name!r} of a lazy module; call the model once")
-    if not parameter.is_floating_point():
-        raise ValueError(f"model: expected real floating-point parameters, got {name!r} of dtype {parameter.dtype}")
 
 
 def _tied(model: nn.Module) -> set[str]:

@@ -1,43 +1,59 @@
-"""The trace: one call on one sample, which shows the order of the layers, their uses and their positions."""
+"""The trace: one call on a few samples, which shows the order of the layers, their uses and their positions."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from ahkernels.capture.call import call_model, nodes_reaching
-from ahkernels.capture.guard import Unwritten
+from ahkernels.capture.call import Call, call_model, explain_failure_of_one
+from ahkernels.capture.guard import RandomNumbers
+from ahkernels.capture.observer import Observer
 from ahkernels.capture.selection import Layer
+from ahkernels.capture.twin import Twin
+
+_SAMPLES = 4
+
+
+def few_samples(n: int) -> list[int]:
+    """The indices of the few of n samples that are traced, from all over them."""
+    if n <= _SAMPLES + 1:
+        return list(range(0, n, 2))
+    return [n * part // _SAMPLES for part in range(_SAMPLES)]
+
+
+def another_sample(n: int) -> int:
+    """The index of a sample that is not traced; the only one of one."""
+    few = few_samples(n)
+    return next((index for index in range(n - 1, -1, -1) if index not in few), 0)
 
 
 @dataclass(frozen=True)
-class TracedLayer:
-    """A layer and how a call of the model uses it.
+class TracedLayer(Layer):
+    """A layer and how a call of the model uses it. Its rule is None where the one for its kind does not apply.
 
     Attributes:
-        layer: The layer; its rule is None where the rule for its kind does not apply to this call.
-        uses: How often a call of the model calls the layer.
         positions: Positions of all uses together.
         d: The length of its forward factor at one position; 0 where there is none.
         m: The length of its backward factor at one position, for one output.
-        reached: Whether the output depends on the layer.
     """
 
-    layer: Layer
-    uses: int
     positions: int
     d: int
     m: int
-    reached: bool
 
     @classmethod
-    def without_rule(cls, layer: Layer, model: nn.Module, *, reached: bool) -> TracedLayer:
+    def by_fallback(cls, layer: Layer, model: nn.Module) -> TracedLayer:
         """Describes a layer whose Jacobian comes from `ahkernels.capture.fallback`: one position, and no input."""
         parameters = sum(model.get_parameter(name).numel() for name in layer.parameters)
-        return cls(replace(layer, rule=None), uses=1, positions=1, d=0, m=parameters, reached=reached)
+        return cls(layer.name, layer.module, layer.parameters, None, positions=1, d=0, m=parameters)
+
+    @property
+    def bias(self) -> bool:
+        """Whether b = 1 is added to the forward Gram of its factors, as its rule or the fallback forms them."""
+        return self.rule is None or self.rule.has_bias(self.module)
 
 
 @dataclass(frozen=True)
@@ -46,20 +62,25 @@ class Trace:
 
     Attributes:
         layers: The layers in the order of their first use.
-        outputs: The number of outputs o.
+        samples: The indices of the samples that were traced.
+        output: f(x) [k, o] of these samples.
+        draws: Whether the model draws random numbers.
+        bytes_per_sample: The size of what operations computed for one sample.
     """
 
     layers: list[TracedLayer]
-    outputs: int
+    samples: Tensor
+    output: Tensor
+    draws: bool
+    bytes_per_sample: int
 
 
-def trace_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Trace:
-    """Calls the model on the first sample of x and records its layers.
-
-    Warns where a layer does not reach the output, so that its kernel is zero.
+def trace_model(new_twin: Callable[[], Twin], model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Trace:
+    """Calls a twin of the model on a few samples of x and records its layers.
 
     Args:
-        model: The network.
+        new_twin: Makes a twin of the model.
+        model: The network itself.
         x: Its inputs [n, ...].
         layers: The layers to record.
 
@@ -67,40 +88,65 @@ def trace_model(model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Trace:
         The layers as this call uses them.
 
     Raises:
-        ValueError: If the call would change a parameter or its input in place, or for the reasons of `call_model`.
+        ValueError: If the call would change a parameter or its input in place, takes a parameter otherwise than as that
+            of a module, or for the reasons of `call_model`.
         TypeError: If a rule records something else than tensors.
     """
-    parameters, first = dict(model.named_parameters()), x[:1].detach()
-    guard = Unwritten({repr(name): parameter for name, parameter in parameters.items()} | {"x": first})
-    call = call_model(model, first, layers, guard=guard)
-    nodes, into_leaf = nodes_reaching(call.output)
-    traced: dict[str, TracedLayer] = {}
-    for layer in layers:
-        uses = call.uses.get(layer.name)
-        edges = [] if uses is None else uses.edges
-        uses_reaching = sum(edge.node in nodes for edge in edges)
-        # How often each parameter enters the graph of the output, by uses of the layer or otherwise.
-        entries = [into_leaf.get(id(call.leaves[name]), 0) for name in layer.parameters]
-        if not any(entries):
-            trained = all(parameters[name].requires_grad for name in layer.parameters)
-            warnings.warn(
-                f"layer {layer.name!r} does not reach the output of the model: its kernel is zero"
-                + ("" if trained else "; if forward holds it otherwise than as a module, give it requires_grad"),
-                stacklevel=2,
-            )
-        recorded = [] if uses is None else uses.recorded
-        act_otherwise = max(entries) > uses_reaching  # parameters act where the rule does not see them
-        by_other_outputs = uses is not None and any(node in nodes for node in uses.other_outputs)
-        if layer.rule is None or act_otherwise or by_other_outputs or any(one is None for one in recorded):
-            traced[layer.name] = TracedLayer.without_rule(layer, model, reached=any(entries))
-        elif uses is None:  # never called, so that its kernel is zero and its factors are empty
-            traced[layer.name] = TracedLayer(layer, uses=1, positions=1, d=0, m=0, reached=False)
-        else:
-            positions = 0
-            for one, shape in zip(recorded, uses.output_shapes, strict=True):
-                assert one is not None
-                a, g = layer.rule.factors(layer.module, one, call.output.new_zeros(1, *shape))
-                positions += a.shape[1]
-            traced[layer.name] = TracedLayer(layer, len(edges), positions, a.shape[2], g.shape[3], uses_reaching > 0)
+    parameters = dict(model.named_parameters())
+    samples = torch.tensor(few_samples(len(x)), device=x.device)
+    few = x.detach()[samples]
+    gradients = {name: parameter.grad for name, parameter in parameters.items()}
+    protected = {repr(name): parameter for name, parameter in parameters.items()} | {"x": few}
+    protected |= {f"the gradient of {name!r}": one for name, one in gradients.items() if one is not None}
+    own = {name for layer in layers for name in layer.parameters}
+    twin = new_twin()
+    observer = Observer(protected, {key: name for key, name in twin.replaced.items() if name in own})
+    random, drawn = RandomNumbers(x.device), False
+    try:
+        call = call_model(twin, few, layers, observer=observer)
+    except Exception as error:
+        if len(few) == 1:
+            explain_failure_of_one(new_twin, few, error)
+        raise
+    finally:
+        drawn = observer.drawn or random.drawn_outside_of_torch()
+        if drawn:
+            random.restore()
+        written = [name for name in parameters if gradients[name] is None and parameters[name].grad is not None]
+        if observer.backward:
+            for name in written:
+                parameters[name].grad = None
+    if observer.backward and written:
+        raise ValueError(
+            f"model: expected a forward that leaves gradients alone, got one that adds to that of {written[0]!r} by a "
+            "backward pass of its own; use torch.autograd.grad in forward"
+        )
+    for name in observer.taken:
+        raise ValueError(
+            f"model: expected forward to take {name!r} from its module, since it is frozen, got a forward that holds "
+            "it in another way too (in what torch.compile made, say), where a measurement cannot follow it; give it "
+            "requires_grad, or leave its layer out with layers="
+        )
+    traced = {layer.name: _traced(layer, model, call) for layer in layers}
     order = [*call.uses, *(name for name in traced if name not in call.uses)]
-    return Trace([traced[name] for name in order], call.output.shape[1])
+    return Trace(
+        [traced[name] for name in order],
+        samples,
+        call.output.detach(),
+        drawn,
+        observer.bytes // len(few),
+    )
+
+
+def _traced(layer: Layer, model: nn.Module, call: Call) -> TracedLayer:
+    if layer.rule is None or not call.by_uses_alone(layer):
+        return TracedLayer.by_fallback(layer, model)
+    uses = call.uses.get(layer.name)
+    if uses is None:  # not called for these samples; never called, its kernel is zero and its factors are empty
+        return TracedLayer(**vars(layer), positions=1, d=0, m=0)
+    positions = 0
+    for one, shape in zip(uses.recorded, uses.output_shapes, strict=True):
+        assert one is not None
+        a, g = layer.rule.factors(layer.module, one, call.output.new_zeros(1, *shape))
+        positions += a.shape[1]
+    return TracedLayer(**vars(layer), positions=positions, d=a.shape[2], m=g.shape[3])

@@ -7,46 +7,58 @@ nothing to undo on the model, whatever exception, signal or thread comes.
 from __future__ import annotations
 
 import functools
+import random
 import types
-from collections import OrderedDict, defaultdict, deque
+from collections import deque
+from contextlib import suppress
+from copy import copy as shallow_copy
+from copy import deepcopy
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
 _PLAIN = frozenset((bool, int, float, str, type(None)))
 _TABLES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))
-_CONTAINERS = (dict, OrderedDict, defaultdict, list, tuple, set, frozenset, deque)
+_CONTAINERS = (dict, list, tuple, set, frozenset, deque)
+_GENERATORS = (torch.Generator, random.Random, numpy.random.Generator, numpy.random.RandomState)
+_MOST_COPIES = 10_000  # of what refers to other things; beyond it objects are shared, such as those of a whole program
 
 
 class Twin:
     """A twin of a model.
 
-    Its parameters are those of the model where they are trained. A frozen parameter is replaced by a leaf with the same
-    memory, so that gradients flow through it. Buffers are copies, which a call may change.
+    Its parameters are those of the model where they are trained. A parameter that is frozen is replaced by a leaf with
+    the same memory, so that gradients flow through it. Buffers are copies, which a call may change.
 
     Args:
         model: The model, which is only read.
         evaluating: Whether all modules of the twin are in eval mode; otherwise each is in the mode of its original.
+        dtype: That of all floating-point parameters and buffers, which are then copies; None for those of the model.
 
     Attributes:
         model: The twin itself.
+        generators: The generators of random numbers that the model has, copied with their states.
+        replaced: The names of parameters that are replaced, by the id of the original.
     """
 
-    def __init__(self, model: nn.Module, *, evaluating: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, evaluating: bool = False, dtype: torch.dtype | None = None) -> None:
         self._copies: dict[int, Any] = {}  # by the id of the original
+        self.generators: list[Any] = []
         self._originals: list[Any] = []  # kept, so that no id is used again
         modules = list(model.modules())
         for module in modules:
             shared = isinstance(module, torch.jit.ScriptModule)  # its state is not in Python
             self._remember(module, module if shared else object.__new__(type(module)))
+        self.replaced: dict[int, str] = {}
+        for name, parameter in model.named_parameters():
+            if self._remember(parameter, _trained(parameter, dtype)) is not parameter:
+                self.replaced[id(parameter)] = name
         for module in modules:
-            for parameter in module._parameters.values():
-                if parameter is not None and id(parameter) not in self._copies:
-                    self._remember(parameter, _trained(parameter))
             for buffer in module._buffers.values():
                 if buffer is not None and id(buffer) not in self._copies:
-                    self._remember(buffer, buffer.clone())
+                    self._remember(buffer, _of_dtype(buffer, dtype).clone())
         for module in modules:
             twin = self._copies[id(module)]
             if twin is not module:
@@ -54,6 +66,15 @@ class Twin:
                 if evaluating:
                     vars(twin)["training"] = False
         self.model: nn.Module = self._copies[id(model)]
+
+    def advance(self, times: int) -> None:
+        """Goes on to another state of each generator, one for each number of times."""
+        for generator in self.generators:
+            for _ in range(1 + times):
+                if isinstance(generator, torch.Generator):
+                    torch.rand(1, generator=generator, device=generator.device)
+                else:
+                    generator.random()
 
     def of(self, module: nn.Module) -> nn.Module:
         """The twin of one of the model's modules."""
@@ -70,6 +91,36 @@ class Twin:
             state[name] = type(value)() if name in _TABLES and not value else self._copy(value)
         return state
 
+    def _plain_object(self, value: Any) -> Any:
+        """An object that has nothing but attributes, such as a cache; shared where there are too many of them."""
+        if len(self._originals) > _MOST_COPIES:
+            return value
+        copy = self._remember(
+            value,
+            object.__new__(type(value)) if not isinstance(value, types.SimpleNamespace) else types.SimpleNamespace(),
+        )  # before its attributes, which may refer to it
+        vars(copy).update({name: self._copy(one) for name, one in vars(value).items()})
+        return copy
+
+    def _function(self, value: types.FunctionType) -> Any:
+        """A function whose closure and defaults refer to the twin, and keep what it stores in them."""
+        cells = [self._cell(cell) for cell in value.__closure__ or ()]
+        copy = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, tuple(cells))
+        self._remember(value, copy)  # before its defaults, which may refer to it
+        copy.__defaults__, copy.__kwdefaults__ = self._copy(value.__defaults__), self._copy(value.__kwdefaults__)
+        copy.__dict__.update(value.__dict__)
+        copy.__qualname__, copy.__module__ = value.__qualname__, value.__module__
+        return copy
+
+    def _cell(self, cell: types.CellType) -> types.CellType:
+        if id(cell) in self._copies:
+            found: types.CellType = self._copies[id(cell)]
+            return found
+        copy = self._remember(cell, types.CellType())
+        with suppress(ValueError):  # of a variable that has no value yet
+            copy.cell_contents = self._copy(cell.cell_contents)
+        return copy  # type: ignore[no-any-return]
+
     def _remember(self, original: Any, copy: Any) -> Any:
         self._copies[id(original)] = copy
         self._originals.append(original)
@@ -81,36 +132,63 @@ class Twin:
             return self._copies[id(value)]
         if isinstance(value, Tensor):
             return value if value.requires_grad else self._remember(value, value.clone())
-        if type(value) in _CONTAINERS:
+        if isinstance(value, _CONTAINERS):
             return self._container(value)
         if isinstance(value, types.MethodType):
             return types.MethodType(value.__func__, self._copy(value.__self__))
         if type(value) is functools.partial:
             arguments, keywords = self._copy(value.args), self._copy(value.keywords)
             return functools.partial(self._copy(value.func), *arguments, **keywords)
-        return value
+        if isinstance(value, types.FunctionType) and (value.__closure__ or value.__defaults__ or value.__kwdefaults__):
+            return value if _of_torch(value) else self._function(value)
+        if isinstance(value, numpy.ndarray):
+            return self._remember(value, value.copy())
+        if isinstance(value, _GENERATORS):
+            copy = value.clone_state() if isinstance(value, torch.Generator) else deepcopy(value)
+            self.generators.append(copy)
+            return self._remember(value, copy)
+        return self._plain_object(value) if _is_plain(value) else value
 
     def _container(self, value: Any) -> Any:
         if isinstance(value, (tuple, frozenset)):
-            return self._remember(value, type(value)(self._copy(one) for one in value))
-        copy: Any = type(value)()
-        if isinstance(value, defaultdict):
-            copy.default_factory = value.default_factory
-        elif isinstance(value, deque):
-            copy = deque(maxlen=value.maxlen)
-        self._remember(value, copy)  # before its contents, which may contain it
+            contents = [self._copy(one) for one in value]
+            named = hasattr(value, "_fields")
+            return self._remember(value, type(value)(*contents) if named else type(value)(contents))
+        copy = self._remember(value, shallow_copy(value))  # before its contents, which may contain it
         if isinstance(value, dict):
-            copy.update({key: self._copy(one) for key, one in value.items()})
+            for key, one in value.items():
+                dict.__setitem__(copy, key, self._copy(one))
         elif isinstance(value, set):
+            copy.clear()
             copy.update(self._copy(one) for one in value)
         else:
-            copy.extend(self._copy(one) for one in value)
+            for index, one in enumerate(value):
+                copy[index] = self._copy(one)
         return copy
 
 
-def _trained(parameter: nn.Parameter) -> Tensor:
+def _of_torch(value: Any) -> bool:
+    return str(value.__module__).partition(".")[0] == "torch"
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether all of an object is in its attributes, and it is nobody else's."""
+    kind = type(value)
+    if isinstance(value, types.SimpleNamespace):
+        return True
+    if isinstance(value, (nn.Module, type, types.ModuleType)) or not hasattr(value, "__dict__") or _of_torch(kind):
+        return False
+    own = {name for base in kind.__mro__[:-1] for name in vars(base)}
+    return own.isdisjoint(("__new__", "__reduce__", "__reduce_ex__", "__slots__", "__copy__", "__deepcopy__"))
+
+
+def _trained(parameter: nn.Parameter, dtype: torch.dtype | None) -> Tensor:
     """The parameter, or a leaf with its memory that gradients flow through; a copy of what inference mode made."""
-    if parameter.requires_grad and not parameter.is_inference():
+    values = _of_dtype(parameter.detach(), dtype)
+    if parameter.requires_grad and not parameter.is_inference() and values.dtype == parameter.dtype:
         return parameter
-    values = parameter.detach()
     return nn.Parameter(values.clone() if values.is_inference() else values)
+
+
+def _of_dtype(values: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return values if dtype is None or not values.is_floating_point() else values.to(dtype)

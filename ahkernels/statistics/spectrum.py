@@ -132,6 +132,7 @@ def eigenpairs(
             f"eigenpairs: expected residuals of at most {tolerance:.1e} times the largest eigenvalue, got "
             f"{residuals.max() / largest:.1e}"
         )
+    values = values.clip(min=0)  # of a kernel none is below, but for rounding
     found = [torch.from_numpy(np.ascontiguousarray(one)) for one in (values, vectors, residuals)]
     return Eigenpairs(found[0], found[1], found[2], products)
 

@@ -142,14 +142,14 @@ def test_memory_budget_bounds_the_factors_held_at_once(monkeypatch):
     from ahkernels.capture import run
 
     sizes = []
-    original = run._capture
+    original = run.Capture._pass
 
-    def capture(model, x, layers, outputs):
-        factors = original(model, x, layers, outputs)
+    def one_pass(capture, names):
+        factors = original(capture, names)
         sizes.append(sum(4 * (f.forward.numel() + f.backward.numel()) for f in factors.values()))
         return factors
 
-    monkeypatch.setattr(run, "_capture", capture)
+    monkeypatch.setattr(run.Capture, "_pass", one_pass)
     model, x = networks.mlp(6, 50, 6, 3, bias=True), torch.randn(100, 6)
     budget = 2 * 4 * 100 * (50 + 3 * 50)
     for _ in ah.iter_tangent_kernels(model, x, memory_budget=budget):
@@ -159,12 +159,12 @@ def test_memory_budget_bounds_the_factors_held_at_once(monkeypatch):
 
 
 def test_chunks_of_samples_give_the_same(monkeypatch):
-    from ahkernels.capture import run
+    from ahkernels.capture import memory
 
     model, x = networks.Shared(bias=True).double(), torch.randn(70, 6, dtype=torch.float64)
     y = torch.randint(0, 3, (70,))
     whole = ah.layerwise_alignment(model, x, y)
-    monkeypatch.setattr(run, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(memory, "_CHUNK_BYTES", 1)
     torch.testing.assert_close(ah.layerwise_alignment(model, x, y).cka, whole.cka, rtol=1e-12, atol=0)
 
 
@@ -363,12 +363,12 @@ X, Y = torch.zeros(4, 6), torch.tensor([0, 1, 2, 1])
         ),
         (
             ValueError,
-            r"model\(x\) to be a tensor \[1, o\] for one sample, got shape \[3\]",
+            r"model\(x\) to be a tensor \[2, o\] for 2 samples, got shape \[6\]",
             {"model": nn.Sequential(LINEAR, nn.Flatten(0))},
         ),
         (
             ValueError,
-            r"model\(x\) to be a tensor \[1, o\] for one sample, got tuple",
+            r"model\(x\) to be a tensor \[2, o\] for 2 samples, got tuple",
             {"model": nn.Sequential(LINEAR, nn.RNN(3, 3)), "layers": "0"},
         ),
         (ValueError, "gradients to flow through layer 'features'", {"model": WithoutGradients()}),

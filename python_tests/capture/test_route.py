@@ -8,7 +8,7 @@ import reference
 import torch
 
 import ahkernels as ah
-from ahkernels.capture import run
+from ahkernels.capture import plan
 from ahkernels.capture.route import Shape, choose_route, routes
 
 
@@ -24,7 +24,7 @@ def test_every_route_of_layers_with_positions(name, route, outputs, monkeypatch)
         found = routes(shape)
         return found[0] if len(found) == 1 else next(one for one in found if one.name == route)
 
-    monkeypatch.setattr(run, "choose_route", only)
+    monkeypatch.setattr(plan, "choose_route", only)
     assert route in {one.route for one in ah.explain(model, x)}
     reports = ah.layerwise_alignment(model, x, y, outputs=outputs, centering=("global", "per_output"))
     total = model(x).shape[1]

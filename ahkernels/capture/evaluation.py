@@ -1,0 +1,128 @@
+"""Two evaluations of the model on the same samples find chance, and samples that act on one another.
+
+The first is that of the trace, on a few samples. The second is that of the capture, in which these samples come with
+others, and from another state of random numbers. A third one, on a single other sample, finds a sample that acts on all
+others and is among those of the trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from ahkernels.capture.call import explain_failure_of_one, require_output
+from ahkernels.capture.guard import other_random_numbers
+from ahkernels.capture.plan import CapturePlan
+from ahkernels.capture.trace import another_sample, few_samples
+
+_TIMES = 32  # evaluations of a model that draws random numbers
+_TIMES_ROUNDING = 100  # how far outputs may be apart where rounding of the inputs alone moves them
+_ROUNDING = 16  # how many roundings of the largest output may be in a smaller one
+# How far two outputs may be apart, relative to the largest of their column.
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
+# Where outputs are looked at again if they differ by more.
+_FINER = {torch.float32: torch.float64, torch.float16: torch.float32, torch.bfloat16: torch.float32}
+
+
+def require_determined(plan: CapturePlan, samples: slice, output: Tensor, *, thoroughly: bool) -> None:
+    """Checks that outputs depend on their own sample alone, and not on chance.
+
+    Args:
+        plan: The plan, with the outputs of the samples of its trace.
+        samples: A chunk of samples that the capture evaluated.
+        output: Their outputs [k, o].
+        thoroughly: Whether to evaluate another sample alone, and all of them more often if the model draws random
+            numbers.
+
+    Raises:
+        ValueError: If they do not; the message says which it is.
+    """
+    few = few_samples(len(plan.x))
+    if thoroughly and plan.trace.draws and samples.start == 0:  # chance may seldom have an effect
+        _require_no_chance(output, _outputs(plan, [plan.x[samples]]))
+        _require_no_chance(plan.trace.output, _outputs(plan, [plan.x[few]] * _TIMES))
+    _require_alone(plan, samples, output, few, plan.trace.output)
+    another = another_sample(len(plan.x))
+    if thoroughly and samples.start <= another < samples.stop:
+        alone = []
+        with suppress(Exception):  # there may be a .squeeze() in forward, which fails for one sample
+            alone = _outputs(plan, [plan.x[[another]]])
+        for of_another in alone:
+            _require_alone(plan, samples, output, [another], of_another)
+
+
+def _require_no_chance(output: Tensor, again: Sequence[Tensor]) -> None:
+    if not all(_same(output, one) for one in again):
+        raise ValueError(
+            "model: expected a deterministic network, got outputs that differ between two calls with the same samples; "
+            "call model.eval() first, and take chance (such as dropout) out of forward"
+        )
+
+
+def _require_alone(plan: CapturePlan, samples: slice, output: Tensor, few: list[int], of_few: Tensor) -> None:
+    """Raises ValueError unless a few samples have the outputs that they have among all samples of a chunk."""
+    both = [place for place, index in enumerate(few) if samples.start <= index < samples.stop]
+    in_chunk = [few[place] - samples.start for place in both]
+    if _same(of_few[both], output[in_chunk]):
+        return
+    _require_no_chance(of_few, _outputs(plan, [plan.x[few]]))
+    if _same(of_few[both], output[in_chunk], _TIMES_ROUNDING * _effect_of_rounding(plan, few, of_few)):
+        return
+    finer = _FINER.get(output.dtype)
+    with suppress(RuntimeError):  # the model may insist on its dtype
+        if finer is not None:
+            alone, among_all = _outputs(plan, [plan.x[few], plan.x[samples]], finer)
+            if _same(alone[both], among_all[in_chunk]):
+                return  # rounding alone, as where it sends a sample to another expert
+    raise ValueError(
+        "model: expected outputs that depend on their own sample alone, got others when only some of the samples are "
+        "given: samples act on one another, as in attention across the first dimension or a norm over the batch"
+    )
+
+
+def _effect_of_rounding(plan: CapturePlan, few: list[int], of_few: Tensor) -> Tensor | float:
+    """How far each output moves at most when inputs are changed in their last digits, as in chaotic networks."""
+    x = plan.x[few]
+    if not x.is_floating_point():
+        return 0.0
+    eps = torch.finfo(x.dtype).eps
+    signs = torch.randn(x.shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu").sign().to(x)
+    (moved,) = _outputs(plan, [x * (1 + 2 * eps * signs)])
+    return (moved - of_few).abs().amax(0).double()
+
+
+def _outputs(plan: CapturePlan, inputs: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """The outputs of a twin for each of several inputs, each from another state of random numbers."""
+    found: list[Tensor] = []
+    with other_random_numbers(plan.x.device, plan.trace.draws):
+        for given in inputs:
+            x = given if dtype is None or not given.is_floating_point() else given.to(dtype)
+            twin = plan.twin(dtype)
+            twin.advance(len(found))
+            try:
+                output: Tensor = twin.model(x)
+                require_output(output, len(x))
+            except Exception as error:
+                if len(x) == 1:
+                    explain_failure_of_one(plan.twin, x, error)
+                raise
+            found.append(output.detach())  # with gradients until here, which some models need on the way
+    return found
+
+
+def _same(found: Tensor, again: Tensor, rounding: Tensor | float = 0.0) -> bool:
+    if found.shape != again.shape:
+        return False
+    if len(found) == 0:
+        return True
+    if not bool(torch.isfinite(found).all()):
+        return True  # the measurement says so by itself
+    dtype = found.dtype
+    found, again = found.double(), again.double()
+    # Small outputs beside large ones are held to their own size.
+    sizes = found.abs().amax(0)
+    of_largest = _ROUNDING * torch.finfo(torch.float64).eps * sizes.max()
+    return bool(((found - again).abs() <= _TOLERANCE[dtype] * sizes + of_largest + rounding).all())

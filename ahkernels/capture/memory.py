@@ -1,0 +1,77 @@
+"""How much a capture holds: the memory budget, divided into what is kept of layers and what a call of the model needs.
+
+A pass keeps the factors of its layers. While it runs it also holds a chunk of samples: what the operations of the model
+compute for them, and their gradients at the layers. Samples are taken in chunks that fit a quarter of the budget, and
+at most what keeps the processor busy.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from ahkernels.capture.plan import PlannedLayer
+
+# What a chunk of samples may take. Larger ones gain nothing on a CPU; devices take larger ones, which keep them busy.
+_CHUNK_BYTES = 128 << 20
+_DEVICE_CHUNK_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The division of a memory budget.
+
+    Attributes:
+        budget: Bytes.
+        n: The number of samples.
+        r: The number of cotangents.
+        item: Bytes of a number.
+        bytes_per_sample: What the operations of the model compute for one sample.
+        device: Where the model is.
+    """
+
+    budget: int
+    n: int
+    r: int
+    item: int
+    bytes_per_sample: int
+    device: torch.device
+
+    @property
+    def work(self) -> int:
+        """Bytes for a chunk of samples."""
+        return min(_CHUNK_BYTES if self.device.type == "cpu" else _DEVICE_CHUNK_BYTES, max(1, self.budget // 4))
+
+    @property
+    def kept(self) -> int:
+        """Bytes for what one pass keeps of its layers."""
+        return self.budget - self.work
+
+    def held_by_samples(self, layers: Sequence[PlannedLayer], samples: int) -> int:
+        """Bytes that a recorded call of the model holds, with the gradients of layers, beyond what is kept of them."""
+        numbers = [layer.positions * layer.m for layer in layers]
+        gradients = self.r * self.item * 2 * max(numbers, default=0)
+        if samples < self.n or any(layer.as_jacobian for layer in layers):  # they are not what is kept
+            gradients += self.r * self.item * sum(numbers)
+        return samples * (2 * self.bytes_per_sample + gradients)
+
+    def chunks(self, layers: Sequence[PlannedLayer]) -> list[slice]:
+        """Cuts the samples into chunks of nearly one size that fit, for a pass over layers with a rule."""
+        if self.held_by_samples(layers, self.n) <= self.work:
+            return [slice(0, self.n)]
+        return self._cut(self.work // max(1, self.held_by_samples(layers, 1)))
+
+    def fallback_chunks(self, parameters: int) -> list[slice]:
+        """Cuts the samples into chunks for Jacobians of so many parameters."""
+        each = 2 * self.r * parameters * self.item + (1 + self.r) * self.bytes_per_sample
+        return self._cut(self.work // max(1, each))
+
+    def _cut(self, most: int) -> list[slice]:
+        chunks = -(-self.n // max(1, most))
+        ends = [self.n * chunk // chunks for chunk in range(chunks + 1)]
+        return [slice(begin, end) for begin, end in itertools.pairwise(ends)]

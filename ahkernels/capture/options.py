@@ -1,0 +1,87 @@
+"""What every measurement of a model lets its user choose: one object, checked once, that all of capture reads."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from typing import TypedDict
+
+from ahkernels.capture.selection import Layers
+from ahkernels.outputs import Outputs
+from ahkernels.precision import resolve_precision
+
+DEFAULT_MEMORY_BUDGET = 2 << 30  # bytes
+_CERTIFY_EVERY = 32
+
+
+class CaptureKeywords(TypedDict, total=False):
+    """The keywords of `CaptureOptions`, as the annotation of `**options`."""
+
+    layers: Layers
+    outputs: Outputs
+    precision: str | None
+    memory_budget: int
+    certify: int
+    progress: bool
+
+
+@dataclass(frozen=True)
+class CaptureOptions:
+    """The options that all measurements of a model share.
+
+    Attributes:
+        layers: Names or patterns ("fc*") of layers; None for all that have parameters. A dict {group: names or
+            patterns} asks for one kernel for each group, which is the sum of the kernels of its layers: {"all": "*"}
+            gives the kernel of the network.
+        outputs: "all": rows (x, i) for every sample and output, as in the paper. "trace": the n x n kernel summed over
+            the outputs. "sum": the n x n kernel of the sum of the outputs. An index or a sequence of indices: those
+            outputs alone. See `OutputSelection`.
+        precision: "highest", "high" or "medium"; None for `torch.get_float32_matmul_precision()`.
+        memory_budget: Bytes that a call may hold beyond the model, its inputs and its own results. A smaller budget
+            takes more passes over the model, and decides how a layer is captured: its Jacobian is kept only where it
+            fits. What cannot be cut any smaller may exceed the budget; `explain` states the expected peak.
+        certify: How often what was captured is held against autograd: 1 in each call; k in the first call for a model
+            of the same structure, shapes and options, and in every k-th after it; 0 never.
+        progress: Whether to show a progress bar on stderr.
+
+    Raises:
+        ValueError: If `precision`, `memory_budget` or `certify` is out of range; the message names it.
+        TypeError: If one has another type; the message names it.
+
+    Example:
+        >>> import ahkernels as ah
+        >>> ah.CaptureOptions(layers="fc*").memory_budget
+        2147483648
+    """
+
+    layers: Layers = None
+    outputs: Outputs = "all"
+    precision: str | None = None
+    memory_budget: int = DEFAULT_MEMORY_BUDGET
+    certify: int = _CERTIFY_EVERY
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        resolve_precision(self.precision)
+        if isinstance(self.memory_budget, bool) or not isinstance(self.memory_budget, int):
+            raise TypeError(f"memory_budget: expected a number of bytes, got {self.memory_budget!r}")
+        if self.memory_budget <= 0:
+            raise ValueError(f"memory_budget: expected a positive number of bytes, got {self.memory_budget}")
+        if not isinstance(self.certify, int):
+            raise TypeError(f"certify: expected 0 (never), 1 (each call) or k (every k-th call), got {self.certify!r}")
+        if self.certify < 0:
+            raise ValueError(f"certify: expected 0 (never), 1 (each call) or k (every k-th call), got {self.certify}")
+
+    @classmethod
+    def of(cls, keywords: CaptureKeywords) -> CaptureOptions:
+        """The options that keywords give.
+
+        Raises:
+            TypeError: For an unknown keyword; the message has the nearest.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in keywords:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1) or known
+                raise TypeError(f"{name}: expected no such option; nearest: {', '.join(near)}")
+        return cls(**keywords)
