@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_NUMBERS_SUMMED = 1 << 21  # that are in float64 at a time, for sums over positions
 
 
 class NonFiniteError(ValueError):
@@ -84,6 +85,11 @@ class LayerFactors:
         return self.backward.shape[0]
 
     @property
+    def positions(self) -> int:
+        """Number of positions s."""
+        return self.backward.shape[1]
+
+    @property
     def o(self) -> int:
         """Number of outputs, which is the number of the kernel's rows for each sample."""
         return self.backward.shape[2]
@@ -92,6 +98,23 @@ class LayerFactors:
     def factored(self) -> bool:
         """Whether there is a forward factor; without one, backward is the Jacobian itself."""
         return self.forward.shape[2] > 0
+
+
+def sum_over_positions(factor: Tensor) -> Tensor:
+    """Sums a factor [n, s, ...] over its positions.
+
+    Args:
+        factor: A forward or a backward factor.
+
+    Returns:
+        The sums [n, 1, ...], which are those of float64 rounded to float32, or to float64 for a factor in float64.
+    """
+    dtype = torch.float64 if factor.dtype == torch.float64 else torch.float32
+    sums = factor.new_empty(len(factor), 1, *factor.shape[2:], dtype=dtype)
+    step = max(1, _NUMBERS_SUMMED // max(1, factor[0].numel()))
+    for to, some in zip(torch.split(sums, step), torch.split(factor.detach(), step), strict=True):
+        to.copy_(some.sum(1, keepdim=True, dtype=torch.float64))
+    return sums
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ahkernels import ops, tangent_features
 from ahkernels.centering import Centering, center, near_constant, require_centering
-from ahkernels.factors import LayerFactors
+from ahkernels.factors import LayerFactors, sum_over_positions
 from ahkernels.inner_products import inner_products
 from ahkernels.kernel_operator import KernelOperator, require_columns, require_tensor, scipy_operator
 from ahkernels.ops import KernelBatch
@@ -86,6 +86,11 @@ class TangentKernel(KernelOperator):
     def o(self) -> int:
         """Number of rows for each sample."""
         return self.factors[0].o
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether a layer has several positions."""
+        return any(factors.positions > 1 for factors in self.factors)
 
     @property
     def shape(self) -> torch.Size:
@@ -333,30 +338,41 @@ class TangentKernel(KernelOperator):
     def forward_gram(self) -> TangentKernel:
         """P [n, n] = sum_{s, s'} (<a_s(x), a_s'(x')> + b): the kernel for output gradients of one.
 
+        Its factors have one position: it is <A(x), A(x')> + b s^2 with the sum A of a over the s positions.
+
         Raises:
             ValueError: If a layer has no forward factor.
         """
         self._require_factored("forward_gram")
         layers = []
-        for factors in self.factors:
-            a = factors.forward
-            ones = a.new_ones(1).expand(a.shape[0], a.shape[1], 1, 1)
-            layers.append(LayerFactors(a, ones, factors.bias, factors.layer, unchecked=True))
+        for factors, a in zip(self.factors, self._at_one_position(lambda one: one.forward), strict=True):
+            bias = factors.bias
+            if bias and self.has_positions:  # s is one more input instead
+                s = a.new_full((1,), factors.positions)
+                a, bias = torch.cat((a, s.expand(self.n, 1, 1)), 2), False
+            ones = a.new_ones(1).expand(self.n, 1, 1, 1)
+            layers.append(LayerFactors(a, ones, bias, factors.layer, unchecked=True))
         selection = OutputSelection("trace", self.outputs.total)
         return TangentKernel(layers, selection, self.precision, f"{self.name} (forward Gram)")
 
     def backward_gram(self) -> TangentKernel:
         """Q [n*o, n*o] = sum_{s, s'} <g_s^i(x), g_s'^j(x')>: the tangent kernel of a bias.
 
+        Its factors have one position: it is <G^i(x), G^j(x')> with the sum G of g over the positions.
+
         Raises:
             ValueError: If a layer has no forward factor.
         """
         self._require_factored("backward_gram")
         layers = []
-        for factors in self.factors:
-            g = factors.backward
-            layers.append(LayerFactors(g.new_empty(*g.shape[:2], 0), g, True, factors.layer, unchecked=True))
+        for factors, g in zip(self.factors, self._at_one_position(lambda one: one.backward), strict=True):
+            layers.append(LayerFactors(g.new_empty(self.n, 1, 0), g, True, factors.layer, unchecked=True))
         return TangentKernel(layers, self.outputs, self.precision, f"{self.name} (backward Gram)")
+
+    def _at_one_position(self, factor: Callable[[LayerFactors], Tensor]) -> list[Tensor]:
+        """A factor of each layer, summed over positions unless all layers have one."""
+        found = [factor(one) for one in self.factors]
+        return [sum_over_positions(one) for one in found] if self.has_positions else found
 
     def _with(
         self,

@@ -176,12 +176,13 @@ def alignment_reports(
         same_rows: list[dict[KernelKind, TangentKernel]] = []
         for _, kernel in batch:
             same_rows.append({"kernel": kernel})
-            if "backward" in kinds and kernel.factored:
+            if "backward" in kinds and kernel.factored and not kernel.has_positions:  # both share backward factors
                 same_rows[-1]["backward"] = kernel.backward_gram()
         for (name, kernel), of_layer in zip(batch, _pending(same_rows, labels, products), strict=True):
             if "forward" in kinds and kernel.factored:
-                (of_forward,) = _pending([{"forward": kernel.forward_gram()}], of_samples, products)
-                of_layer |= of_forward
+                of_layer |= _pending([{"forward": kernel.forward_gram()}], of_samples, products)[0]
+            if "backward" in kinds and kernel.factored and kernel.has_positions:
+                of_layer |= _pending([{"backward": kernel.backward_gram()}], labels, products)[0]
             if logits is not None:
                 fisher = _pending_fisher(fisher_kernel(kernel, logits), of_fisher, products)
                 of_layer["fisher"] = dict.fromkeys(centerings, fisher)

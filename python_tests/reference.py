@@ -35,6 +35,18 @@ def kernel(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
     return k.reshape(n * o, n * o)
 
 
+def forward_gram(forward: Tensor, bias: float) -> Tensor:
+    """P [n, n] of a factor [n, s, d]."""
+    n, s, _ = forward.shape
+    return kernel(forward, torch.ones(n, s, 1, 1), bias)
+
+
+def backward_gram(backward: Tensor) -> Tensor:
+    """Q [n*o, n*o] of a factor [n, s, o, m]."""
+    n, s, *_ = backward.shape
+    return kernel(torch.ones(n, s, 1), backward, 0.0)
+
+
 def centered(k: Tensor, centering: str | None = "global", o: int = 1) -> Tensor:
     """C K C with C = I - 11^T/size, or per output with C = (I_n - 11^T/n) (x) I_o; K for None."""
     if centering is None:

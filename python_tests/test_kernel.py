@@ -40,6 +40,45 @@ def test_operator(s):
     assert "shape=(36, 36)" in repr(k) and "float64" in repr(k)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("positions", [(1,), (30,), (1, 7, 2)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_forward_and_backward_gram_sum_over_positions(positions, bias, dtype):
+    """Also of several layers, of which one has the positions in its columns, as convolutions have them."""
+    layers, forward, backward = [], torch.zeros(9, 9).double(), torch.zeros(27, 27).double()
+    for seed, s in enumerate(positions):
+        a, g = reference.factors(9, s, 3, 5, 4, dtype, seed)
+        a, g = a + 1, g.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        layers.append(ah.LayerFactors(a, g, bias))
+        forward += reference.forward_gram(a, float(bias))
+        backward += reference.backward_gram(g)
+    k = ah.TangentKernel(layers)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    for found, expected in ((k.forward_gram(), forward), (k.backward_gram(), backward)):
+        assert {one.positions for one in found.factors} == {1}
+        assert (found.to_dense() - expected).norm() <= tolerance * expected.norm()
+        centered = reference.centered(expected)
+        assert found.frobenius_norm() == pytest.approx(float(centered.norm()), rel=100 * tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_alignment_of_grams_of_layers_with_and_without_positions_in_one_report(dtype):
+    model = torch.nn.Sequential(
+        torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Flatten(1), torch.nn.Linear(24, 5), torch.nn.Linear(5, 3)
+    ).to(dtype)
+    x, y = torch.randn(20, 3, 6).to(dtype), torch.randint(0, 3, (20,))
+    targets = torch.nn.functional.one_hot(y, 3).double()
+    report = ah.layerwise_alignment(model, x, y, statistics=("forward_cka", "backward_cka"))
+    for i, one in enumerate(ah.tangent_kernels(model, x, keep_factors=True).values()):
+        (factors,) = one.factors
+        forward = reference.forward_gram(factors.forward, float(factors.bias))
+        expected = reference.cka(forward, targets @ targets.T)
+        assert float(report.forward_cka[i]) == pytest.approx(expected, rel=1e-4)
+        backward = reference.backward_gram(factors.backward)
+        expected = reference.cka(backward, torch.outer(targets.flatten(), targets.flatten()))
+        assert float(report.backward_cka[i]) == pytest.approx(expected, rel=1e-4)
+
+
 def test_alignment_of_two_kernels():
     first, dense_first = kernel()
     second, dense_second = kernel(d=2, m=7, bias=False, seed=1)

@@ -513,9 +513,12 @@ def test_forward_and_backward_gram_of_layers_with_positions():
                 kernel.forward_gram()
             assert torch.isnan(report.forward_cka[i]) and torch.isnan(report.backward_cka[i])
             continue
-        assert float(report.forward_cka[i]) == pytest.approx(ah.cka(kernel.forward_gram(), y), rel=1e-10)
-        g = kernel.factors[0].backward.sum(1).flatten(0, 1)
-        expected = reference.cka(g @ g.T, torch.outer(targets.flatten(), targets.flatten()))
-        assert float(report.backward_cka[i]) == pytest.approx(expected, rel=1e-10)
+        a, g, bias = kernel.factors[0].forward, kernel.factors[0].backward, float(kernel.factors[0].bias)
+        forward, backward = reference.forward_gram(a, bias), reference.backward_gram(g)
+        for found, expected in ((kernel.forward_gram(), forward), (kernel.backward_gram(), backward)):
+            assert (found.to_dense() - expected).norm() <= 1e-12 * expected.norm()
+        assert float(report.forward_cka[i]) == pytest.approx(reference.cka(forward, targets @ targets.T), rel=1e-10)
+        labels = torch.outer(targets.flatten(), targets.flatten())
+        assert float(report.backward_cka[i]) == pytest.approx(reference.cka(backward, labels), rel=1e-10)
     with pytest.raises(ValueError, match=r"backward_gram: expected .* capture with keep_factors=True"):
         ah.tangent_kernels(model, x, keep_factors=False)["norm"].backward_gram()
