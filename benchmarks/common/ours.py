@@ -31,6 +31,19 @@ def layerwise(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, products
     return ah.layerwise_alignment(model, x, y, precision="highest", products=products).cka
 
 
+def layerwise_within(
+    budget: int, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, **options: object
+) -> torch.Tensor:
+    """Alignment of the layers, fp64 [L], within a memory budget in bytes; options of `layerwise_alignment`."""
+    return ah.layerwise_alignment(model, x, y, memory_budget=budget, **options).cka
+
+
+def largest_layer(budget: int, model: torch.nn.Module, x: torch.Tensor, layers: object = None) -> tuple[str, str, int]:
+    """The layer of which most is kept within a budget: its name, its route, and the bytes."""
+    largest = max(ah.explain(model, x, layers=layers, memory_budget=budget), key=lambda one: one.bytes)
+    return largest.layer, largest.route, largest.bytes
+
+
 def layerwise_by_centering(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, dict[str, float]]:
     """Alignment of every layer by its name, for both centerings."""
     reports = ah.layerwise_alignment(model, x, y, precision="highest", centering=("per_output", "global"))
