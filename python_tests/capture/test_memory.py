@@ -1,0 +1,104 @@
+"""The peak of resident memory of a call, beyond model and inputs, is its memory budget and an allowance at most."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ahkernels as ah
+from benchmarks.common import memory
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads the high-water mark of Linux"),
+]
+MIB = 1 << 20
+BUDGET = 16 * MIB
+ALLOWANCE = 100 * MIB  # for workspaces of the libraries and of the ops
+Problem = tuple[nn.Module, Tensor]
+
+
+class Scaled(nn.Module):
+    """A linear layer with a scale, for which there is no rule."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / inputs**0.5)
+        self.scale = nn.Parameter(torch.ones(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T * self.scale
+
+
+class MeanOfPositions(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def perceptron(n: int) -> Problem:
+    """Factors of 21 MiB in each of the layers of width 512."""
+    hidden = [layer for _ in range(2) for layer in (nn.Linear(512, 512), nn.ReLU())]
+    return nn.Sequential(nn.Linear(64, 512), nn.ReLU(), *hidden, nn.Linear(512, 10)), torch.randn(n, 64)
+
+
+def parametrised(n: int) -> Problem:
+    """A Jacobian of 300 MiB from the fallback."""
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(256, 480))
+    return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), layer, nn.ReLU(), nn.Linear(480, 10)), torch.randn(n, 64)
+
+
+def without_rule(n: int) -> Problem:
+    """A Jacobian of 160 MiB from the fallback, of a layer with positions."""
+    layers = [nn.Linear(64, 128), nn.GELU(), Scaled(128, 512), nn.GELU(), MeanOfPositions(), nn.Linear(512, 10)]
+    return nn.Sequential(*layers), torch.randn(n, 32, 64)
+
+
+def convolutions(n: int) -> Problem:
+    """Factors of 152 MiB and a Jacobian of 23 MiB in the second layer."""
+    layers = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AvgPool2d(8), nn.Flatten(), nn.Linear(512, 10)), torch.randn(n, 3, 32, 32)
+
+
+def embedding(n: int) -> Problem:
+    """One-hot words of 122 MiB."""
+    words = torch.randint(0, 50_000, (n, 20))
+    return nn.Sequential(nn.Embedding(50_000, 16), MeanOfPositions(), nn.Linear(16, 10)), words
+
+
+def grams(n: int) -> Problem:
+    """Layers with 1024 positions."""
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AvgPool2d(8), nn.Flatten(), nn.Linear(256, 10)), torch.randn(n, 3, 32, 32)
+
+
+def setup(build: Callable[[int], Problem], n: int, statistics: tuple[str, ...]) -> Callable[[], object]:
+    """The call, warmed up on two samples (for memory.peak)."""
+
+    def job(samples: int) -> Callable[[], object]:
+        torch.manual_seed(0)
+        model, x = build(samples)
+        y = torch.arange(samples) % 10
+        return lambda: ah.layerwise_alignment(model, x, y, memory_budget=BUDGET, statistics=statistics)
+
+    job(2)()
+    return job(n)
+
+
+@pytest.mark.parametrize(
+    ("build", "n", "statistics"),
+    [
+        (perceptron, 1000, ()),
+        (parametrised, 64, ()),
+        (without_rule, 64, ()),
+        (convolutions, 64, ()),
+        (embedding, 32, ()),
+        (grams, 16, ("forward_cka", "backward_cka")),
+    ],
+)
+def test_peak_within_budget_and_allowance(build: Callable[[int], Problem], n: int, statistics: tuple[str, ...]) -> None:
+    peak = memory.peak(setup, build, n, statistics)
+    assert peak.bytes <= BUDGET + ALLOWANCE, f"{peak.bytes / MIB:.0f} MiB"
