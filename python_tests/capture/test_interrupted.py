@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import _get_current_function_mode_stack
+from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from tqdm import tqdm
 
@@ -187,6 +188,7 @@ def state_of_process() -> dict[str, Any]:
         "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
         "hooks of saved tensors": torch._C._autograd._saved_tensors_hooks_is_enabled(),
         "dispatch modes": len(_get_current_dispatch_mode_stack()),
+        "flags of dispatch modes": flags_of_dispatch_modes(),
         "function modes": len(_get_current_function_mode_stack()),
         "functorch levels": len(torch._C._functorch.get_interpreter_stack() or ()),
         "levels of batched gradients": torch._C._vmapmode_decrement_nesting(),
@@ -203,6 +205,11 @@ def state_of_process() -> dict[str, Any]:
         "warnings.showwarning": (Itself(warnings.showwarning), Itself(warnings._showwarnmsg_impl)),
         "locks": list(held_locks()),
     }
+
+
+def flags_of_dispatch_modes() -> dict[str, bool]:
+    """Variables of torch that are one for all threads, by which torch.compile decides whether it compiles."""
+    return {name: value for name, value in vars(_python_dispatch).items() if name.startswith("_is_in_")}
 
 
 @functools.cache
@@ -254,6 +261,7 @@ def repair(state: dict[str, Any]) -> None:
     torch._C._vmapmode_decrement_nesting()
     while _get_current_dispatch_mode_stack():
         torch._C._pop_torch_dispatch_stack(None)
+    vars(_python_dispatch).update(state["flags of dispatch modes"])
     warnings.filters[:] = state["warnings.filters"]
     warnings._filters_mutated()
     for lock in held_locks().values():
