@@ -151,7 +151,7 @@ class _Recorder:
     def __init__(self, n: int) -> None:
         self.n, self._open = n, True
         self.uses: dict[str, Uses] = {}
-        self._attached: list[nn.Module] = []
+        self._attached: list[tuple[nn.Module, Any]] = []
 
     def attach(self, module: nn.Module, layer: Layer) -> None:
         """Has a module of the twin record its calls as uses of a layer."""
@@ -167,14 +167,17 @@ class _Recorder:
                 self._record(module, layer, layer.rule, args, kwargs, outputs)
             return outputs
 
+        self._attached.append((module, vars(module).get("forward")))
         vars(module)["forward"] = recorded_forward
-        self._attached.append(module)
 
     def close(self) -> None:
         """Ends the call: checkpoints call layers once more in the backward pass."""
         self._open = False
-        for module in self._attached:  # a module and its forward, which refer to one another, would outlive the twin
-            del vars(module)["forward"]
+        for module, own in reversed(self._attached):
+            if own is None:  # a module and its forward, which refer to one another, would outlive the twin
+                del vars(module)["forward"]
+            else:
+                vars(module)["forward"] = own
         self._attached.clear()
 
     def _record(

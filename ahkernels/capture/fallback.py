@@ -124,7 +124,7 @@ def _batched(plan: CapturePlan, names: Sequence[str], samples: slice) -> dict[st
         found: dict[str, Tensor] = torch.func.vmap(pull)(cotangents)[0]
         return found
 
-    with quietly_batched():
+    with quietly_batched:
         gradients: dict[str, Tensor] = torch.func.vmap(gradients_of)(plan.x[samples])
     return {name: gradient.detach() for name, gradient in gradients.items()}
 

@@ -93,8 +93,9 @@ def leaving_no_trace(function: Callable[P, T]) -> Callable[P, T]:
                 torch._C._set_grad_enabled(True)
                 return function(*args, **kwargs)
         except BaseException as error:
-            if not isinstance(error, Exception):  # an interrupt: what context managers wait to undo is undone now
-                traceback.clear_frames(error.__traceback__)
+            if not isinstance(error, Exception):  # an interrupt
+                traceback.clear_frames(error.__traceback__)  # so that suspended context managers undo what they did
+                modes.restore_flags()
             raise
         finally:
             modes.restore()
@@ -113,21 +114,27 @@ class _Modes:
         }
         self.functorch = _functorch.get_dynamic_layer_stack_depth()
         self.batched = _in_batched_gradients()
-        self.hooks_on_saved = torch._C._autograd._saved_tensors_hooks_is_enabled()
+        self.hooks_on_saved = _hooks_on_saved_tensors()
+
+    def restore_flags(self) -> None:
+        """Puts back the flags of dispatch modes, which all threads share."""
+        vars(_python_dispatch).update(self.dispatch_flags)
 
     def restore(self) -> None:
         """Puts back what has changed."""
         torch._C._set_grad_enabled(self.gradients)
-        if torch._C._len_torch_dispatch_stack() > self.dispatch:
-            while torch._C._len_torch_dispatch_stack() > self.dispatch:
-                torch._C._pop_torch_dispatch_stack()
-            vars(_python_dispatch).update(self.dispatch_flags)
+        while torch._C._len_torch_dispatch_stack() > self.dispatch:
+            torch._C._pop_torch_dispatch_stack(None)
         if _functorch.get_dynamic_layer_stack_depth() > self.functorch:
             _functorch.pop_dynamic_layer_stack_and_undo_to_depth(self.functorch)
         while _in_batched_gradients() and not self.batched:
             torch._C._vmapmode_decrement_nesting()
-        if self.hooks_on_saved and not torch._C._autograd._saved_tensors_hooks_is_enabled():
+        if self.hooks_on_saved and not _hooks_on_saved_tensors():
             torch._C._autograd._saved_tensors_hooks_enable()
+
+
+def _hooks_on_saved_tensors() -> bool:
+    return bool(torch._C._autograd._saved_tensors_hooks_is_enabled())  # type: ignore[attr-defined]
 
 
 def _in_batched_gradients() -> bool:
@@ -236,11 +243,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-@contextmanager
-def quietly_batched() -> Iterator[None]:
-    """Silences torch's advice about operations that it batches in a loop; a user can do nothing about it."""
-    _functorch._set_vmap_fallback_warning_enabled(False)
-    try:
-        yield
-    finally:
-        _functorch._set_vmap_fallback_warning_enabled(True)
+class _Quietly:
+    """Silences torch's advice about operations that it batches in a loop; a user can do nothing about it.
+
+    The switch is one for all threads: the last one that needs it turns it back.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.users = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.users += 1
+            _functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                _functorch._set_vmap_fallback_warning_enabled(True)  # type: ignore[attr-defined]
+
+
+quietly_batched = _Quietly()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+# For one thread at a time to observe: torch has flags for all threads that say whether there is a dispatch mode.
+OBSERVING = threading.RLock()
 
 
 class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -21,7 +25,6 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         taken: The names of replaced parameters whose original an operation took all the same.
         drawn: Whether an operation drew random numbers.
-        backward: Whether a backward pass ran.
         bytes: The size of all results that have memory of their own.
     """
 
@@ -32,7 +35,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.names = {address: name for name, tensor in protected.items() if (address := _address(tensor))}
         self.replaced = replaced
         self.taken: set[str] = set()
-        self.drawn = self.backward = False
+        self.drawn = False
         self.bytes = 0
 
     def __torch_dispatch__(
@@ -44,7 +47,6 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.taken |= {self.replaced[id(one)] for one in tree_leaves((args, kwargs)) if id(one) in self.replaced}
         if not isinstance(func, torch._ops.OpOverload):
             return func(*args, **kwargs)
-        self.backward |= torch._C._current_graph_task_id() != -1
         if func._schema.is_mutable:
             self._require_unwritten(func, args, kwargs)
         self.drawn |= torch.Tag.nondeterministic_seeded in func.tags
@@ -61,11 +63,9 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for tensor in tree_leaves(written):
                 name = self.names.get(_address(tensor)) if isinstance(tensor, Tensor) else None
                 if name is not None:
-                    if self.backward:
-                        name += " by a backward pass of its own (use torch.autograd.grad in forward)"
                     raise ValueError(
-                        "model: expected calls that leave parameters, their gradients and x as they are, got one that "
-                        f"changes {name} in place"
+                        "model: expected calls that leave parameters and x as they are, got one that changes "
+                        f"{name} in place"
                     )
 
 

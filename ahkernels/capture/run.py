@@ -204,8 +204,7 @@ class Capture:
             except Exception:
                 if one_by_one:
                     raise
-                plan.known.one_by_one = True  # an operation of the model has no batched form
-                continue
+                continue  # an operation of the model has no batched form
             a = j.new_zeros(1).expand(len(plan.x), 1, 0)
             found = [(samples, compare(one, layer, a[samples], j[:, samples]), one) for samples, one in references]
             wrong = [
@@ -219,7 +218,7 @@ class Capture:
                     self._note(layer, comparisons)
                 return a, j
             worst = max(wrong, key=lambda one: one.difference)
-            plan.known.one_by_one = True  # or a wrong one
+            plan.known.one_by_one = True  # the batched form of an operation is wrong
         raise ValueError(
             f"model: expected the gradients of single samples by layer {layer.name!r} to be those in a batch, got some "
             f"that differ by {worst.difference:.1e} for {', '.join(worst.names)}: samples act on one another, or the "
@@ -319,7 +318,7 @@ def _batched_gradients(
     output: Tensor, edges: Sequence[torch.autograd.graph.GradientEdge], batched: Tensor
 ) -> Sequence[Tensor | None]:
     try:
-        with quietly_batched():
+        with quietly_batched:
             return torch.autograd.grad(
                 output, edges, batched, retain_graph=True, allow_unused=True, is_grads_batched=True
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ahkernels.capture.call import Call, call_model, explain_failure_of_one
 from ahkernels.capture.guard import RandomNumbers
-from ahkernels.capture.observer import Observer
+from ahkernels.capture.observer import OBSERVING, Observer
 from ahkernels.capture.selection import Layer
 from ahkernels.capture.twin import Twin
 
@@ -75,7 +75,7 @@ class Trace:
     bytes_per_sample: int
 
 
-def trace_model(new_twin: Callable[[], Twin], model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Trace:
+def trace_model(new_twin: Callable[..., Twin], model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Trace:
     """Calls a twin of the model on a few samples of x and records its layers.
 
     Args:
@@ -95,15 +95,15 @@ def trace_model(new_twin: Callable[[], Twin], model: nn.Module, x: Tensor, layer
     parameters = dict(model.named_parameters())
     samples = torch.tensor(few_samples(len(x)), device=x.device)
     few = x.detach()[samples]
-    gradients = {name: parameter.grad for name, parameter in parameters.items()}
     protected = {repr(name): parameter for name, parameter in parameters.items()} | {"x": few}
-    protected |= {f"the gradient of {name!r}": one for name, one in gradients.items() if one is not None}
     own = {name for layer in layers for name in layer.parameters}
-    twin = new_twin()
-    observer = Observer(protected, {key: name for key, name in twin.replaced.items() if name in own})
+    twin = new_twin(own_leaves=True)
+    frozen = {name for name in own if not parameters[name].requires_grad}
+    observer = Observer(protected, {key: name for key, name in twin.replaced.items() if name in frozen})
     random, drawn = RandomNumbers(x.device), False
     try:
-        call = call_model(twin, few, layers, observer=observer)
+        with OBSERVING:
+            call = call_model(twin, few, layers, observer=observer)
     except Exception as error:
         if len(few) == 1:
             explain_failure_of_one(new_twin, few, error)
@@ -112,11 +112,8 @@ def trace_model(new_twin: Callable[[], Twin], model: nn.Module, x: Tensor, layer
         drawn = observer.drawn or random.drawn_outside_of_torch()
         if drawn:
             random.restore()
-        written = [name for name in parameters if gradients[name] is None and parameters[name].grad is not None]
-        if observer.backward:
-            for name in written:
-                parameters[name].grad = None
-    if observer.backward and written:
+    written = [name for name, leaf in call.leaves.items() if leaf.grad is not None]
+    if written:
         raise ValueError(
             f"model: expected a forward that leaves gradients alone, got one that adds to that of {written[0]!r} by a "
             "backward pass of its own; use torch.autograd.grad in forward"
@@ -127,7 +124,8 @@ def trace_model(new_twin: Callable[[], Twin], model: nn.Module, x: Tensor, layer
             "it in another way too (in what torch.compile made, say), where a measurement cannot follow it; give it "
             "requires_grad, or leave its layer out with layers="
         )
-    traced = {layer.name: _traced(layer, model, call) for layer in layers}
+    held_otherwise = {name for name in own if id(parameters[name]) in call.graph[1]}  # not replaced in the twin
+    traced = {layer.name: _traced(layer, model, call, held_otherwise) for layer in layers}
     order = [*call.uses, *(name for name in traced if name not in call.uses)]
     return Trace(
         [traced[name] for name in order],
@@ -138,8 +136,8 @@ def trace_model(new_twin: Callable[[], Twin], model: nn.Module, x: Tensor, layer
     )
 
 
-def _traced(layer: Layer, model: nn.Module, call: Call) -> TracedLayer:
-    if layer.rule is None or not call.by_uses_alone(layer):
+def _traced(layer: Layer, model: nn.Module, call: Call, held_otherwise: Set[str]) -> TracedLayer:
+    if layer.rule is None or not call.by_uses_alone(layer) or not held_otherwise.isdisjoint(layer.parameters):
         return TracedLayer.by_fallback(layer, model)
     uses = call.uses.get(layer.name)
     if uses is None:  # not called for these samples; never called, its kernel is zero and its factors are empty

@@ -35,6 +35,8 @@ class Twin:
     Args:
         model: The model, which is only read.
         evaluating: Whether all modules of the twin are in eval mode; otherwise each is in the mode of its original.
+        own_leaves: Whether trained parameters are replaced too, so that a backward pass in forward leaves the gradients
+            of the model alone.
         dtype: That of all floating-point parameters and buffers, which are then copies; None for those of the model.
 
     Attributes:
@@ -43,7 +45,14 @@ class Twin:
         replaced: The names of parameters that are replaced, by the id of the original.
     """
 
-    def __init__(self, model: nn.Module, *, evaluating: bool = False, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        evaluating: bool = False,
+        own_leaves: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self._copies: dict[int, Any] = {}  # by the id of the original
         self.generators: list[Any] = []
         self._originals: list[Any] = []  # kept, so that no id is used again
@@ -53,7 +62,7 @@ class Twin:
             self._remember(module, module if shared else object.__new__(type(module)))
         self.replaced: dict[int, str] = {}
         for name, parameter in model.named_parameters():
-            if self._remember(parameter, _trained(parameter, dtype)) is not parameter:
+            if self._remember(parameter, _trained(parameter, own_leaves, dtype)) is not parameter:
                 self.replaced[id(parameter)] = name
         for module in modules:
             for buffer in module._buffers.values():
@@ -182,10 +191,10 @@ def _is_plain(value: Any) -> bool:
     return own.isdisjoint(("__new__", "__reduce__", "__reduce_ex__", "__slots__", "__copy__", "__deepcopy__"))
 
 
-def _trained(parameter: nn.Parameter, dtype: torch.dtype | None) -> Tensor:
+def _trained(parameter: nn.Parameter, own_leaf: bool, dtype: torch.dtype | None) -> Tensor:
     """The parameter, or a leaf with its memory that gradients flow through; a copy of what inference mode made."""
     values = _of_dtype(parameter.detach(), dtype)
-    if parameter.requires_grad and not parameter.is_inference() and values.dtype == parameter.dtype:
+    if not own_leaf and parameter.requires_grad and not parameter.is_inference() and values.dtype == parameter.dtype:
         return parameter
     return nn.Parameter(values.clone() if values.is_inference() else values)
 

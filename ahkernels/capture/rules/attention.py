@@ -81,7 +81,7 @@ class PackedProjectionRule(_AttentionRule):
         """Forms inputs [n, p, d] and gradients at the projections [r, n, p, 3 d]."""
         (query, key, value), projected, heads = self._heads(module, recorded)
         at_heads = gradient @ module.out_proj.weight.detach()
-        with quietly_batched():
+        with quietly_batched:
             parts = torch.autograd.grad(heads, projected, at_heads, is_grads_batched=True)
         if value is key and key is query:
             return query, torch.cat(parts, 3)
