@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class Reference:
 
     Attributes:
         active: The samples with weight, for each v.
-        weights: v for the active samples [k, r], for each cotangent.
+        weights: Those of the samples [n, r] for each cotangent, of both v together.
         v: Both v [n, o].
         norms: For each parameter, the norms of the gradients of <v, f> for both v.
         numbers: The length of each parameter.
@@ -63,14 +63,15 @@ class Reference:
         generator = torch.Generator("cpu").manual_seed(n)
         order = torch.randperm(n, generator=generator, device="cpu")
         halves = [part.sort().values.to(device) for part in (order[n // 2 :], order[: n // 2])]
-        self.active = [halves[0], halves[1] if n > 1 else halves[0]]
-        self.weights = [
-            _weights(len(active), len(cotangents), generator, centered=which == 0).to(call.output)
-            for which, active in enumerate(self.active)
-        ]
+        self.active = halves if n > 1 else halves[:1] * 2
+        self._rows = torch.stack((self.active[0], torch.cat((self.active[1], self.active[0]))[: len(self.active[0])]))
+        weights = torch.randn(n, len(cotangents), generator=generator, dtype=torch.float64, device="cpu").to(device)
+        if len(halves[0]) > 1:  # of a single sample, nothing would be left
+            weights[halves[0]] -= weights[halves[0]].mean(0)
+        self.weights = weights.to(call.output.dtype)
         self.v = [call.output.new_zeros(n, cotangents.shape[1]) for _ in (0, 1)]
-        for v, active, weights in zip(self.v, self.active, self.weights, strict=True):
-            v[active] = weights @ cotangents
+        for v, active in zip(self.v, self.active, strict=True):
+            v[active] = self.weights[active] @ cotangents
         own = {name: call.leaves[name] for layer in layers for name in layer.parameters}
         self.numbers = {name: leaf.numel() for name, leaf in own.items()}
         self.dtypes = {name: leaf.dtype for name, leaf in own.items()}
@@ -81,14 +82,27 @@ class Reference:
             names = [name for layer in part for name in layer.parameters]
             of_parameters = [get_gradient_edge(own[name]) for name in names]
             edges = [(layer.name, edge) for layer in part if layer.name in recorded for edge in call.edges(layer)]
-            for which, silent in enumerate((halves[1], halves[0] if n > 1 else halves[1])):
-                inputs = of_parameters + [edge for _, edge in edges]
+            for which in (0, 1):
+                inputs = of_parameters + ([] if which else [edge for _, edge in edges])
                 found = torch.autograd.grad(call.output, inputs, self.v[which], retain_graph=True, allow_unused=True)
-                for name, gradient in zip(names, found, strict=False):
-                    self.norms[name][which] = 0.0 if gradient is None else norm_of(gradient)
-                for (name, _), gradient in zip(edges, found[len(names) :], strict=True):
-                    if gradient is not None and bool(gradient[silent].any()):
-                        self.mixed.add(name)
+                for name, norm in zip(names, _norms(found[: len(names)]), strict=True):
+                    self.norms[name][which] = norm
+                of_edges = zip(edges, found[len(names) :], strict=True) if not which else ()
+                reached = [(name, gradient) for (name, _), gradient in of_edges if gradient is not None]
+                if reached and len(halves[1]):
+                    acting = torch.stack([gradient[halves[1]].any() for _, gradient in reached]).tolist()
+                    self.mixed |= {name for (name, _), acts in zip(reached, acting, strict=True) if acts}
+
+    def halves(self, factor: Tensor) -> Tensor:
+        """The rows of a factor [n, s, m] for both v, [2, k s, m]."""
+        return factor[self._rows].flatten(1, 2)
+
+    def weighted(self, factor: Tensor) -> Tensor:
+        """The same of a factor that has been multiplied by weights."""
+        found = factor[self._rows]
+        if len(self.active[1]) < len(self.active[0]):
+            found[1, -1] = 0  # one sample less
+        return found.flatten(1, 2)
 
     def noise(self, names: Sequence[str]) -> list[float]:
         """How far squared norms of gradients may be apart by autograd's own rounding, for both v.
@@ -105,8 +119,8 @@ class Reference:
                 for scale in (1.0, _ANOTHER_SCALE)
             )
             pairs = [(g, h) for g, h in zip(once, again, strict=True) if g is not None and h is not None]
-            size = math.hypot(*(norm_of(g) for g, _ in pairs))
-            found.append(apart(size, math.hypot(*(norm_of(h / _ANOTHER_SCALE - g) for g, h in pairs))))
+            size = math.hypot(*(float(_norm(g)) for g, _ in pairs))
+            found.append(apart(size, math.hypot(*(float(_norm(h / _ANOTHER_SCALE - g)) for g, h in pairs))))
         return found
 
     def rounding(self, names: Sequence[str], which: int) -> float:
@@ -125,11 +139,6 @@ class Reference:
 def apart(size: float, distance: float) -> float:
     """How far the squared norms of two vectors of about a size may be apart, from the norm of their difference."""
     return 2 * size * distance + distance**2
-
-
-def _weights(k: int, r: int, generator: torch.Generator, *, centered: bool) -> Tensor:
-    weights = torch.randn(k, r, generator=generator, dtype=torch.float64, device="cpu")
-    return weights - weights.mean(0) if centered and k > 1 else weights  # of a single sample, nothing would be left
 
 
 def _parts_of_size(call: Call, layers: Sequence[Layer], most_bytes: int) -> Iterator[list[Layer]]:
@@ -166,10 +175,6 @@ class Comparison:
         return all(one <= _TIMES_NOISE * own for one, own in zip(self.beyond, noise, strict=True))
 
 
-# A sum of addends, and the size of each addend [k].
-_Sum: TypeAlias = tuple[Tensor, Tensor]
-
-
 def compare(reference: Reference, layer: PlannedLayer, a: Tensor, g: Tensor) -> list[Comparison]:
     """Compares what was captured of a layer with autograd, each parameter on its own where that can be.
 
@@ -179,72 +184,101 @@ def compare(reference: Reference, layer: PlannedLayer, a: Tensor, g: Tensor) -> 
         a: Its forward factor [n, s, d], or an empty one.
         g: Its backward factor [r, n, s, m], or its Jacobian [r, n, 1, parameters].
     """
-    of_each = [_parts(reference, layer, a, g, which) for which in (0, 1)]
+    wide = _summed_in(g.dtype)
+    h = torch.einsum("nr,rnsm->nsm", reference.weights.to(wide), g.to(wide))
+    of_both = reference.weighted(h), reference.halves(a.to(wide))  # [2, k s, m] and [2, k s, d]
     dtype = max({g.dtype, *(reference.dtypes[name] for name in layer.parameters)}, key=lambda one: torch.finfo(one).eps)
     found = []
-    for (names, first), (_, second) in zip(*of_each, strict=True):
-        both = [_difference(sums, _expected(reference, names, v), dtype) for v, sums in enumerate((first, second))]
-        largest = max((one for one, _ in both), key=lambda one: math.inf if math.isnan(one) else one)
-        found.append(Comparison(names, largest, [beyond for _, beyond in both]))
+    for names, sums in _parts(reference, layer, *of_both):
+        expected = [sum(reference.norms[name][which] ** 2 for name in names) for which in (0, 1)]
+        first, second = (_difference([one[which] for one in sums], expected[which], dtype) for which in (0, 1))
+        largest = max((first[0], second[0]), key=lambda one: math.inf if math.isnan(one) else one)
+        found.append(Comparison(names, largest, [first[1], second[1]]))
     return found
 
 
+class _Sum(NamedTuple):
+    """A sum of vectors or matrices.
+
+    Attributes:
+        square: Its squared Frobenius norm.
+        sizes: The sum of the norms of the addends.
+        squares: The sum of their squares.
+    """
+
+    square: float
+    sizes: float
+    squares: float
+
+
+def _sums(addends: Tensor) -> list[_Sum]:
+    """The sums of the rows of matrices [2, k, m]."""
+    squares = torch.stack([_norm(one.sum(0)) for one in addends]).square()
+    return _both(squares, torch.linalg.vector_norm(addends, dim=2, dtype=torch.float64))
+
+
+def _sums_of_products(h: Tensor, a: Tensor) -> list[_Sum]:
+    """The sums of the outer products of rows, h^T a, of h [2, k, m] and a [2, k, d]."""
+    (_, k, m), d = h.shape, a.shape[2]
+    if k * (m + d) < m * d:  # Grams are smaller, and in float64 as exact
+        h, a = h.double(), a.double()
+        products = (h @ h.mT) * (a @ a.mT)  # [2, k, k]
+        return _both(products.sum((1, 2)).clamp_(min=0), products.diagonal(dim1=1, dim2=2).sqrt())
+    squares = torch.stack([_norm(one.mT @ other) for one, other in zip(h, a, strict=True)]).square()
+    return _both(squares, h.norm(dim=2).double() * a.norm(dim=2))
+
+
+def _both(squares: Tensor, sizes: Tensor) -> list[_Sum]:
+    numbers = torch.stack((squares, sizes.sum(1), sizes.square().sum(1)), 1).tolist()
+    return [_Sum(*one) for one in numbers]
+
+
 def _parts(
-    reference: Reference, layer: PlannedLayer, a: Tensor, g: Tensor, which: int
-) -> list[tuple[tuple[str, ...], list[_Sum]]]:
-    """J^T v for one v, by the parameters that are compared together: the sums that have their gradients."""
-    active, weights = reference.active[which], reference.weights[which]
-    wide = _summed_in(g.dtype)
-    h = torch.einsum("kr,rksm->ksm", weights.to(wide), g[:, active].to(wide)).flatten(0, 1)  # [k s, m]
+    reference: Reference, layer: PlannedLayer, h: Tensor, a: Tensor
+) -> list[tuple[tuple[str, ...], list[list[_Sum]]]]:
+    """J^T v for both v, by the parameters that are compared together.
+
+    Args:
+        reference: Autograd's side.
+        layer: The layer.
+        h: The weighted backward factors of the samples with weight, at all positions [2, k, m], or the rows of their
+            weighted Jacobian [2, k, parameters].
+        a: The forward factors there [2, k, d].
+    """
     alone = tuple(name for name in layer.parameters if not _is_bias(name))
     biases = tuple(name for name in layer.parameters if _is_bias(name))
-    parts: list[tuple[tuple[str, ...], list[_Sum]]]
+    parts: list[tuple[tuple[str, ...], list[list[_Sum]]]]
     if a.shape[2] > 0:
-        inputs, sizes = a[active].flatten(0, 1).to(wide), h.norm(dim=1)
-        of_weight: list[_Sum] = [(h.mT @ inputs, sizes * inputs.norm(dim=1))]
-        parts = [(alone, of_weight), (biases, [(h.sum(0), sizes)] if layer.bias else [])]
-    elif layer.rule is None and h.shape[1] == layer.m:
-        columns = torch.split(h, [reference.numbers[name] for name in layer.parameters], 1)
-        return [((name,), [_sum(one)]) for name, one in zip(layer.parameters, columns, strict=True)]
+        parts = [(alone, [_sums_of_products(h, a)]), (biases, [_sums(h)] if layer.bias else [])]
+    elif layer.rule is None and h.shape[2] == layer.m:
+        columns = torch.split(h, [reference.numbers[name] for name in layer.parameters], 2)
+        return [((name,), [_sums(one)]) for name, one in zip(layer.parameters, columns, strict=True)]
     elif layer.d > 0:
-        of_both = torch.split(h, [layer.m * layer.d, h.shape[1] - layer.m * layer.d], 1)
-        parts = [(names, [_sum(one)]) for names, one in zip((alone, biases), of_both, strict=True)]
+        of_both = torch.split(h, [layer.m * layer.d, h.shape[2] - layer.m * layer.d], 2)
+        parts = [(names, [_sums(one)]) for names, one in zip((alone, biases), of_both, strict=True)]
     else:
-        return [(layer.parameters, [_sum(h)])]
+        return [(layer.parameters, [_sums(h)])]
     if len(biases) != 1 or not layer.bias:  # which parameter is the bias, or where the rule has it, is not known
         return [(layer.parameters, [one for _, sums in parts for one in sums])]
     return parts
-
-
-def _sum(addends: Tensor) -> _Sum:
-    return addends.sum(0), addends.norm(dim=1)
 
 
 def _is_bias(name: str) -> bool:
     return name.rpartition(".")[2].endswith("bias")
 
 
-def _expected(reference: Reference, names: Sequence[str], which: int) -> float:
-    return sum(reference.norms[name][which] ** 2 for name in names)
-
-
 def _difference(sums: Sequence[_Sum], expected: float, dtype: torch.dtype) -> tuple[float, float]:
     """The difference of two norms relative to the size of the addends, and that of their squares beyond rounding."""
-    norms = [norm_of(total) for total, _ in sums]
-    square = sum(one**2 for one in norms)
+    square = sum(one.square for one in sums)
     if not math.isfinite(square) or not math.isfinite(expected):  # the measurement says so by itself
         return math.nan, 0.0
     # The rounding of a sum is that of its addends, which may cancel.
-    of_products = _ROUNDING_OF_PRODUCTS * torch.finfo(dtype).eps
+    of_product = _ROUNDING_OF_PRODUCTS * torch.finfo(dtype).eps
     of_sum = _ROUNDING * torch.finfo(_summed_in(dtype)).eps
-    lengths = [norm_of(sizes) for _, sizes in sums]
-    errors = [
-        of_products * length + of_sum * float(sizes.sum(dtype=torch.float64))
-        for length, (_, sizes) in zip(lengths, sums, strict=True)
-    ]
-    rounding = sum(2 * norm * error + error**2 for norm, error in zip(norms, errors, strict=True))
+    errors = [(math.sqrt(one.square), of_product * math.sqrt(one.squares) + of_sum * one.sizes) for one in sums]
+    rounding = sum(apart(norm, error) for norm, error in errors)
     beyond = max(0.0, abs(square - expected) - TOLERANCE[dtype] * expected - rounding)
-    difference, scale = abs(math.sqrt(square) - math.sqrt(expected)), math.hypot(*lengths)
+    difference, scale = abs(math.sqrt(square) - math.sqrt(expected)), math.sqrt(sum(one.squares for one in sums))
     return difference / scale if scale else (math.inf if difference else 0.0), beyond
 
 
@@ -252,12 +286,26 @@ def _summed_in(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def norm_of(values: Tensor) -> float:
-    """The Frobenius norm."""
+def _norms(gradients: Sequence[Tensor | None]) -> list[float]:
+    """The Frobenius norms; 0 for None."""
+    plain = [one for one in gradients if one is not None and one.layout == torch.strided and one.dtype == torch.float32]
+    quick = iter(torch.stack(torch._foreach_norm(plain)).tolist() if plain else [])
+    found = []
+    for one in gradients:
+        if one is None:
+            found.append(0.0)
+            continue
+        norm = next(quick) if one.layout == torch.strided and one.dtype == torch.float32 else math.nan
+        found.append(norm if _SAFE_NORMS[0] < norm < _SAFE_NORMS[1] else float(_norm(one)))
+    return found
+
+
+def _norm(values: Tensor) -> Tensor:
+    """The Frobenius norm, float64."""
     if values.layout != torch.strided:
         values = values.coalesce().values()
-    if values.dtype == torch.float32:
-        found = float(torch.linalg.vector_norm(values))
-        if _SAFE_NORMS[0] < found < _SAFE_NORMS[1]:
-            return found
-    return float(torch.linalg.vector_norm(values, dtype=torch.float64))
+    found: Tensor = torch.linalg.vector_norm(values)
+    if values.dtype == torch.float32 and _SAFE_NORMS[0] < found < _SAFE_NORMS[1]:
+        return found.double()
+    exact: Tensor = torch.linalg.vector_norm(values, dtype=torch.float64)
+    return exact
