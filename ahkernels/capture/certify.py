@@ -186,7 +186,10 @@ def compare(reference: Reference, layer: PlannedLayer, a: Tensor, g: Tensor) -> 
     """
     wide = _summed_in(g.dtype)
     h = torch.einsum("nr,rnsm->nsm", reference.weights.to(wide), g.to(wide))
-    of_both = reference.weighted(h), reference.halves(a.to(wide))  # [2, k s, m] and [2, k s, d]
+    of_both = (
+        reference.weighted(h),
+        reference.halves(a.to(wide) if a.is_floating_point() else a),
+    )  # [2, k s, m] and [2, k s, d]
     dtype = max({g.dtype, *(reference.dtypes[name] for name in layer.parameters)}, key=lambda one: torch.finfo(one).eps)
     found = []
     for names, sums in _parts(reference, layer, *of_both):
@@ -219,6 +222,9 @@ def _sums(addends: Tensor) -> list[_Sum]:
 
 def _sums_of_products(h: Tensor, a: Tensor) -> list[_Sum]:
     """The sums of the outer products of rows, h^T a, of h [2, k, m] and a [2, k, d]."""
+    if not a.is_floating_point():  # words
+        sums = [_sum_by_word(one, words.squeeze(1)) for one, words in zip(h, a, strict=True)]
+        return _both(torch.stack([_norm(one) for one in sums]).square(), h.norm(dim=2).double() * (a.squeeze(2) >= 0))
     (_, k, m), d = h.shape, a.shape[2]
     if k * (m + d) < m * d:  # Grams are smaller, and in float64 as exact
         h, a = h.double(), a.double()
@@ -226,6 +232,13 @@ def _sums_of_products(h: Tensor, a: Tensor) -> list[_Sum]:
         return _both(products.sum((1, 2)).clamp_(min=0), products.diagonal(dim1=1, dim2=2).sqrt())
     squares = torch.stack([_norm(one.mT @ other) for one, other in zip(h, a, strict=True)]).square()
     return _both(squares, h.norm(dim=2).double() * a.norm(dim=2))
+
+
+def _sum_by_word(h: Tensor, words: Tensor) -> Tensor:
+    """The sum of the rows of h [k, m] for each word but -1."""
+    h, words = h[words >= 0], words[words >= 0]
+    different, place = torch.unique(words, return_inverse=True)
+    return h.new_zeros(len(different), h.shape[1]).index_add_(0, place, h)
 
 
 def _both(squares: Tensor, sizes: Tensor) -> list[_Sum]:

@@ -44,7 +44,7 @@ def jacobian_of(plan: CapturePlan, layer: PlannedLayer, *, one_by_one: bool) -> 
         return _columns(plan, pieces, one_by_one).unsqueeze(2)
     rows = plan.outputs.rows * len(plan.x)
     kernel = torch.zeros(rows, rows, dtype=torch.float64, device=plan.x.device)
-    width = max(1, (plan.memory.kept - 5 * kernel.nbytes) // (rows * plan.memory.item))
+    width = max(1, (plan.memory.kept - kernel.nbytes) // (rows * plan.memory.item))
     for of_slice in _slices(pieces, width):
         jacobian = _columns(plan, of_slice, one_by_one).flatten(0, 1)
         for block in torch.split(jacobian, max(1, _BYTES_IN_FLOAT64 // (8 * rows)), 1):

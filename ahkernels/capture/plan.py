@@ -35,15 +35,15 @@ class PlannedLayer(TracedLayer):
     route: Route
 
     @classmethod
-    def of(
-        cls, layer: TracedLayer, n: int, outputs: OutputSelection, most_numbers: int, *, keep_factors: bool
-    ) -> PlannedLayer:
-        """Chooses the route of a layer for n samples, of which at most `most_numbers` numbers may be kept."""
-        r, e = outputs.rows, outputs.entries
+    def of(cls, layer: TracedLayer, outputs: OutputSelection, memory: Memory, *, keep_factors: bool) -> PlannedLayer:
+        """Chooses the route of a layer within the memory budget."""
+        n, r, e, most_numbers = memory.n, outputs.rows, outputs.entries, memory.kept // memory.item
         if layer.rule is None:
-            return cls(**vars(layer), route=fallback_route(n, r, e, layer.m, most_numbers))
+            return cls(
+                **vars(layer), route=fallback_route(n, r, e, layer.m, most_numbers, memory.budget // memory.item)
+            )
         shape = Shape(n, r, e, layer.positions, layer.d, layer.m, layer.bias)
-        route = choose_route(shape, most_numbers, keep_factors=keep_factors and layer.d > 0)
+        route = choose_route(shape, most_numbers, keep_factors=layer.one_hot or (keep_factors and layer.d > 0))
         return cls(**vars(layer), route=route)
 
     @property
@@ -103,8 +103,7 @@ class CapturePlan:
     def without_rule(self, layer: PlannedLayer) -> PlannedLayer:
         """The same layer with its Jacobian from the fallback."""
         traced = TracedLayer.by_fallback(layer, self.model)
-        most_numbers = self.memory.kept // self.memory.item
-        return PlannedLayer.of(traced, len(self.x), self.outputs, most_numbers, keep_factors=False)
+        return PlannedLayer.of(traced, self.outputs, self.memory, keep_factors=False)
 
     def require_unchanged(self) -> None:
         """Raises RuntimeError if a parameter has been written to since the plan was made."""
@@ -167,10 +166,7 @@ def plan_capture(
     outputs = OutputSelection(options.outputs, trace.output.shape[1])
     item = max(model.get_parameter(name).dtype.itemsize for layer in layers for name in layer.parameters)
     memory = Memory(options.memory_budget, len(x), outputs.rows, item, trace.bytes_per_sample, x.device)
-    planned = {
-        layer.name: PlannedLayer.of(layer, len(x), outputs, memory.kept // item, keep_factors=keep_factors)
-        for layer in trace.layers
-    }
+    planned = {layer.name: PlannedLayer.of(layer, outputs, memory, keep_factors=keep_factors) for layer in trace.layers}
     groups = _in_forward_order(selected.groups, list(planned))
     return CapturePlan(
         *(model, x, options, precision, outputs, evaluating, keep_factors),

@@ -119,7 +119,7 @@ def choose_route(shape: Shape, most_numbers: int, *, keep_factors: bool = False)
     return min(found, key=lambda route: (route.numbers, route.cost))
 
 
-def fallback_route(n: int, r: int, e: int, parameters: int, most_numbers: int) -> Route:
+def fallback_route(n: int, r: int, e: int, parameters: int, most_numbers: int, budget: int) -> Route:
     """Chooses the route of a layer without a rule: a root of K where its Jacobian is too large and K is small.
 
     Args:
@@ -128,10 +128,11 @@ def fallback_route(n: int, r: int, e: int, parameters: int, most_numbers: int) -
         e: Entries of K for each pair of samples.
         parameters: Numbers in the Jacobian of one sample and cotangent.
         most_numbers: How many numbers may be kept of the layer.
+        budget: How many numbers may be held at all.
     """
     flops, formed = n**2 * e * parameters, n * r * parameters
     root = (n * r) ** 2
-    if formed > most_numbers >= _NUMBERS_OF_ROOT * root:
+    if formed > most_numbers and _NUMBERS_OF_ROOT * root <= budget:
         return Route("root", flops, root, formed)
     return Route("jacobian", flops, formed, formed)
 

@@ -256,7 +256,15 @@ class _Kept:
     def whole(self) -> tuple[Tensor, Tensor]:
         """The factors of all samples."""
         assert self._a is not None and self._g is not None
-        return self._a, self._g
+        return self._a if self._a.is_floating_point() else one_hot(self._a, self._g.dtype), self._g
+
+
+def one_hot(words: Tensor, dtype: torch.dtype) -> Tensor:
+    """One-hot vectors [n, s, d] of the d different words among [n, s, 1], without those that are -1."""
+    different, place = torch.unique(words.squeeze(2), return_inverse=True)
+    found = torch.zeros(*place.shape, len(different), dtype=dtype, device=words.device)
+    found.scatter_(2, place.unsqueeze(2), 1)
+    return found[:, :, 1:] if len(different) > 1 and different[0] < 0 else found.mul_(different >= 0)
 
 
 def _between_splits(plan: CapturePlan, reference: Reference, names: Sequence[str], samples: slice) -> list[float]:
@@ -339,16 +347,18 @@ def _factors_of(
     assert rule is not None
     zeros = call.output.detach().new_zeros(1)
     if uses is None:
-        return zeros.expand(n, 1, layer.d), zeros.expand(r, n, 1, layer.m)
+        return zeros.expand(n, 1, 0), zeros.expand(r, n, 1, 0)
     forward, backward = [], []
     for use, recorded in enumerate(uses.recorded):
         gradient = None if gradients is None else gradients[use]
         if gradient is None:
             gradient = zeros.expand(r, *uses.output_shapes[use])
         a, g = rule.factors(layer.module, recorded, gradient.detach())
-        dtype = torch.promote_types(a.dtype, g.dtype)  # they differ under autocast
-        forward.append(a.to(dtype))
-        backward.append(g.to(dtype))
+        if a.is_floating_point() and a.dtype != g.dtype:  # under autocast
+            dtype = torch.promote_types(a.dtype, g.dtype)
+            a, g = a.to(dtype), g.to(dtype)
+        forward.append(a)
+        backward.append(g)
     a, g = (of_uses[0] if len(of_uses) == 1 else torch.cat(of_uses, -2) for of_uses in (forward, backward))
     if layer.as_jacobian:
         return zeros.expand(n, 1, 0), jacobian(a, g, bias=layer.bias).unsqueeze(2)

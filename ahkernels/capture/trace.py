@@ -38,17 +38,19 @@ class TracedLayer(Layer):
         positions: Positions of all uses together.
         d: The length of its forward factor at one position; 0 where there is none.
         m: The length of its backward factor at one position, for one output.
+        one_hot: Whether its forward factor is one-hot, and captured as integers.
     """
 
     positions: int
     d: int
     m: int
+    one_hot: bool
 
     @classmethod
     def by_fallback(cls, layer: Layer, model: nn.Module) -> TracedLayer:
         """Describes a layer whose Jacobian comes from `ahkernels.capture.fallback`: one position, and no input."""
         parameters = sum(model.get_parameter(name).numel() for name in layer.parameters)
-        return cls(layer.name, layer.module, layer.parameters, None, positions=1, d=0, m=parameters)
+        return cls(layer.name, layer.module, layer.parameters, None, positions=1, d=0, m=parameters, one_hot=False)
 
     @property
     def bias(self) -> bool:
@@ -125,7 +127,7 @@ def trace_model(new_twin: Callable[..., Twin], model: nn.Module, x: Tensor, laye
             "requires_grad, or leave its layer out with layers="
         )
     held_otherwise = {name for name in own if id(parameters[name]) in call.graph[1]}  # not replaced in the twin
-    traced = {layer.name: _traced(layer, model, call, held_otherwise) for layer in layers}
+    traced = {layer.name: _traced(layer, model, call, held_otherwise, len(x)) for layer in layers}
     order = [*call.uses, *(name for name in traced if name not in call.uses)]
     return Trace(
         [traced[name] for name in order],
@@ -136,15 +138,19 @@ def trace_model(new_twin: Callable[..., Twin], model: nn.Module, x: Tensor, laye
     )
 
 
-def _traced(layer: Layer, model: nn.Module, call: Call, held_otherwise: Set[str]) -> TracedLayer:
+def _traced(layer: Layer, model: nn.Module, call: Call, held_otherwise: Set[str], n: int) -> TracedLayer:
     if layer.rule is None or not call.by_uses_alone(layer) or not held_otherwise.isdisjoint(layer.parameters):
         return TracedLayer.by_fallback(layer, model)
     uses = call.uses.get(layer.name)
     if uses is None:  # not called for these samples; never called, its kernel is zero and its factors are empty
-        return TracedLayer(**vars(layer), positions=1, d=0, m=0)
+        return TracedLayer(**vars(layer), positions=1, d=0, m=0, one_hot=False)
     positions = 0
     for one, shape in zip(uses.recorded, uses.output_shapes, strict=True):
         assert one is not None
         a, g = layer.rule.factors(layer.module, one, call.output.new_zeros(1, *shape))
         positions += a.shape[1]
-    return TracedLayer(**vars(layer), positions=positions, d=a.shape[2], m=g.shape[3])
+    d, one_hot = a.shape[2], not a.is_floating_point()
+    if one_hot:  # as many columns as there are words, at most
+        most = max(model.get_parameter(name).shape[0] for name in layer.parameters)
+        d = min(most, n * positions)
+    return TracedLayer(**vars(layer), positions=positions, d=d, m=g.shape[3], one_hot=one_hot)

@@ -85,8 +85,9 @@ class Rule(Protocol):
                 cotangents.
 
         Returns:
-            The forward factor a [n, p, d] and the backward factor g [r, n, p, m] at the p positions of the call. A rule
-            may return the Jacobian instead: then a is empty, [n, 1, 0], g is the Jacobian [r, n, 1, parameters], and
+            The forward factor a [n, p, d] and the backward factor g [r, n, p, m] at the p positions of the call. A
+            one-hot a may be given as integers [n, p, 1] that say where the ones are, with -1 for none. A rule may
+            return the Jacobian instead: then a is empty, [n, 1, 0], g is the Jacobian [r, n, 1, parameters], and
             `has_bias` is True, since the forward Gram has to be one.
         """
         ...

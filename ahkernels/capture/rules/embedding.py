@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 
 class EmbeddingRule:
-    """At each word, a is one-hot, or zero for padding, and g is the gradient at the output."""
+    """At each word, a is one-hot, or zero for padding, and g is the gradient at the output.
+
+    A matrix over the whole vocabulary would be large, so that a is given by the words themselves.
+    """
 
     def parameters(self, module: Any) -> list[str]:
         """Lists the table; nothing if gradients are scaled by the frequency of words."""
@@ -26,12 +28,11 @@ class EmbeddingRule:
         return words if words.dim() >= 1 else None
 
     def factors(self, module: Any, recorded: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Forms one-hot words [n, p, vocabulary] and gradients [r, n, p, size]."""
-        words = recorded.reshape(len(recorded), -1)
-        a = functional.one_hot(words, module.num_embeddings).to(gradient.dtype)
+        """Forms words [n, p, 1], -1 for padding, and gradients [r, n, p, size]."""
+        words = recorded.reshape(len(recorded), -1, 1).long()
         if module.padding_idx is not None:
-            a[..., module.padding_idx] = 0
-        return a, gradient.reshape(*gradient.shape[:2], -1, gradient.shape[-1])
+            words = words.masked_fill(words == module.padding_idx, -1)
+        return words, gradient.reshape(*gradient.shape[:2], -1, gradient.shape[-1])
 
     def has_bias(self, module: Any) -> bool:
         """Returns False always."""
