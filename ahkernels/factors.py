@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import InitVar, dataclass
+import functools
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -94,10 +96,30 @@ class LayerFactors:
         """Number of outputs, which is the number of the kernel's rows for each sample."""
         return self.backward.shape[2]
 
+    def at_one_position(self) -> LayerFactors:
+        """Factors with one position and the same Grams: the sums over positions, with s as one more input for a bias.
+
+        Several positions give float32, or float64 for float64; a single one is returned as it is.
+        """
+        if self.positions == 1:
+            return self
+        a, g = sum_over_positions(self.forward), sum_over_positions(self.backward)
+        if self.bias:
+            a = torch.cat((a, a.new_full((1,), self.positions).expand(self.n, 1, 1)), 2)
+        return LayerFactors(a, g, False, self.layer, unchecked=True)
+
     @property
     def factored(self) -> bool:
         """Whether there is a forward factor; without one, backward is the Jacobian itself."""
         return self.forward.shape[2] > 0
+
+
+def of_one_dtype(layers: Sequence[LayerFactors]) -> list[LayerFactors]:
+    """The same factors, all of the widest dtype among them."""
+    dtype = functools.reduce(torch.promote_types, [one.forward.dtype for one in layers])
+    return [
+        replace(one, forward=one.forward.to(dtype), backward=one.backward.to(dtype), unchecked=True) for one in layers
+    ]
 
 
 def sum_over_positions(factor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ahkernels import ops, tangent_features
 from ahkernels.centering import Centering, center, near_constant, require_centering
-from ahkernels.factors import LayerFactors, sum_over_positions
+from ahkernels.factors import LayerFactors, of_one_dtype
 from ahkernels.inner_products import inner_products
 from ahkernels.kernel_operator import KernelOperator, require_columns, require_tensor, scipy_operator
 from ahkernels.ops import KernelBatch
@@ -86,11 +86,6 @@ class TangentKernel(KernelOperator):
     def o(self) -> int:
         """Number of rows for each sample."""
         return self.factors[0].o
-
-    @property
-    def has_positions(self) -> bool:
-        """Whether a layer has several positions."""
-        return any(factors.positions > 1 for factors in self.factors)
 
     @property
     def shape(self) -> torch.Size:
@@ -345,13 +340,9 @@ class TangentKernel(KernelOperator):
         """
         self._require_factored("forward_gram")
         layers = []
-        for factors, a in zip(self.factors, self._at_one_position(lambda one: one.forward), strict=True):
-            bias = factors.bias
-            if bias and self.has_positions:  # s is one more input instead
-                s = a.new_full((1,), factors.positions)
-                a, bias = torch.cat((a, s.expand(self.n, 1, 1)), 2), False
-            ones = a.new_ones(1).expand(self.n, 1, 1, 1)
-            layers.append(LayerFactors(a, ones, bias, factors.layer, unchecked=True))
+        for factors in of_one_dtype([one.at_one_position() for one in self.factors]):
+            ones = factors.forward.new_ones(1).expand(self.n, 1, 1, 1)
+            layers.append(LayerFactors(factors.forward, ones, factors.bias, factors.layer, unchecked=True))
         selection = OutputSelection("trace", self.outputs.total)
         return TangentKernel(layers, selection, self.precision, f"{self.name} (forward Gram)")
 
@@ -365,14 +356,10 @@ class TangentKernel(KernelOperator):
         """
         self._require_factored("backward_gram")
         layers = []
-        for factors, g in zip(self.factors, self._at_one_position(lambda one: one.backward), strict=True):
+        for factors in of_one_dtype([one.at_one_position() for one in self.factors]):
+            g = factors.backward
             layers.append(LayerFactors(g.new_empty(self.n, 1, 0), g, True, factors.layer, unchecked=True))
         return TangentKernel(layers, self.outputs, self.precision, f"{self.name} (backward Gram)")
-
-    def _at_one_position(self, factor: Callable[[LayerFactors], Tensor]) -> list[Tensor]:
-        """A factor of each layer, summed over positions unless all layers have one."""
-        found = [factor(one) for one in self.factors]
-        return [sum_over_positions(one) for one in found] if self.has_positions else found
 
     def _with(
         self,

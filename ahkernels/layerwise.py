@@ -29,7 +29,7 @@ from ahkernels.statistics.spectrum import largest_eigenvalue
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ahkernels.capture import CaptureKeywords, CapturePlan
+    from ahkernels.capture import CapturedKernel, CaptureKeywords, CapturePlan
     from ahkernels.certificate import Certificate
 
 _BATCH_BYTES = 32 << 20  # of the factors of layers that are measured by one op
@@ -159,8 +159,8 @@ def alignment_reports(
     names = statistics_in_report(options.statistics, estimated=products is not None)
     wanted = [STATISTICS[name] for name in names]
     kinds = {statistic.kernel for statistic in wanted}
-    keep_factors = bool(kinds & {"forward", "backward"})
-    plan = plan_capture(model, x, options.capture, keep_factors=keep_factors, evaluating=evaluating)
+    grams = bool(kinds & {"forward", "backward"})
+    plan = plan_capture(model, x, options.capture, grams=grams, evaluating=evaluating)
     capture = Capture(plan)
     n = x.shape[0]
     labels = [Labels(plan.outputs, y, n, one) for one in centerings]  # raises before any work is done
@@ -174,15 +174,16 @@ def alignment_reports(
     pending: dict[str, _PendingLayer] = {}
     for batch in _batches(capture.kernels()):
         same_rows: list[dict[KernelKind, TangentKernel]] = []
-        for _, kernel in batch:
+        for _, kernel, with_grams in batch:
             same_rows.append({"kernel": kernel})
-            if "backward" in kinds and kernel.factored and not kernel.has_positions:  # both share backward factors
-                same_rows[-1]["backward"] = kernel.backward_gram()
-        for (name, kernel), of_layer in zip(batch, _pending(same_rows, labels, products), strict=True):
-            if "forward" in kinds and kernel.factored:
-                of_layer |= _pending([{"forward": kernel.forward_gram()}], of_samples, products)[0]
-            if "backward" in kinds and kernel.factored and kernel.has_positions:
-                of_layer |= _pending([{"backward": kernel.backward_gram()}], labels, products)[0]
+            if "backward" in kinds and with_grams is kernel:  # of the same factors
+                same_rows[-1]["backward"] = with_grams.backward_gram()
+        of_batch = _pending(same_rows, labels, products)
+        for (name, kernel, with_grams), of_layer in zip(batch, of_batch, strict=True):
+            if "forward" in kinds and with_grams is not None:
+                of_layer |= _pending([{"forward": with_grams.forward_gram()}], of_samples, products)[0]
+            if "backward" in kinds and with_grams is not None and with_grams is not kernel:
+                of_layer |= _pending([{"backward": with_grams.backward_gram()}], labels, products)[0]
             if logits is not None:
                 fisher = _pending_fisher(fisher_kernel(kernel, logits), of_fisher, products)
                 of_layer["fisher"] = dict.fromkeys(centerings, fisher)
@@ -235,15 +236,16 @@ def _report(
     )
 
 
-def _batches(kernels: Iterable[tuple[str, TangentKernel]]) -> Iterator[list[tuple[str, TangentKernel]]]:
+def _batches(kernels: Iterable[CapturedKernel]) -> Iterator[list[CapturedKernel]]:
     """Kernels to be measured by one op: on a CPU it takes small ones side by side, a thread each."""
-    batch: list[tuple[str, TangentKernel]] = []
+    batch: list[CapturedKernel] = []
     held = 0
-    for name, kernel in kernels:
-        if batch and kernel.factors[0].forward.dtype != batch[0][1].factors[0].forward.dtype:
+    for captured in kernels:
+        kernel = captured.kernel
+        if batch and kernel.factors[0].forward.dtype != batch[0].kernel.factors[0].forward.dtype:
             yield batch
             batch, held = [], 0
-        batch.append((name, kernel))
+        batch.append(captured)
         held += sum(factors.forward.nbytes + factors.backward.nbytes for factors in kernel.factors)
         if held >= _BATCH_BYTES or kernel.device.type != "cpu" or kernel.o == 1:
             yield batch

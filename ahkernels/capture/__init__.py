@@ -15,7 +15,7 @@ from ahkernels.capture.kernels import iter_tangent_kernels, tangent_kernels
 from ahkernels.capture.options import DEFAULT_MEMORY_BUDGET, CaptureKeywords, CaptureOptions
 from ahkernels.capture.plan import CapturePlan, plan_capture
 from ahkernels.capture.rules import Rule, register_rule
-from ahkernels.capture.run import Capture
+from ahkernels.capture.run import Capture, CapturedKernel
 from ahkernels.capture.selection import Layers
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "CaptureKeywords",
     "CaptureOptions",
     "CapturePlan",
+    "CapturedKernel",
     "Explanation",
     "LayerExplanation",
     "Layers",

@@ -9,7 +9,6 @@ of parameters, each from a pass of its own, which are summed up to the kernel; w
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,36 +23,45 @@ from ahkernels.capture.plan import CapturePlan, PlannedLayer
 _BYTES_IN_FLOAT64 = 16 << 20
 
 
-def jacobian_of(plan: CapturePlan, layer: PlannedLayer, *, one_by_one: bool) -> Tensor:
-    """Computes the gradients of <c, f(x)> by the parameters of a layer, for each cotangent c and each sample.
+def jacobians(plan: CapturePlan, layers: Sequence[PlannedLayer], *, one_by_one: bool) -> dict[str, Tensor]:
+    """Computes the gradients of <c, f(x)> by the parameters of layers, for each cotangent c and each sample.
 
     Args:
         plan: The plan.
-        layer: A layer without a rule.
+        layers: Layers without a rule.
         one_by_one: Whether to use plain autograd for each sample and cotangent instead of batched gradients.
 
     Returns:
-        The Jacobian [r, n, 1, parameters], with zeros for parameters that f does not depend on. On the route "root" a
-        matrix [r, n, 1, n r] with the same products of its rows.
+        The Jacobian [r, n, 1, parameters] of each layer by name, with zeros for parameters that f does not depend on.
+        On the route "root" a matrix [r, n, 1, n r] with the same products of its rows.
 
     Raises:
         RuntimeError: If an operation of the model cannot be batched over samples and cotangents.
     """
-    pieces = [_Piece(name, 0, plan.model.get_parameter(name).numel()) for name in layer.parameters]
-    if layer.route.name == "jacobian":
-        return _columns(plan, pieces, one_by_one).unsqueeze(2)
-    rows = plan.outputs.rows * len(plan.x)
-    kernel = torch.zeros(rows, rows, dtype=torch.float64, device=plan.x.device)
-    width = max(1, (plan.memory.kept - kernel.nbytes) // (rows * plan.memory.item))
-    for of_slice in _slices(pieces, width):
-        jacobian = _columns(plan, of_slice, one_by_one).flatten(0, 1)
-        for block in torch.split(jacobian, max(1, _BYTES_IN_FLOAT64 // (8 * rows)), 1):
+    whole = [layer for layer in layers if layer.route.name == "jacobian"]
+    pieces = [_pieces(plan, layer) for layer in whole]
+    found = {layer.name: _columns(plan, own) for layer, own in zip(whole, pieces, strict=True)}
+    if whole:
+        _fill(plan, list(zip(pieces, found.values(), strict=True)), one_by_one)
+    roots = {layer.name: _root(plan, layer, one_by_one) for layer in layers if layer.route.name == "root"}
+    return {name: jacobian.unsqueeze(2) for name, jacobian in (found | roots).items()}
+
+
+def _root(plan: CapturePlan, layer: PlannedLayer, one_by_one: bool) -> Tensor:
+    """Sums slices of the Jacobian of a layer up to K, and takes a square root of it, [r, n, n r]."""
+    r, n = plan.outputs.rows, len(plan.x)
+    kernel = torch.zeros(r * n, r * n, dtype=torch.float64, device=plan.x.device)
+    width = max(1, (plan.memory.kept - kernel.nbytes) // (r * n * plan.memory.item))
+    for of_slice in _slices(_pieces(plan, layer), width):
+        jacobian = _columns(plan, of_slice)
+        _fill(plan, [(of_slice, jacobian)], one_by_one)
+        for block in torch.split(jacobian.flatten(0, 1), max(1, _BYTES_IN_FLOAT64 // (8 * r * n)), 1):
             exact = block.double()
             kernel.addmm_(exact, exact.T)
-        del jacobian, block
+        del jacobian, block, exact
     values, vectors = torch.linalg.eigh(kernel)
     root = vectors.mul_(values.clamp_(min=0).sqrt_())  # rounding leaves small negative ones
-    found: Tensor = root.to(_dtype(plan, layer.parameters)).view(plan.outputs.rows, len(plan.x), 1, rows)
+    found: Tensor = root.to(_dtype(plan, layer.parameters)).view(r, n, r * n)
     return found
 
 
@@ -84,26 +92,38 @@ def _slices(pieces: Sequence[_Piece], width: int) -> Iterator[list[_Piece]]:
         yield found
 
 
-def _columns(plan: CapturePlan, pieces: Sequence[_Piece], one_by_one: bool) -> Tensor:
-    """Computes columns of a Jacobian, [r, n, numbers of the pieces]."""
-    names = [piece.parameter for piece in pieces]
-    ends = list(itertools.accumulate(piece.end - piece.begin for piece in pieces))
-    found = torch.empty(plan.outputs.rows, len(plan.x), ends[-1], dtype=_dtype(plan, names), device=plan.x.device)
-    for samples in plan.memory.fallback_chunks(sum(plan.model.get_parameter(name).numel() for name in names)):
+def _pieces(plan: CapturePlan, layer: PlannedLayer) -> list[_Piece]:
+    return [_Piece(name, 0, plan.model.get_parameter(name).numel()) for name in layer.parameters]
+
+
+def _columns(plan: CapturePlan, pieces: Sequence[_Piece]) -> Tensor:
+    """Memory for columns of a Jacobian, [r, n, numbers of the pieces]."""
+    numbers = sum(piece.end - piece.begin for piece in pieces)
+    dtype = _dtype(plan, [piece.parameter for piece in pieces])
+    return torch.empty(plan.outputs.rows, len(plan.x), numbers, dtype=dtype, device=plan.x.device)
+
+
+def _fill(plan: CapturePlan, columns: Sequence[tuple[Sequence[_Piece], Tensor]], one_by_one: bool) -> None:
+    """Computes columns of Jacobians, of several layers at once."""
+    names = [piece.parameter for pieces, _ in columns for piece in pieces]
+    chunks, cotangents = plan.memory.fallback_chunks(sum(plan.model.get_parameter(name).numel() for name in names))
+    for samples in chunks:
         size = samples.stop - samples.start, plan.outputs.rows
-        gradients = _one_by_one(plan, names, samples) if one_by_one else _batched(plan, names, samples)
-        for piece, end in zip(pieces, ends, strict=True):
-            of_piece = gradients[piece.parameter].reshape(*size, -1)[:, :, piece.begin : piece.end]  # [k, r, numbers]
-            found[:, samples, end - of_piece.shape[2] : end] = of_piece.transpose(0, 1)
-    return found
+        gradients = _one_by_one(plan, names, samples) if one_by_one else _batched(plan, names, samples, cotangents)
+        for pieces, found in columns:
+            end = 0
+            for piece in pieces:
+                begin, end = end, end + piece.end - piece.begin
+                of_piece = gradients[piece.parameter].reshape(*size, -1)[:, :, piece.begin : piece.end]
+                found[:, samples, begin:end] = of_piece.transpose(0, 1)
 
 
 def _dtype(plan: CapturePlan, names: Sequence[str]) -> torch.dtype:
     return functools.reduce(torch.promote_types, [plan.model.get_parameter(name).dtype for name in names])
 
 
-def _batched(plan: CapturePlan, names: Sequence[str], samples: slice) -> dict[str, Tensor]:
-    """Computes gradients [k, r, *shape] of samples, batched over samples and cotangents."""
+def _batched(plan: CapturePlan, names: Sequence[str], samples: slice, at_once: int) -> dict[str, Tensor]:
+    """Computes gradients [k, r, *shape] of samples, batched over samples and over so many cotangents at once."""
     twin = plan.twin().model  # its parameters may be swapped
     parameters = {name: parameter.detach() for name, parameter in twin.named_parameters()}
     own = {name: parameters.pop(name) for name in names}
@@ -121,7 +141,7 @@ def _batched(plan: CapturePlan, names: Sequence[str], samples: slice) -> dict[st
         pull = torch.func.vjp(f, own)[1]
         if len(cotangents) == 1:
             return {name: gradient.unsqueeze(0) for name, gradient in pull(cotangents[0])[0].items()}
-        found: dict[str, Tensor] = torch.func.vmap(pull)(cotangents)[0]
+        found: dict[str, Tensor] = torch.func.vmap(pull, chunk_size=at_once)(cotangents)[0]
         return found
 
     with quietly_batched:

@@ -89,7 +89,7 @@ def iter_tangent_kernels(
         2 (6, 6)
     """
     plan = plan_capture(model, x, CaptureOptions.of(options), keep_factors=keep_factors)
-    for name, kernel in Capture(plan).kernels():
-        for layer_factors in kernel.factors:
+    for captured in Capture(plan).kernels():
+        for layer_factors in captured.kernel.factors:
             layer_factors.require_finite()
-        yield name, kernel
+        yield captured.name, captured.kernel

@@ -66,10 +66,12 @@ class Memory:
             return [slice(0, self.n)]
         return self._cut(self.work // max(1, self.held_by_samples(layers, 1)))
 
-    def fallback_chunks(self, parameters: int) -> list[slice]:
-        """Cuts the samples into chunks for Jacobians of so many parameters."""
-        each = 2 * self.r * parameters * self.item + (1 + self.r) * self.bytes_per_sample
-        return self._cut(self.work // max(1, each))
+    def fallback_chunks(self, parameters: int) -> tuple[list[slice], int]:
+        """Cuts the samples into chunks for Jacobians of so many parameters; and how many cotangents go at once."""
+        of_cotangent = self.bytes_per_sample + parameters * self.item
+        of_sample = self.bytes_per_sample + self.r * parameters * self.item
+        at_once = min(self.r, max(1, (self.work - of_sample) // max(1, of_cotangent)))
+        return self._cut(self.work // max(1, of_sample + at_once * of_cotangent)), at_once
 
     def _cut(self, most: int) -> list[slice]:
         chunks = -(-self.n // max(1, most))

@@ -64,6 +64,7 @@ class CapturePlan:
         outputs: The outputs that enter the kernels.
         evaluating: Whether the network is measured in eval mode, whatever mode it is in.
         keep_factors: Whether the factors are kept also where the Jacobian is smaller.
+        grams: Whether forward and backward Grams are asked for.
         trace: What a call on a few samples found.
         layers: The layers to capture, in forward order, by name.
         groups: The name of each kernel and the names of its layers, in forward order.
@@ -79,6 +80,7 @@ class CapturePlan:
     outputs: OutputSelection
     evaluating: bool
     keep_factors: bool
+    grams: bool
     trace: Trace
     layers: dict[str, PlannedLayer]
     groups: dict[str, list[str]]
@@ -126,7 +128,13 @@ class CapturePlan:
 
 @leaving_no_trace
 def plan_capture(
-    model: nn.Module, x: Tensor, options: CaptureOptions, *, keep_factors: bool = False, evaluating: bool = False
+    model: nn.Module,
+    x: Tensor,
+    options: CaptureOptions,
+    *,
+    keep_factors: bool = False,
+    grams: bool = False,
+    evaluating: bool = False,
 ) -> CapturePlan:
     """Checks the arguments of a measurement, and runs a twin of the model on a few samples.
 
@@ -135,6 +143,7 @@ def plan_capture(
         x: Its inputs [n, ...].
         options: What the user chose.
         keep_factors: Whether the factors are kept also where the Jacobian is smaller.
+        grams: Whether forward and backward Grams are asked for.
         evaluating: Whether to measure the network in eval mode, whatever mode it is in.
 
     Returns:
@@ -160,7 +169,7 @@ def plan_capture(
         )
     x = x.clone() if x.is_inference() else x.detach()  # autograd takes no tensors of inference mode
     versions = _versions(model)
-    of_structure = known(model, x, selected.layers, [str(options), keep_factors, evaluating])
+    of_structure = known(model, x, selected.layers, [str(options), keep_factors, grams, evaluating])
     layers = [layer.without_rule() if layer.name in of_structure.without_rule else layer for layer in selected.layers]
     trace = trace_model(functools.partial(Twin, model, evaluating=evaluating), model, x, layers)
     outputs = OutputSelection(options.outputs, trace.output.shape[1])
@@ -169,7 +178,7 @@ def plan_capture(
     planned = {layer.name: PlannedLayer.of(layer, outputs, memory, keep_factors=keep_factors) for layer in trace.layers}
     groups = _in_forward_order(selected.groups, list(planned))
     return CapturePlan(
-        *(model, x, options, precision, outputs, evaluating, keep_factors),
+        *(model, x, options, precision, outputs, evaluating, keep_factors, grams),
         *(trace, planned, groups, memory, of_structure, versions),
     )
 

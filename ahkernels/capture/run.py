@@ -11,22 +11,21 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from tqdm import tqdm
 
 from ahkernels.capture.call import Call, call_model
 from ahkernels.capture.certify import Comparison, Reference, apart, compare
 from ahkernels.capture.evaluation import require_determined
-from ahkernels.capture.fallback import jacobian_of
+from ahkernels.capture.fallback import jacobians
 from ahkernels.capture.guard import leaving_no_trace, other_random_numbers, quietly_batched
+from ahkernels.capture.kept import Kept
 from ahkernels.capture.plan import CapturePlan, PlannedLayer
-from ahkernels.capture.route import jacobian
 from ahkernels.certificate import Certificate
-from ahkernels.factors import LayerFactors
+from ahkernels.factors import of_one_dtype
 from ahkernels.kernel import TangentKernel, kernel_of_outputs
 
 # Gradients of samples one by one may be so many times as far from those of a batch as those of other batches are.
@@ -36,6 +35,20 @@ _MOST_BETWEEN_SPLITS = 5e-3
 
 # Samples, and autograd's side of the certificate for them.
 _Certified: TypeAlias = tuple[slice, Reference]
+
+
+class CapturedKernel(NamedTuple):
+    """A kernel that was captured.
+
+    Attributes:
+        name: Of its layer or group.
+        kernel: The kernel.
+        grams: A kernel whose forward and backward Gram are those of this one, if they were asked for and it has some.
+    """
+
+    name: str
+    kernel: TangentKernel
+    grams: TangentKernel | None
 
 
 class Capture:
@@ -64,8 +77,8 @@ class Capture:
             return Certificate(dict(self.differences))
         return Certificate(dict(self.plan.known.certificate), self._calls_ago)
 
-    def kernels(self) -> Iterator[tuple[str, TangentKernel]]:
-        """Yields (name, kernel) in forward order, without searching the factors for nan and inf.
+    def kernels(self) -> Iterator[CapturedKernel]:
+        """Yields kernels in forward order, without searching the factors for nan and inf.
 
         As many groups are captured in one pass as fit the budget, and at least one. Factors are dropped here once the
         last group that needs them has been yielded.
@@ -82,17 +95,31 @@ class Capture:
             while rest:
                 names = self._that_fit(rest)
                 rest = rest[len(names) :]
-                factors = self._pass([name for name in self.layers if any(name in plan.groups[g] for g in names)])
+                captured = self._pass([name for name in self.layers if any(name in plan.groups[g] for g in names)])
                 for i, name in enumerate(names):
                     later = {member for group in names[i + 1 :] for member in plan.groups[group]}
-                    of_group = [factors[m] if m in later else factors.pop(m) for m in plan.groups[name]]
-                    yield name, kernel_of_outputs(of_group, plan.outputs, plan.precision, name)
+                    of_group = [captured[m] if m in later else captured.pop(m) for m in plan.groups[name]]
+                    of_layers = [one.factors for one in of_group]
+                    kernel = kernel_of_outputs(of_layers, plan.outputs, plan.precision, name)
+                    yield CapturedKernel(name, kernel, self._with_grams(kernel, of_group))
                     if bar is not None:
                         bar.update()
         if self._certifies:
             plan.known.certificate = {name: self.differences[name] for name in self.layers}
             plan.known.calls = 0
         plan.known.calls += 1
+
+    def _with_grams(self, kernel: TangentKernel, layers: Sequence[Kept]) -> TangentKernel | None:
+        """A kernel with the Grams of a group, if they are asked for and all of its layers have some."""
+        if not self.plan.grams:
+            return None
+        found = [one.at_one_position for one in layers]
+        of_layers = [one for one in found if one is not None]
+        if len(of_layers) < len(layers):
+            return None
+        if all(one is two.factors for one, two in zip(of_layers, layers, strict=True)):
+            return kernel
+        return kernel_of_outputs(of_one_dtype(of_layers), self.plan.outputs, self.plan.precision, kernel.name)
 
     def _that_fit(self, groups: Sequence[str]) -> list[str]:
         """The first groups whose layers fit the memory budget together, and at least one."""
@@ -109,39 +136,27 @@ class Capture:
         return found
 
     @leaving_no_trace
-    def _pass(self, names: Sequence[str]) -> dict[str, LayerFactors]:
-        """Captures the factors of layers, by name, in one pass over the samples."""
+    def _pass(self, names: Sequence[str]) -> dict[str, Kept]:
+        """Captures layers, by name, in one pass over the samples."""
         plan = self.plan
         try:
             kept, references = self._by_rules([self.layers[name] for name in names])
-            for name in names:
-                if name not in kept:
-                    kept[name] = self._by_fallback(self.layers[name], references)
+            kept |= self._by_fallback([name for name in names if name not in kept], references)
         except RuntimeError:
             plan.require_unchanged()  # or else this is the cause
             raise
         plan.require_unchanged()
-        return {
-            name: LayerFactors(
-                kept[name][0],
-                kept[name][1].permute(1, 2, 0, 3),
-                self.layers[name].as_jacobian or self.layers[name].bias,
-                name,
-                by_jacobian=self.layers[name].route.name == "jacobian slices",
-                unchecked=True,
-            )
-            for name in names
-        }
+        return kept
 
-    def _by_rules(self, layers: Sequence[PlannedLayer]) -> tuple[dict[str, tuple[Tensor, Tensor]], list[_Certified]]:
-        """Captures the layers that have a rule: a [n, s, d] and g [r, n, s, m] by name.
+    def _by_rules(self, layers: Sequence[PlannedLayer]) -> tuple[dict[str, Kept], list[_Certified]]:
+        """Captures the layers that have a rule, by name.
 
         A layer whose rule fails is left out and planned anew. Beside them, autograd's side of the certificate for all
         layers is returned, for each chunk of samples.
         """
         plan = self.plan
         with_rule = {layer.name: layer for layer in layers if layer.rule is not None}
-        kept = {name: _Kept(len(plan.x)) for name in with_rule}
+        kept = {name: Kept(len(plan.x), layer, grams=plan.grams) for name, layer in with_rule.items()}
         references: list[_Certified] = []
         unreached = {layer.name for layer in layers}
 
@@ -165,10 +180,9 @@ class Capture:
             gradients = _gradients(call, list(with_rule.values()), plan.cotangents)
             for name, layer in list(with_rule.items()):
                 a, g = _factors_of(call, layer, gradients.pop(name, None), plan.outputs.rows)
-                if self._certifies and not self._agrees(references[-1][1], layer, a, g):
+                kept[name].add(samples, a, g)
+                if self._certifies and not self._agrees(references[-1][1], layer, *kept[name].of_chunk(samples)):
                     drop({name})
-                else:
-                    kept[name].add(samples, a, g)
             if self._certifies:
                 references[-1][1].release()
             del call, gradients
@@ -177,7 +191,7 @@ class Capture:
                 warnings.warn(
                     f"layer {name!r} does not reach the output of the model: its kernel is zero", stacklevel=2
                 )
-        return {name: one.whole() for name, one in kept.items()}, references
+        return kept, references
 
     def _agrees(self, reference: Reference, layer: PlannedLayer, a: Tensor, g: Tensor) -> bool:
         """Whether the factors of a chunk agree with autograd; notes by how much."""
@@ -191,80 +205,45 @@ class Capture:
         differences = [self.differences.get(layer.name, 0.0), *(one.difference for one in found)]
         self.differences[layer.name] = math.nan if any(math.isnan(one) for one in differences) else max(differences)
 
-    def _by_fallback(self, layer: PlannedLayer, references: Sequence[_Certified]) -> tuple[Tensor, Tensor]:
-        """Computes the Jacobian [r, n, 1, parameters] of a layer without a rule, with empty forward factors."""
+    def _by_fallback(self, names: Sequence[str], references: Sequence[_Certified]) -> dict[str, Kept]:
+        """Captures layers without a rule; those whose batched gradients are wrong, or cannot be had, one by one."""
         plan = self.plan
-        worst = Comparison((), 0.0, [])
-        self.differences.pop(layer.name, None)
-        for one_by_one in (False, True):
-            if plan.known.one_by_one and not one_by_one:
-                continue
+        kept: dict[str, Kept] = {}
+        rest = list(names)
+        worst: dict[str, Comparison] = {}
+        for one_by_one in (True,) if plan.known.one_by_one else (False, True):
+            layers = [self.layers[name] for name in rest]
             try:
-                j = jacobian_of(plan, layer, one_by_one=one_by_one)
+                found = jacobians(plan, layers, one_by_one=one_by_one) if layers else {}
             except Exception:
                 if one_by_one:
                     raise
                 continue  # an operation of the model has no batched form
-            a = j.new_zeros(1).expand(len(plan.x), 1, 0)
-            found = [(samples, compare(one, layer, a[samples], j[:, samples]), one) for samples, one in references]
-            wrong = [
-                one
-                for samples, comparisons, reference in found
-                for one in comparisons
-                if any(one.beyond) and not one.within(_between_splits(plan, reference, one.names, samples))
-            ]
-            if not wrong:
-                for _, comparisons, _ in found:
-                    self._note(layer, comparisons)
-                return a, j
-            worst = max(wrong, key=lambda one: one.difference)
-            plan.known.one_by_one = True  # the batched form of an operation is wrong
-        raise ValueError(
-            f"model: expected the gradients of single samples by layer {layer.name!r} to be those in a batch, got some "
-            f"that differ by {worst.difference:.1e} for {', '.join(worst.names)}: samples act on one another, or the "
-            "output depends on chance; leave the layer out with layers="
-        )
+            for layer in layers:
+                worst[layer.name] = self._agrees_in_batches(layer, found[layer.name], references)
+                if not worst[layer.name].names:
+                    kept[layer.name] = Kept.of_jacobian(layer, found.pop(layer.name))
+            rest = [name for name in rest if name not in kept]
+            plan.known.one_by_one |= bool(rest)  # the batched form of an operation is wrong
+        for name in rest:
+            raise ValueError(
+                f"model: expected the gradients of single samples by layer {name!r} to be those in a batch, got some "
+                f"that differ by {worst[name].difference:.1e} for {', '.join(worst[name].names)}: samples act on one "
+                "another, or the output depends on chance; leave the layer out with layers="
+            )
+        return kept
 
-
-class _Kept:
-    """The factors of one layer, chunk by chunk.
-
-    Args:
-        n: The number of all samples.
-    """
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-        self._a: Tensor | None = None
-        self._g: Tensor | None = None
-
-    def add(self, samples: slice, a: Tensor, g: Tensor) -> None:
-        """Adds the factors a [k, s, d] and g [r, k, s, m] of a chunk."""
-        if len(a) == self.n:  # no copy
-            self._a, self._g = a, g
-            return
-        if self._a is None or self._g is None or (self._a.shape[2] == 0 and self._g.shape[3] == 0):
-            self._a, self._g = a.new_zeros(self.n, *a.shape[1:]), g.new_zeros(len(g), self.n, *g.shape[2:])
-        if a.shape[2] == 0 and g.shape[3] == 0:  # not called for these samples
-            return
-        missing = a.shape[1] - self._a.shape[1]
-        if missing > 0:  # more positions than before; those that a sample lacks have a gradient of zero
-            self._a, self._g = (functional.pad(one, (0, 0, 0, missing)) for one in (self._a, self._g))
-        self._a[samples, : a.shape[1]] = a
-        self._g[:, samples, : a.shape[1]] = g
-
-    def whole(self) -> tuple[Tensor, Tensor]:
-        """The factors of all samples."""
-        assert self._a is not None and self._g is not None
-        return self._a if self._a.is_floating_point() else one_hot(self._a, self._g.dtype), self._g
-
-
-def one_hot(words: Tensor, dtype: torch.dtype) -> Tensor:
-    """One-hot vectors [n, s, d] of the d different words among [n, s, 1], without those that are -1."""
-    different, place = torch.unique(words.squeeze(2), return_inverse=True)
-    found = torch.zeros(*place.shape, len(different), dtype=dtype, device=words.device)
-    found.scatter_(2, place.unsqueeze(2), 1)
-    return found[:, :, 1:] if len(different) > 1 and different[0] < 0 else found.mul_(different >= 0)
+    def _agrees_in_batches(self, layer: PlannedLayer, j: Tensor, references: Sequence[_Certified]) -> Comparison:
+        """Compares a Jacobian with autograd in all chunks; returns the worst disagreement, without names for none."""
+        worst = Comparison((), 0.0, [])
+        self.differences.pop(layer.name, None)
+        for samples, reference in references:
+            found = compare(reference, layer, j.new_zeros(1).expand(j.shape[1], 1, 0)[samples], j[:, samples])
+            for one in found:
+                if any(one.beyond) and not one.within(_between_splits(self.plan, reference, one.names, samples)):
+                    worst = max(worst, one, key=lambda which: which.difference)
+            self._note(layer, found)
+        return worst
 
 
 def _between_splits(plan: CapturePlan, reference: Reference, names: Sequence[str], samples: slice) -> list[float]:
@@ -342,7 +321,7 @@ def _batched_gradients(
 def _factors_of(
     call: Call, layer: PlannedLayer, gradients: Sequence[Tensor | None] | None, r: int
 ) -> tuple[Tensor, Tensor]:
-    """Forms what is kept of a layer from one call: a [n, s, d] and g [r, n, s, m]."""
+    """Forms the factors of a layer from one call: a [n, s, d] and g [r, n, s, m]."""
     n, uses, rule = call.output.shape[0], call.uses.get(layer.name), layer.rule
     assert rule is not None
     zeros = call.output.detach().new_zeros(1)
@@ -360,6 +339,4 @@ def _factors_of(
         forward.append(a)
         backward.append(g)
     a, g = (of_uses[0] if len(of_uses) == 1 else torch.cat(of_uses, -2) for of_uses in (forward, backward))
-    if layer.as_jacobian:
-        return zeros.expand(n, 1, 0), jacobian(a, g, bias=layer.bias).unsqueeze(2)
     return a, g

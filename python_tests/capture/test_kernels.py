@@ -145,9 +145,10 @@ def test_memory_budget_bounds_the_factors_held_at_once(monkeypatch):
     original = run.Capture._pass
 
     def one_pass(capture, names):
-        factors = original(capture, names)
-        sizes.append(sum(4 * (f.forward.numel() + f.backward.numel()) for f in factors.values()))
-        return factors
+        kept = original(capture, names)
+        factors = [one.factors for one in kept.values()]
+        sizes.append(sum(4 * (f.forward.numel() + f.backward.numel()) for f in factors))
+        return kept
 
     monkeypatch.setattr(run.Capture, "_pass", one_pass)
     model, x = networks.mlp(6, 50, 6, 3, bias=True), torch.randn(100, 6)

@@ -1,0 +1,103 @@
+"""What a capture keeps of one layer, chunk by chunk: its factors, or its Jacobian instead of them."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ahkernels.capture.plan import PlannedLayer
+from ahkernels.capture.route import jacobian
+from ahkernels.factors import LayerFactors, sum_over_positions
+
+
+class Kept:
+    """What is kept of one layer.
+
+    Args:
+        n: The number of all samples.
+        layer: The layer; its route says what is kept.
+        grams: Whether its forward and backward Gram are asked for.
+    """
+
+    def __init__(self, n: int, layer: PlannedLayer, *, grams: bool) -> None:
+        self.layer = layer
+        self._kept, self._sums = _Chunks(n), _Chunks(n)
+        self._has_sums = grams and layer.rule is not None and layer.d > 0 and layer.as_jacobian
+
+    @classmethod
+    def of_jacobian(cls, layer: PlannedLayer, found: Tensor) -> Kept:
+        """The Jacobian [r, n, 1, parameters] of a layer without a rule, with an empty forward factor."""
+        n = found.shape[1]
+        kept = cls(n, layer, grams=False)
+        kept._kept.add(slice(0, n), found.new_zeros(1).expand(n, 1, 0), found)
+        return kept
+
+    def add(self, samples: slice, a: Tensor, g: Tensor) -> None:
+        """Adds the factors a [k, s, d] and g [r, k, s, m] of a chunk."""
+        if self._has_sums:
+            a_sum, g_sum = sum_over_positions(a), sum_over_positions(g.permute(1, 2, 0, 3)).permute(2, 0, 1, 3)
+            if self.layer.bias:  # s is one more input instead
+                a_sum = torch.cat((a_sum, a_sum.new_full((1,), a.shape[1]).expand(len(a), 1, 1)), 2)
+            self._sums.add(samples, a_sum, g_sum)
+        if self.layer.as_jacobian:
+            a, g = g.new_zeros(1).expand(len(a), 1, 0), jacobian(a, g, bias=self.layer.bias).unsqueeze(2)
+        self._kept.add(samples, a, g)
+
+    def of_chunk(self, samples: slice) -> tuple[Tensor, Tensor]:
+        """What is kept of a chunk: a [k, s, d] and g [r, k, s, m], or an empty a and the Jacobian."""
+        return self._kept.a[samples], self._kept.g[:, samples]
+
+    @functools.cached_property
+    def factors(self) -> LayerFactors:
+        """The factors of all samples."""
+        a, g = self._kept.a, self._kept.g
+        return LayerFactors(
+            a if a.is_floating_point() else one_hot(a, g.dtype),
+            g.permute(1, 2, 0, 3),
+            self.layer.as_jacobian or self.layer.bias,
+            self.layer.name,
+            by_jacobian=self.layer.route.name == "jacobian slices",
+            unchecked=True,
+        )
+
+    @property
+    def at_one_position(self) -> LayerFactors | None:
+        """Factors with one position and the same forward and backward Gram; None for a layer without."""
+        if self._has_sums:
+            a, g = self._sums.a, self._sums.g.permute(1, 2, 0, 3)
+            return LayerFactors(a, g, False, self.layer.name, unchecked=True)
+        return self.factors.at_one_position() if self.factors.factored else None
+
+
+class _Chunks:
+    """Factors of all samples, as far as they have come."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.a, self.g = torch.empty(0, 1, 0), torch.empty(0, 0, 1, 0)
+
+    def add(self, samples: slice, a: Tensor, g: Tensor) -> None:
+        """Adds a [k, s, d] and g [r, k, s, m]."""
+        if len(a) == self.n:  # no copy
+            self.a, self.g = a, g
+            return
+        if self.a.shape[2] == self.g.shape[3] == 0:
+            self.a, self.g = a.new_zeros(self.n, *a.shape[1:]), g.new_zeros(len(g), self.n, *g.shape[2:])
+        if a.shape[2] == g.shape[3] == 0:  # not called for these samples
+            return
+        missing = a.shape[1] - self.a.shape[1]
+        if missing > 0:  # more positions than before; those that a sample lacks have a gradient of zero
+            self.a, self.g = (functional.pad(one, (0, 0, 0, missing)) for one in (self.a, self.g))
+        self.a[samples, : a.shape[1]] = a
+        self.g[:, samples, : a.shape[1]] = g
+
+
+def one_hot(words: Tensor, dtype: torch.dtype) -> Tensor:
+    """One-hot vectors [n, s, d] of the d different words among [n, s, 1], without those that are -1."""
+    different, place = torch.unique(words.squeeze(2), return_inverse=True)
+    found = torch.zeros(*place.shape, len(different), dtype=dtype, device=words.device)
+    found.scatter_(2, place.unsqueeze(2), 1)
+    return found[:, :, 1:] if len(different) > 1 and different[0] < 0 else found.mul_(different >= 0)
