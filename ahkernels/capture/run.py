@@ -33,6 +33,9 @@ _TIMES_SPLITS = 10
 # More than that, relative to their norm, is not rounding that flips a ReLU here and there: samples act on one another.
 _MOST_BETWEEN_SPLITS = 5e-3
 
+# A norm over numbers that are all the same leaves nothing but rounding, divided by sqrt(eps) of about 1/300.
+_ROUNDING_OF_NORMS = 300
+
 # Samples, and autograd's side of the certificate for them.
 _Certified: TypeAlias = tuple[slice, Reference]
 
@@ -142,7 +145,7 @@ class Capture:
         try:
             kept, references = self._by_rules([self.layers[name] for name in names])
             kept |= self._by_fallback([name for name in names if name not in kept], references)
-        except RuntimeError:
+        except Exception:
             plan.require_unchanged()  # or else this is the cause
             raise
         plan.require_unchanged()
@@ -196,8 +199,13 @@ class Capture:
     def _agrees(self, reference: Reference, layer: PlannedLayer, a: Tensor, g: Tensor) -> bool:
         """Whether the factors of a chunk agree with autograd; notes by how much."""
         found = compare(reference, layer, a, g)
-        if not all(one.within(reference.noise(one.names)) for one in found if any(one.beyond)):
-            return False
+        for one in (one for one in found if any(one.beyond)):
+            noise = reference.noise(one.names)
+            if layer.d == 0:
+                rounding = [_ROUNDING_OF_NORMS * reference.rounding(one.names, which) for which in (0, 1)]
+                noise = [max(both) for both in zip(noise, (one**2 for one in rounding), strict=True)]
+            if not one.within(noise):
+                return False
         self._note(layer, found)
         return True
 
