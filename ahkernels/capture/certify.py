@@ -129,12 +129,12 @@ class Reference:
             found.append((_TIMES_NOISE_OF_16_BITS if bits == 16 else _TIMES_NOISE) * apart(size, max(distances)))
         return found
 
-    def rounding(self, names: Sequence[str], which: int) -> float:
-        """How large the rounding of the gradients of some parameters may be, for one v, beside those of all others.
+    def rounding(self, names: Sequence[str]) -> float:
+        """How large the rounding of the gradients of some parameters may be, beside those of all others.
 
         Where gradients cancel, as those of a bias before a norm do, nothing but rounding is left.
         """
-        largest = max(norms[which] for norms in self.norms.values())
+        largest = max(max(norms) for norms in self.norms.values())
         return _ROUNDING * max(torch.finfo(self.dtypes[name]).eps for name in names) * largest
 
     def release(self) -> None:

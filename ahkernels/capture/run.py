@@ -202,8 +202,8 @@ class Capture:
         for one in (one for one in found if any(one.beyond)):
             noise = reference.noise(one.names)
             if layer.d == 0:
-                rounding = [_ROUNDING_OF_NORMS * reference.rounding(one.names, which) for which in (0, 1)]
-                noise = [max(both) for both in zip(noise, (one**2 for one in rounding), strict=True)]
+                rounding = _ROUNDING_OF_NORMS * reference.rounding(one.names)
+                noise = [max(own, rounding**2) for own in noise]
             if not one.within(noise):
                 return False
         self._note(layer, found)
@@ -228,7 +228,8 @@ class Capture:
                     raise
                 continue  # an operation of the model has no batched form
             for layer in layers:
-                worst[layer.name] = self._agrees_in_batches(layer, found[layer.name], references)
+                rounding = _ROUNDING_OF_NORMS if one_by_one else 1
+                worst[layer.name] = self._agrees_in_batches(layer, found[layer.name], references, rounding)
                 if not worst[layer.name].names:
                     kept[layer.name] = Kept.of_jacobian(layer, found.pop(layer.name))
             rest = [name for name in rest if name not in kept]
@@ -241,20 +242,33 @@ class Capture:
             )
         return kept
 
-    def _agrees_in_batches(self, layer: PlannedLayer, j: Tensor, references: Sequence[_Certified]) -> Comparison:
-        """Compares a Jacobian with autograd in all chunks; returns the worst disagreement, without names for none."""
+    def _agrees_in_batches(
+        self, layer: PlannedLayer, j: Tensor, references: Sequence[_Certified], rounding: float
+    ) -> Comparison:
+        """Compares a Jacobian with autograd in all chunks; returns the worst disagreement, without names for none.
+
+        Args:
+            layer: The layer.
+            j: Its Jacobian [r, n, 1, parameters].
+            references: Autograd's side of all chunks.
+            rounding: How many times the rounding of gradients may be what is left of them.
+        """
         worst = Comparison((), 0.0, [])
         self.differences.pop(layer.name, None)
         for samples, reference in references:
             found = compare(reference, layer, j.new_zeros(1).expand(j.shape[1], 1, 0)[samples], j[:, samples])
             for one in found:
-                if any(one.beyond) and not one.within(_between_splits(self.plan, reference, one.names, samples)):
+                if any(one.beyond) and not one.within(
+                    _between_splits(self.plan, reference, one.names, samples, rounding)
+                ):
                     worst = max(worst, one, key=lambda which: which.difference)
             self._note(layer, found)
         return worst
 
 
-def _between_splits(plan: CapturePlan, reference: Reference, names: Sequence[str], samples: slice) -> list[float]:
+def _between_splits(
+    plan: CapturePlan, reference: Reference, names: Sequence[str], samples: slice, rounding: float
+) -> list[float]:
     """How far squared norms of autograd's own gradients are apart when samples come in two calls, for both v.
 
     Args:
@@ -262,6 +276,7 @@ def _between_splits(plan: CapturePlan, reference: Reference, names: Sequence[str
         reference: Autograd's side for these samples.
         names: Parameters whose gradients are taken together.
         samples: The samples, which are split in several ways.
+        rounding: How many times the rounding of gradients may be what is left of them.
     """
     n = samples.stop - samples.start
     sums: list[list[Tensor]] = []  # of each split, for both v
@@ -282,9 +297,9 @@ def _between_splits(plan: CapturePlan, reference: Reference, names: Sequence[str
         vectors = [one[which] for one in sums]
         sizes = [float(one.norm()) for one in vectors]
         distances = [float((one - vectors[0]).norm()) for one in vectors] + [abs(size - of_batch) for size in sizes]
-        size, rounding = max([of_batch, *sizes]), reference.rounding(names, which)
+        size = max([of_batch, *sizes])
         distance = min(max([0.0, *distances]), _MOST_BETWEEN_SPLITS * size)
-        found.append(_TIMES_SPLITS * apart(size, max(distance, rounding)))
+        found.append(_TIMES_SPLITS * apart(size, max(distance, rounding * reference.rounding(names))))
     return found
 
 
