@@ -1,11 +1,13 @@
 """Every call that the benchmarks make into ahkernels, so that a change of its interface touches one file."""
 
 from collections.abc import Iterator
+from unittest import mock
 
 import torch
 
 try:
     import ahkernels as ah
+    from ahkernels.capture import run
     from ahkernels.factors import LayerFactors
     from ahkernels.ops import KernelBatch
 except ImportError as reason:
@@ -36,6 +38,27 @@ def layerwise_within(
 ) -> torch.Tensor:
     """Alignment of the layers, fp64 [L], within a memory budget in bytes; options of `layerwise_alignment`."""
     return ah.layerwise_alignment(model, x, y, memory_budget=budget, **options).cka
+
+
+def layerwise_certified(certify: int, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Alignment of every layer, fp64 [L], held against autograd in every so many calls."""
+    return ah.layerwise_alignment(model, x, y, precision="highest", certify=certify).cka
+
+
+def fault_is_found(model: torch.nn.Module, x: torch.Tensor, layer: str, samples: slice, e: float) -> bool:
+    """Whether a certificate finds that the gradients of some samples at a layer were multiplied by 1 + e."""
+    right = run._factors_of
+
+    def faulty(call: object, planned: object, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
+        a, g = right(call, planned, *rest)
+        if planned.name == layer:
+            g = g.clone()
+            g[:, samples] *= 1 + e
+        return a, g
+
+    with mock.patch.object(run, "_factors_of", faulty):
+        found = ah.tangent_kernels(model, x, layers=[layer], keep_factors=True, certify=1)
+    return not found[layer].factored  # its Jacobian, from autograd
 
 
 def largest_layer(budget: int, model: torch.nn.Module, x: torch.Tensor, layers: object = None) -> tuple[str, str, int]:
