@@ -74,13 +74,13 @@ def smallest_fault(model: torch.nn.Module, x: torch.Tensor, samples: slice) -> f
 def main() -> None:
     parser = script.parser("certificate", __doc__, quick="of tiny networks", repeats=15)
     args: argparse.Namespace = script.parse(parser)
-    sizes, images = ((8,), 2) if args.quick else ((64, 256, 1000), 16)
     costs = []
-    for n in sizes:
+    for n in (8,) if args.quick else (64, 256, 1000):
         model, (x, y) = workload.mlp(), workload.images(n)
         costs.append(cost("perceptron of depth 10 and width 256", n, partial(certified, model, x, y), args.repeats))
-    network, x, y = workload.image_network("resnet18", images)
-    costs.append(cost("ResNet18", images, partial(certified, network, x, y), max(1, args.repeats // 3)))
+    if not args.quick:
+        network, x, y = workload.image_network("resnet18", 16)
+        costs.append(cost("ResNet18", 16, partial(certified, network, x, y), max(1, args.repeats // 3)))
     tables.show("Cost of a certificate", COSTS, costs)
     faults = []
     with warnings.catch_warnings():

@@ -20,7 +20,7 @@ def test_a_quick_run_writes_costs_and_faults(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     record = json.loads(output.read_text())
-    assert [row[1] for row in record["rows"]] == [8, 2] and all(row[4] > 0 for row in record["rows"])
+    assert [row[1] for row in record["rows"]] == [8] and all(row[4] > 0 for row in record["rows"])
     of_all, of_one = record["faults"]["rows"]
     assert of_all[2] == "all samples" and of_one[2] == "one sample"
     assert of_all[3] <= 1e-9 and of_all[4] <= 1e-4 and of_all[3] <= of_one[3] <= 1e-6
