@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -12,6 +12,7 @@ from torch.nn.modules import module as global_tables
 from ahkernels.capture.selection import Layer
 
 _KEPT = 16  # structures for each model, such as several shapes of x
+_LONGEST, _DEEPEST = 1000, 5  # containers that are looked into; of others it matters which they are
 _GLOBAL_HOOKS = [name for name in vars(global_tables) if name.startswith("_global_") and name.endswith("hooks")]
 
 
@@ -67,18 +68,15 @@ def _fingerprint(model: nn.Module) -> Iterator[Hashable]:
                 yield from _of_attribute(value)
 
 
-def _of_attribute(value: object) -> Iterator[Hashable]:
+def _of_attribute(value: object, depth: int = 0) -> Iterator[Hashable]:
     if isinstance(value, (bool, int, float, str)):
         yield value
     elif isinstance(value, Tensor):
         hooks = () if value._backward_hooks is None else tuple(value._backward_hooks)
         yield (tuple(value.shape), value.dtype, value.device, value.requires_grad, hooks)
-    elif isinstance(value, Mapping):
-        for key, one in value.items():
+    elif isinstance(value, (dict, list, tuple, set, frozenset)) and len(value) <= _LONGEST and depth < _DEEPEST:
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
             yield key if isinstance(key, (str, int)) else id(key)
-            yield from _of_attribute(one)
-    elif isinstance(value, (Sequence, Set)):
-        for one in value:
-            yield from _of_attribute(one)
+            yield from _of_attribute(one, depth + 1)
     else:
         yield id(value)

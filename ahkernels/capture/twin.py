@@ -159,6 +159,8 @@ class Twin:
         return self._plain_object(value) if _is_plain(value) else value
 
     def _container(self, value: Any) -> Any:
+        if _PLAIN.issuperset(map(type, value.values() if isinstance(value, dict) else value)):
+            return self._remember(value, shallow_copy(value))
         if isinstance(value, (tuple, frozenset)):
             contents = [self._copy(one) for one in value]
             named = hasattr(value, "_fields")
