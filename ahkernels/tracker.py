@@ -289,7 +289,7 @@ class AlignmentTracker:
                 )
                 for row in state["history"]
             ]
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"state: expected what state_dict() returns, got one with {error!r}") from error
         steps = [row.step for row in history]
         if any(later <= earlier for earlier, later in itertools.pairwise(steps)):

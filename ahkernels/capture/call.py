@@ -6,6 +6,7 @@ hooks, and mark their output by a gradient edge before any hook or in-place oper
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -157,18 +158,17 @@ class _Recorder:
         """Has a module of the twin record its calls as uses of a layer."""
         if isinstance(module, torch.jit.ScriptModule):
             return
-        forward: Callable[..., Any] = module.forward
-
-        def recorded_forward(*args: Any, **kwargs: Any) -> Any:
-            if self._open:
-                self.uses.setdefault(layer.name, Uses())
-            outputs = forward(*args, **kwargs)
-            if self._open and layer.rule is not None:
-                self._record(module, layer, layer.rule, args, kwargs, outputs)
-            return outputs
-
         self._attached.append((module, vars(module).get("forward")))
-        vars(module)["forward"] = recorded_forward
+        vars(module)["forward"] = _RecordedForward(self, module, layer)
+
+    def call(self, module: nn.Module, layer: Layer, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Calls a module's forward and records it."""
+        if self._open:
+            self.uses.setdefault(layer.name, Uses())
+        outputs = forward(*args, **kwargs)
+        if self._open and layer.rule is not None:
+            self._record(module, layer, layer.rule, args, kwargs, outputs)
+        return outputs
 
     def close(self) -> None:
         """Ends the call: checkpoints call layers once more in the backward pass."""
@@ -206,9 +206,23 @@ class _Recorder:
         seen.other_outputs += [o.grad_fn for o in others if isinstance(o, Tensor) and o.grad_fn is not None]
 
 
+class _RecordedForward:
+    """The forward of a module of the twin: it looks like the module's own one, and a copy of the module has that."""
+
+    def __init__(self, recorder: _Recorder, module: nn.Module, layer: Layer) -> None:
+        self.recorder, self.module, self.layer = recorder, module, layer
+        self.__wrapped__: Callable[..., Any] = module.forward  # for its signature
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.recorder.call(self.module, self.layer, self.__wrapped__, args, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.__wrapped__, memo)  # a method of the module becomes one of its copy
+
+
 def _samples_first(recorded: Recorded | None, output: Tensor, n: int) -> bool:
-    first = recorded[0] if isinstance(recorded, tuple) else recorded
-    return first is not None and first.shape[0] == output.shape[0] == n
+    first = (recorded[0] if recorded else None) if isinstance(recorded, tuple) else recorded
+    return first is not None and first.dim() > 0 and first.shape[0] == output.shape[0] == n
 
 
 def _kept(recorded: Any) -> Any:

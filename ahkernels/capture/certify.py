@@ -280,7 +280,7 @@ def _parts(
     elif layer.rule is None and h.shape[2] == layer.m:
         columns = torch.split(h, [reference.numbers[name] for name in layer.parameters], 2)
         return [((name,), [_sums(one)]) for name, one in zip(layer.parameters, columns, strict=True)]
-    elif layer.d > 0:
+    elif layer.d > 0 and h.shape[2] > 0:
         of_both = torch.split(h, [layer.m * layer.d, h.shape[2] - layer.m * layer.d], 2)
         parts = [(names, [_sums(one)]) for names, one in zip((alone, biases), of_both, strict=True)]
     else:

@@ -59,6 +59,8 @@ def _root(plan: CapturePlan, layer: PlannedLayer, one_by_one: bool) -> Tensor:
             exact = block.double()
             kernel.addmm_(exact, exact.T)
         del jacobian, block, exact
+    if not bool(kernel.isfinite().all()):
+        return torch.full((r, n, r * n), torch.nan, dtype=_dtype(plan, layer.parameters), device=plan.x.device)
     values, vectors = torch.linalg.eigh(kernel)
     root = vectors.mul_(values.clamp_(min=0).sqrt_())  # rounding leaves small negative ones
     found: Tensor = root.to(_dtype(plan, layer.parameters)).view(r, n, r * n)

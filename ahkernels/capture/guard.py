@@ -20,9 +20,11 @@ from ahkernels.factors import is_finite
 
 
 def require_module(model: object) -> None:
-    """Raises TypeError naming `model` for anything but a module."""
+    """Raises TypeError naming `model` for anything but a module, and ValueError for a scripted one."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if type(model) is torch.jit._script.RecursiveScriptModule:
+        raise ValueError("model: expected a module of Python, got a scripted one; measure what it was made from")
 
 
 def refuse_modules(model: nn.Module, *, evaluating: bool) -> None:
@@ -62,6 +64,8 @@ def check_input(model: nn.Module, x: Tensor) -> None:
     """Raises TypeError or ValueError, naming `x`, if it cannot be an input of the model."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a tensor [n, ...], got {type(x).__name__}")
+    if x.layout != torch.strided or x.is_nested:
+        raise TypeError(f"x: expected a dense tensor [n, ...], got layout {x.layout}; make it dense (x.to_dense())")
     if x.dim() == 0 or x.shape[0] == 0:
         raise ValueError(f"x: expected at least one sample, got shape {list(x.shape)}")
     parameters = [one for one in model.parameters() if one.is_floating_point()]

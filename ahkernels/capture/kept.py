@@ -35,8 +35,16 @@ class Kept:
         kept._kept.add(slice(0, n), found.new_zeros(1).expand(n, 1, 0), found)
         return kept
 
-    def add(self, samples: slice, a: Tensor, g: Tensor) -> None:
-        """Adds the factors a [k, s, d] and g [r, k, s, m] of a chunk."""
+    def add(self, samples: slice, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds the factors a [k, s, d] and g [r, k, s, m] of a chunk.
+
+        Returns:
+            What is kept of them: themselves, or an empty a and the Jacobian.
+        """
+        if a.shape[2] == g.shape[3] == 0:  # not called for these samples
+            self._kept.add(samples, a, g)
+            self._sums.add(samples, a, g)
+            return a, g
         if self._has_sums:
             a_sum, g_sum = sum_over_positions(a), sum_over_positions(g.permute(1, 2, 0, 3)).permute(2, 0, 1, 3)
             if self.layer.bias:  # s is one more input instead
@@ -45,10 +53,7 @@ class Kept:
         if self.layer.as_jacobian:
             a, g = g.new_zeros(1).expand(len(a), 1, 0), jacobian(a, g, bias=self.layer.bias).unsqueeze(2)
         self._kept.add(samples, a, g)
-
-    def of_chunk(self, samples: slice) -> tuple[Tensor, Tensor]:
-        """What is kept of a chunk: a [k, s, d] and g [r, k, s, m], or an empty a and the Jacobian."""
-        return self._kept.a[samples], self._kept.g[:, samples]
+        return a, g
 
     @functools.cached_property
     def factors(self) -> LayerFactors:
@@ -84,13 +89,16 @@ class _Chunks:
         if len(a) == self.n:  # no copy
             self.a, self.g = a, g
             return
+        nothing = 0 if a.is_floating_point() else -1  # no word
         if self.a.shape[2] == self.g.shape[3] == 0:
-            self.a, self.g = a.new_zeros(self.n, *a.shape[1:]), g.new_zeros(len(g), self.n, *g.shape[2:])
+            self.a = a.new_full((self.n, *a.shape[1:]), nothing)
+            self.g = g.new_zeros(len(g), self.n, *g.shape[2:])
         if a.shape[2] == g.shape[3] == 0:  # not called for these samples
             return
         missing = a.shape[1] - self.a.shape[1]
         if missing > 0:  # more positions than before; those that a sample lacks have a gradient of zero
-            self.a, self.g = (functional.pad(one, (0, 0, 0, missing)) for one in (self.a, self.g))
+            self.a = functional.pad(self.a, (0, 0, 0, missing), value=nothing)
+            self.g = functional.pad(self.g, (0, 0, 0, missing))
         self.a[samples, : a.shape[1]] = a
         self.g[:, samples, : a.shape[1]] = g
 

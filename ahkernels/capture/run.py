@@ -1,8 +1,8 @@
 """The run of a capture: the factors of as many layers in one pass as fit the memory budget together.
 
 One pass over the model is a forward pass and a backward pass down to the first layer that is captured, with the
-cotangents of all outputs batched. Samples are taken in chunks, which bounds the memory of a pass. The first chunk is
-certified, which takes two gradients of parameters (see `ahkernels.capture.certify`).
+cotangents of all outputs batched. Samples are taken in chunks, which bounds the memory of a pass. Each chunk is
+certified where that is asked for, which takes two gradients of parameters (see `ahkernels.capture.certify`).
 """
 
 from __future__ import annotations
@@ -183,8 +183,8 @@ class Capture:
             gradients = _gradients(call, list(with_rule.values()), plan.cotangents)
             for name, layer in list(with_rule.items()):
                 a, g = _factors_of(call, layer, gradients.pop(name, None), plan.outputs.rows)
-                kept[name].add(samples, a, g)
-                if self._certifies and not self._agrees(references[-1][1], layer, *kept[name].of_chunk(samples)):
+                a, g = kept[name].add(samples, a, g)
+                if self._certifies and not self._agrees(references[-1][1], layer, a, g):
                     drop({name})
             if self._certifies:
                 references[-1][1].release()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+import functools
+import types
+import weakref
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_tables
 
 from ahkernels.capture.selection import Layer
 
 _KEPT = 16  # structures for each model, such as several shapes of x
-_LONGEST, _DEEPEST = 1000, 5  # containers that are looked into; of others it matters which they are
+_DEEPEST, _MOST = 8, 20_000  # how far attributes are looked into; of what is beyond it matters which it is
 _GLOBAL_HOOKS = [name for name in vars(global_tables) if name.startswith("_global_") and name.endswith("hooks")]
 
 
@@ -46,37 +51,89 @@ def known(model: nn.Module, x: Tensor, layers: Sequence[Layer], options: Sequenc
         options: What else a capture depends on.
     """
     of_model = _KNOWN.setdefault(model, {})
-    rules = [(layer.name, id(layer.rule)) for layer in layers]
-    key = (tuple(x.shape), x.dtype, x.device, *rules, *options, *_fingerprint(model))
-    if key not in of_model:
-        while len(of_model) >= _KEPT:
-            of_model.pop(next(iter(of_model)))
-        of_model[key] = Known()
-    return of_model[key]
+    try:
+        rules = [layer.rule and _Same(layer.rule) for layer in layers]
+        names = [layer.name for layer in layers]
+        key: Hashable = (tuple(x.shape), x.dtype, x.device, *names, *rules, *options, *_Fingerprint(model).parts)
+        hash(key)
+    except Exception:  # of attributes that do not let themselves be read or compared
+        key = object()  # like no other
+    found = of_model.get(key)
+    if found is None:
+        found = of_model[key] = Known()
+        for old in list(of_model)[:-_KEPT]:
+            of_model.pop(old, None)  # another thread may have done so
+    return found
 
 
-def _fingerprint(model: nn.Module) -> Iterator[Hashable]:
-    """Identity, flags, hooks, plain attributes and shapes of all modules, but not the values of their tensors."""
-    for name in _GLOBAL_HOOKS:
-        yield from getattr(global_tables, name)
-    for module in model.modules():
-        yield id(module)
-        yield id(type(module))
-        for name, value in vars(module).items():
-            if not (isinstance(value, (dict, set)) and not value):  # most tables of a module are empty
-                yield name
-                yield from _of_attribute(value)
+class _Same:
+    """One and the same object; while it lives, if that can be known."""
+
+    def __init__(self, value: object) -> None:
+        self.key = id(value)
+        try:
+            self.reference: Callable[[], object] = weakref.ref(value)
+        except TypeError:
+            self.reference = lambda: value
+
+    def __hash__(self) -> int:
+        return self.key
+
+    def __eq__(self, other: object) -> bool:
+        mine = self.reference()
+        return isinstance(other, _Same) and mine is other.reference() and (mine is not None or self is other)
 
 
-def _of_attribute(value: object, depth: int = 0) -> Iterator[Hashable]:
-    if isinstance(value, (bool, int, float, str)):
-        yield value
-    elif isinstance(value, Tensor):
-        hooks = () if value._backward_hooks is None else tuple(value._backward_hooks)
-        yield (tuple(value.shape), value.dtype, value.device, value.requires_grad, hooks)
-    elif isinstance(value, (dict, list, tuple, set, frozenset)) and len(value) <= _LONGEST and depth < _DEEPEST:
-        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
-            yield key if isinstance(key, (str, int)) else id(key)
-            yield from _of_attribute(one, depth + 1)
-    else:
-        yield id(value)
+class _Fingerprint:
+    """Identity, code, flags, hooks, attributes and shapes of all modules, but not the values of their tensors.
+
+    Attributes:
+        parts: What has to be equal.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parts: list[Hashable] = []
+        self._seen: dict[int, object] = {}  # by id; kept, so that no id is used again
+        for name in _GLOBAL_HOOKS:
+            self._add(getattr(global_tables, name))
+        for module in model.modules():
+            kind = type(module)
+            self.parts += [_Same(module), _Same(kind), _Same(kind.forward), _Same(kind.__call__)]
+            for name, value in vars(module).items():
+                if not (isinstance(value, (dict, set)) and not value):  # most tables of a module are empty
+                    self.parts.append(name)
+                    self._add(value)
+
+    def _add(self, value: Any, depth: int = 0) -> None:
+        if isinstance(value, (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)):
+            self.parts.append(value)
+        elif isinstance(value, Tensor):
+            hooks = () if value._backward_hooks is None else tuple(value._backward_hooks)
+            self.parts.append((tuple(value.shape), value.dtype, value.device, value.requires_grad, hooks))
+        elif id(value) in self._seen or depth > _DEEPEST or len(self.parts) > _MOST or isinstance(value, nn.Module):
+            self.parts.append(_Same(value))
+        else:
+            self._seen[id(value)] = value
+            inside = _inside(value)
+            self.parts += [_Same(type(value) if inside else value), len(inside)]
+            for one in inside:
+                self._add(one, depth + 1)
+
+
+def _inside(value: Any) -> list[Any]:
+    """What an object consists of; nothing where its identity has to do."""
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
+        return [value.__code__, *cells, value.__defaults__, value.__kwdefaults__]
+    if isinstance(value, types.MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, (type, types.ModuleType, types.CodeType, types.BuiltinFunctionType)):
+        return []
+    attributes = getattr(value, "__dict__", None)
+    return [*attributes, *attributes.values()] if isinstance(attributes, dict) else []

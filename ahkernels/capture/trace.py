@@ -100,6 +100,9 @@ def trace_model(new_twin: Callable[..., Twin], model: nn.Module, x: Tensor, laye
     protected = {repr(name): parameter for name, parameter in parameters.items()} | {"x": few}
     own = {name for layer in layers for name in layer.parameters}
     twin = new_twin(own_leaves=True)
+    for module in twin.adopted:
+        kind = type(module).__name__
+        protected |= {f"{name!r} of a {kind} in an attribute": one for name, one in module.named_parameters()}
     frozen = {name for name in own if not parameters[name].requires_grad}
     observer = Observer(protected, {key: name for key, name in twin.replaced.items() if name in frozen})
     random, drawn = RandomNumbers(x.device), False
@@ -114,12 +117,17 @@ def trace_model(new_twin: Callable[..., Twin], model: nn.Module, x: Tensor, laye
         drawn = observer.drawn or random.drawn_outside_of_torch()
         if drawn:
             random.restore()
-    written = [name for name, leaf in call.leaves.items() if leaf.grad is not None]
-    if written:
-        raise ValueError(
-            f"model: expected a forward that leaves gradients alone, got one that adds to that of {written[0]!r} by a "
-            "backward pass of its own; use torch.autograd.grad in forward"
-        )
+    for name, leaf in call.leaves.items():
+        if leaf.grad is not None:
+            raise ValueError(
+                f"model: expected a forward that leaves gradients alone, got one that adds to that of {name!r} by a "
+                "backward pass of its own; use torch.autograd.grad in forward"
+            )
+        if _touched(parameters[name], leaf):
+            raise ValueError(
+                f"model: expected a forward that leaves parameters as they are, got one that changes {name!r}: its "
+                "memory, hooks, attributes or whether it requires gradients"
+            )
     for name in observer.taken:
         raise ValueError(
             f"model: expected forward to take {name!r} from its module, since it is frozen, got a forward that holds "
@@ -138,6 +146,13 @@ def trace_model(new_twin: Callable[..., Twin], model: nn.Module, x: Tensor, laye
     )
 
 
+def _touched(parameter: Tensor, leaf: Tensor) -> bool:
+    """Whether a call has changed more of a leaf than a backward pass would."""
+    moved = leaf.data_ptr() != parameter.data_ptr() and not parameter.is_inference()
+    frozen = parameter.requires_grad and not leaf.requires_grad
+    return moved or frozen or bool(leaf._backward_hooks) or vars(leaf).keys() != vars(parameter).keys()
+
+
 def _traced(layer: Layer, model: nn.Module, call: Call, held_otherwise: Set[str], n: int) -> TracedLayer:
     if layer.rule is None or not call.by_uses_alone(layer) or not held_otherwise.isdisjoint(layer.parameters):
         return TracedLayer.by_fallback(layer, model)
@@ -148,7 +163,17 @@ def _traced(layer: Layer, model: nn.Module, call: Call, held_otherwise: Set[str]
     for one, shape in zip(uses.recorded, uses.output_shapes, strict=True):
         assert one is not None
         a, g = layer.rule.factors(layer.module, one, call.output.new_zeros(1, *shape))
-        positions += a.shape[1]
+        positions += a.shape[1] if a.dim() > 1 else 0
+    if a.dim() != 3 or g.dim() != 4:
+        raise ValueError(
+            f"rule: expected factors() for layer {layer.name!r} to return a [n, p, d] and g [r, n, p, m], got shapes "
+            f"{list(a.shape)} and {list(g.shape)}"
+        )
+    if a.shape[2] == 0 and not layer.rule.has_bias(layer.module):
+        raise ValueError(
+            f"rule: expected has_bias() for layer {layer.name!r} to be True, since factors() returns a Jacobian, whose "
+            "forward Gram has to be one; got False"
+        )
     d, one_hot = a.shape[2], not a.is_floating_point()
     if one_hot:  # as many columns as there are words, at most
         most = max(model.get_parameter(name).shape[0] for name in layer.parameters)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import random
 import types
+import weakref
 from collections import deque
 from contextlib import suppress
 from copy import copy as shallow_copy
@@ -18,12 +19,13 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 _PLAIN = frozenset((bool, int, float, str, type(None)))
 _TABLES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 _GENERATORS = (torch.Generator, random.Random, numpy.random.Generator, numpy.random.RandomState)
-_MOST_COPIES = 10_000  # of what refers to other things; beyond it objects are shared, such as those of a whole program
+_MOST_OBJECTS = 10_000  # beyond it they are shared, such as those of a whole program
 
 
 class Twin:
@@ -42,6 +44,7 @@ class Twin:
     Attributes:
         model: The twin itself.
         generators: The generators of random numbers that the model has, copied with their states.
+        adopted: Modules that are none of the model's, and that its attributes reach.
         replaced: The names of parameters that are replaced, by the id of the original.
     """
 
@@ -54,7 +57,11 @@ class Twin:
         dtype: torch.dtype | None = None,
     ) -> None:
         self._copies: dict[int, Any] = {}  # by the id of the original
+        self._storages: dict[int, torch.UntypedStorage] = {}  # copies, by the address of the original
+        self._objects = 0
+        self._evaluating = evaluating
         self.generators: list[Any] = []
+        self.adopted: list[nn.Module] = []
         self._originals: list[Any] = []  # kept, so that no id is used again
         modules = list(model.modules())
         for module in modules:
@@ -67,13 +74,9 @@ class Twin:
         for module in modules:
             for buffer in module._buffers.values():
                 if buffer is not None and id(buffer) not in self._copies:
-                    self._remember(buffer, _of_dtype(buffer, dtype).clone())
+                    self._remember(buffer, self._clone(_of_dtype(buffer, dtype)))
         for module in modules:
-            twin = self._copies[id(module)]
-            if twin is not module:
-                vars(twin).update(self._state(module))
-                if evaluating:
-                    vars(twin)["training"] = False
+            self._fill(module)
         self.model: nn.Module = self._copies[id(model)]
 
     def advance(self, times: int) -> None:
@@ -90,6 +93,48 @@ class Twin:
         twin: nn.Module = self._copies[id(module)]
         return twin
 
+    def _fill(self, module: nn.Module) -> None:
+        """Gives the twin of a module its attributes."""
+        twin = self._copies[id(module)]
+        if twin is module:
+            return
+        vars(twin).update(self._state(module))
+        self._fill_slots(module, twin)
+        if self._evaluating:
+            vars(twin)["training"] = False
+
+    def _fill_slots(self, original: object, copy: object) -> None:
+        for kind in type(original).__mro__:
+            for name in (name for name in _slots(kind) if hasattr(original, name)):
+                setattr(copy, name, self._copy(getattr(original, name)))
+
+    def _adopted(self, module: nn.Module) -> nn.Module:
+        """The twin of a module that is no module of the model, such as one in a plain list."""
+        found = [one for one in module.modules() if id(one) not in self._copies]
+        self.adopted += found
+        for one in found:
+            self._remember(one, one if isinstance(one, torch.jit.ScriptModule) else object.__new__(type(one)))
+        for one in found:
+            self._fill(one)
+        twin: nn.Module = self._copies[id(module)]
+        return twin
+
+    def _clone(self, tensor: Tensor) -> Tensor:
+        """A copy; of tensors that share memory the copies do so, too."""
+        if tensor.layout != torch.strided or type(tensor) not in (Tensor, nn.Buffer) or tensor.is_inference():
+            return tensor.clone()
+        storage = tensor.untyped_storage()
+        if storage.nbytes() == tensor.nbytes and storage.data_ptr() not in self._storages:
+            copy = tensor.clone(memory_format=torch.preserve_format)
+            if copy.stride() == tensor.stride():
+                self._storages[storage.data_ptr()] = copy.untyped_storage()
+                return _with_attributes(copy, tensor)
+        if storage.data_ptr() not in self._storages:
+            self._storages[storage.data_ptr()] = storage.clone()  # type: ignore[no-untyped-call]
+        copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        copy.set_(self._storages[storage.data_ptr()], tensor.storage_offset(), tensor.shape, tensor.stride())
+        return _with_attributes(copy, tensor)
+
     def _state(self, module: nn.Module) -> dict[str, Any]:
         """The attributes of a module for its twin."""
         state = dict(vars(module))
@@ -102,13 +147,16 @@ class Twin:
 
     def _plain_object(self, value: Any) -> Any:
         """An object that has nothing but attributes, such as a cache; shared where there are too many of them."""
-        if len(self._originals) > _MOST_COPIES:
+        self._objects += 1
+        if self._objects > _MOST_OBJECTS:
             return value
-        copy = self._remember(
-            value,
-            object.__new__(type(value)) if not isinstance(value, types.SimpleNamespace) else types.SimpleNamespace(),
-        )  # before its attributes, which may refer to it
+        try:
+            copy = types.SimpleNamespace() if isinstance(value, types.SimpleNamespace) else object.__new__(type(value))
+        except TypeError:  # an object of C, with more than attributes
+            return value
+        self._remember(value, copy)  # before its attributes, which may refer to it
         vars(copy).update({name: self._copy(one) for name, one in vars(value).items()})
+        self._fill_slots(value, copy)
         return copy
 
     def _function(self, value: types.FunctionType) -> Any:
@@ -139,8 +187,16 @@ class Twin:
         """An attribute of a module for its twin: what refers to the model refers to the twin, all else is shared."""
         if id(value) in self._copies:
             return self._copies[id(value)]
+        try:
+            return self._new_copy(value)
+        except RecursionError:  # of a long chain of objects
+            return value
+
+    def _new_copy(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value if value.requires_grad else self._remember(value, value.clone())
+            return value if value.requires_grad else self._remember(value, self._clone(value))
+        if isinstance(value, nn.Module):
+            return self._adopted(value)
         if isinstance(value, _CONTAINERS):
             return self._container(value)
         if isinstance(value, types.MethodType):
@@ -156,19 +212,27 @@ class Twin:
             copy = value.clone_state() if isinstance(value, torch.Generator) else deepcopy(value)
             self.generators.append(copy)
             return self._remember(value, copy)
+        if isinstance(value, RemovableHandle):  # of a hook that removes itself
+            table = value.hooks_dict_ref()
+            copy = self._remember(value, shallow_copy(value))
+            copy.hooks_dict_ref = weakref.ref(self._copy(table)) if table is not None else value.hooks_dict_ref
+            return copy
         return self._plain_object(value) if _is_plain(value) else value
 
     def _container(self, value: Any) -> Any:
-        if _PLAIN.issuperset(map(type, value.values() if isinstance(value, dict) else value)):
-            return self._remember(value, shallow_copy(value))
-        if isinstance(value, (tuple, frozenset)):
-            contents = [self._copy(one) for one in value]
-            named = hasattr(value, "_fields")
-            return self._remember(value, type(value)(*contents) if named else type(value)(contents))
+        if _PLAIN.issuperset(map(type, value)) and (
+            not isinstance(value, dict) or _PLAIN.issuperset(map(type, value.values()))
+        ):
+            return value if isinstance(value, (tuple, frozenset)) else self._remember(value, shallow_copy(value))
+        if isinstance(value, tuple):
+            return self._remember(value, tuple.__new__(type(value), [self._copy(one) for one in value]))
+        if isinstance(value, frozenset):
+            return self._remember(value, type(value)(self._copy(one) for one in value))
         copy = self._remember(value, shallow_copy(value))  # before its contents, which may contain it
         if isinstance(value, dict):
+            dict.clear(copy)
             for key, one in value.items():
-                dict.__setitem__(copy, key, self._copy(one))
+                dict.__setitem__(copy, self._copies.get(id(key), key), self._copy(one))
         elif isinstance(value, set):
             copy.clear()
             copy.update(self._copy(one) for one in value)
@@ -176,6 +240,17 @@ class Twin:
             for index, one in enumerate(value):
                 copy[index] = self._copy(one)
         return copy
+
+
+def _slots(kind: type) -> list[str]:
+    names = vars(kind).get("__slots__", ())
+    return [name for name in ([names] if isinstance(names, str) else names) if name not in ("__dict__", "__weakref__")]
+
+
+def _with_attributes(copy: Tensor, tensor: Tensor) -> Tensor:
+    """Gives a copy the attributes that Python code has set on a tensor."""
+    vars(copy).update(vars(tensor))
+    return copy
 
 
 def _of_torch(value: Any) -> bool:
@@ -190,7 +265,7 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, (nn.Module, type, types.ModuleType)) or not hasattr(value, "__dict__") or _of_torch(kind):
         return False
     own = {name for base in kind.__mro__[:-1] for name in vars(base)}
-    return own.isdisjoint(("__new__", "__reduce__", "__reduce_ex__", "__slots__", "__copy__", "__deepcopy__"))
+    return own.isdisjoint(("__reduce__", "__reduce_ex__", "__del__"))  # of C, or with a state of its own
 
 
 def _trained(parameter: nn.Parameter, own_leaf: bool, dtype: torch.dtype | None) -> Tensor:
@@ -198,7 +273,8 @@ def _trained(parameter: nn.Parameter, own_leaf: bool, dtype: torch.dtype | None)
     values = _of_dtype(parameter.detach(), dtype)
     if not own_leaf and parameter.requires_grad and not parameter.is_inference() and values.dtype == parameter.dtype:
         return parameter
-    return nn.Parameter(values.clone() if values.is_inference() else values)
+    leaf = nn.Parameter(values.clone() if values.is_inference() else values)
+    return _with_attributes(leaf, parameter)
 
 
 def _of_dtype(values: Tensor, dtype: torch.dtype | None) -> Tensor:
