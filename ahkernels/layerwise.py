@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from ahkernels.capture import CapturedKernel, CaptureKeywords, CapturePlan
     from ahkernels.certificate import Certificate
 
-_BATCH_BYTES = 32 << 20  # of the factors of layers that are measured by one op
+# How large the factors of layers are that are measured by one op, as a part of the memory budget at most.
+_BATCH_BYTES = 32 << 20
+_BATCHES_IN_BUDGET = 16
 
 
 @overload
@@ -172,7 +174,7 @@ def alignment_reports(
     logits = plan.logits() if "fisher" in kinds else None
     spectral = any(statistic.spectral for statistic in wanted if statistic.kernel == "kernel")
     pending: dict[str, _PendingLayer] = {}
-    for batch in _batches(capture.kernels()):
+    for batch in _batches(capture.kernels(), min(_BATCH_BYTES, options.capture.memory_budget // _BATCHES_IN_BUDGET)):
         same_rows: list[dict[KernelKind, TangentKernel]] = []
         for _, kernel, with_grams in batch:
             same_rows.append({"kernel": kernel})
@@ -190,6 +192,7 @@ def alignment_reports(
             for one in centerings if spectral else ():
                 of_layer["kernel"][one].largest = largest_eigenvalue(kernel, centering=one)
             pending[name] = of_layer
+        del batch, same_rows, kernel, with_grams  # before the next pass
     return {one: _report(pending, one, names, plan, capture.certificate) for one in centerings}
 
 
@@ -236,8 +239,11 @@ def _report(
     )
 
 
-def _batches(kernels: Iterable[CapturedKernel]) -> Iterator[list[CapturedKernel]]:
-    """Kernels to be measured by one op: on a CPU it takes small ones side by side, a thread each."""
+def _batches(kernels: Iterable[CapturedKernel], most_bytes: int) -> Iterator[list[CapturedKernel]]:
+    """Kernels to be measured by one op: on a CPU it takes small ones side by side, a thread each.
+
+    A batch ends once its factors are of so many bytes.
+    """
     batch: list[CapturedKernel] = []
     held = 0
     for captured in kernels:
@@ -247,7 +253,9 @@ def _batches(kernels: Iterable[CapturedKernel]) -> Iterator[list[CapturedKernel]
             batch, held = [], 0
         batch.append(captured)
         held += sum(factors.forward.nbytes + factors.backward.nbytes for factors in kernel.factors)
-        if held >= _BATCH_BYTES or kernel.device.type != "cpu" or kernel.o == 1:
+        full = held >= most_bytes or kernel.device.type != "cpu" or kernel.o == 1
+        del captured, kernel  # before the next pass
+        if full:
             yield batch
             batch, held = [], 0
     if batch:
@@ -283,13 +291,16 @@ def _pending_estimates(
     found = {}
     for one in labels:
         norm = estimate_frobenius_norm(kernel, centering=one.centering, products=products)
+        moments = estimated_moments(kernel, one, norm)  # now, since the kernel would be held until then
+        bound = RoundingBound.of(kernel, one.centering)
         found[one.centering] = _PendingKernel(
-            RoundingBound.of(kernel, one.centering),
-            functools.partial(estimated_moments, kernel, one, norm),
-            one,
-            relative_error=norm.relative_error,
+            bound, functools.partial(_given, moments), one, relative_error=norm.relative_error
         )
     return found
+
+
+def _given(moments: KernelMoments) -> KernelMoments:
+    return moments
 
 
 def _pending_fisher(fisher: TangentKernel, labels: Labels, products: int | None) -> _PendingKernel:

@@ -89,7 +89,8 @@ def iter_tangent_kernels(
         2 (6, 6)
     """
     plan = plan_capture(model, x, CaptureOptions.of(options), keep_factors=keep_factors)
-    for captured in Capture(plan).kernels():
-        for layer_factors in captured.kernel.factors:
+    for name, kernel, _ in Capture(plan).kernels():
+        for layer_factors in kernel.factors:
             layer_factors.require_finite()
-        yield captured.name, captured.kernel
+        yield name, kernel
+        del kernel, layer_factors  # before the next pass

@@ -101,16 +101,20 @@ class Capture:
                 captured = self._pass([name for name in self.layers if any(name in plan.groups[g] for g in names)])
                 for i, name in enumerate(names):
                     later = {member for group in names[i + 1 :] for member in plan.groups[group]}
-                    of_group = [captured[m] if m in later else captured.pop(m) for m in plan.groups[name]]
-                    of_layers = [one.factors for one in of_group]
-                    kernel = kernel_of_outputs(of_layers, plan.outputs, plan.precision, name)
-                    yield CapturedKernel(name, kernel, self._with_grams(kernel, of_group))
+                    # No variable here refers to a kernel, which would stay in memory during the next pass.
+                    yield self._kernel(name, [captured[m] if m in later else captured.pop(m) for m in plan.groups[name]])
                     if bar is not None:
                         bar.update()
         if self._certifies:
             plan.known.certificate = {name: self.differences[name] for name in self.layers}
             plan.known.calls = 0
         plan.known.calls += 1
+
+    def _kernel(self, name: str, layers: Sequence[Kept]) -> CapturedKernel:
+        """The kernel of a group, from what was kept of its layers."""
+        factors = [one.factors for one in layers]
+        kernel = kernel_of_outputs(factors, self.plan.outputs, self.plan.precision, name)
+        return CapturedKernel(name, kernel, self._with_grams(kernel, layers))
 
     def _with_grams(self, kernel: TangentKernel, layers: Sequence[Kept]) -> TangentKernel | None:
         """A kernel with the Grams of a group, if they are asked for and all of its layers have some."""
@@ -125,16 +129,22 @@ class Capture:
         return kernel_of_outputs(of_one_dtype(of_layers), self.plan.outputs, self.plan.precision, kernel.name)
 
     def _that_fit(self, groups: Sequence[str]) -> list[str]:
-        """The first groups whose layers fit the memory budget together, and at least one."""
+        """The first groups whose layers fit the memory budget together, and at least one.
+
+        The slices that a root is summed from take all that may be kept, so that its layer has a pass of its own.
+        """
         found: list[str] = []
         captured: set[str] = set()
         held = 0
         for group in groups:
             added = [name for name in self.plan.groups[group] if name not in captured]
             held += self.plan.memory.item * sum(self.layers[name].route.numbers for name in added)
-            if found and held > self.plan.memory.kept:
+            alone = any(self.layers[name].route.name == "root" for name in added)
+            if found and (alone or held > self.plan.memory.kept):
                 break
             found.append(group)
+            if alone:
+                break
             captured.update(added)
         return found
 
