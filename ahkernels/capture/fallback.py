@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ahkernels.capture.call import explain_failure_of_one, require_output
 from ahkernels.capture.guard import other_random_numbers, quietly_batched
+from ahkernels.capture.memory import return_freed_memory
 from ahkernels.capture.plan import CapturePlan, PlannedLayer
 
 # What is multiplied in float64 at once.
@@ -59,6 +60,7 @@ def _root(plan: CapturePlan, layer: PlannedLayer, one_by_one: bool) -> Tensor:
             exact = block.double()
             kernel.addmm_(exact, exact.T)
         del jacobian, block, exact
+        return_freed_memory()
     if not bool(kernel.isfinite().all()):
         return torch.full((r, n, r * n), torch.nan, dtype=_dtype(plan, layer.parameters), device=plan.x.device)
     values, vectors = torch.linalg.eigh(kernel)

@@ -7,7 +7,9 @@ at most what keeps the processor busy.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -77,3 +79,13 @@ class Memory:
         chunks = -(-self.n // max(1, most))
         ends = [self.n * chunk // chunks for chunk in range(chunks + 1)]
         return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
+
+
+def return_freed_memory() -> None:
+    """Returns to the system what was freed between two passes.
+
+    The GNU C library keeps freed blocks below 32 MiB, and where they cannot be used again they add up: to 50 MiB in a
+    transformer with a budget of 64 MiB.
+    """
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)

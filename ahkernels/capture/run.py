@@ -23,6 +23,7 @@ from ahkernels.capture.evaluation import require_determined
 from ahkernels.capture.fallback import jacobians
 from ahkernels.capture.guard import leaving_no_trace, other_random_numbers, quietly_batched
 from ahkernels.capture.kept import Kept
+from ahkernels.capture.memory import return_freed_memory
 from ahkernels.capture.plan import CapturePlan, PlannedLayer
 from ahkernels.certificate import Certificate
 from ahkernels.factors import of_one_dtype
@@ -100,11 +101,14 @@ class Capture:
                 rest = rest[len(names) :]
                 captured = self._pass([name for name in self.layers if any(name in plan.groups[g] for g in names)])
                 for i, name in enumerate(names):
+                    members = plan.groups[name]
                     later = {member for group in names[i + 1 :] for member in plan.groups[group]}
                     # No variable here refers to a kernel, which would stay in memory during the next pass.
-                    yield self._kernel(name, [captured[m] if m in later else captured.pop(m) for m in plan.groups[name]])
+                    yield self._kernel(name, [captured[m] if m in later else captured.pop(m) for m in members])
                     if bar is not None:
                         bar.update()
+                if rest:
+                    return_freed_memory()
         if self._certifies:
             plan.known.certificate = {name: self.differences[name] for name in self.layers}
             plan.known.calls = 0
