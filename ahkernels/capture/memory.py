@@ -54,6 +54,23 @@ class Memory:
         """Bytes for what one pass keeps of its layers."""
         return self.budget - self.work
 
+    def kept_of(self, layers: Sequence[PlannedLayer]) -> int:
+        """Bytes that are kept of layers."""
+        return self.item * sum(layer.route.numbers for layer in layers)
+
+    def held_by_pass(self, layers: Sequence[PlannedLayer]) -> int:
+        """Bytes that a pass over layers holds at most: what is kept of them, and a chunk of samples beside that."""
+        with_rule = [layer for layer in layers if layer.rule is not None]
+        whole = sum(layer.m for layer in layers if layer.rule is None and layer.route.name == "jacobian")
+        roots = [layer.m for layer in layers if layer.route.name == "root"]
+        largest = max(self.chunks(with_rule), key=_length)
+        chunk = self.held_by_samples(with_rule, _length(largest))
+        for parameters in (whole, *roots):
+            chunks, at_once = self.fallback_chunks(parameters)
+            of_sample, of_cotangent = self._of_fallback(parameters)
+            chunk = max(chunk, _length(max(chunks, key=_length)) * (of_sample + at_once * of_cotangent))
+        return max(self.kept_of(layers), self.kept if roots else 0) + chunk
+
     def held_by_samples(self, layers: Sequence[PlannedLayer], samples: int) -> int:
         """Bytes that a recorded call of the model holds, with the gradients of layers, beyond what is kept of them."""
         numbers = [layer.positions * layer.m for layer in layers]
@@ -70,15 +87,24 @@ class Memory:
 
     def fallback_chunks(self, parameters: int) -> tuple[list[slice], int]:
         """Cuts the samples into chunks for Jacobians of so many parameters; and how many cotangents go at once."""
-        of_cotangent = self.bytes_per_sample + parameters * self.item
-        of_sample = self.bytes_per_sample + self.r * parameters * self.item
+        of_sample, of_cotangent = self._of_fallback(parameters)
         at_once = min(self.r, max(1, (self.work - of_sample) // max(1, of_cotangent)))
         return self._cut(self.work // max(1, of_sample + at_once * of_cotangent)), at_once
+
+    def _of_fallback(self, parameters: int) -> tuple[int, int]:
+        """Bytes that the fallback holds for a sample, and those for each cotangent that goes at once."""
+        of_sample = self.bytes_per_sample + self.r * parameters * self.item
+        return of_sample, self.bytes_per_sample + parameters * self.item
 
     def _cut(self, most: int) -> list[slice]:
         chunks = -(-self.n // max(1, most))
         ends = [self.n * chunk // chunks for chunk in range(chunks + 1)]
         return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
+
+
+def _length(samples: slice) -> int:
+    length: int = samples.stop - samples.start
+    return length
 
 
 def return_freed_memory() -> None:

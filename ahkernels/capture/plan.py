@@ -107,6 +107,44 @@ class CapturePlan:
         traced = TracedLayer.by_fallback(layer, self.model)
         return PlannedLayer.of(traced, self.outputs, self.memory, keep_factors=False)
 
+    def members(self, groups: Sequence[str]) -> list[str]:
+        """The layers of some of the groups, each once, in forward order."""
+        return [name for name in self.layers if any(name in self.groups[group] for group in groups)]
+
+    def first_pass(self, groups: Sequence[str], layers: Mapping[str, PlannedLayer]) -> list[str]:
+        """The first groups whose layers fit the memory budget together, and at least one.
+
+        The slices that a root is summed from take all that may be kept, so that its layer has a pass of its own.
+
+        Args:
+            groups: The groups that are left, in forward order.
+            layers: The plan of each layer, which is another one where a rule has failed since.
+        """
+        found: list[str] = []
+        captured: set[str] = set()
+        kept = 0
+        for group in groups:
+            added = [layers[name] for name in self.groups[group] if name not in captured]
+            kept += self.memory.kept_of(added)
+            alone = any(layer.route.name == "root" for layer in added)
+            if found and (alone or kept > self.memory.kept):
+                break
+            found.append(group)
+            captured.update(layer.name for layer in added)
+            if alone:
+                break
+        return found
+
+    @property
+    def peak_bytes(self) -> int:
+        """What the largest pass of a capture holds at most, beyond the model and its inputs."""
+        rest, peak = list(self.groups), 0
+        while rest:
+            names = self.first_pass(rest, self.layers)
+            rest = rest[len(names) :]
+            peak = max(peak, self.memory.held_by_pass([self.layers[name] for name in self.members(names)]))
+        return peak
+
     def require_unchanged(self) -> None:
         """Raises RuntimeError if a parameter has been written to since the plan was made."""
         changed = [name for name, version in _versions(self.model).items() if version != self.versions.get(name)]

@@ -97,9 +97,9 @@ class Capture:
         bar = tqdm(total=len(rest), desc="layers", unit="layer") if plan.options.progress else None
         with bar or nullcontext():
             while rest:
-                names = self._that_fit(rest)
+                names = plan.first_pass(rest, self.layers)
                 rest = rest[len(names) :]
-                captured = self._pass([name for name in self.layers if any(name in plan.groups[g] for g in names)])
+                captured = self._pass(plan.members(names))
                 for i, name in enumerate(names):
                     members = plan.groups[name]
                     later = {member for group in names[i + 1 :] for member in plan.groups[group]}
@@ -131,26 +131,6 @@ class Capture:
         if all(one is two.factors for one, two in zip(of_layers, layers, strict=True)):
             return kernel
         return kernel_of_outputs(of_one_dtype(of_layers), self.plan.outputs, self.plan.precision, kernel.name)
-
-    def _that_fit(self, groups: Sequence[str]) -> list[str]:
-        """The first groups whose layers fit the memory budget together, and at least one.
-
-        The slices that a root is summed from take all that may be kept, so that its layer has a pass of its own.
-        """
-        found: list[str] = []
-        captured: set[str] = set()
-        held = 0
-        for group in groups:
-            added = [name for name in self.plan.groups[group] if name not in captured]
-            held += self.plan.memory.item * sum(self.layers[name].route.numbers for name in added)
-            alone = any(self.layers[name].route.name == "root" for name in added)
-            if found and (alone or held > self.plan.memory.kept):
-                break
-            found.append(group)
-            if alone:
-                break
-            captured.update(added)
-        return found
 
     @leaving_no_trace
     def _pass(self, names: Sequence[str]) -> dict[str, Kept]:

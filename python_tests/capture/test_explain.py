@@ -23,8 +23,20 @@ def test_explain():
     image = ah.explain(networks.convolutional(), x)
     assert "jacobian" in {one.route for one in image}
     table = str(image).splitlines()
-    assert len(table) == len(image) + 2 and table[0].split() == [
+    assert len(table) == len(image) + 3 and table[0].split() == [
         *("layer", "kind", "route", "positions", "parameters", "Gflop", "MiB")
     ]
+    assert table[-1] == f"expected peak: {image.peak_bytes / 2**20:.0f} MiB beyond model and inputs"
     with pytest.raises(ValueError, match="layers: expected names"):
         ah.explain(model, x, layers="nothing")
+
+
+def test_expected_peak_of_passes():
+    model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(4)))
+    x = torch.randn(1000, 64)
+    of_layer = 4 * 1000 * (64 + 64 * 64)
+    in_one_pass = ah.explain(model, x).peak_bytes
+    in_several = ah.explain(model, x, memory_budget=2 * of_layer).peak_bytes
+    assert 4 * of_layer < in_one_pass <= 4 * of_layer + (128 << 20)  # with a chunk of samples
+    assert of_layer < in_several <= 2 * of_layer
+    assert ah.explain(model, x, memory_budget=1).peak_bytes > of_layer  # which cannot be cut any smaller

@@ -75,30 +75,42 @@ def grams(n: int) -> Problem:
     return nn.Sequential(*layers, nn.AvgPool2d(8), nn.Flatten(), nn.Linear(256, 10)), torch.randn(n, 3, 32, 32)
 
 
-def setup(build: Callable[[int], Problem], n: int, statistics: tuple[str, ...]) -> Callable[[], object]:
+def setup(
+    build: Callable[[int], Problem], n: int, statistics: tuple[str, ...], budget: int = BUDGET
+) -> Callable[[], object]:
     """The call, warmed up on two samples (for memory.peak)."""
 
     def job(samples: int) -> Callable[[], object]:
         torch.manual_seed(0)
         model, x = build(samples)
         y = torch.arange(samples) % 10
-        return lambda: ah.layerwise_alignment(model, x, y, memory_budget=BUDGET, statistics=statistics)
+        return lambda: ah.layerwise_alignment(model, x, y, memory_budget=budget, statistics=statistics)
 
     job(2)()
     return job(n)
 
 
-@pytest.mark.parametrize(
-    ("build", "n", "statistics"),
-    [
-        (perceptron, 1000, ()),
-        (parametrised, 64, ()),
-        (without_rule, 64, ()),
-        (convolutions, 64, ()),
-        (embedding, 32, ()),
-        (grams, 16, ("forward_cka", "backward_cka")),
-    ],
-)
+CASES = [
+    (perceptron, 1000, ()),
+    (parametrised, 64, ()),
+    (without_rule, 64, ()),
+    (convolutions, 64, ()),
+    (embedding, 32, ()),
+    (grams, 16, ("forward_cka", "backward_cka")),
+]
+
+
+@pytest.mark.parametrize(("build", "n", "statistics"), CASES)
 def test_peak_within_budget_and_allowance(build: Callable[[int], Problem], n: int, statistics: tuple[str, ...]) -> None:
     peak = memory.peak(setup, build, n, statistics)
     assert peak.bytes <= BUDGET + ALLOWANCE, f"{peak.bytes / MIB:.0f} MiB"
+
+
+@pytest.mark.parametrize(("build", "n", "statistics"), CASES)
+@pytest.mark.parametrize("budget", [64 * MIB, 2048 * MIB])
+def test_peak_is_as_explained(
+    build: Callable[[int], Problem], n: int, statistics: tuple[str, ...], budget: int
+) -> None:
+    expected = ah.explain(*build(n), memory_budget=budget).peak_bytes
+    peak = memory.peak(setup, build, n, statistics, budget).bytes
+    assert expected / 2 <= peak <= 2 * expected + ALLOWANCE, f"{peak / MIB:.0f} MiB, {expected / MIB:.0f} expected"
