@@ -103,9 +103,7 @@ class LayerFactors:
         """
         if self.positions == 1:
             return self
-        a, g = sum_over_positions(self.forward), sum_over_positions(self.backward)
-        if self.bias:
-            a = torch.cat((a, a.new_full((1,), self.positions).expand(self.n, 1, 1)), 2)
+        a, g = sums_over_positions(self.forward, self.backward, self.bias)
         return LayerFactors(a, g, False, self.layer, unchecked=True)
 
     @property
@@ -120,6 +118,23 @@ def of_one_dtype(layers: Sequence[LayerFactors]) -> list[LayerFactors]:
     return [
         replace(one, forward=one.forward.to(dtype), backward=one.backward.to(dtype), unchecked=True) for one in layers
     ]
+
+
+def sums_over_positions(a: Tensor, g: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
+    """Factors with one position and, without a bias, the same Grams.
+
+    Args:
+        a: The forward factor [n, s, d].
+        g: The backward factor [n, s, o, m].
+        bias: Whether there is a bias; s is one more input then.
+
+    Returns:
+        a [n, 1, d + b] and g [n, 1, o, m], in float32, or float64 for float64.
+    """
+    a_sum, g_sum = sum_over_positions(a), sum_over_positions(g)
+    if bias:
+        a_sum = torch.cat((a_sum, a_sum.new_full((1,), a.shape[1]).expand(len(a), 1, 1)), 2)
+    return a_sum, g_sum
 
 
 def sum_over_positions(factor: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,16 +122,27 @@ def require_output(output: object, n: int) -> None:
         raise ValueError(f"model: expected model(x) to have real floating-point outputs, got dtype {output.dtype}")
 
 
-def explain_failure_of_one(new_twin: Callable[[], Twin], x: Tensor, error: Exception) -> None:
-    """Raises ValueError if the model fails for a single sample [1, ...] and takes two copies of it."""
+@contextmanager
+def explained_for_one(new_twin: Callable[[], Twin], x: Tensor) -> Iterator[None]:
+    """Raises ValueError for an error in a call with a single sample [1, ...] if the model takes two copies of it.
+
+    Args:
+        new_twin: Makes a twin of the model.
+        x: What it is called with; with several samples nothing is done.
+    """
     try:
-        require_output(new_twin().model(torch.cat((x, x))), 2)
-    except Exception:  # the error is that of the model
-        return
-    raise ValueError(
-        "model: expected model(x) to be a tensor [1, o] for one sample, got an error, and none for two samples; a "
-        ".squeeze() without a dimension, say, removes that of a single sample"
-    ) from error
+        yield
+    except Exception as error:
+        if len(x) > 1:
+            raise
+        try:
+            require_output(new_twin().model(torch.cat((x, x))), 2)
+        except Exception:  # the error is that of the model
+            raise error from None
+        raise ValueError(
+            "model: expected model(x) to be a tensor [1, o] for one sample, got an error, and none for two samples; a "
+            ".squeeze() without a dimension, say, removes that of a single sample"
+        ) from error
 
 
 def _require_gradients(output: Tensor) -> None:

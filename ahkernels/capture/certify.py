@@ -25,7 +25,7 @@ from ahkernels.capture.plan import PlannedLayer
 from ahkernels.capture.selection import Layer
 
 # How far two squared norms may be apart, relative to their size, for the coarsest dtype of a layer.
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 # The rounding of a sum, in units of the dtype's for the sizes of the addends: that of each product, which adds up at
 # random, and that of the running sum, which is kept in fp32 at least.
 _ROUNDING_OF_PRODUCTS, _ROUNDING = 2, 4
@@ -304,7 +304,7 @@ def _difference(sums: Sequence[_Sum], expected: float, dtype: torch.dtype) -> tu
     of_sum = _ROUNDING * torch.finfo(_summed_in(dtype)).eps
     errors = [(math.sqrt(one.square), of_product * math.sqrt(one.squares) + of_sum * one.sizes) for one in sums]
     rounding = sum(apart(norm, error) for norm, error in errors)
-    beyond = max(0.0, abs(square - expected) - TOLERANCE[dtype] * expected - rounding)
+    beyond = max(0.0, abs(square - expected) - _TOLERANCE[dtype] * expected - rounding)
     difference, scale = abs(math.sqrt(square) - math.sqrt(expected)), math.sqrt(sum(one.squares for one in sums))
     return difference / scale if scale else (math.inf if difference else 0.0), beyond
 

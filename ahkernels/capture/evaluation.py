@@ -13,8 +13,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from ahkernels.capture.call import explain_failure_of_one, require_output
-from ahkernels.capture.guard import other_random_numbers
+from ahkernels.capture.call import explained_for_one, require_output
 from ahkernels.capture.plan import CapturePlan
 from ahkernels.capture.trace import another_sample, few_samples
 
@@ -97,18 +96,14 @@ def _effect_of_rounding(plan: CapturePlan, few: list[int], of_few: Tensor) -> Te
 def _outputs(plan: CapturePlan, inputs: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
     """The outputs of a twin for each of several inputs, each from another state of random numbers."""
     found: list[Tensor] = []
-    with other_random_numbers(plan.x.device, plan.trace.draws):
+    with plan.other_random_numbers():
         for given in inputs:
             x = given if dtype is None or not given.is_floating_point() else given.to(dtype)
             twin = plan.twin(dtype)
             twin.advance(len(found))
-            try:
+            with explained_for_one(plan.twin, x):
                 output: Tensor = twin.model(x)
                 require_output(output, len(x))
-            except Exception as error:
-                if len(x) == 1:
-                    explain_failure_of_one(plan.twin, x, error)
-                raise
             found.append(output.detach())  # with gradients until here, which some models need on the way
     return found
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ahkernels.capture.call import explain_failure_of_one, require_output
-from ahkernels.capture.guard import other_random_numbers, quietly_batched
+from ahkernels.capture.call import explained_for_one, require_output
+from ahkernels.capture.guard import quietly_batched
 from ahkernels.capture.memory import return_freed_memory
 from ahkernels.capture.plan import CapturePlan, PlannedLayer
 
@@ -161,13 +161,9 @@ def _one_by_one(plan: CapturePlan, names: Sequence[str], samples: slice) -> dict
     found: dict[str, Tensor] = {}
     for row, sample in enumerate(plan.x[samples]):
         twin = plan.twin().model
-        with other_random_numbers(plan.x.device, plan.trace.draws):
-            try:
-                output = twin(sample.unsqueeze(0))
-                require_output(output, 1)
-            except Exception as error:
-                explain_failure_of_one(plan.twin, sample.unsqueeze(0), error)
-                raise
+        with plan.other_random_numbers(), explained_for_one(plan.twin, sample.unsqueeze(0)):
+            output = twin(sample.unsqueeze(0))
+            require_output(output, 1)
         by = [twin.get_parameter(name) for name in names]
         for column, c in enumerate(plan.cotangents):
             gradients = torch.autograd.grad(output[0], by, c, retain_graph=True, allow_unused=True)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ahkernels.capture.plan import PlannedLayer
 from ahkernels.capture.route import jacobian
-from ahkernels.factors import LayerFactors, sum_over_positions
+from ahkernels.factors import LayerFactors, sums_over_positions
 
 
 class Kept:
@@ -46,10 +46,8 @@ class Kept:
             self._sums.add(samples, a, g)
             return a, g
         if self._has_sums:
-            a_sum, g_sum = sum_over_positions(a), sum_over_positions(g.permute(1, 2, 0, 3)).permute(2, 0, 1, 3)
-            if self.layer.bias:  # s is one more input instead
-                a_sum = torch.cat((a_sum, a_sum.new_full((1,), a.shape[1]).expand(len(a), 1, 1)), 2)
-            self._sums.add(samples, a_sum, g_sum)
+            a_sum, g_sum = sums_over_positions(a, g.permute(1, 2, 0, 3), self.layer.bias)
+            self._sums.add(samples, a_sum, g_sum.permute(2, 0, 1, 3))
         if self.layer.as_jacobian:
             a, g = g.new_zeros(1).expand(len(a), 1, 0), jacobian(a, g, bias=self.layer.bias).unsqueeze(2)
         self._kept.add(samples, a, g)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +64,6 @@ class CapturePlan:
         precision: "highest", "high" or "medium".
         outputs: The outputs that enter the kernels.
         evaluating: Whether the network is measured in eval mode, whatever mode it is in.
-        keep_factors: Whether the factors are kept also where the Jacobian is smaller.
         grams: Whether forward and backward Grams are asked for.
         trace: What a call on a few samples found.
         layers: The layers to capture, in forward order, by name.
@@ -79,7 +79,6 @@ class CapturePlan:
     precision: str
     outputs: OutputSelection
     evaluating: bool
-    keep_factors: bool
     grams: bool
     trace: Trace
     layers: dict[str, PlannedLayer]
@@ -101,6 +100,10 @@ class CapturePlan:
     def twin(self, dtype: torch.dtype | None = None) -> Twin:
         """A new twin of the model, with all real numbers in a dtype if one is given."""
         return Twin(self.model, evaluating=self.evaluating, dtype=dtype)
+
+    def other_random_numbers(self) -> AbstractContextManager[None]:
+        """Another state of random numbers for calls of the model, if it draws any."""
+        return other_random_numbers(self.x.device, self.trace.draws)
 
     def without_rule(self, layer: PlannedLayer) -> PlannedLayer:
         """The same layer with its Jacobian from the fallback."""
@@ -159,7 +162,7 @@ class CapturePlan:
         """Computes f(x) [n, o], a chunk of samples at a time."""
         chunks = []
         for samples in torch.split(self.x, _FORWARD_CHUNK):
-            with other_random_numbers(self.x.device, self.trace.draws), torch.no_grad():
+            with self.other_random_numbers(), torch.no_grad():
                 chunks.append(self.twin().model(samples))
         return torch.cat(chunks)
 
@@ -216,7 +219,7 @@ def plan_capture(
     planned = {layer.name: PlannedLayer.of(layer, outputs, memory, keep_factors=keep_factors) for layer in trace.layers}
     groups = _in_forward_order(selected.groups, list(planned))
     return CapturePlan(
-        *(model, x, options, precision, outputs, evaluating, keep_factors, grams),
+        *(model, x, options, precision, outputs, evaluating, grams),
         *(trace, planned, groups, memory, of_structure, versions),
     )
 

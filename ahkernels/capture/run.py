@@ -21,7 +21,7 @@ from ahkernels.capture.call import Call, call_model
 from ahkernels.capture.certify import Comparison, Reference, apart, compare
 from ahkernels.capture.evaluation import require_determined
 from ahkernels.capture.fallback import jacobians
-from ahkernels.capture.guard import leaving_no_trace, other_random_numbers, quietly_batched
+from ahkernels.capture.guard import leaving_no_trace, quietly_batched
 from ahkernels.capture.kept import Kept
 from ahkernels.capture.memory import return_freed_memory
 from ahkernels.capture.plan import CapturePlan, PlannedLayer
@@ -166,7 +166,7 @@ class Capture:
         for samples in plan.memory.chunks(list(with_rule.values())):
             if not with_rule and not self._certifies:
                 break
-            with other_random_numbers(plan.x.device, plan.trace.draws):
+            with plan.other_random_numbers():
                 call = call_model(plan.twin(), plan.x[samples], list(with_rule.values()))
             require_determined(plan, samples, call.output.detach(), thoroughly=self._certifies)
             unreached -= {layer.name for layer in layers if call.reaches(layer)}
@@ -277,7 +277,7 @@ def _between_splits(
     for middle in sorted({1, n // 3, n // 2} - {0, n}):
         sums.append([torch.zeros(sum(reference.numbers[name] for name in names), dtype=torch.float64)] * 2)
         for part in (slice(0, middle), slice(middle, n)):
-            with other_random_numbers(plan.x.device, plan.trace.draws):
+            with plan.other_random_numbers():
                 twin = plan.twin().model
                 output = twin(plan.x[samples][part])
             by = [twin.get_parameter(name) for name in names]

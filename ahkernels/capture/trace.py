@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from ahkernels.capture.call import Call, call_model, explain_failure_of_one
+from ahkernels.capture.call import Call, call_model, explained_for_one
 from ahkernels.capture.guard import RandomNumbers
 from ahkernels.capture.observer import OBSERVING, Observer
 from ahkernels.capture.selection import Layer
@@ -64,14 +63,12 @@ class Trace:
 
     Attributes:
         layers: The layers in the order of their first use.
-        samples: The indices of the samples that were traced.
-        output: f(x) [k, o] of these samples.
+        output: f(x) [k, o] of the few samples that were traced.
         draws: Whether the model draws random numbers.
         bytes_per_sample: The size of what operations computed for one sample.
     """
 
     layers: list[TracedLayer]
-    samples: Tensor
     output: Tensor
     draws: bool
     bytes_per_sample: int
@@ -95,8 +92,7 @@ def trace_model(new_twin: Callable[..., Twin], model: nn.Module, x: Tensor, laye
         TypeError: If a rule records something else than tensors.
     """
     parameters = dict(model.named_parameters())
-    samples = torch.tensor(few_samples(len(x)), device=x.device)
-    few = x.detach()[samples]
+    few = x.detach()[few_samples(len(x))]
     protected = {repr(name): parameter for name, parameter in parameters.items()} | {"x": few}
     own = {name for layer in layers for name in layer.parameters}
     twin = new_twin(own_leaves=True)
@@ -107,12 +103,8 @@ def trace_model(new_twin: Callable[..., Twin], model: nn.Module, x: Tensor, laye
     observer = Observer(protected, {key: name for key, name in twin.replaced.items() if name in frozen})
     random, drawn = RandomNumbers(x.device), False
     try:
-        with OBSERVING:
+        with OBSERVING, explained_for_one(new_twin, few):
             call = call_model(twin, few, layers, observer=observer)
-    except Exception as error:
-        if len(few) == 1:
-            explain_failure_of_one(new_twin, few, error)
-        raise
     finally:
         drawn = observer.drawn or random.drawn_outside_of_torch()
         if drawn:
@@ -137,13 +129,7 @@ def trace_model(new_twin: Callable[..., Twin], model: nn.Module, x: Tensor, laye
     held_otherwise = {name for name in own if id(parameters[name]) in call.graph[1]}  # not replaced in the twin
     traced = {layer.name: _traced(layer, model, call, held_otherwise, len(x)) for layer in layers}
     order = [*call.uses, *(name for name in traced if name not in call.uses)]
-    return Trace(
-        [traced[name] for name in order],
-        samples,
-        call.output.detach(),
-        drawn,
-        observer.bytes // len(few),
-    )
+    return Trace([traced[name] for name in order], call.output.detach(), drawn, observer.bytes // len(few))
 
 
 def _touched(parameter: Tensor, leaf: Tensor) -> bool:

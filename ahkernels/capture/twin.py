@@ -11,6 +11,7 @@ import random
 import types
 import weakref
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from copy import copy as shallow_copy
 from copy import deepcopy
@@ -103,9 +104,9 @@ class Twin:
         if self._evaluating:
             vars(twin)["training"] = False
 
-    def _fill_slots(self, original: object, copy: object) -> None:
-        for kind in type(original).__mro__:
-            for name in (name for name in _slots(kind) if hasattr(original, name)):
+    def _fill_slots(self, original: Any, copy: Any) -> None:
+        for name in _slots(type(original)):
+            if hasattr(original, name):
                 setattr(copy, name, self._copy(getattr(original, name)))
 
     def _adopted(self, module: nn.Module) -> nn.Module:
@@ -242,9 +243,14 @@ class Twin:
         return copy
 
 
-def _slots(kind: type) -> list[str]:
-    names = vars(kind).get("__slots__", ())
-    return [name for name in ([names] if isinstance(names, str) else names) if name not in ("__dict__", "__weakref__")]
+@functools.lru_cache(maxsize=1024)
+def _slots(kind: Any) -> list[str]:
+    """The names of the attributes that objects of a type have beside their dict."""
+    names: list[str] = []
+    for base in kind.__mro__:
+        slots: str | Iterable[str] = vars(base).get("__slots__", ())
+        names += [slots] if isinstance(slots, str) else slots
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
 def _with_attributes(copy: Tensor, tensor: Tensor) -> Tensor:

@@ -42,16 +42,10 @@ PACKAGE = str(Path(ah.__file__).parent)
 OUTSIDE = "the test itself"  # where a signal may come after the measurement
 HANGS = 30.0  # seconds after which a measurement counts as one that hangs
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The networks are small: several threads of torch would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 # ---- situations

@@ -154,21 +154,16 @@ def test_method_as_forward():
     assert_right(model, inputs(6, 5), "0")
 
 
-def test_global_hooks():
-    model, x = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double(), inputs(6, 5)
-    register = torch.nn.modules.module.register_module_forward_hook
-    handle = register(lambda module, _, output: 3 * output if isinstance(module, nn.Linear) else None)
-    try:
-        assert_right(model, x, "0")
-        assert_right(model, x, "2")
-    finally:
-        handle.remove()
+GLOBAL_HOOKS = {
+    "register_module_forward_hook": lambda module, _, output: 3 * output if isinstance(module, nn.Linear) else None,
+    "register_module_forward_pre_hook": lambda module, args: (args[0] + 1,) if isinstance(module, nn.Linear) else None,
+}
 
 
-def test_global_pre_hooks():
+@pytest.mark.parametrize("register", list(GLOBAL_HOOKS))
+def test_global_hooks(register):
     model, x = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double(), inputs(6, 5)
-    register = torch.nn.modules.module.register_module_forward_pre_hook
-    handle = register(lambda module, args: (args[0] + 1,) if isinstance(module, nn.Linear) else None)
+    handle = getattr(torch.nn.modules.module, register)(GLOBAL_HOOKS[register])
     try:
         assert_right(model, x, "0")
         assert_right(model, x, "2")
