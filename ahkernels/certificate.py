@@ -42,8 +42,12 @@ class Certificate:
         """The certificate that `to_dict` gave.
 
         Raises:
-            KeyError: If something is missing.
-            TypeError: If something has another type.
+            ValueError: For anything else.
         """
-        differences = {str(name): math.nan if one is None else float(one) for name, one in state["differences"].items()}
-        return cls(differences, int(state["calls_ago"]))
+        try:
+            found = {str(name): math.nan if one is None else float(one) for name, one in state["differences"].items()}
+            return cls(found, int(state["calls_ago"]))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"certificate: expected {{differences: {{layer: number}}, calls_ago: number}}, got {state!r}"
+            ) from None

@@ -49,6 +49,7 @@ class AlignmentReport(Mapping[str, float]):
     Raises:
         ValueError: If a layer's name comes twice, a statistic is unknown or missing, a tensor does not hold one value
             for each layer, or for another centering.
+        TypeError: If `certificate` has another type.
 
     Example:
         >>> import torch, ahkernels as ah
@@ -68,6 +69,8 @@ class AlignmentReport(Mapping[str, float]):
 
     def __post_init__(self) -> None:
         require_centering(self.centering)
+        if not isinstance(self.certificate, (Certificate, type(None))):
+            raise TypeError(f"certificate: expected a Certificate or None, got {self.certificate!r}")
         object.__setattr__(self, "layers", list(self.layers))
         if len(set(self.layers)) != len(self.layers):
             raise ValueError(f"layers: expected distinct names, got {self.layers}")

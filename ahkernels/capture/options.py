@@ -72,6 +72,9 @@ class CaptureOptions:
         if self.certify < 0:
             raise ValueError(f"certify: expected 0 (never), 1 (each call) or k (every k-th call), got {self.certify}")
 
+        if not isinstance(self.progress, bool):
+            raise TypeError(f"progress: expected True or False, got {self.progress!r}")
+
     @classmethod
     def of(cls, keywords: CaptureKeywords) -> CaptureOptions:
         """The options that keywords give.

@@ -105,7 +105,8 @@ class Twin:
             vars(twin)["training"] = False
 
     def _fill_slots(self, original: Any, copy: Any) -> None:
-        for name in _slots(type(original)):
+        kind: Any = type(original)
+        for name in _slots(kind):
             if hasattr(original, name):
                 setattr(copy, name, self._copy(getattr(original, name)))
 

@@ -27,6 +27,7 @@ def network() -> nn.Sequential:
         (TypeError, "certify: expected 0 .* got 1.5", {"certify": 1.5}),
         (ValueError, "certify: expected 0 .* got -1", {"certify": -1}),
         (ValueError, "precision: expected", {"precision": "low"}),
+        (TypeError, "progress: expected True or False, got 'yes'", {"progress": "yes"}),
     ],
 )
 def test_bad_options(error, message, options):
@@ -152,3 +153,15 @@ def test_certificate_of_a_layer_that_is_not_finite_is_nan():
     assert certificate.to_dict() == {"differences": {"0": None, "2": 1e-8}, "calls_ago": 4}
     again = ah.Certificate.from_dict(certificate.to_dict())
     assert math.isnan(again.differences["0"]) and again.calls_ago == 4
+
+
+@pytest.mark.parametrize(
+    "state", [None, {}, {"differences": [], "calls_ago": 0}, {"differences": {}, "calls_ago": None}]
+)
+def test_what_is_no_certificate(state):
+    with pytest.raises(ValueError, match=r"certificate: expected \{differences"):
+        ah.Certificate.from_dict(state)
+    numbers = {name: [1.0] for name in ("cka", "centered_norm", "trace")}
+    if state is not None:
+        with pytest.raises(TypeError, match="certificate: expected a Certificate or None"):
+            ah.AlignmentReport(["a"], numbers, 2, "all", "highest", certificate=state)
