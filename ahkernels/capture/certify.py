@@ -95,16 +95,17 @@ class Reference:
                     acting = torch.stack([gradient[halves[1]].any() for _, gradient in reached]).tolist()
                     self.mixed |= {name for (name, _), acts in zip(reached, acting, strict=True) if acts}
 
-    def halves(self, factor: Tensor) -> Tensor:
-        """The rows of a factor [n, s, m] for both v, [2, k s, m]."""
-        return factor[self._rows].flatten(1, 2)
+    def halves(self, factors: Sequence[Tensor]) -> Tensor:
+        """The rows of l factors [n, s, m] for both v, [l, 2, k s, m]."""
+        rows = factors[0][None] if len(factors) == 1 else torch.stack(list(factors))
+        return rows[:, self._rows].flatten(2, 3)
 
-    def weighted(self, factor: Tensor) -> Tensor:
-        """The same of a factor that has been multiplied by weights."""
-        found = factor[self._rows]
-        if len(self.active[1]) < len(self.active[0]):
-            found[1, -1] = 0  # one sample less
-        return found.flatten(1, 2)
+    def weighted(self, factors: Sequence[Tensor]) -> Tensor:
+        """The same of factors that have been multiplied by weights."""
+        found = self.halves(factors)
+        if len(self.active[1]) < len(self.active[0]):  # one sample less
+            found[:, 1, (len(self.active[0]) - 1) * factors[0].shape[1] :] = 0
+        return found
 
     def noise(self, names: Sequence[str]) -> list[float]:
         """How far squared norms of gradients may be apart by autograd's own rounding, for both v.
@@ -181,37 +182,35 @@ class Comparison:
         return all(one <= own for one, own in zip(self.beyond, noise, strict=True))
 
 
-def compare(reference: Reference, layer: PlannedLayer, a: Tensor, g: Tensor) -> list[Comparison]:
-    """Compares what was captured of a layer with autograd, each parameter on its own where that can be.
+def compare(reference: Reference, captured: Sequence[tuple[PlannedLayer, Tensor, Tensor]]) -> list[list[Comparison]]:
+    """Compares what was captured of layers with autograd, each parameter on its own where that can be.
 
     Args:
         reference: Autograd's side, for the same samples.
-        layer: The layer.
-        a: Its forward factor [n, s, d], or an empty one.
-        g: Its backward factor [r, n, s, m], or its Jacobian [r, n, 1, parameters].
+        captured: Layers, each with its forward factor [n, s, d] and its backward factor [r, n, s, m], or with an empty
+            one and its Jacobian [r, n, 1, parameters].
+
+    Returns:
+        The comparisons of each layer.
     """
-    wide = _summed_in(g.dtype)
-    h = torch.einsum("nr,rnsm->nsm", reference.weights.to(wide), g.to(wide))
-    of_both = (
-        reference.weighted(h),
-        reference.halves(a.to(wide) if a.is_floating_point() else a),
-    )  # [2, k s, m] and [2, k s, d]
-    dtype = max({g.dtype, *(reference.dtypes[name] for name in layer.parameters)}, key=lambda one: torch.finfo(one).eps)
-    found = []
-    lacking = () if layer.bias or layer.d == 0 else tuple(name for name in layer.parameters if _is_bias(name))
-    for names, sums in _parts(reference, layer, *of_both):
-        expected = [sum(reference.norms[name][which] ** 2 for name in names) for which in (0, 1)]
-        first, second = (_difference([one[which] for one in sums], expected[which], dtype) for which in (0, 1))
-        largest = max((first[0], second[0]), key=lambda one: math.inf if math.isnan(one) else one)
-        beyond = [first[1], second[1]]
-        for which in (0, 1) if lacking else ():
-            # A rule may have the bias at a position of its own; then this is not closer without it.
-            of_bias = sum(reference.norms[name][which] ** 2 for name in lacking)
-            square = sum(one[which].square for one in sums)
-            if abs(square - expected[which] + of_bias) < abs(square - expected[which]):
-                beyond[which] = max(beyond[which], of_bias)
-        found.append(Comparison(names, largest, beyond))
-    return found
+    parts = [_parts(reference, *one) for one in captured]
+    sums = iter(_sums(reference, [addends for of_layer in parts for _, found in of_layer for addends in found]))
+    return [
+        [_comparison(reference, layer, g.dtype, names, [next(sums) for _ in found]) for names, found in of_layer]
+        for (layer, _, g), of_layer in zip(captured, parts, strict=True)
+    ]
+
+
+class _Addends(NamedTuple):
+    """What J^T v is a sum of, over samples with weight and their positions.
+
+    Attributes:
+        h: Weighted backward factors [n, s, m], or columns of a weighted Jacobian.
+        a: The forward factors [n, s, d] to be multiplied with them, or words [n, s, 1]; None for h alone.
+    """
+
+    h: Tensor
+    a: Tensor | None = None
 
 
 class _Sum(NamedTuple):
@@ -228,24 +227,66 @@ class _Sum(NamedTuple):
     squares: float
 
 
-def _sums(addends: Tensor) -> list[_Sum]:
-    """The sums of the rows of matrices [2, k, m]."""
-    squares = torch.stack([_norm(one.sum(0)) for one in addends]).square()
-    return _both(squares, torch.linalg.vector_norm(addends, dim=2, dtype=torch.float64))
+def _parts(
+    reference: Reference, layer: PlannedLayer, a: Tensor, g: Tensor
+) -> list[tuple[tuple[str, ...], list[_Addends]]]:
+    """The addends of J^T v, by the parameters that are compared together."""
+    wide = _summed_in(g.dtype)
+    n, s, m = g.shape[1:]
+    weighted = reference.weights.to(wide)[:, None] @ g.to(wide).transpose(0, 1).flatten(2)  # [n, 1, s m]
+    h = weighted.view(n, s, m)
+    alone = tuple(name for name in layer.parameters if not _is_bias(name))
+    biases = tuple(name for name in layer.parameters if _is_bias(name))
+    if a.shape[2] > 0:
+        of_weight, of_bias = [_Addends(h, a.to(wide) if a.is_floating_point() else a)], [_Addends(h)][: layer.bias]
+    elif layer.rule is None and m == layer.m:
+        columns = torch.split(h, [reference.numbers[name] for name in layer.parameters], 2)
+        return [((name,), [_Addends(one)]) for name, one in zip(layer.parameters, columns, strict=True)]
+    elif layer.d > 0 and m > 0:
+        weight = layer.m * layer.d
+        of_weight, of_bias = [_Addends(h[:, :, :weight])], [_Addends(h[:, :, weight:])]
+    else:
+        return [(layer.parameters, [_Addends(h)])]
+    if len(biases) != 1 or not layer.bias:  # which parameter is the bias, or where the rule has it, is not known
+        return [(layer.parameters, of_weight + of_bias)]
+    return [(alone, of_weight), (biases, of_bias)]
 
 
-def _sums_of_products(h: Tensor, a: Tensor) -> list[_Sum]:
-    """The sums of the outer products of rows, h^T a, of h [2, k, m] and a [2, k, d]."""
+def _sums(reference: Reference, addends: Sequence[_Addends]) -> list[list[_Sum]]:
+    """The sums for both v; those of one shape are computed together, since many of them are small."""
+    alike: dict[object, list[int]] = {}
+    for place, (h, a) in enumerate(addends):
+        alike.setdefault((h.shape, h.dtype, None if a is None else (a.shape, a.dtype)), []).append(place)
+    found = []
+    for places in alike.values():
+        h = reference.weighted([addends[place].h for place in places])
+        factors = [a for _, a in (addends[place] for place in places) if a is not None]
+        found.append(_of_products(h, reference.halves(factors)) if factors else _of_vectors(h))
+    order = [place for places in alike.values() for place in places]
+    numbers = dict(zip(order, torch.cat(found).tolist() if found else [], strict=True))
+    return [[_Sum(*one) for one in numbers[place]] for place in range(len(addends))]
+
+
+def _of_vectors(h: Tensor) -> Tensor:
+    """The numbers [l, 2, 3] of sums of the rows of h [l, 2, k, m]."""
+    norms = torch.linalg.vector_norm(h.sum(2), dim=2, dtype=torch.float64)
+    return _numbers(norms.square(), torch.linalg.vector_norm(h, dim=3, dtype=torch.float64))
+
+
+def _of_products(h: Tensor, a: Tensor) -> Tensor:
+    """The numbers [l, 2, 3] of sums of the outer products of rows, h^T a, of h [l, 2, k, m] and a [l, 2, k, d]."""
     if not a.is_floating_point():  # words
-        sums = [_sum_by_word(one, words.squeeze(1)) for one, words in zip(h, a, strict=True)]
-        return _both(torch.stack([_norm(one) for one in sums]).square(), h.norm(dim=2).double() * (a.squeeze(2) >= 0))
-    (_, k, m), d = h.shape, a.shape[2]
+        pairs = zip(h.flatten(0, 1), a.flatten(0, 1).squeeze(2), strict=True)
+        norms = torch.stack([_norm(_sum_by_word(one, words)) for one, words in pairs]).view(h.shape[:2])
+        return _numbers(norms.square(), h.norm(dim=3).double() * (a.squeeze(3) >= 0))
+    (_, _, k, m), d = h.shape, a.shape[3]
     if k * (m + d) < m * d:  # Grams are smaller, and in float64 as exact
         h, a = h.double(), a.double()
-        products = (h @ h.mT) * (a @ a.mT)  # [2, k, k]
-        return _both(products.sum((1, 2)).clamp_(min=0), products.diagonal(dim1=1, dim2=2).sqrt())
-    squares = torch.stack([_norm(one.mT @ other) for one, other in zip(h, a, strict=True)]).square()
-    return _both(squares, h.norm(dim=2).double() * a.norm(dim=2))
+        products = (h @ h.mT).mul_(a @ a.mT)  # [l, 2, k, k]
+        return _numbers(products.sum((2, 3)).clamp_(min=0), products.diagonal(dim1=2, dim2=3).sqrt())
+    pairs = zip(h.flatten(0, 1), a.flatten(0, 1), strict=True)
+    norms = torch.stack([_norm(one.mT @ other) for one, other in pairs]).view(h.shape[:2])
+    return _numbers(norms.square(), h.norm(dim=3).double() * a.norm(dim=3))
 
 
 def _sum_by_word(h: Tensor, words: Tensor) -> Tensor:
@@ -255,39 +296,33 @@ def _sum_by_word(h: Tensor, words: Tensor) -> Tensor:
     return h.new_zeros(len(different), h.shape[1]).index_add_(0, place, h)
 
 
-def _both(squares: Tensor, sizes: Tensor) -> list[_Sum]:
-    numbers = torch.stack((squares, sizes.sum(1), sizes.square().sum(1)), 1).tolist()
-    return [_Sum(*one) for one in numbers]
+def _numbers(squares: Tensor, sizes: Tensor) -> Tensor:
+    """The numbers of a `_Sum` [l, 2, 3], from squared norms [l, 2] and the norms of addends [l, 2, k]."""
+    return torch.stack((squares, sizes.sum(2), sizes.square().sum(2)), 2)
 
 
-def _parts(
-    reference: Reference, layer: PlannedLayer, h: Tensor, a: Tensor
-) -> list[tuple[tuple[str, ...], list[list[_Sum]]]]:
-    """J^T v for both v, by the parameters that are compared together.
-
-    Args:
-        reference: Autograd's side.
-        layer: The layer.
-        h: The weighted backward factors of the samples with weight, at all positions [2, k, m], or the rows of their
-            weighted Jacobian [2, k, parameters].
-        a: The forward factors there [2, k, d].
-    """
-    alone = tuple(name for name in layer.parameters if not _is_bias(name))
-    biases = tuple(name for name in layer.parameters if _is_bias(name))
-    parts: list[tuple[tuple[str, ...], list[list[_Sum]]]]
-    if a.shape[2] > 0:
-        parts = [(alone, [_sums_of_products(h, a)]), (biases, [_sums(h)] if layer.bias else [])]
-    elif layer.rule is None and h.shape[2] == layer.m:
-        columns = torch.split(h, [reference.numbers[name] for name in layer.parameters], 2)
-        return [((name,), [_sums(one)]) for name, one in zip(layer.parameters, columns, strict=True)]
-    elif layer.d > 0 and h.shape[2] > 0:
-        of_both = torch.split(h, [layer.m * layer.d, h.shape[2] - layer.m * layer.d], 2)
-        parts = [(names, [_sums(one)]) for names, one in zip((alone, biases), of_both, strict=True)]
-    else:
-        return [(layer.parameters, [_sums(h)])]
-    if len(biases) != 1 or not layer.bias:  # which parameter is the bias, or where the rule has it, is not known
-        return [(layer.parameters, [one for _, sums in parts for one in sums])]
-    return parts
+def _comparison(
+    reference: Reference, layer: PlannedLayer, dtype: torch.dtype, names: tuple[str, ...], sums: Sequence[list[_Sum]]
+) -> Comparison:
+    """Compares sums for both v with the gradients of some parameters."""
+    coarsest = max(
+        {dtype, *(reference.dtypes[name] for name in layer.parameters)}, key=lambda one: torch.finfo(one).eps
+    )
+    lacking = () if layer.bias or layer.d == 0 else tuple(name for name in layer.parameters if _is_bias(name))
+    largest, beyond = 0.0, []
+    for which in (0, 1):
+        expected = sum(reference.norms[name][which] ** 2 for name in names)
+        of_v = [one[which] for one in sums]
+        difference, apart_by = _difference(of_v, expected, coarsest)
+        largest = math.nan if math.isnan(difference) else max(largest, difference)  # a nan stays
+        if lacking:
+            # A rule may have the bias at a position of its own; then this is not closer without it.
+            of_bias = sum(reference.norms[name][which] ** 2 for name in lacking)
+            square = sum(one.square for one in of_v)
+            if abs(square - expected + of_bias) < abs(square - expected):
+                apart_by = max(apart_by, of_bias)
+        beyond.append(apart_by)
+    return Comparison(names, largest, beyond)
 
 
 def _is_bias(name: str) -> bool:

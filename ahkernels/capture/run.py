@@ -37,6 +37,12 @@ _MOST_BETWEEN_SPLITS = 5e-3
 # A norm over numbers that are all the same leaves nothing but rounding, divided by sqrt(eps) of about 1/300.
 _ROUNDING_OF_NORMS = 300
 
+# Small layers that are compared with autograd together hold so small a part of what a chunk of samples may take.
+_GROUPS_IN_WORK = 8
+
+# A layer, with what is kept of some samples: its factors a and g, or an empty a and its Jacobian.
+_CapturedLayer: TypeAlias = tuple[PlannedLayer, Tensor, Tensor]
+
 # Samples, and autograd's side of the certificate for them.
 _Certified: TypeAlias = tuple[slice, Reference]
 
@@ -174,15 +180,13 @@ class Capture:
             if self._certifies:
                 references.append((samples, Reference(call, layers, set(with_rule), plan.cotangents, plan.memory.work)))
                 drop(references[-1][1].mixed)
-            gradients = _gradients(call, list(with_rule.values()), plan.cotangents)
-            for name, layer in list(with_rule.items()):
-                a, g = _factors_of(call, layer, gradients.pop(name, None), plan.outputs.rows)
-                a, g = kept[name].add(samples, a, g)
-                if self._certifies and not self._agrees(references[-1][1], layer, a, g):
-                    drop({name})
+            for captured in self._captured(call, samples, [(layer, kept[name]) for name, layer in with_rule.items()]):
+                if self._certifies:
+                    drop(self._failing(references[-1][1], captured))
+                del captured  # before the next ones
             if self._certifies:
                 references[-1][1].release()
-            del call, gradients
+            del call
         else:
             for name in sorted(unreached):
                 warnings.warn(
@@ -190,18 +194,38 @@ class Capture:
                 )
         return kept, references
 
-    def _agrees(self, reference: Reference, layer: PlannedLayer, a: Tensor, g: Tensor) -> bool:
-        """Whether the factors of a chunk agree with autograd; notes by how much."""
-        found = compare(reference, layer, a, g)
-        for one in (one for one in found if any(one.beyond)):
-            noise = reference.noise(one.names)
-            if layer.d == 0:
-                rounding = _ROUNDING_OF_NORMS * reference.rounding(one.names)
-                noise = [max(own, rounding**2) for own in noise]
-            if not one.within(noise):
-                return False
-        self._note(layer, found)
-        return True
+    def _captured(
+        self, call: Call, samples: slice, layers: Sequence[tuple[PlannedLayer, Kept]]
+    ) -> Iterator[list[_CapturedLayer]]:
+        """Forms the factors of layers from a call on a chunk of samples and keeps them.
+
+        Yields:
+            What was kept, a few layers at a time: where they are small, they are compared with autograd together.
+        """
+        plan = self.plan
+        gradients = _gradients(call, [layer for layer, _ in layers], plan.cotangents)
+        found: list[_CapturedLayer] = []
+        held = 0
+        for layer, kept in layers:
+            a, g = kept.add(samples, *_factors_of(call, layer, gradients.pop(layer.name, None), plan.outputs.rows))
+            if found and held + a.nbytes + g.nbytes > plan.memory.work // _GROUPS_IN_WORK:
+                yield found
+                found, held = [], 0
+            found.append((layer, a, g))
+            held += a.nbytes + g.nbytes
+            del a, g
+        if found:
+            yield found
+
+    def _failing(self, reference: Reference, captured: Sequence[_CapturedLayer]) -> set[str]:
+        """The layers whose factors of a chunk do not agree with autograd; notes by how much the others differ."""
+        failing = set()
+        for (layer, _, _), found in zip(captured, compare(reference, captured), strict=True):
+            if all(_explained(one, reference, layer) for one in found):
+                self._note(layer, found)
+            else:
+                failing.add(layer.name)
+        return failing
 
     def _note(self, layer: PlannedLayer, found: Sequence[Comparison]) -> None:
         differences = [self.differences.get(layer.name, 0.0), *(one.difference for one in found)]
@@ -250,7 +274,7 @@ class Capture:
         worst = Comparison((), 0.0, [])
         self.differences.pop(layer.name, None)
         for samples, reference in references:
-            found = compare(reference, layer, j.new_zeros(1).expand(j.shape[1], 1, 0)[samples], j[:, samples])
+            (found,) = compare(reference, [(layer, j.new_zeros(1).expand(j.shape[1], 1, 0)[samples], j[:, samples])])
             for one in found:
                 if any(one.beyond) and not one.within(
                     _between_splits(self.plan, reference, one.names, samples, rounding)
@@ -258,6 +282,17 @@ class Capture:
                     worst = max(worst, one, key=lambda which: which.difference)
             self._note(layer, found)
         return worst
+
+
+def _explained(one: Comparison, reference: Reference, layer: PlannedLayer) -> bool:
+    """Whether a comparison finds no more than rounding and the noise of autograd itself."""
+    if not any(one.beyond):
+        return True
+    noise = reference.noise(one.names)
+    if layer.d == 0:
+        rounding = _ROUNDING_OF_NORMS * reference.rounding(one.names)
+        noise = [max(own, rounding**2) for own in noise]
+    return one.within(noise)
 
 
 def _between_splits(
