@@ -15,6 +15,7 @@ from ahkernels.capture.guard import evaluating
 from ahkernels.certificate import Certificate
 from ahkernels.cross_kernel import CrossKernel
 from ahkernels.factors import LayerFactors, NonFiniteError
+from ahkernels.first_samples import first_samples
 from ahkernels.kernel import TangentKernel
 from ahkernels.layerwise import layerwise_alignment
 from ahkernels.measurement_grid import measurement_grid
@@ -68,6 +69,7 @@ __all__ = [
     "estimate_frobenius_norm",
     "evaluating",
     "explain",
+    "first_samples",
     "fisher_kernel",
     "iter_tangent_kernels",
     "kernel_regression",

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from ahkernels.autocast import without_autocast
+
 Product: TypeAlias = Callable[[Tensor], Tensor]
 
 # Largest kernel that to_dense() makes unasked: 46,341 rows in fp32.
@@ -78,7 +80,8 @@ class KernelOperator(ABC):
                 f"to_dense: K {list(self.shape)} takes {size / 2**30:.1f} GiB, more than max_bytes = {max_bytes:,} "
                 f"({max_bytes / 2**30:.1f} GiB); products with K, its norms and alignments need no K in memory"
             )
-        dense = self._dense()
+        with without_autocast():
+            dense = self._dense()
         if not bool(torch.isfinite(self._largest_entries(dense)).all()):
             raise OverflowError(f"to_dense: an entry of K is beyond the range of {self.dtype}; use a float64 model")
         return dense

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias, overload
 import torch
 from torch import Tensor, nn
 
-from ahkernels.capture import Capture, CaptureOptions, plan_capture
+from ahkernels.capture import Capture, CaptureOptions, Inputs, plan_capture
 from ahkernels.centering import Centering, Centerings, require_centerings
 from ahkernels.kernel import TangentKernel
 from ahkernels.ops.moments import KernelMoments
@@ -40,7 +40,7 @@ _BATCHES_IN_BUDGET = 16
 @overload
 def layerwise_alignment(
     model: nn.Module,
-    x: Tensor,
+    x: Inputs,
     y: Tensor,
     *,
     centering: Centering = "global",
@@ -53,7 +53,7 @@ def layerwise_alignment(
 @overload
 def layerwise_alignment(
     model: nn.Module,
-    x: Tensor,
+    x: Inputs,
     y: Tensor,
     *,
     centering: Centerings,
@@ -65,7 +65,7 @@ def layerwise_alignment(
 
 def layerwise_alignment(
     model: nn.Module,
-    x: Tensor,
+    x: Inputs,
     y: Tensor,
     *,
     centering: Centering | Centerings = "global",
@@ -80,7 +80,7 @@ def layerwise_alignment(
 
     Args:
         model: A network with outputs f(x) [n, o], in which samples do not depend on one another.
-        x: Inputs [n, ...].
+        x: What the model takes for n samples: a tensor, or a tuple, dict or dataclass of tensors [n, ...].
         y: Class indices [n] or a target matrix [n, o].
         centering: The mean that is removed from kernels and labels. "global": one over all samples and outputs, as in
             equation 6. "per_output": each output over the samples, as in the figures of the paper. A sequence of them
@@ -146,13 +146,13 @@ class AlignmentOptions:
 
 
 def alignment_reports(
-    model: nn.Module, x: Tensor, y: Tensor, options: AlignmentOptions, *, evaluating: bool = False
+    model: nn.Module, x: Inputs, y: Tensor, options: AlignmentOptions, *, evaluating: bool = False
 ) -> dict[Centering, AlignmentReport]:
     """Measures the alignment of each layer, a report for each centering; see `layerwise_alignment`.
 
     Args:
         model: The network.
-        x: Inputs [n, ...].
+        x: What the model takes for n samples: a tensor, or a tuple, dict or dataclass of tensors [n, ...].
         y: Class indices [n] or a target matrix [n, o].
         options: What to measure, and how.
         evaluating: Whether to measure the network in eval mode, whatever mode it is in.
@@ -164,7 +164,7 @@ def alignment_reports(
     grams = bool(kinds & {"forward", "backward"})
     plan = plan_capture(model, x, options.capture, grams=grams, evaluating=evaluating)
     capture = Capture(plan)
-    n = x.shape[0]
+    n = len(plan.x)
     labels = [Labels(plan.outputs, y, n, one) for one in centerings]  # raises before any work is done
     samples = OutputSelection("trace", plan.outputs.total)
     of_samples = [Labels(samples, y, n, one) for one in centerings] if "forward" in kinds else labels

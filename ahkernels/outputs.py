@@ -81,7 +81,8 @@ class OutputSelection:
         """The labels of the kernel's rows, float64 on the CPU.
 
         Args:
-            y: Class indices [n], which become one-hot rows, or a target matrix [n, o].
+            y: Class indices [n], which become one-hot rows, or a target matrix [n, o]. For a network with one output,
+                classes 0 and 1 or targets [n] are taken as they are.
             n: Number of samples.
 
         Returns:
@@ -93,6 +94,13 @@ class OutputSelection:
         """
         if not isinstance(y, Tensor):
             raise TypeError(f"y: expected a tensor of class indices [n] or targets [n, o], got {type(y).__name__}")
+        if y.dim() == 1 and self.total == 1:  # a binary head, or a regression
+            if not y.dtype.is_floating_point and len(y) and not bool(((y == 0) | (y == 1)).all()):
+                raise ValueError(
+                    f"y: expected the classes 0 and 1 for a network with one output, got {int(y.max())}; write "
+                    "y.double() for targets"
+                )
+            y = y.unsqueeze(1)
         if y.dim() == 1:
             if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
                 raise ValueError(f"y: expected integer class indices in a tensor [n], got dtype {y.dtype}")

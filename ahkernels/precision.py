@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
 import torch
@@ -27,3 +28,8 @@ def resolve_precision(precision: str | None) -> str:
     if precision not in ("highest", "high", "medium"):
         raise ValueError(f'precision: expected "highest", "high", "medium" or None, got {precision!r}')
     return precision
+
+
+def coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The floating-point dtype with the fewest digits."""
+    return max(dtypes, key=lambda one: torch.finfo(one).eps)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from ahkernels.capture import CaptureOptions
+from ahkernels.capture import CaptureOptions, Inputs
 from ahkernels.capture.guard import require_module
 from ahkernels.centering import Centering, Centerings, require_centerings
 from ahkernels.certificate import Certificate
@@ -70,7 +70,8 @@ class AlignmentTracker:
 
     Args:
         model: The network in training; kept by reference.
-        x: Probe inputs [n, ...]; kept by reference.
+        x: What the model takes for n probe samples: a tensor, or a tuple, dict or dataclass of tensors [n, ...]; kept
+            by reference.
         y: Class indices [n], or targets [n, o]; kept by reference.
         centering: "global", "per_output", or a sequence of them to keep both.
         statistics: What to measure beside the alignment; see `ahkernels.layerwise_alignment`.
@@ -103,7 +104,7 @@ class AlignmentTracker:
     def __init__(
         self,
         model: torch.nn.Module,
-        x: Tensor,
+        x: Inputs,
         y: Tensor,
         *,
         centering: Centering | Centerings = "global",

@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
+from ahkernels.capture.batch import Batch
+from ahkernels.capture.forward import Forward
 from ahkernels.capture.rules import Recorded, Rule
 from ahkernels.capture.selection import Layer
 from ahkernels.capture.twin import Twin
+from ahkernels.precision import coarsest
 
 
 @dataclass
@@ -60,6 +63,37 @@ class Call:
         """The nodes of the graph of the output, and the number of edges into each leaf by the id of the leaf."""
         return nodes_reaching(self.output)
 
+    @property
+    def coarsest_dtype(self) -> torch.dtype:
+        """The floating-point dtype with the fewest digits on the way from parameters to outputs."""
+        return coarsest({self.output.dtype}.union(*(_dtypes(node) for node in self.graph[0])))
+
+    @functools.cached_property
+    def dtypes_of_gradients(self) -> dict[int, torch.dtype]:
+        """The dtype with the fewest digits on the way of gradients to each leaf, by the id of the leaf."""
+        waiting: dict[Node, int] = {}  # the number of edges into each node that have not been followed yet
+        for node in self.graph[0]:
+            for following, _ in node.next_functions:
+                if following is not None:
+                    waiting[following] = waiting.get(following, 0) + 1
+        found: dict[int, torch.dtype] = {}
+        arriving: dict[Node, torch.dtype] = {}
+        ready = [] if self.output.grad_fn is None else [self.output.grad_fn]
+        while ready:
+            node = ready.pop()
+            dtype = coarsest({arriving.pop(node, self.output.dtype), *_dtypes(node)})
+            variable = getattr(node, "variable", None)
+            if variable is not None:
+                found[id(variable)] = dtype
+            for following, _ in node.next_functions:
+                if following is None:
+                    continue
+                arriving[following] = coarsest({dtype, arriving.get(following, dtype)})
+                waiting[following] -= 1
+                if waiting[following] == 0:
+                    ready.append(following)
+        return found
+
     def edges(self, layer: Layer) -> list[GradientEdge]:
         """The gradient edges at the outputs of the layer's uses."""
         return self.uses[layer.name].edges if layer.name in self.uses else []
@@ -79,13 +113,19 @@ class Call:
 
 
 def call_model(
-    twin: Twin, x: Tensor, layers: Sequence[Layer], *, observer: AbstractContextManager[object] | None = None
+    forward: Forward,
+    twin: Twin,
+    x: Batch,
+    layers: Sequence[Layer],
+    *,
+    observer: AbstractContextManager[object] | None = None,
 ) -> Call:
     """Runs a twin of the model on x and records the layers.
 
     Args:
+        forward: How the model is called.
         twin: A twin that has not been called before.
-        x: Its inputs [n, ...].
+        x: Its inputs.
         layers: The layers to record.
         observer: A context that is entered for the call.
 
@@ -93,40 +133,25 @@ def call_model(
         The recorded call.
 
     Raises:
-        ValueError: If the output is not a tensor [n, o] with o > 0, or a layer is called without gradients.
+        ValueError: If there are no outputs [n, o], or a layer is called without gradients.
         TypeError: If a rule records something else than tensors.
     """
     recorder = _Recorder(len(x))
     for layer in layers:
         recorder.attach(twin.of(layer.module), layer)
     with observer or nullcontext():
-        output = twin.model(x.detach())
+        output = forward(twin.model, x)
     recorder.close()
-    require_output(output, len(x))
     _require_gradients(output)
     return Call(output, recorder.uses, dict(twin.model.named_parameters()))
 
 
-def require_output(output: object, n: int) -> None:
-    """Raises ValueError if what the model returned for n samples is not a tensor [n, o] that depends on parameters."""
-    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != n or output.shape[1] == 0:
-        got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        if isinstance(output, Tensor) and output.dim() == 1:
-            if n == 1:
-                got += "; a .squeeze() without a dimension removes that of a single sample"
-            elif len(output) == n:
-                got += "; give a single output a dimension of its own, by .unsqueeze(1)"
-        samples = "one sample" if n == 1 else f"{n} samples"
-        raise ValueError(f"model: expected model(x) to be a tensor [{n}, o] for {samples}, got {got}")
-    if not output.is_floating_point():
-        raise ValueError(f"model: expected model(x) to have real floating-point outputs, got dtype {output.dtype}")
-
-
 @contextmanager
-def explained_for_one(new_twin: Callable[[], Twin], x: Tensor) -> Iterator[None]:
-    """Raises ValueError for an error in a call with a single sample [1, ...] if the model takes two copies of it.
+def explained_for_one(forward: Forward, new_twin: Callable[[], Twin], x: Batch) -> Iterator[None]:
+    """Raises ValueError for an error in a call with a single sample if the model takes two copies of it.
 
     Args:
+        forward: How the model is called.
         new_twin: Makes a twin of the model.
         x: What it is called with; with several samples nothing is done.
     """
@@ -136,7 +161,7 @@ def explained_for_one(new_twin: Callable[[], Twin], x: Tensor) -> Iterator[None]
         if len(x) > 1:
             raise
         try:
-            require_output(new_twin().model(torch.cat((x, x))), 2)
+            forward(new_twin().model, x[[0, 0]])
         except Exception:  # the error is that of the model
             raise error from None
         raise ValueError(
@@ -241,6 +266,11 @@ def _kept(recorded: Any) -> Any:
     if isinstance(recorded, tuple):
         return tuple(_kept(one) for one in recorded)
     return recorded.clone() if isinstance(recorded, Tensor) else recorded
+
+
+def _dtypes(node: Node) -> set[torch.dtype]:
+    """The floating-point dtypes of the gradients that a node takes."""
+    return {of.dtype for of in node._input_metadata if of.dtype.is_floating_point}
 
 
 def nodes_reaching(output: Tensor) -> tuple[set[Node], dict[int, int]]:

@@ -23,6 +23,7 @@ from torch.autograd.graph import get_gradient_edge
 from ahkernels.capture.call import Call
 from ahkernels.capture.plan import PlannedLayer
 from ahkernels.capture.selection import Layer
+from ahkernels.precision import coarsest
 
 # How far two squared norms may be apart, relative to their size, for the coarsest dtype of a layer.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-2}
@@ -54,7 +55,7 @@ class Reference:
         v: Both v [n, o].
         norms: For each parameter, the norms of the gradients of <v, f> for both v.
         numbers: The length of each parameter.
-        dtypes: The dtype of each parameter.
+        dtypes: The dtype with the fewest digits on the way of gradients to each parameter.
         mixed: The layers at whose output the gradients of samples without weight are not zero.
     """
 
@@ -76,7 +77,8 @@ class Reference:
             v[active] = self.weights[active] @ cotangents
         own = {name: call.leaves[name] for layer in layers for name in layer.parameters}
         self.numbers = {name: leaf.numel() for name, leaf in own.items()}
-        self.dtypes = {name: leaf.dtype for name, leaf in own.items()}
+        on_the_way = call.dtypes_of_gradients
+        self.dtypes = {name: coarsest({leaf.dtype, on_the_way.get(id(leaf), leaf.dtype)}) for name, leaf in own.items()}
         self.norms = {name: [0.0, 0.0] for name in own}
         self.mixed: set[str] = set()
         self._call: Call | None = call
@@ -305,15 +307,14 @@ def _comparison(
     reference: Reference, layer: PlannedLayer, dtype: torch.dtype, names: tuple[str, ...], sums: Sequence[list[_Sum]]
 ) -> Comparison:
     """Compares sums for both v with the gradients of some parameters."""
-    coarsest = max(
-        {dtype, *(reference.dtypes[name] for name in layer.parameters)}, key=lambda one: torch.finfo(one).eps
-    )
     lacking = () if layer.bias or layer.d == 0 else tuple(name for name in layer.parameters if _is_bias(name))
     largest, beyond = 0.0, []
     for which in (0, 1):
         expected = sum(reference.norms[name][which] ** 2 for name in names)
         of_v = [one[which] for one in sums]
-        difference, apart_by = _difference(of_v, expected, coarsest)
+        difference, apart_by = _difference(
+            of_v, expected, coarsest({dtype, *(reference.dtypes[name] for name in layer.parameters)})
+        )
         largest = math.nan if math.isnan(difference) else max(largest, difference)  # a nan stays
         if lacking:
             # A rule may have the bias at a position of its own; then this is not closer without it.

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ahkernels.capture.call import explained_for_one, require_output
+from ahkernels.capture.batch import Batch
+from ahkernels.capture.call import explained_for_one
 from ahkernels.capture.plan import CapturePlan
 from ahkernels.capture.trace import another_sample, few_samples
 
@@ -41,8 +43,8 @@ def require_determined(plan: CapturePlan, samples: slice, output: Tensor, *, tho
     """
     few = few_samples(len(plan.x))
     if thoroughly and plan.trace.draws and samples.start == 0:  # chance may seldom have an effect
-        _require_no_chance(output, _outputs(plan, [plan.x[samples]]))
-        _require_no_chance(plan.trace.output, _outputs(plan, [plan.x[few]] * _TIMES))
+        _require_no_chance(plan, output, _outputs(plan, [plan.x[samples]]))
+        _require_no_chance(plan, plan.trace.output, _outputs(plan, [plan.x[few]] * _TIMES))
     _require_alone(plan, samples, output, few, plan.trace.output)
     another = another_sample(len(plan.x))
     if thoroughly and samples.start <= another < samples.stop:
@@ -53,8 +55,8 @@ def require_determined(plan: CapturePlan, samples: slice, output: Tensor, *, tho
             _require_alone(plan, samples, output, [another], of_another)
 
 
-def _require_no_chance(output: Tensor, again: Sequence[Tensor]) -> None:
-    if not all(_same(output, one) for one in again):
+def _require_no_chance(plan: CapturePlan, output: Tensor, again: Sequence[Tensor]) -> None:
+    if not all(_same(output, one, plan.trace.dtype) for one in again):
         raise ValueError(
             "model: expected a deterministic network, got outputs that differ between two calls with the same samples; "
             "call model.eval() first, and take chance (such as dropout) out of forward"
@@ -65,16 +67,17 @@ def _require_alone(plan: CapturePlan, samples: slice, output: Tensor, few: list[
     """Raises ValueError unless a few samples have the outputs that they have among all samples of a chunk."""
     both = [place for place, index in enumerate(few) if samples.start <= index < samples.stop]
     in_chunk = [few[place] - samples.start for place in both]
-    if _same(of_few[both], output[in_chunk]):
+    dtype = plan.trace.dtype
+    if _same(of_few[both], output[in_chunk], dtype):
         return
-    _require_no_chance(of_few, _outputs(plan, [plan.x[few]]))
-    if _same(of_few[both], output[in_chunk], _TIMES_ROUNDING * _effect_of_rounding(plan, few, of_few)):
+    _require_no_chance(plan, of_few, _outputs(plan, [plan.x[few]]))
+    if _same(of_few[both], output[in_chunk], dtype, _TIMES_ROUNDING * _effect_of_rounding(plan, few, of_few)):
         return
-    finer = _FINER.get(output.dtype)
+    finer = _FINER.get(dtype)
     with suppress(RuntimeError):  # the model may insist on its dtype
         if finer is not None:
             alone, among_all = _outputs(plan, [plan.x[few], plan.x[samples]], finer)
-            if _same(alone[both], among_all[in_chunk]):
+            if _same(alone[both], among_all[in_chunk], alone.dtype):
                 return  # rounding alone, as where it sends a sample to another expert
     raise ValueError(
         "model: expected outputs that depend on their own sample alone, got others when only some of the samples are "
@@ -85,37 +88,43 @@ def _require_alone(plan: CapturePlan, samples: slice, output: Tensor, few: list[
 def _effect_of_rounding(plan: CapturePlan, few: list[int], of_few: Tensor) -> Tensor | float:
     """How far each output moves at most when inputs are changed in their last digits, as in chaotic networks."""
     x = plan.x[few]
-    if not x.is_floating_point():
+    if not any(one.is_floating_point() for one in x.tensors):
         return 0.0
-    eps = torch.finfo(x.dtype).eps
-    signs = torch.randn(x.shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu").sign().to(x)
-    (moved,) = _outputs(plan, [x * (1 + 2 * eps * signs)])
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def moved_by_rounding(values: Tensor) -> Tensor:
+        signs = torch.randn(values.shape, generator=generator, device="cpu").sign().to(values)
+        return values * (1 + 2 * torch.finfo(values.dtype).eps * signs)
+
+    (moved,) = _outputs(plan, [x.map_floats(moved_by_rounding)])
     return (moved - of_few).abs().amax(0).double()
 
 
-def _outputs(plan: CapturePlan, inputs: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
-    """The outputs of a twin for each of several inputs, each from another state of random numbers."""
+def _outputs(plan: CapturePlan, inputs: Sequence[Batch], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """The outputs of a twin for each of several inputs, each from another state of random numbers.
+
+    With a dtype, the twin and all inputs have it, and there is no autocast around the call.
+    """
+    forward = plan.forward if dtype is None else replace(plan.forward, autocast=None)
     found: list[Tensor] = []
     with plan.other_random_numbers():
         for given in inputs:
-            x = given if dtype is None or not given.is_floating_point() else given.to(dtype)
+            x = given if dtype is None else given.map_floats(lambda one: one.to(dtype))
             twin = plan.twin(dtype)
             twin.advance(len(found))
-            with explained_for_one(plan.twin, x):
-                output: Tensor = twin.model(x)
-                require_output(output, len(x))
+            with explained_for_one(forward, plan.twin, x):
+                output = forward(twin.model, x)
             found.append(output.detach())  # with gradients until here, which some models need on the way
     return found
 
 
-def _same(found: Tensor, again: Tensor, rounding: Tensor | float = 0.0) -> bool:
+def _same(found: Tensor, again: Tensor, dtype: torch.dtype, rounding: Tensor | float = 0.0) -> bool:
     if found.shape != again.shape:
         return False
     if len(found) == 0:
         return True
     if not bool(torch.isfinite(found).all()):
         return True  # the measurement says so by itself
-    dtype = found.dtype
     found, again = found.double(), again.double()
     # Small outputs beside large ones are held to their own size.
     sizes = found.abs().amax(0)

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
+from ahkernels.capture.batch import Inputs
 from ahkernels.capture.options import CaptureOptions
 from ahkernels.capture.plan import CapturePlan, PlannedLayer, plan_capture
 from ahkernels.table import Column, text_table
@@ -81,12 +82,12 @@ class Explanation(list[LayerExplanation]):
     __repr__ = __str__
 
 
-def explain(model: nn.Module, x: Tensor, **options: Unpack[CaptureKeywords]) -> Explanation:
+def explain(model: nn.Module, x: Inputs, **options: Unpack[CaptureKeywords]) -> Explanation:
     """Tells how `layerwise_alignment` would measure each layer, from a run of a twin on a few samples.
 
     Args:
         model: A network whose samples are independent given its parameters, with f(x) of shape [n, o].
-        x: Inputs [n, ...].
+        x: What the model takes for n samples: a tensor, or a tuple, dict or dataclass of tensors [n, ...].
         **options: Those of the measurement, such as `layers`, `outputs` and `memory_budget`; see `CaptureOptions`.
 
     Returns:

@@ -9,13 +9,14 @@ of parameters, each from a pass of its own, which are summed up to the kernel; w
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ahkernels.capture.call import explained_for_one, require_output
+from ahkernels.capture.call import explained_for_one
 from ahkernels.capture.guard import quietly_batched
 from ahkernels.capture.memory import return_freed_memory
 from ahkernels.capture.plan import CapturePlan, PlannedLayer
@@ -133,14 +134,13 @@ def _batched(plan: CapturePlan, names: Sequence[str], samples: slice, at_once: i
     own = {name: parameters.pop(name) for name in names}
     cotangents = plan.cotangents
 
-    def gradients_of(sample: Tensor) -> dict[str, Tensor]:
+    x = plan.x[samples]
+
+    def gradients_of(*sample: Tensor) -> dict[str, Tensor]:
         def f(values: dict[str, Tensor]) -> Tensor:
             buffers = {name: buffer.clone() for name, buffer in twin.named_buffers()}  # which a call may change
-            output: Tensor = torch.func.functional_call(
-                twin, {**parameters, **values, **buffers}, (sample.unsqueeze(0),)
-            )
-            require_output(output, 1)
-            return output[0]
+            batch = x.with_tensors([one.unsqueeze(0) for one in sample])
+            return plan.forward(_with_values(twin, {**parameters, **values, **buffers}), batch)[0]
 
         pull = torch.func.vjp(f, own)[1]
         if len(cotangents) == 1:
@@ -149,8 +149,13 @@ def _batched(plan: CapturePlan, names: Sequence[str], samples: slice, at_once: i
         return found
 
     with quietly_batched:
-        gradients: dict[str, Tensor] = torch.func.vmap(gradients_of)(plan.x[samples])
+        gradients: dict[str, Tensor] = torch.func.vmap(gradients_of)(*x.tensors)
     return {name: gradient.detach() for name, gradient in gradients.items()}
+
+
+def _with_values(twin: nn.Module, values: dict[str, Tensor]) -> Callable[..., Any]:
+    """The twin as a function of its arguments, with other parameters and buffers."""
+    return lambda *args, **kwargs: torch.func.functional_call(twin, values, args, kwargs)
 
 
 def _one_by_one(plan: CapturePlan, names: Sequence[str], samples: slice) -> dict[str, Tensor]:
@@ -159,11 +164,10 @@ def _one_by_one(plan: CapturePlan, names: Sequence[str], samples: slice) -> dict
     They are those by the very parameters that a twin of the model has, whatever way the model reaches them.
     """
     found: dict[str, Tensor] = {}
-    for row, sample in enumerate(plan.x[samples]):
-        twin = plan.twin().model
-        with plan.other_random_numbers(), explained_for_one(plan.twin, sample.unsqueeze(0)):
-            output = twin(sample.unsqueeze(0))
-            require_output(output, 1)
+    for row, place in enumerate(range(samples.start, samples.stop)):
+        twin, sample = plan.twin().model, plan.x[place : place + 1]
+        with plan.other_random_numbers(), explained_for_one(plan.forward, plan.twin, sample):
+            output = plan.forward(twin, sample)
         by = [twin.get_parameter(name) for name in names]
         for column, c in enumerate(plan.cotangents):
             gradients = torch.autograd.grad(output[0], by, c, retain_graph=True, allow_unused=True)

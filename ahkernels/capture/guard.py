@@ -12,11 +12,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._C import _functorch
 from torch.utils import _python_dispatch
 
-from ahkernels.factors import is_finite
+from ahkernels.autocast import DEVICES, without_autocast
 
 
 def require_module(model: object) -> None:
@@ -60,30 +60,12 @@ def _drops_out(module: nn.Module) -> bool:
     return isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) and module.dropout > 0
 
 
-def check_input(model: nn.Module, x: Tensor) -> None:
-    """Raises TypeError or ValueError, naming `x`, if it cannot be an input of the model."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a tensor [n, ...], got {type(x).__name__}")
-    if x.layout != torch.strided or x.is_nested:
-        raise TypeError(f"x: expected a dense tensor [n, ...], got layout {x.layout}; make it dense (x.to_dense())")
-    if x.dim() == 0 or x.shape[0] == 0:
-        raise ValueError(f"x: expected at least one sample, got shape {list(x.shape)}")
-    parameters = [one for one in model.parameters() if one.is_floating_point()]
-    if all(x.device != one.device for one in parameters):
-        raise ValueError(f"x: expected the device of the model, {parameters[0].device}, got {x.device}")
-    if x.is_floating_point():
-        if all(x.dtype != one.dtype for one in parameters):
-            raise ValueError(f"x: expected the dtype of the model, {parameters[0].dtype}, got {x.dtype}")
-        if not is_finite(x.detach()):
-            raise ValueError("x: expected finite numbers, got nan or inf")
-
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def leaving_no_trace(function: Callable[P, T]) -> Callable[P, T]:
-    """Runs a function with gradients enabled, and leaves the modes of torch in this thread as they were.
+    """Runs a function with gradients and without autocast, and leaves the modes of torch in this thread as they were.
 
     Context managers do so too, but not where a signal comes between their last line and that of their caller. What was
     there before is therefore known here before anything changes, and is put back in any case.
@@ -93,7 +75,8 @@ def leaving_no_trace(function: Callable[P, T]) -> Callable[P, T]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
         modes = _Modes()
         try:
-            with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+            inference = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+            with inference, without_autocast():
                 torch._C._set_grad_enabled(True)
                 return function(*args, **kwargs)
         except BaseException as error:
@@ -112,6 +95,9 @@ class _Modes:
 
     def __init__(self) -> None:
         self.gradients = torch.is_grad_enabled()
+        self.autocast = {device: torch.is_autocast_enabled(device) for device in DEVICES}
+        self.autocast_cache = torch.is_autocast_cache_enabled()
+        self.autocast_dtypes = {device: torch.get_autocast_dtype(device) for device in DEVICES}
         self.dispatch = torch._C._len_torch_dispatch_stack()
         self.dispatch_flags = {
             name: flag for name, flag in vars(_python_dispatch).items() if name.startswith("_is_in_")
@@ -127,6 +113,10 @@ class _Modes:
     def restore(self) -> None:
         """Puts back what has changed."""
         torch._C._set_grad_enabled(self.gradients)
+        for device, enabled in self.autocast.items():
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, self.autocast_dtypes[device])
+        torch.set_autocast_cache_enabled(self.autocast_cache)
         while torch._C._len_torch_dispatch_stack() > self.dispatch:
             torch._C._pop_torch_dispatch_stack(None)
         if _functorch.get_dynamic_layer_stack_depth() > self.functorch:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
+from ahkernels.capture.batch import Inputs
 from ahkernels.capture.options import CaptureOptions
 from ahkernels.capture.plan import plan_capture
 from ahkernels.capture.run import Capture
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def tangent_kernels(
-    model: nn.Module, x: Tensor, *, keep_factors: bool = False, **options: Unpack[CaptureKeywords]
+    model: nn.Module, x: Inputs, *, keep_factors: bool = False, **options: Unpack[CaptureKeywords]
 ) -> dict[str, TangentKernel]:
     """Captures the tangent kernel of each layer, or of each group of layers (equation 9 of the paper).
 
@@ -28,7 +29,7 @@ def tangent_kernels(
 
     Args:
         model: A network whose samples are independent given its parameters, with f(x) of shape [n, o].
-        x: Inputs [n, ...].
+        x: What the model takes for n samples: a tensor, or a tuple, dict or dataclass of tensors [n, ...].
         keep_factors: Whether to keep the factors of layers with several positions also where their Jacobian is
             smaller. The forward and the backward Gram need the factors.
         **options: `layers`, `outputs`, `precision`, `memory_budget`, `certify` and `progress`; see `CaptureOptions`.
@@ -58,7 +59,7 @@ def tangent_kernels(
 
 
 def iter_tangent_kernels(
-    model: nn.Module, x: Tensor, *, keep_factors: bool = False, **options: Unpack[CaptureKeywords]
+    model: nn.Module, x: Inputs, *, keep_factors: bool = False, **options: Unpack[CaptureKeywords]
 ) -> Iterator[tuple[str, TangentKernel]]:
     """Captures tangent kernels one after the other, with bounded memory.
 
@@ -67,7 +68,7 @@ def iter_tangent_kernels(
 
     Args:
         model: See `tangent_kernels`, as for all arguments.
-        x: Inputs [n, ...].
+        x: What the model takes for n samples: a tensor, or a tuple, dict or dataclass of tensors [n, ...].
         keep_factors: Whether to keep the factors also where the Jacobian is smaller.
         **options: `layers`, `outputs`, `precision`, `memory_budget`, `certify` and `progress`; see `CaptureOptions`.
 

@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass, fields
 from typing import TypedDict
 
+from ahkernels.capture.forward import OutputOf
 from ahkernels.capture.selection import Layers
 from ahkernels.outputs import Outputs
 from ahkernels.precision import resolve_precision
@@ -19,6 +20,7 @@ class CaptureKeywords(TypedDict, total=False):
 
     layers: Layers
     outputs: Outputs
+    output: OutputOf | None
     precision: str | None
     memory_budget: int
     certify: int
@@ -36,6 +38,10 @@ class CaptureOptions:
         outputs: "all": rows (x, i) for every sample and output, as in the paper. "trace": the n x n kernel summed over
             the outputs. "sum": the n x n kernel of the sum of the outputs. An index or a sequence of indices: those
             outputs alone. See `OutputSelection`.
+        output: Takes the outputs [n, o] from what the model returns, such as `lambda returned: returned[0]` or, for the
+            last word alone, `lambda logits: logits[:, -1]`. None where they are obvious: a tensor [n, o], a tensor [n]
+            of one output, what has `.logits`, or a structure with a single tensor. It sees some of the samples at a
+            time.
         precision: "highest", "high" or "medium"; None for `torch.get_float32_matmul_precision()`.
         memory_budget: Bytes that a call may hold beyond the model, its inputs and its own results. A smaller budget
             takes more passes over the model, and decides how a layer is captured: its Jacobian is kept only where it
@@ -56,6 +62,7 @@ class CaptureOptions:
 
     layers: Layers = None
     outputs: Outputs = "all"
+    output: OutputOf | None = None
     precision: str | None = None
     memory_budget: int = DEFAULT_MEMORY_BUDGET
     certify: int = _CERTIFY_EVERY
@@ -63,6 +70,11 @@ class CaptureOptions:
 
     def __post_init__(self) -> None:
         resolve_precision(self.precision)
+        if self.output is not None and not callable(self.output):
+            raise TypeError(
+                f"output: expected a callable from what the model returns to [n, o], got {self.output!r}; write "
+                "output=lambda returned: returned[0], say"
+            )
         if isinstance(self.memory_budget, bool) or not isinstance(self.memory_budget, int):
             raise TypeError(f"memory_budget: expected a number of bytes, got {self.memory_budget!r}")
         if self.memory_budget <= 0:

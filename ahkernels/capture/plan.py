@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ahkernels.capture.guard import check_input, leaving_no_trace, other_random_numbers, refuse_modules
+from ahkernels.capture.batch import Batch, Inputs
+from ahkernels.capture.forward import Forward
+from ahkernels.capture.guard import leaving_no_trace, other_random_numbers, refuse_modules
 from ahkernels.capture.memory import Memory
 from ahkernels.capture.options import CaptureOptions
 from ahkernels.capture.route import Route, Shape, choose_route, fallback_route
@@ -19,6 +21,7 @@ from ahkernels.capture.selection import select_layers
 from ahkernels.capture.structure import Known, known
 from ahkernels.capture.trace import Trace, TracedLayer, trace_model
 from ahkernels.capture.twin import Twin
+from ahkernels.capture.wrappers import unwrapped
 from ahkernels.outputs import OutputSelection
 from ahkernels.precision import resolve_precision
 
@@ -59,7 +62,8 @@ class CapturePlan:
 
     Attributes:
         model: The network.
-        x: Its inputs [n, ...].
+        x: Its inputs.
+        forward: How it is called.
         options: What the user chose.
         precision: "highest", "high" or "medium".
         outputs: The outputs that enter the kernels.
@@ -74,7 +78,8 @@ class CapturePlan:
     """
 
     model: nn.Module
-    x: Tensor
+    x: Batch
+    forward: Forward
     options: CaptureOptions
     precision: str
     outputs: OutputSelection
@@ -161,16 +166,15 @@ class CapturePlan:
     def logits(self) -> Tensor:
         """Computes f(x) [n, o], a chunk of samples at a time."""
         chunks = []
-        for samples in torch.split(self.x, _FORWARD_CHUNK):
+        for begin in range(0, len(self.x), _FORWARD_CHUNK):
             with self.other_random_numbers(), torch.no_grad():
-                chunks.append(self.twin().model(samples))
+                chunks.append(self.forward(self.twin().model, self.x[begin : begin + _FORWARD_CHUNK]))
         return torch.cat(chunks)
 
 
-@leaving_no_trace
 def plan_capture(
     model: nn.Module,
-    x: Tensor,
+    x: Inputs,
     options: CaptureOptions,
     *,
     keep_factors: bool = False,
@@ -180,8 +184,9 @@ def plan_capture(
     """Checks the arguments of a measurement, and runs a twin of the model on a few samples.
 
     Args:
-        model: A network whose samples are independent given its parameters, with f(x) of shape [n, o].
-        x: Its inputs [n, ...].
+        model: A network whose samples are independent given its parameters, with f(x) of shape [n, o], or a wrapper
+            around one (see `unwrapped`).
+        x: Its inputs (see `Batch`).
         options: What the user chose.
         keep_factors: Whether the factors are kept also where the Jacobian is smaller.
         grams: Whether forward and backward Grams are asked for.
@@ -194,32 +199,49 @@ def plan_capture(
         ValueError: If an argument is out of range or does not fit the model; the message names it.
         TypeError: If an argument has another type; the message names it.
     """
+    model, batch = unwrapped(model), Batch(x)
+    forward = Forward.here(options.output, batch.device)
+    return _plan(model, batch, forward, options, keep_factors, grams, evaluating)
+
+
+@leaving_no_trace
+def _plan(
+    model: nn.Module,
+    x: Batch,
+    forward: Forward,
+    options: CaptureOptions,
+    keep_factors: bool,
+    grams: bool,
+    evaluating: bool,
+) -> CapturePlan:
+    """Makes the plan outside of the autocast region that the user may be in."""
     precision = resolve_precision(options.precision)
     selected = select_layers(model, options.layers)
-    check_input(model, x)
+    x.require_fit(model)
     refuse_modules(model, evaluating=evaluating)
     if parametrize._cache_enabled and any(hasattr(module, "parametrizations") for module in model.modules()):
         raise ValueError(
             "model: expected a call outside of torch.nn.utils.parametrize.cached(), got one under it, where a "
             "measurement would take the cached values for its own; measure outside"
         )
-    if torch.is_autocast_enabled(x.device.type):
-        raise ValueError(
-            "model: expected a call outside of torch.autocast, got one under it; measure outside of the autocast "
-            "region, in the dtype of the parameters"
-        )
-    x = x.clone() if x.is_inference() else x.detach()  # autograd takes no tensors of inference mode
     versions = _versions(model)
-    of_structure = known(model, x, selected.layers, [str(options), keep_factors, grams, evaluating])
+    chosen = str(replace(options, output=None))
+    of_structure = known(model, x, forward, selected.layers, [chosen, keep_factors, grams, evaluating])
     layers = [layer.without_rule() if layer.name in of_structure.without_rule else layer for layer in selected.layers]
-    trace = trace_model(functools.partial(Twin, model, evaluating=evaluating), model, x, layers)
+    try:
+        trace = trace_model(forward, functools.partial(Twin, model, evaluating=evaluating), model, x, layers)
+    except (RuntimeError, TypeError) as error:
+        wrong = x.of_another_dtype(model)
+        if wrong is None:
+            raise
+        raise ValueError(f"{wrong}, which its operations do not take: {error}") from error
     outputs = OutputSelection(options.outputs, trace.output.shape[1])
     item = max(model.get_parameter(name).dtype.itemsize for layer in layers for name in layer.parameters)
     memory = Memory(options.memory_budget, len(x), outputs.rows, item, trace.bytes_per_sample, x.device)
     planned = {layer.name: PlannedLayer.of(layer, outputs, memory, keep_factors=keep_factors) for layer in trace.layers}
     groups = _in_forward_order(selected.groups, list(planned))
     return CapturePlan(
-        *(model, x, options, precision, outputs, evaluating, grams),
+        *(model, x, forward, options, precision, outputs, evaluating, grams),
         *(trace, planned, groups, memory, of_structure, versions),
     )
 

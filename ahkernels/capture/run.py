@@ -173,7 +173,7 @@ class Capture:
             if not with_rule and not self._certifies:
                 break
             with plan.other_random_numbers():
-                call = call_model(plan.twin(), plan.x[samples], list(with_rule.values()))
+                call = call_model(plan.forward, plan.twin(), plan.x[samples], list(with_rule.values()))
             require_determined(plan, samples, call.output.detach(), thoroughly=self._certifies)
             unreached -= {layer.name for layer in layers if call.reaches(layer)}
             drop({name for name, layer in with_rule.items() if not call.by_uses_alone(layer)})
@@ -274,7 +274,8 @@ class Capture:
         worst = Comparison((), 0.0, [])
         self.differences.pop(layer.name, None)
         for samples, reference in references:
-            (found,) = compare(reference, [(layer, j.new_zeros(1).expand(j.shape[1], 1, 0)[samples], j[:, samples])])
+            own = (layer, j.new_zeros(1).expand(j.shape[1], 1, 0)[samples], j[:, samples])
+            (found,) = compare(reference, [own])
             for one in found:
                 if any(one.beyond) and not one.within(
                     _between_splits(self.plan, reference, one.names, samples, rounding)
@@ -314,7 +315,7 @@ def _between_splits(
         for part in (slice(0, middle), slice(middle, n)):
             with plan.other_random_numbers():
                 twin = plan.twin().model
-                output = twin(plan.x[samples][part])
+                output = plan.forward(twin, plan.x[samples][part])
             by = [twin.get_parameter(name) for name in names]
             for which, v in enumerate(reference.v):
                 gradients = torch.autograd.grad(output, by, v[part], retain_graph=True, materialize_grads=True)

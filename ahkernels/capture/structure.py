@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_tables
 
+from ahkernels.capture.batch import Batch
+from ahkernels.capture.forward import Forward
 from ahkernels.capture.selection import Layer
 
 _KEPT = 16  # structures for each model, such as several shapes of x
@@ -41,12 +43,13 @@ class Known:
 _KNOWN: WeakKeyDictionary[nn.Module, dict[Hashable, Known]] = WeakKeyDictionary()
 
 
-def known(model: nn.Module, x: Tensor, layers: Sequence[Layer], options: Sequence[Hashable]) -> Known:
+def known(model: nn.Module, x: Batch, forward: Forward, layers: Sequence[Layer], options: Sequence[Hashable]) -> Known:
     """What is known of a model's structure; a new entry where nothing is.
 
     Args:
         model: The network.
-        x: Its inputs [n, ...].
+        x: Its inputs.
+        forward: How it is called.
         layers: The selected layers.
         options: What else a capture depends on.
     """
@@ -54,7 +57,7 @@ def known(model: nn.Module, x: Tensor, layers: Sequence[Layer], options: Sequenc
     try:
         rules = [layer.rule and _Same(layer.rule) for layer in layers]
         names = [layer.name for layer in layers]
-        key: Hashable = (tuple(x.shape), x.dtype, x.device, *names, *rules, *options, *_Fingerprint(model).parts)
+        key: Hashable = (x.key, forward.autocast, *names, *rules, *options, *_Fingerprint(model, forward.output).parts)
         hash(key)
     except Exception:  # of attributes that do not let themselves be read or compared
         key = object()  # like no other
@@ -87,13 +90,18 @@ class _Same:
 class _Fingerprint:
     """Identity, code, flags, hooks, attributes and shapes of all modules, but not the values of their tensors.
 
+    Args:
+        model: The network.
+        output: What takes its outputs from what it returns.
+
     Attributes:
         parts: What has to be equal.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, output: object) -> None:
         self.parts: list[Hashable] = []
         self._seen: dict[int, object] = {}  # by id; kept, so that no id is used again
+        self._add(output)
         for name in _GLOBAL_HOOKS:
             self._add(getattr(global_tables, name))
         for module in model.modules():

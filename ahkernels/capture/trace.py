@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from ahkernels.capture.batch import Batch
 from ahkernels.capture.call import Call, call_model, explained_for_one
+from ahkernels.capture.forward import Forward
 from ahkernels.capture.guard import RandomNumbers
 from ahkernels.capture.observer import OBSERVING, Observer
 from ahkernels.capture.selection import Layer
@@ -66,21 +69,26 @@ class Trace:
         output: f(x) [k, o] of the few samples that were traced.
         draws: Whether the model draws random numbers.
         bytes_per_sample: The size of what operations computed for one sample.
+        dtype: The coarsest dtype on the way from parameters to outputs.
     """
 
     layers: list[TracedLayer]
     output: Tensor
     draws: bool
     bytes_per_sample: int
+    dtype: torch.dtype
 
 
-def trace_model(new_twin: Callable[..., Twin], model: nn.Module, x: Tensor, layers: Sequence[Layer]) -> Trace:
+def trace_model(
+    forward: Forward, new_twin: Callable[..., Twin], model: nn.Module, x: Batch, layers: Sequence[Layer]
+) -> Trace:
     """Calls a twin of the model on a few samples of x and records its layers.
 
     Args:
+        forward: How the model is called.
         new_twin: Makes a twin of the model.
         model: The network itself.
-        x: Its inputs [n, ...].
+        x: Its inputs.
         layers: The layers to record.
 
     Returns:
@@ -92,8 +100,9 @@ def trace_model(new_twin: Callable[..., Twin], model: nn.Module, x: Tensor, laye
         TypeError: If a rule records something else than tensors.
     """
     parameters = dict(model.named_parameters())
-    few = x.detach()[few_samples(len(x))]
-    protected = {repr(name): parameter for name, parameter in parameters.items()} | {"x": few}
+    few = x[few_samples(len(x))]
+    protected: dict[str, Tensor] = {repr(name): parameter for name, parameter in parameters.items()}
+    protected |= dict(zip(few.names, few.tensors, strict=True))
     own = {name for layer in layers for name in layer.parameters}
     twin = new_twin(own_leaves=True)
     for module in twin.adopted:
@@ -103,8 +112,8 @@ def trace_model(new_twin: Callable[..., Twin], model: nn.Module, x: Tensor, laye
     observer = Observer(protected, {key: name for key, name in twin.replaced.items() if name in frozen})
     random, drawn = RandomNumbers(x.device), False
     try:
-        with OBSERVING, explained_for_one(new_twin, few):
-            call = call_model(twin, few, layers, observer=observer)
+        with OBSERVING, explained_for_one(forward, new_twin, few):
+            call = call_model(forward, twin, few, layers, observer=observer)
     finally:
         drawn = observer.drawn or random.drawn_outside_of_torch()
         if drawn:
@@ -129,7 +138,9 @@ def trace_model(new_twin: Callable[..., Twin], model: nn.Module, x: Tensor, laye
     held_otherwise = {name for name in own if id(parameters[name]) in call.graph[1]}  # not replaced in the twin
     traced = {layer.name: _traced(layer, model, call, held_otherwise, len(x)) for layer in layers}
     order = [*call.uses, *(name for name in traced if name not in call.uses)]
-    return Trace([traced[name] for name in order], call.output.detach(), drawn, observer.bytes // len(few))
+    return Trace(
+        [traced[name] for name in order], call.output.detach(), drawn, observer.bytes // len(few), call.coarsest_dtype
+    )
 
 
 def _touched(parameter: Tensor, leaf: Tensor) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ahkernels.autocast import without_autocast
 from ahkernels.ops import cuda, fake, plain
 from ahkernels.ops.batch import KernelBatch, flat
 from ahkernels.ops.build import build_info, load_cuda
@@ -192,10 +193,12 @@ def _register() -> None:
         torch.library.register_fake(f"ahkernels::{name}", flat(getattr(fake, name), batches))
         # Any device without kernels of its own takes the plain-torch implementation.
         implementation: Callable[..., Any] = _plain_moments if name == "tangent_moments" else getattr(plain, name)
-        torch.library.impl(f"ahkernels::{name}", "CompositeExplicitAutograd", flat(implementation, batches))
+        torch.library.impl(
+            f"ahkernels::{name}", "CompositeExplicitAutograd", flat(without_autocast()(implementation), batches)
+        )
     if load_cuda():
         for name in ("centered_inner_products", "tangent_gram"):  # torch's libraries are best at the other ops
-            torch.library.impl(f"ahkernels::{name}", "CUDA", flat(getattr(cuda, name)))
+            torch.library.impl(f"ahkernels::{name}", "CUDA", flat(without_autocast()(getattr(cuda, name))))
 
 
 _register()

@@ -369,7 +369,7 @@ X, Y = torch.zeros(4, 6), torch.tensor([0, 1, 2, 1])
         ),
         (
             ValueError,
-            r"model\(x\) to be a tensor \[2, o\] for 2 samples, got tuple",
+            r"output: expected a callable .* it returns tuple with several tensors \(\[0\] \[2, 3\], \[1\] \[1, 3\]\)",
             {"model": nn.Sequential(LINEAR, nn.RNN(3, 3)), "layers": "0"},
         ),
         (ValueError, "gradients to flow through layer 'features'", {"model": WithoutGradients()}),
