@@ -115,6 +115,8 @@ class LayerFactors:
 def of_one_dtype(layers: Sequence[LayerFactors]) -> list[LayerFactors]:
     """The same factors, all of the widest dtype among them."""
     dtype = functools.reduce(torch.promote_types, [one.forward.dtype for one in layers])
+    if all(one.forward.dtype == dtype for one in layers):
+        return list(layers)
     return [
         replace(one, forward=one.forward.to(dtype), backward=one.backward.to(dtype), unchecked=True) for one in layers
     ]

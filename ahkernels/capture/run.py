@@ -122,7 +122,7 @@ class Capture:
 
     def _kernel(self, name: str, layers: Sequence[Kept]) -> CapturedKernel:
         """The kernel of a group, from what was kept of its layers."""
-        factors = [one.factors for one in layers]
+        factors = of_one_dtype([one.factors for one in layers])
         kernel = kernel_of_outputs(factors, self.plan.outputs, self.plan.precision, name)
         return CapturedKernel(name, kernel, self._with_grams(kernel, layers))
 

@@ -100,6 +100,9 @@ class Twin:
         if twin is module:
             return
         vars(twin).update(self._state(module))
+        vars(twin)["_compiled_call_impl"] = None  # of module.compile(), which would call the module itself
+        if "_orig_mod" in module._modules:  # of torch.compile
+            vars(twin)["forward"] = functools.partial(_call, twin._modules["_orig_mod"])
         self._fill_slots(module, twin)
         if self._evaluating:
             vars(twin)["training"] = False
@@ -242,6 +245,10 @@ class Twin:
             for index, one in enumerate(value):
                 copy[index] = self._copy(one)
         return copy
+
+
+def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return module(*args, **kwargs)
 
 
 @functools.lru_cache(maxsize=1024)
