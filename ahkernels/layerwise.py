@@ -91,7 +91,8 @@ def layerwise_alignment(
         products: None for exact norms, from all entries of each kernel. A number estimates them from so many products
             with the kernel (see `estimate_frobenius_norm`), where the exact pass would take too long; the report then
             has `cka_standard_error`.
-        **options: `layers`, `outputs`, `precision`, `memory_budget`, `certify` and `progress`; see `CaptureOptions`.
+        **options: `layers`, `outputs`, `output`, `precision`, `memory_budget`, `certify` and `progress`; see
+            `CaptureOptions`.
 
     Returns:
         The report, or for a sequence of centerings {centering: report}. An alignment that is not defined is nan, with a

@@ -79,7 +79,8 @@ class AlignmentTracker:
         writer: An object with `add_scalar(tag, value, step)`, such as TensorBoard's SummaryWriter. Every update logs
             "{tag}/{layer}", with several centerings "{tag}/{centering}/{layer}", and the metrics under their own names.
         tag: Prefix of the layers' tags in the writer, and of their columns in tables.
-        **options: `layers`, `outputs`, `precision`, `memory_budget`, `certify` and `progress`; see `CaptureOptions`.
+        **options: `layers`, `outputs`, `output`, `precision`, `memory_budget`, `certify` and `progress`; see
+            `CaptureOptions`.
 
     Attributes:
         options: What to measure, and how.

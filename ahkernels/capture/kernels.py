@@ -32,7 +32,8 @@ def tangent_kernels(
         x: What the model takes for n samples: a tensor, or a tuple, dict or dataclass of tensors [n, ...].
         keep_factors: Whether to keep the factors of layers with several positions also where their Jacobian is
             smaller. The forward and the backward Gram need the factors.
-        **options: `layers`, `outputs`, `precision`, `memory_budget`, `certify` and `progress`; see `CaptureOptions`.
+        **options: `layers`, `outputs`, `output`, `precision`, `memory_budget`, `certify` and `progress`; see
+            `CaptureOptions`.
 
     Returns:
         Each kernel by the name of its layer or group, in forward order. The shape is [n*o, n*o] for outputs "all",
@@ -70,7 +71,8 @@ def iter_tangent_kernels(
         model: See `tangent_kernels`, as for all arguments.
         x: What the model takes for n samples: a tensor, or a tuple, dict or dataclass of tensors [n, ...].
         keep_factors: Whether to keep the factors also where the Jacobian is smaller.
-        **options: `layers`, `outputs`, `precision`, `memory_budget`, `certify` and `progress`; see `CaptureOptions`.
+        **options: `layers`, `outputs`, `output`, `precision`, `memory_budget`, `certify` and `progress`; see
+            `CaptureOptions`.
 
     Yields:
         The name of each layer or group with its kernel, in forward order.
