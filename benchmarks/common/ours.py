@@ -132,3 +132,8 @@ def layer_names(model: torch.nn.Module, x: torch.Tensor) -> list[str]:
 def route_flops(model: torch.nn.Module, x: torch.Tensor) -> float:
     """Flops of all layers, passes through the network apart, each by the route that is taken."""
     return float(sum(one.flops for one in ah.explain(model, x)))
+
+
+def certified_report(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> ah.AlignmentReport:
+    """The report of all layers, held against autograd."""
+    return ah.layerwise_alignment(model, x, y, certify=1)

@@ -160,6 +160,18 @@ def test_autocast_with_the_fallback():
     assert (found - expected).abs().max() <= 0.02
 
 
+def test_attention_under_autocast():
+    torch.manual_seed(0)
+    attention = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0).eval()
+    model = nn.Sequential(attention, nn.Flatten(), nn.Linear(64, 3))
+    x, y = torch.randn(N, 4, 16), torch.arange(N) % 3
+    expected = ah.layerwise_alignment(copy.deepcopy(model).double(), x.double(), y).cka
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "fallback" not in [one.route for one in ah.explain(model, x)]
+        found = ah.layerwise_alignment(model, x, y, certify=1).cka
+    assert (found - expected).abs().max() <= 0.01
+
+
 def test_groups_of_layers_of_several_dtypes():
     (model, x), y = base_with_adapters(), data()[1]
     groups = {"all": "*", "adapters": ["down", "up"]}

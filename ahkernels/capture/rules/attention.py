@@ -5,6 +5,7 @@ It calls no module for its projections, so that the gradients at its output are 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -51,8 +52,7 @@ class _AttentionRule:
         weights = module.in_proj_weight.detach().chunk(3)
         biases = (None,) * 3 if module.in_proj_bias is None else module.in_proj_bias.detach().chunk(3)
         projected = [
-            nn.functional.linear(x, w, b).requires_grad_()
-            for x, w, b in zip((query, key, value), weights, biases, strict=True)
+            _projected(*one).requires_grad_() for one in zip((query, key, value), weights, biases, strict=True)
         ]
         with torch.enable_grad():
             # [n, h, l, d / h]
@@ -80,7 +80,8 @@ class PackedProjectionRule(_AttentionRule):
     def factors(self, module: Any, recorded: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Forms inputs [n, p, d] and gradients at the projections [r, n, p, 3 d]."""
         (query, key, value), projected, heads = self._heads(module, recorded)
-        at_heads = gradient @ module.out_proj.weight.detach()
+        gradient, weight = _of_one_dtype(gradient, module.out_proj.weight.detach())
+        at_heads = (gradient @ weight).to(heads.dtype)
         with quietly_batched:
             parts = torch.autograd.grad(heads, projected, at_heads, is_grads_batched=True)
         if value is key and key is query:
@@ -120,6 +121,17 @@ class OutputProjectionRule(_AttentionRule):
     def has_bias(self, module: Any) -> bool:
         """Tells whether the projection has a bias."""
         return module.out_proj.bias is not None
+
+
+def _of_one_dtype(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in the widest of their dtypes, which differ under autocast."""
+    dtype = functools.reduce(torch.promote_types, [one.dtype for one in tensors])
+    return [one.to(dtype) for one in tensors]
+
+
+def _projected(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    x, weight = _of_one_dtype(x, weight)
+    return nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
 def _is_packed(module: Any) -> bool:
