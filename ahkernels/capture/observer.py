@@ -49,7 +49,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         if func._schema.is_mutable:
             self._require_unwritten(func, args, kwargs)
-        self.drawn |= torch.Tag.nondeterministic_seeded in func.tags
+        self.drawn |= torch.Tag.nondeterministic_seeded in func.tags and not _never_drops(func, args, kwargs)
         results = func(*args, **kwargs)
         if not any(result.alias_info for result in func._schema.returns):
             self.bytes += sum(one.nbytes for one in tree_leaves(results) if isinstance(one, Tensor) and _address(one))
@@ -67,6 +67,15 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                         "model: expected calls that leave parameters and x as they are, got one that changes "
                         f"{name} in place"
                     )
+
+
+def _never_drops(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation that may drop out entries, such as a fused attention, is called with a probability of 0."""
+    for index, argument in enumerate(func._schema.arguments):
+        if argument.name == "dropout_p":
+            given = args[index] if index < len(args) else kwargs.get(argument.name, argument.default_value)
+            return bool(given == 0)
+    return False
 
 
 def _address(tensor: Tensor) -> int:

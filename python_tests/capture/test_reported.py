@@ -240,14 +240,32 @@ def test_samples_that_act_on_one_another(make):
         lambda model, x: model.last(functional.dropout(torch.relu(model.first(x)), 0.5, model.training)),
         lambda model, x: model.last(torch.tanh(model.first(x + 0.1 * torch.randn_like(x)))),
         lambda model, x: model.last(torch.bernoulli(torch.sigmoid(model.first(x))) * model.first(x)),
+        lambda model, x: model.last(attention(model.first(x), 0.5)),
     ],
-    ids=["dropout", "noise", "bernoulli"],
+    ids=["dropout", "noise", "bernoulli", "attention"],
 )
 def test_chance(forward):
     before = torch.get_rng_state()
     with pytest.raises(ValueError, match="expected a deterministic network"):
         ah.layerwise_alignment(network(forward), inputs(6, 5), Y)
     torch.set_rng_state(before)
+
+
+CALLS = []  # a global one, which no twin of a model copies
+
+
+def attention(h, p):
+    h = h.unsqueeze(2)
+    return functional.scaled_dot_product_attention(h, h, h, dropout_p=p).squeeze(2)
+
+
+@pytest.mark.parametrize("p", [0, 0.0])
+def test_no_chance(p):
+    """An operation that could draw random numbers, and does not, is not called 32 times."""
+    before = len(CALLS)
+    model = network(lambda model, x: CALLS.append(0) or model.last(attention(model.first(x), p)))
+    ah.layerwise_alignment(model, inputs(6, 5), Y, certify=1)
+    assert 1 <= len(CALLS) - before <= 4
 
 
 def test_sentences():
