@@ -255,8 +255,8 @@ CALLS = []  # a global one, which no twin of a model copies
 
 
 def attention(h, p):
-    h = h.unsqueeze(2)
-    return functional.scaled_dot_product_attention(h, h, h, dropout_p=p).squeeze(2)
+    h = h.view(len(h), 1, 3, 2)
+    return functional.scaled_dot_product_attention(h, h, h, dropout_p=p).flatten(1)
 
 
 @pytest.mark.parametrize("p", [0, 0.0])
