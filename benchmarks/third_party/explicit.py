@@ -79,24 +79,27 @@ WAYS: dict[str, Way] = {
 }
 
 
-def alignments(problem: Problem, layers: Mapping[str, Sequence[str]], limit: float) -> Timed:
+def alignments(build: Callable[[], Problem], layers: Mapping[str, Sequence[str]], limit: float) -> Timed:
     """Measures layers in random order until the seconds are over, each in the first way that the network allows.
 
     Args:
-        problem: The network and its inputs.
+        build: Makes the network and its inputs, anew where torch.func has left the network in disorder.
         layers: Names of the parameters of each layer.
         limit: The seconds; at least one layer is measured.
     """
     target = functional.one_hot(labels(), OUTPUTS).float()
-    refusal: str | None = None
+    problem, refusal = build(), None
     ways, found, seconds, until = Counter[str](), dict[str, float](), 0.0, time.perf_counter() + limit
     for layer in random.Random(0).sample(list(layers), len(layers)):
         for way, parts in WAYS.items():
             start = time.perf_counter()
             try:
-                found[layer] = float(jacobians.alignment(parts(problem, layers[layer]), target))
+                jacobian = parts(problem, layers[layer])
+                if not all(bool(part.isfinite().all()) for part in jacobian):
+                    raise ArithmeticError("expected a finite Jacobian")
+                found[layer] = float(jacobians.alignment(jacobian, target))
             except Exception as reason:  # whatever a library's forward does under torch.func
-                refusal = refusal or sentence(reason)
+                problem, refusal = build(), refusal or sentence(reason)
                 continue
             seconds += time.perf_counter() - start
             ways[way] += 1

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map_only
 
-SAMPLES = 8
-OUTPUTS = 3
+SAMPLES = 16
+OUTPUTS = 5
 WORDS = 50  # in the vocabulary of a language model
 
 
@@ -38,10 +38,13 @@ class Problem:
         """Keywords of a measurement."""
         return {} if self.output is None else {"output": self.output}
 
-    def in_float64(self) -> Problem:
-        """The same with a copy of the network."""
-        x = tree_map_only(Tensor, lambda value: value.double() if value.is_floating_point() else value, plain(self.x))
-        return Problem(copy.deepcopy(self.model).double().eval(), x, self.output)
+    def copied(self, dtype: torch.dtype | None = None) -> Problem:
+        """The same with a copy of the network, in other numbers where a dtype is given."""
+        model = copy.deepcopy(self.model).eval()
+        if dtype is None:
+            return Problem(model, self.x, self.output)
+        x = tree_map_only(Tensor, lambda value: value.to(dtype) if value.is_floating_point() else value, plain(self.x))
+        return Problem(model.to(dtype), x, self.output)
 
     def sample(self, i: int) -> Any:
         """The inputs of one sample, a row in each tensor."""
@@ -88,9 +91,18 @@ class Network:
         """The same weights and inputs in every call, and the network in evaluation mode."""
         torch.manual_seed(0)
         problem = self.make()
+        move_constants(problem.model)
         take_statistics(problem)
         problem.model.eval()
         return problem
+
+
+@torch.no_grad()
+def move_constants(model: nn.Module) -> None:
+    """Adds noise to parameters of one value, such as gains of 1 and the zeros that switch branches off."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point() and parameter.min() == parameter.max():
+            parameter += 0.1 * torch.randn_like(parameter)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Kernels from Jacobians that torch.autograd.grad gives in float64, one sample and one output at a time."""
+"""Kernels from Jacobians that torch.autograd.grad gives, one sample and one output at a time."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def jacobians(problem: Problem, layers: Iterable[Sequence[str]]) -> list[Tensor]
     return [torch.stack(of_layer) for of_layer in rows]
 
 
-def kernels(problem: Problem, layers: Sequence[str]) -> list[Tensor]:
-    """K [n*o, n*o] of each of these layers, in float64."""
-    exact = problem.in_float64()
-    owned = parameters_by_layer(exact.model)
-    found = jacobians(exact, [parameters_of(owned, name) for name in layers])
+def kernels(problem: Problem, layers: Sequence[str], *, in_float64: bool) -> list[Tensor]:
+    """K [n*o, n*o] of each of these layers, by a copy of the network in float64, or as it is."""
+    copied = problem.copied(torch.float64 if in_float64 else None)
+    owned = parameters_by_layer(copied.model)
+    found = jacobians(copied, [parameters_of(owned, name) for name in layers])
     return [j.double() @ j.double().mT for j in found]

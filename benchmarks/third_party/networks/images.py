@@ -44,13 +44,10 @@ def timm_densenet() -> Problem:
 
 
 def timm_mixer(block: str, **options: Any) -> Problem:
-    """A network of perceptrons, whose head does not begin at 0."""
     from timm.models import mlp_mixer
 
     sizes = {"img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 16, "num_classes": OUTPUTS}
-    model = mlp_mixer.MlpMixer(**sizes, block_layer=getattr(mlp_mixer, block), **options)
-    torch.nn.init.normal_(model.head.weight, std=0.1)
-    return Problem(model, images())
+    return Problem(mlp_mixer.MlpMixer(**sizes, block_layer=getattr(mlp_mixer, block), **options), images())
 
 
 def in_timm(shown: str, name: str, **options: Any) -> Network:
@@ -169,7 +166,11 @@ def diffusers_unet(kind: str, **options: Any) -> Problem:
     return Problem(model, inputs, lambda found: mean_over_pixels(found.sample))
 
 
-UNET = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+UNET = {
+    "out_channels": OUTPUTS,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
 CONDITIONED = {
     "in_channels": 3,
     "out_channels": OUTPUTS,
