@@ -77,6 +77,12 @@ WAYS: dict[str, Way] = {
     "jacrev of each sample": sample_by_sample,
     "autograd of each output": row_by_row,
 }
+LAST = list(WAYS)[-1]
+
+
+def is_sound(jacobian: Sequence[Tensor]) -> bool:
+    """Whether it is finite, and not zero as where `functional_call` does not reach the parameters of a layer."""
+    return all(bool(part.isfinite().all()) for part in jacobian) and any(bool(part.any()) for part in jacobian)
 
 
 def alignments(build: Callable[[], Problem], layers: Mapping[str, Sequence[str]], limit: float) -> Timed:
@@ -88,15 +94,16 @@ def alignments(build: Callable[[], Problem], layers: Mapping[str, Sequence[str]]
         limit: The seconds; at least one layer is measured.
     """
     target = functional.one_hot(labels(), OUTPUTS).float()
-    problem, refusal = build(), None
+    problem = build()
+    refusal: str | None = None
     ways, found, seconds, until = Counter[str](), dict[str, float](), 0.0, time.perf_counter() + limit
     for layer in random.Random(0).sample(list(layers), len(layers)):
         for way, parts in WAYS.items():
             start = time.perf_counter()
             try:
                 jacobian = parts(problem, layers[layer])
-                if not all(bool(part.isfinite().all()) for part in jacobian):
-                    raise ArithmeticError("expected a finite Jacobian")
+                if way != LAST and not is_sound(jacobian):
+                    raise ArithmeticError("the Jacobian is zero or not finite")
                 found[layer] = float(jacobians.alignment(jacobian, target))
             except Exception as reason:  # whatever a library's forward does under torch.func
                 problem, refusal = build(), refusal or sentence(reason)

@@ -129,3 +129,21 @@ def test_a_network_that_vmap_refuses_is_measured_sample_by_sample() -> None:
         lambda: Problem(Branching(4, OUTPUTS), torch.randn(SAMPLES, 4)), {"": ["weight"]}, limit=60
     )
     assert timed.refusal is not None and "vmap" in timed.refusal and sum(timed.ways.values()) == 1
+
+
+def test_zeros_of_parameters_that_torch_func_does_not_reach_are_not_taken() -> None:
+    class Hidden(nn.Linear):
+        """A layer that holds its weight in a list, too."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.held[0].mT
+
+    def build() -> Problem:
+        torch.manual_seed(0)
+        model = Hidden(4, OUTPUTS, bias=False)
+        model.held = [model.weight]
+        return Problem(model, torch.randn(SAMPLES, 4))
+
+    timed = explicit.alignments(build, {"": ["weight"]}, limit=60)
+    assert timed.ways == {explicit.LAST: 1} and timed.refusal == "ArithmeticError: the Jacobian is zero or not finite"
+    assert 0 < timed.alignments[""] < 1
