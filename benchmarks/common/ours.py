@@ -73,9 +73,21 @@ def layerwise_by_centering(model: torch.nn.Module, x: torch.Tensor, y: torch.Ten
     return {centering: dict(report) for centering, report in reports.items()}
 
 
-def dense_kernels(model: torch.nn.Module, x: torch.Tensor, layers: object = None) -> Iterator[torch.Tensor]:
-    """K [n*o, n*o] of each of these layers, or groups of layers; default: all."""
-    for _, kernel in ah.iter_tangent_kernels(model, x, layers=layers, precision="highest"):
+def layerwise_by_name(model: torch.nn.Module, x: object, y: torch.Tensor, **options: object) -> dict[str, float]:
+    """Alignment of every layer by its name, in forward order; options of `layerwise_alignment`."""
+    return dict(ah.layerwise_alignment(model, x, y, precision="highest", **options))
+
+
+def explained(model: torch.nn.Module, x: object, **options: object) -> "list[ah.LayerExplanation]":
+    """How every layer would be measured, in forward order."""
+    return ah.explain(model, x, **options)
+
+
+def dense_kernels(
+    model: torch.nn.Module, x: object, layers: object = None, **options: object
+) -> Iterator[torch.Tensor]:
+    """K [n*o, n*o] of each of these layers, or groups of layers, in forward order; default: all."""
+    for _, kernel in ah.iter_tangent_kernels(model, x, layers=layers, precision="highest", **options):
         yield kernel.to_dense(max_bytes=1 << 40)
 
 
