@@ -6,7 +6,7 @@ A rule is registered for an exact module type. Each family of modules has a file
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -97,6 +97,19 @@ class Rule(Protocol):
         ...
 
 
+@runtime_checkable
+class RuleOfAllOutputs(Rule, Protocol):
+    """A rule that accounts for the gradients at all outputs of a module, such as the last state of a recurrence.
+
+    Its `factors` gets them joined, [r, n, numbers]: the numbers of one output for a sample, and then those of the next.
+    A call of the module may take its parameters several times.
+    """
+
+    def sample_dimensions(self, module: Any) -> tuple[int, ...]:
+        """Lists the dimension of the samples in each output."""
+        ...
+
+
 _RULES: dict[type[nn.Module], Rule] = {}
 
 
@@ -163,10 +176,11 @@ from ahkernels.capture.rules import (  # noqa: E402
     embedding,
     linear,
     norms,
+    recurrent,
     transposed_convolution,
 )
 
-for _family in (attention, convolution, embedding, linear, norms, transposed_convolution):
+for _family in (attention, convolution, embedding, linear, norms, recurrent, transposed_convolution):
     _RULES |= _family.RULES
 # Rules for modules, by type of container and name in it, whose parameters their container uses without calling them.
 _UNCALLED: Mapping[tuple[type[nn.Module], str], Rule] = attention.UNCALLED_RULES
