@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._C import _functorch
 from torch.utils import _python_dispatch
 
+from ahkernels.capture.choice import shown_name
 from ahkernels.factors import is_finite
 
 
@@ -34,7 +35,8 @@ def refuse_modules(model: nn.Module, *, evaluating: bool) -> None:
         model: The network.
         evaluating: Whether it will be called in eval mode, whatever mode it is in now.
     """
-    for name, module in model.named_modules():
+    for path, module in model.named_modules():
+        name = shown_name(path)
         training = module.training and not evaluating
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (training or module.running_mean is None):
             raise ValueError(

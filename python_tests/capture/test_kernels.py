@@ -276,7 +276,7 @@ def test_layers_by_name_and_pattern():
     x, y = torch.randn(9, 6), torch.randint(0, 3, (9,))
     assert ah.layerwise_alignment(model, x, y, layers="*st").layers == ["first", "last"]
     assert ah.layerwise_alignment(model, x, y, layers=["last", "fir*"]).layers == ["first", "last"]
-    assert ah.layerwise_alignment(nn.Linear(6, 3), x, y).layers == [""]
+    assert ah.layerwise_alignment(nn.Linear(6, 3), x, y).layers == ["(root)"]
 
 
 def test_layers_come_in_forward_order():
@@ -402,14 +402,14 @@ X, Y = torch.zeros(4, 6), torch.tensor([0, 1, 2, 1])
         ),
         (ValueError, "y: expected finite targets", {"y": torch.full((4, 3), float("inf"))}),
         (ValueError, r"or a target matrix \[n, o\], got shape \[4, 1, 1\]", {"y": torch.zeros(4, 1, 1)}),
-        (ValueError, "got 'fc1', which matches none; nearest: ''", {"layers": ["fc1"]}),
+        (ValueError, r"got 'fc1', which matches none; nearest: '\(root\)'", {"layers": ["fc1"]}),
         (
             ValueError,
             "nearest: 'hidden.0'",
             {"model": nn.ModuleDict({"hidden": nn.Sequential(LINEAR)}), "layers": "hiden.0"},
         ),
-        (ValueError, "layers: expected at least one name or pattern, got none", {"layers": []}),
-        (TypeError, "layers: expected names or patterns of layers, got 3", {"layers": 3}),
+        (ValueError, "layers: expected at least one name, pattern or type, got none", {"layers": []}),
+        (TypeError, "layers: expected names, patterns or types of layers, got 3", {"layers": 3}),
         (ValueError, "layers: expected at least one group, got none", {"layers": {}}),
         (TypeError, "layers: expected names of groups, got 3", {"layers": {3: "*"}}),
         (ValueError, r"layers\['all'\]: expected names or patterns of layers .* got 'fc1'", {"layers": {"all": "fc1"}}),
