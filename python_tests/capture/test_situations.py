@@ -1546,7 +1546,7 @@ class Experts(nn.Module):
 
 @pytest.mark.parametrize("dtype", [D, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dispatch", ["sorted", "masked", "whole"])
-@pytest.mark.filterwarnings("ignore:layer 'experts.* does not reach:UserWarning")  # no sample may go to an expert
+@pytest.mark.filterwarnings("ignore:kernel .*the output does not depend on it:UserWarning")  # an idle expert
 def test_experts(dispatch, dtype):
     model, x = Experts(dispatch).to(dtype), torch.randn(8, 5).to(dtype)
     assert len(model.router(x).argmax(1).unique()) > 1
