@@ -116,15 +116,28 @@ def require_output(output: object, n: int) -> None:
     """Raises ValueError if what the model returned for n samples is not a tensor [n, o] that depends on parameters."""
     if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != n or output.shape[1] == 0:
         got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        if isinstance(output, Tensor) and output.dim() == 1:
-            if n == 1:
-                got += "; a .squeeze() without a dimension removes that of a single sample"
-            elif len(output) == n:
-                got += "; give a single output a dimension of its own, by .unsqueeze(1)"
         samples = "one sample" if n == 1 else f"{n} samples"
-        raise ValueError(f"model: expected model(x) to be a tensor [{n}, o] for {samples}, got {got}")
+        raise ValueError(
+            f"model: expected model(x) to be a tensor [{n}, o] for {samples}, got {got}{_advice(output, n)}"
+        )
     if not output.is_floating_point():
-        raise ValueError(f"model: expected model(x) to have real floating-point outputs, got dtype {output.dtype}")
+        raise ValueError(
+            f"model: expected model(x) to have real floating-point outputs, got dtype {output.dtype}; "
+            "return what comes before .argmax() or .round(), or .real of what is complex"
+        )
+
+
+def _advice(output: object, n: int) -> str:
+    """What to write where the model does not return a tensor [n, o]."""
+    if not isinstance(output, Tensor):
+        return "; return one tensor from forward, such as y[0] or y.logits"
+    if n == 1 and output.dim() == 1:
+        return "; a .squeeze() without a dimension removes that of a single sample; write .squeeze(1), say"
+    if output.shape[:1] != (n,):
+        return "; keep a row for each sample: write .flatten(1) for .flatten(), or .mean(1) for .mean(), say"
+    if output.dim() == 1:
+        return "; give a single output a dimension of its own: write .unsqueeze(1)"
+    return "; write .flatten(1) at the end of forward" if output.dim() > 2 else ""
 
 
 @contextmanager
@@ -146,7 +159,7 @@ def explained_for_one(new_twin: Callable[[], Twin], x: Tensor) -> Iterator[None]
             raise error from None
         raise ValueError(
             "model: expected model(x) to be a tensor [1, o] for one sample, got an error, and none for two samples; a "
-            ".squeeze() without a dimension, say, removes that of a single sample"
+            ".squeeze() without a dimension, say, removes that of a single sample; write .squeeze(1)"
         ) from error
 
 
@@ -154,7 +167,7 @@ def _require_gradients(output: Tensor) -> None:
     if not output.requires_grad:
         raise ValueError(
             "model: expected model(x) to depend on parameters with gradients, got an output without (from detach(), or "
-            "under torch.no_grad() in forward)"
+            "under torch.no_grad() in forward); take these out of forward"
         )
 
 
@@ -209,7 +222,7 @@ class _Recorder:
         if not output.requires_grad:
             raise ValueError(
                 f"model: expected gradients to flow through layer {layer.name!r}, got a call of it without "
-                "gradients (under torch.no_grad(), say); leave the layer out with layers="
+                f"gradients (under torch.no_grad(), say); write layers=[...] without {layer.name!r}"
             )
         with torch.no_grad():
             recorded = _kept(rule.record(module, args, kwargs))

@@ -25,7 +25,9 @@ def require_module(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if type(model) is torch.jit._script.RecursiveScriptModule:
-        raise ValueError("model: expected a module of Python, got a scripted one; measure what it was made from")
+        raise ValueError(
+            "model: expected a module of Python, got a scripted one; measure the module that torch.jit.script got"
+        )
 
 
 def refuse_modules(model: nn.Module, *, evaluating: bool) -> None:
@@ -72,12 +74,16 @@ def check_input(model: nn.Module, x: Tensor) -> None:
         raise ValueError(f"x: expected at least one sample, got shape {list(x.shape)}")
     parameters = [one for one in model.parameters() if one.is_floating_point()]
     if all(x.device != one.device for one in parameters):
-        raise ValueError(f"x: expected the device of the model, {parameters[0].device}, got {x.device}")
+        device = parameters[0].device
+        raise ValueError(f"x: expected the device of the model, {device}, got {x.device}; write x.to({str(device)!r})")
     if x.is_floating_point():
         if all(x.dtype != one.dtype for one in parameters):
-            raise ValueError(f"x: expected the dtype of the model, {parameters[0].dtype}, got {x.dtype}")
+            dtype = parameters[0].dtype
+            raise ValueError(f"x: expected the dtype of the model, {dtype}, got {x.dtype}; write x.to({dtype})")
         if not is_finite(x.detach()):
-            raise ValueError("x: expected finite numbers, got nan or inf")
+            raise ValueError(
+                "x: expected finite numbers, got nan or inf; leave those samples out: x[x.flatten(1).isfinite().all(1)]"
+            )
 
 
 P = ParamSpec("P")

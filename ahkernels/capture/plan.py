@@ -201,12 +201,12 @@ def plan_capture(
     if parametrize._cache_enabled and any(hasattr(module, "parametrizations") for module in model.modules()):
         raise ValueError(
             "model: expected a call outside of torch.nn.utils.parametrize.cached(), got one under it, where a "
-            "measurement would take the cached values for its own; measure outside"
+            "measurement would take the cached values for its own; measure after the with block"
         )
     if torch.is_autocast_enabled(x.device.type):
         raise ValueError(
-            "model: expected a call outside of torch.autocast, got one under it; measure outside of the autocast "
-            "region, in the dtype of the parameters"
+            "model: expected a call outside of torch.autocast, got one under it; write "
+            f"with torch.autocast({x.device.type!r}, enabled=False):, and measure in the dtype of the parameters"
         )
     x = x.clone() if x.is_inference() else x.detach()  # autograd takes no tensors of inference mode
     versions = _versions(model)

@@ -256,7 +256,7 @@ class Capture:
             raise ValueError(
                 f"model: expected the gradients of single samples by layer {name!r} to be those in a batch, got some "
                 f"that differ by {worst[name].difference:.1e} for {', '.join(worst[name].names)}: samples act on one "
-                "another, or the output depends on chance; leave the layer out with layers="
+                f"another, or the output depends on chance; write layers=[...] without {name!r}"
             )
         return kept
 

@@ -67,11 +67,14 @@ def select_layers(model: nn.Module, layers: Layers) -> Selection:
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ValueError(
-                f"model: expected initialised parameters, got {name!r} of a lazy module; call the model once"
+                f"model: expected initialised parameters, got {name!r} of a lazy module; write model(x) once before"
             )
         owned.setdefault(_owner(name), []).append(name)
     if not owned:
-        raise ValueError(f"model: expected modules with parameters, got {type(model).__name__} without any")
+        raise ValueError(
+            f"model: expected modules with parameters, got {type(model).__name__} without any; write "
+            "nn.ModuleList(...) for a list of modules, and nn.Parameter(...) for a tensor"
+        )
     if "" in owned and ROOT in owned:
         raise ValueError(
             f"model: expected no module named {ROOT!r}, which is the name of the parameters of the model itself, got "
@@ -88,7 +91,10 @@ def select_layers(model: nn.Module, layers: Layers) -> Selection:
         for own in owned[path]:
             dtype = model.get_parameter(own).dtype
             if not dtype.is_floating_point:
-                raise ValueError(f"model: expected real floating-point parameters, got {own!r} of dtype {dtype}")
+                raise ValueError(
+                    f"model: expected real floating-point parameters, got {own!r} of dtype {dtype}; write layers=[...] "
+                    f"without {shown_name(path)!r}"
+                )
         module, rule = rule_for(model, path)
         local = {parameter.removeprefix(f"{path}.") for parameter in owned[path]}
         if rule is not None and (local != set(rule.parameters(module)) or not tied.isdisjoint(owned[path])):

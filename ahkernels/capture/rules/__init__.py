@@ -82,7 +82,7 @@ class Rule(Protocol):
             module: The module.
             recorded: What `record` returned, copied.
             gradient: The gradients at the output of the call, or at its first output: [r, *output shape] for r
-                cotangents.
+                cotangents. A `RuleOfAllOutputs` gets those at all outputs.
 
         Returns:
             The forward factor a [n, p, d] and the backward factor g [r, n, p, m] at the p positions of the call. A
