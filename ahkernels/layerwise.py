@@ -20,6 +20,7 @@ from ahkernels.outputs import OutputSelection
 from ahkernels.report import AlignmentReport
 from ahkernels.statistics.alignment_numbers import AlignmentNumbers, inner_product, label_moments
 from ahkernels.statistics.degenerate import RoundingBound
+from ahkernels.statistics.degenerate_warning import OneWarning
 from ahkernels.statistics.estimate import estimate_frobenius_norm, estimated_moments, require_products
 from ahkernels.statistics.fisher import fisher_kernel
 from ahkernels.statistics.labels import Labels
@@ -95,8 +96,8 @@ def layerwise_alignment(
             `CaptureOptions`.
 
     Returns:
-        The report, or for a sequence of centerings {centering: report}. An alignment that is not defined is nan, with a
-        `DegenerateKernelWarning`.
+        The report, or for a sequence of centerings {centering: report}. An alignment that is not defined is nan, and a
+        `DegenerateKernelWarning` names all layers that have none.
 
     Raises:
         ValueError: For arguments that do not fit; the message names the argument.
@@ -116,7 +117,8 @@ def layerwise_alignment(
         'per_output'
     """
     chosen = AlignmentOptions(require_centerings(centering), statistics, products, CaptureOptions.of(options))
-    reports = alignment_reports(model, x, y, chosen)
+    with OneWarning():
+        reports = alignment_reports(model, x, y, chosen)
     return next(iter(reports.values())) if isinstance(centering, str) else reports
 
 

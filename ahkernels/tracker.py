@@ -26,6 +26,7 @@ from ahkernels.layerwise import AlignmentOptions, alignment_reports
 from ahkernels.optional_import import optional_import
 from ahkernels.plotting import plot_history
 from ahkernels.report import AlignmentReport
+from ahkernels.statistics.degenerate_warning import OneWarning
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,9 +126,12 @@ class AlignmentTracker:
         self.options = AlignmentOptions(require_centerings(centering), statistics, products, capture)
         self.writer, self.tag = writer, tag
         self.history: list[Measurement] = []
+        self._one_warning = OneWarning()
 
     def update(self, step: int, **metrics: float) -> Measurement:
         """Measures the model now and adds the result to the history.
+
+        Layers whose alignment is not defined are named in a `DegenerateKernelWarning`, once in the life of the tracker.
 
         Args:
             step: The training step, greater than that of the update before.
@@ -143,7 +147,8 @@ class AlignmentTracker:
         """
         step = self._next_step(step)
         values = {name: _real(name, value) for name, value in metrics.items()}
-        reports = alignment_reports(self.model, self.x, self.y, self.options, evaluating=True)
+        with self._one_warning:
+            reports = alignment_reports(self.model, self.x, self.y, self.options, evaluating=True)
         row = Measurement(step, values, reports)
         if self.history and row.report.layers != self.layers:
             raise ValueError(f"model: expected the layers of the history {self.layers}, got {row.report.layers}")

@@ -82,7 +82,8 @@ def layers_of(model: nn.Module) -> dict[str, list[str]]:
     """Parameters of each module that has some; those of a parametrisation belong to the module that has it."""
     found: dict[str, list[str]] = {}
     for name, _ in model.named_parameters():
-        found.setdefault(name.rpartition(".")[0].partition(".parametrizations")[0], []).append(name)
+        path = name.rpartition(".")[0].partition(".parametrizations")[0]
+        found.setdefault(path or "(root)", []).append(name)
     return found
 
 

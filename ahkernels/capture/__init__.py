@@ -1,23 +1,23 @@
 """Capture: from a model and data to the factors of its layers' tangent kernels.
 
 The modules take part in this order. `options` has what users choose. `wrappers` finds the model itself, `batch` holds
-its inputs, and `forward` calls it. `selection` decides which modules are layers and
-which parameters are theirs. `trace` runs the model on a few samples and finds the order of the layers, their uses and
-their positions. `route` chooses how a layer with several positions is contracted, `memory` divides the memory budget,
-and `plan` holds all these decisions. `run` captures the factors of as many layers in one pass as fit the budget.
-`rules` have the factors of each kind of module, and `fallback` has the Jacobians of layers without a rule. `twin`
-stands in for the model in every call of it. `certify` holds what was captured against autograd, `evaluation` finds
-chance, and `structure` remembers both for later calls. `kernels` and `explain` are what users call.
+its inputs, and `forward` calls it. `choice` finds the layers that users ask for, and `selection` which parameters are
+theirs. `trace` runs the model on a few samples and finds the order of the layers, their uses and their positions.
+`route` chooses how a layer with several positions is contracted, `memory` divides the memory budget, and `plan` holds
+all these decisions. `run` captures the factors of as many layers in one pass as fit the budget. `rules` have the
+factors of each kind of module, and `fallback` has the Jacobians of layers without a rule. `twin` stands in for the
+model in every call of it. `certify` holds what was captured against autograd, `evaluation` finds chance, and
+`structure` remembers both for later calls. `kernels` and `explain` are what users call.
 """
 
 from ahkernels.capture.batch import Inputs
+from ahkernels.capture.choice import Layers
 from ahkernels.capture.explain import Explanation, LayerExplanation, explain
 from ahkernels.capture.kernels import iter_tangent_kernels, tangent_kernels
 from ahkernels.capture.options import DEFAULT_MEMORY_BUDGET, CaptureKeywords, CaptureOptions
 from ahkernels.capture.plan import CapturePlan, plan_capture
 from ahkernels.capture.rules import Rule, register_rule
 from ahkernels.capture.run import Capture, CapturedKernel
-from ahkernels.capture.selection import Layers
 
 __all__ = [
     "DEFAULT_MEMORY_BUDGET",

@@ -111,7 +111,10 @@ class Batch:
             if not tensor.is_floating_point():
                 continue
             if len(self.tensors) == 1 and not is_finite(tensor):
-                raise ValueError(f"{name}: expected finite numbers, got nan or inf")
+                raise ValueError(
+                    f"{name}: expected finite numbers, got nan or inf; leave those samples out: "
+                    "x[x.flatten(1).isfinite().all(1)]"
+                )
             if bool(tensor.isnan().any()):
                 raise ValueError(f"{name}: expected numbers, got nan")
 
@@ -120,7 +123,9 @@ class Batch:
         dtypes = list(dict.fromkeys(one.dtype for one in model.parameters() if one.is_floating_point()))
         for name, tensor in zip(self.names, self.tensors, strict=True):
             if tensor.is_floating_point() and tensor.dtype not in dtypes:
-                return f"{name}: expected the dtype of the model, {dtypes[0]}, got {tensor.dtype}"
+                return (
+                    f"{name}: expected the dtype of the model, {dtypes[0]}, got {tensor.dtype}; write x.to({dtypes[0]})"
+                )
         return None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.utils._pytree import tree_leaves
 
 from ahkernels.capture.batch import Batch
 from ahkernels.capture.forward import Forward
-from ahkernels.capture.rules import Recorded, Rule
+from ahkernels.capture.joined import through_one_tensor
+from ahkernels.capture.rules import Recorded, Rule, RuleOfAllOutputs
 from ahkernels.capture.selection import Layer
 from ahkernels.capture.twin import Twin
 from ahkernels.precision import coarsest
@@ -34,14 +36,16 @@ class Uses:
             samples do not come first.
         edges: The gradient edge at the output of each use.
         output_shapes: The shape of the output of each use.
-        other_outputs: Graph nodes of further outputs, such as the weights of an attention. No rule accounts for their
-            gradients.
+        other_outputs: Graph nodes of further outputs, such as the weights of an attention, whose gradients the rule
+            does not account for. A rule that does has all outputs joined to one.
+        edges_inside: How many edges each use has into a leaf, by the id of the leaf; one for all that are not listed.
     """
 
     recorded: list[Recorded | None] = field(default_factory=list)
     edges: list[GradientEdge] = field(default_factory=list)
     output_shapes: list[tuple[int, ...]] = field(default_factory=list)
     other_outputs: list[Node] = field(default_factory=list)
+    edges_inside: list[dict[int, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -108,8 +112,9 @@ class Call:
         uses = self.uses.get(layer.name, Uses())
         if any(one is None for one in uses.recorded) or any(node in nodes for node in uses.other_outputs):
             return False
-        reaching = sum(edge.node in nodes for edge in uses.edges)
-        return all(into_leaf.get(id(self.leaves[name]), 0) <= reaching for name in layer.parameters)
+        inside = [of_use for edge, of_use in zip(uses.edges, uses.edges_inside, strict=True) if edge.node in nodes]
+        leaves = [id(self.leaves[name]) for name in layer.parameters]
+        return all(into_leaf.get(leaf, 0) <= sum(of_use.get(leaf, 1) for of_use in inside) for leaf in leaves)
 
 
 def call_model(
@@ -166,7 +171,7 @@ def explained_for_one(forward: Forward, new_twin: Callable[[], Twin], x: Batch) 
             raise error from None
         raise ValueError(
             "model: expected model(x) to be a tensor [1, o] for one sample, got an error, and none for two samples; a "
-            ".squeeze() without a dimension, say, removes that of a single sample"
+            ".squeeze() without a dimension, say, removes that of a single sample; write .squeeze(1)"
         ) from error
 
 
@@ -174,7 +179,7 @@ def _require_gradients(output: Tensor) -> None:
     if not output.requires_grad:
         raise ValueError(
             "model: expected model(x) to depend on parameters with gradients, got an output without (from detach(), or "
-            "under torch.no_grad() in forward)"
+            "under torch.no_grad() in forward); take these out of forward"
         )
 
 
@@ -203,7 +208,7 @@ class _Recorder:
             self.uses.setdefault(layer.name, Uses())
         outputs = forward(*args, **kwargs)
         if self._open and layer.rule is not None:
-            self._record(module, layer, layer.rule, args, kwargs, outputs)
+            return self._record(module, layer, layer.rule, args, kwargs, outputs)
         return outputs
 
     def close(self) -> None:
@@ -218,16 +223,18 @@ class _Recorder:
 
     def _record(
         self, module: nn.Module, layer: Layer, rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
-    ) -> None:
+    ) -> Any:
+        """Records a call with these outputs, and returns what the model gets for them."""
         output, *others = outputs if isinstance(outputs, tuple) else (outputs,)
         seen = self.uses[layer.name]
-        if torch._C._functorch.is_functorch_wrapped_tensor(output):  # under torch.vmap, where samples are hidden
+        # Samples are hidden under torch.vmap, and in packed sequences.
+        if not isinstance(output, Tensor) or torch._C._functorch.is_functorch_wrapped_tensor(output):
             seen.recorded.append(None)
-            return
+            return outputs
         if not output.requires_grad:
             raise ValueError(
                 f"model: expected gradients to flow through layer {layer.name!r}, got a call of it without "
-                "gradients (under torch.no_grad(), say); leave the layer out with layers="
+                f"gradients (under torch.no_grad(), say); write layers=[...] without {layer.name!r}"
             )
         with torch.no_grad():
             recorded = _kept(rule.record(module, args, kwargs))
@@ -236,10 +243,16 @@ class _Recorder:
                 f"rule: expected record() for layer {layer.name!r} to return a tensor, a tuple of them or None, "
                 f"got {type(recorded).__name__}"
             )
+        inside: dict[int, int] = {}
+        if recorded is not None and isinstance(rule, RuleOfAllOutputs):
+            output, outputs = through_one_tensor(outputs, rule.sample_dimensions(module))
+            others, inside = [], nodes_reaching(output, _nodes_of((args, kwargs)))[1]
         seen.recorded.append(recorded if _samples_first(recorded, output, self.n) else None)
         seen.edges.append(get_gradient_edge(output))
         seen.output_shapes.append(tuple(output.shape))
         seen.other_outputs += [o.grad_fn for o in others if isinstance(o, Tensor) and o.grad_fn is not None]
+        seen.edges_inside.append(inside)
+        return outputs
 
 
 class _RecordedForward:
@@ -273,8 +286,22 @@ def _dtypes(node: Node) -> set[torch.dtype]:
     return {of.dtype for of in node._input_metadata if of.dtype.is_floating_point}
 
 
-def nodes_reaching(output: Tensor) -> tuple[set[Node], dict[int, int]]:
-    """Collects the nodes of the graph of `output`, and the number of edges into each leaf by the id of the leaf."""
+def _nodes_of(arguments: Any) -> set[Node]:
+    """The nodes that computed the tensors among arguments, or that stand for them where they are leaves."""
+    tensors = [one for one in tree_leaves(arguments) if isinstance(one, Tensor) and one.requires_grad]
+    return {get_gradient_edge(one).node for one in tensors}
+
+
+def nodes_reaching(output: Tensor, beyond: Set[Node] = frozenset()) -> tuple[set[Node], dict[int, int]]:
+    """Collects the nodes of the graph of a tensor.
+
+    Args:
+        output: The tensor.
+        beyond: Nodes where the graph ends, which are no part of it.
+
+    Returns:
+        The nodes, and the number of edges into each leaf by the id of the leaf.
+    """
     seen: set[Node] = set()
     into_leaf: dict[int, int] = {}
     stack = [] if output.grad_fn is None else [output.grad_fn]
@@ -284,7 +311,7 @@ def nodes_reaching(output: Tensor) -> tuple[set[Node], dict[int, int]]:
             continue
         seen.add(node)
         for following, _ in node.next_functions:
-            if following is None:
+            if following is None or following in beyond:
                 continue
             variable = getattr(following, "variable", None)
             if variable is not None:

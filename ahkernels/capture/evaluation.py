@@ -81,7 +81,8 @@ def _require_alone(plan: CapturePlan, samples: slice, output: Tensor, few: list[
                 return  # rounding alone, as where it sends a sample to another expert
     raise ValueError(
         "model: expected outputs that depend on their own sample alone, got others when only some of the samples are "
-        "given: samples act on one another, as in attention across the first dimension or a norm over the batch"
+        "given: samples act on one another, as in attention across the first dimension (write batch_first=True) or a "
+        "norm over the batch (write nn.LayerNorm, say)"
     )
 
 

@@ -108,12 +108,19 @@ def _checked(output: object, n: int, what: str) -> Tensor:
     if output.dim() == 1 and len(output) == n:
         output = output.unsqueeze(1)
     if output.dim() != 2 or output.shape[0] != n or output.shape[1] == 0:
-        remedy = f"; {_LINE}"
-        if output.dim() < 2 and n == 1:
-            remedy = "; a .squeeze() without a dimension removes that of a single sample"
-        raise ValueError(f"{expected}, got shape {list(output.shape)}{remedy}")
+        raise ValueError(f"{expected}, got shape {list(output.shape)}; {_advice(output, n)}")
     if not output.is_floating_point():
         raise ValueError(
-            f"model: expected {what} to have real floating-point outputs, got dtype {output.dtype}; {_LINE}"
+            f"model: expected {what} to have real floating-point outputs, got dtype {output.dtype}; return what comes "
+            "before .argmax() or .round(), or .real of what is complex"
         )
     return output
+
+
+def _advice(output: Tensor, n: int) -> str:
+    """What to write where the outputs are not [n, o]."""
+    if n == 1 and output.dim() < 2:
+        return "a .squeeze() without a dimension removes that of a single sample; write .squeeze(1), say"
+    if output.shape[:1] != (n,):
+        return "keep a row for each sample: write .flatten(1) for .flatten(), or .mean(1) for .mean(), say"
+    return _LINE

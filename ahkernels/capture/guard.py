@@ -17,6 +17,7 @@ from torch._C import _functorch
 from torch.utils import _python_dispatch
 
 from ahkernels.autocast import DEVICES, without_autocast
+from ahkernels.capture.choice import shown_name
 
 
 def require_module(model: object) -> None:
@@ -24,7 +25,9 @@ def require_module(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if type(model) is torch.jit._script.RecursiveScriptModule:
-        raise ValueError("model: expected a module of Python, got a scripted one; measure what it was made from")
+        raise ValueError(
+            "model: expected a module of Python, got a scripted one; measure the module that torch.jit.script got"
+        )
 
 
 def refuse_modules(model: nn.Module, *, evaluating: bool) -> None:
@@ -34,7 +37,8 @@ def refuse_modules(model: nn.Module, *, evaluating: bool) -> None:
         model: The network.
         evaluating: Whether it will be called in eval mode, whatever mode it is in now.
     """
-    for name, module in model.named_modules():
+    for path, module in model.named_modules():
+        name = shown_name(path)
         training = module.training and not evaluating
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (training or module.running_mean is None):
             raise ValueError(

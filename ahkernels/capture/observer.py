@@ -65,7 +65,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if name is not None:
                     raise ValueError(
                         "model: expected calls that leave parameters and x as they are, got one that changes "
-                        f"{name} in place"
+                        f"{name} in place; write .clone() before the operation, or inplace=False"
                     )
 
 

@@ -6,8 +6,8 @@ import difflib
 from dataclasses import dataclass, fields
 from typing import TypedDict
 
+from ahkernels.capture.choice import Layers
 from ahkernels.capture.forward import OutputOf
-from ahkernels.capture.selection import Layers
 from ahkernels.outputs import Outputs
 from ahkernels.precision import resolve_precision
 
@@ -32,9 +32,11 @@ class CaptureOptions:
     """The options that all measurements of a model share.
 
     Attributes:
-        layers: Names or patterns ("fc*") of layers; None for all that have parameters. A dict {group: names or
-            patterns} asks for one kernel for each group, which is the sum of the kernels of its layers: {"all": "*"}
-            gives the kernel of the network.
+        layers: Names, patterns ("fc*") and types (`nn.Conv2d`) of layers, one or a sequence of them; None for all that
+            have parameters. "(root)" is the name of the parameters of the model itself. "trainable" chooses the layers
+            that have a parameter that requires gradients, each with all of its parameters; a layer of that name goes
+            before. A dict {group: any of these} asks for one kernel for each group, which is the sum of the kernels of
+            its layers: {"all": "*"} gives the kernel of the network.
         outputs: "all": rows (x, i) for every sample and output, as in the paper. "trace": the n x n kernel summed over
             the outputs. "sum": the n x n kernel of the sum of the outputs. An index or a sequence of indices: those
             outputs alone. See `OutputSelection`.

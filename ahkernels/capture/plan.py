@@ -222,7 +222,7 @@ def _plan(
     if parametrize._cache_enabled and any(hasattr(module, "parametrizations") for module in model.modules()):
         raise ValueError(
             "model: expected a call outside of torch.nn.utils.parametrize.cached(), got one under it, where a "
-            "measurement would take the cached values for its own; measure outside"
+            "measurement would take the cached values for its own; measure after the with block"
         )
     versions = _versions(model)
     chosen = str(replace(options, output=None))
@@ -234,7 +234,7 @@ def _plan(
         wrong = x.of_another_dtype(model)
         if wrong is None:
             raise
-        raise ValueError(f"{wrong}, which its operations do not take: {error}") from error
+        raise ValueError(wrong) from error
     outputs = OutputSelection(options.outputs, trace.output.shape[1])
     item = max(model.get_parameter(name).dtype.itemsize for layer in layers for name in layer.parameters)
     memory = Memory(options.memory_budget, len(x), outputs.rows, item, trace.bytes_per_sample, x.device)

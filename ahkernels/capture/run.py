@@ -8,7 +8,6 @@ certified where that is asked for, which takes two gradients of parameters (see 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple, TypeAlias
@@ -28,6 +27,7 @@ from ahkernels.capture.plan import CapturePlan, PlannedLayer
 from ahkernels.certificate import Certificate
 from ahkernels.factors import of_one_dtype
 from ahkernels.kernel import TangentKernel, kernel_of_outputs
+from ahkernels.statistics.degenerate_warning import Finding, tell
 
 # Gradients of samples one by one may be so many times as far from those of a batch as those of other batches are.
 _TIMES_SPLITS = 10
@@ -77,6 +77,7 @@ class Capture:
         self.layers = dict(plan.layers)
         self.differences: dict[str, float] = {}
         self._certifies, self._calls_ago = plan.certifies, plan.known.calls
+        self._unreached: set[str] = set()
 
     @property
     def certificate(self) -> Certificate | None:
@@ -91,7 +92,8 @@ class Capture:
         """Yields kernels in forward order, without searching the factors for nan and inf.
 
         As many groups are captured in one pass as fit the budget, and at least one. Factors are dropped here once the
-        last group that needs them has been yielded.
+        last group that needs them has been yielded. After the last kernel, a `DegenerateKernelWarning` names the layers
+        that the output does not depend on.
 
         Raises:
             ValueError: If a call of the model has no valid output (see `call_model`), outputs depend on chance or on
@@ -119,6 +121,7 @@ class Capture:
             plan.known.certificate = {name: self.differences[name] for name in self.layers}
             plan.known.calls = 0
         plan.known.calls += 1
+        tell([Finding.unreached(name) for name in self.layers if name in self._unreached])
 
     def _kernel(self, name: str, layers: Sequence[Kept]) -> CapturedKernel:
         """The kernel of a group, from what was kept of its layers."""
@@ -188,10 +191,7 @@ class Capture:
                 references[-1][1].release()
             del call
         else:
-            for name in sorted(unreached):
-                warnings.warn(
-                    f"layer {name!r} does not reach the output of the model: its kernel is zero", stacklevel=2
-                )
+            self._unreached |= unreached
         return kept, references
 
     def _captured(
@@ -256,7 +256,7 @@ class Capture:
             raise ValueError(
                 f"model: expected the gradients of single samples by layer {name!r} to be those in a batch, got some "
                 f"that differ by {worst[name].difference:.1e} for {', '.join(worst[name].names)}: samples act on one "
-                "another, or the output depends on chance; leave the layer out with layers="
+                f"another, or the output depends on chance; write layers=[...] without {name!r}"
             )
         return kept
 

@@ -1,20 +1,14 @@
-"""Selection of layers: the modules that the `layers` argument names, their parameters, and the rules for them."""
+"""Selection of layers: the modules that the `layers` argument chooses, their parameters, and the rules for them."""
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from torch import nn
 
+from ahkernels.capture.choice import ROOT, Candidate, Layers, choose, shown_name
 from ahkernels.capture.guard import require_module
 from ahkernels.capture.rules import Rule, rule_for
-
-# Names or patterns of layers, a dict {group: names or patterns}, or None for all layers that have parameters.
-Layers: TypeAlias = str | Sequence[str] | Mapping[str, str | Sequence[str]] | None
 
 
 @dataclass(frozen=True)
@@ -22,7 +16,7 @@ class Layer:
     """A module and its own parameters.
 
     Attributes:
-        name: Its name in `model.named_modules()`.
+        name: Its name in `model.named_modules()`, or `ROOT` for the model itself.
         module: The module whose calls use the parameters: usually the named one, otherwise its container (see
             `rule_for`).
         parameters: Their names in `model.named_parameters()`. A parameter that is tied between modules belongs to the
@@ -54,18 +48,18 @@ class Selection:
 
 
 def select_layers(model: nn.Module, layers: Layers) -> Selection:
-    """Finds the layers that the argument `layers` names.
+    """Finds the layers that the argument `layers` chooses.
 
     Args:
         model: The network.
-        layers: Names, patterns, groups or None.
+        layers: See `CaptureOptions`.
 
     Returns:
         The layers and their groups.
 
     Raises:
         TypeError: If `model` or `layers` has another type.
-        ValueError: If a name matches no layer (the message has the nearest names), the model has no parameters, or a
+        ValueError: If `layers` chooses nothing, the model has no parameters or a module with the name of the root, a
             parameter is not initialised, or that of a layer not real.
     """
     require_module(model)
@@ -73,29 +67,45 @@ def select_layers(model: nn.Module, layers: Layers) -> Selection:
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ValueError(
-                f"model: expected initialised parameters, got {name!r} of a lazy module; call the model once"
+                f"model: expected initialised parameters, got {name!r} of a lazy module; write model(x) once before"
             )
         owned.setdefault(_owner(name), []).append(name)
     if not owned:
-        raise ValueError(f"model: expected modules with parameters, got {type(model).__name__} without any")
+        raise ValueError(
+            f"model: expected modules with parameters, got {type(model).__name__} without any; write "
+            "nn.ModuleList(...) for a list of modules, and nn.Parameter(...) for a tensor"
+        )
+    if "" in owned and ROOT in owned:
+        raise ValueError(
+            f"model: expected no module named {ROOT!r}, which is the name of the parameters of the model itself, got "
+            "one; give it another name"
+        )
     tied = _tied(model)
-    names = [name for name, _ in model.named_modules() if name in owned]
-    groups = _groups(names, layers)
+    paths = [path for path, _ in model.named_modules() if path in owned]
+    groups = choose([_candidate(model, path, owned[path]) for path in paths], layers)
     selected = {name for members in groups.values() for name in members}
     found = []
-    for name in names:
-        if name not in selected:
+    for path in paths:
+        if shown_name(path) not in selected:
             continue
-        for own in owned[name]:
+        for own in owned[path]:
             dtype = model.get_parameter(own).dtype
             if not dtype.is_floating_point:
-                raise ValueError(f"model: expected real floating-point parameters, got {own!r} of dtype {dtype}")
-        module, rule = rule_for(model, name)
-        local = {parameter.removeprefix(f"{name}.") for parameter in owned[name]}
-        if rule is not None and (local != set(rule.parameters(module)) or not tied.isdisjoint(owned[name])):
+                raise ValueError(
+                    f"model: expected real floating-point parameters, got {own!r} of dtype {dtype}; write layers=[...] "
+                    f"without {shown_name(path)!r}"
+                )
+        module, rule = rule_for(model, path)
+        local = {parameter.removeprefix(f"{path}.") for parameter in owned[path]}
+        if rule is not None and (local != set(rule.parameters(module)) or not tied.isdisjoint(owned[path])):
             rule = None
-        found.append(Layer(name, module, tuple(owned[name]), rule))
+        found.append(Layer(shown_name(path), module, tuple(owned[path]), rule))
     return Selection(found, groups)
+
+
+def _candidate(model: nn.Module, path: str, parameters: list[str]) -> Candidate:
+    trainable = any(model.get_parameter(name).requires_grad for name in parameters)
+    return Candidate(shown_name(path), model.get_submodule(path), trainable)
 
 
 def _owner(parameter: str) -> str:
@@ -113,35 +123,3 @@ def _tied(model: nn.Module) -> set[str]:
             if parameter is not None:
                 places.setdefault(id(parameter), set()).add((id(module), name))
     return {name for name, parameter in model.named_parameters() if len(places[id(parameter)]) > 1}
-
-
-def _groups(names: list[str], layers: Layers) -> dict[str, list[str]]:
-    if layers is None:
-        return {name: [name] for name in names}
-    if not isinstance(layers, Mapping):
-        return {name: [name] for name in _match(names, layers, "layers")}
-    if not layers:
-        raise ValueError("layers: expected at least one group, got none")
-    for name in layers:
-        if not isinstance(name, str):
-            raise TypeError(f"layers: expected names of groups, got {name!r}")
-    return {name: _match(names, patterns, f"layers[{name!r}]") for name, patterns in layers.items()}
-
-
-def _match(names: list[str], layers: str | Sequence[str], argument: str) -> list[str]:
-    patterns = [layers] if isinstance(layers, str) else layers
-    if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise TypeError(f"{argument}: expected names or patterns of layers, got {layers!r}")
-    if not patterns:
-        raise ValueError(f"{argument}: expected at least one name or pattern, got none")
-    matched: set[str] = set()
-    for pattern in patterns:
-        hits = [name for name in names if name == pattern] or fnmatch.filter(names, pattern)
-        if not hits:
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
-            raise ValueError(
-                f"{argument}: expected names or patterns of layers with parameters, got {pattern!r}, which matches "
-                f"none; nearest: {', '.join(map(repr, near))}"
-            )
-        matched.update(hits)
-    return [name for name in names if name in matched]

@@ -127,13 +127,13 @@ def trace_model(
         if _touched(parameters[name], leaf):
             raise ValueError(
                 f"model: expected a forward that leaves parameters as they are, got one that changes {name!r}: its "
-                "memory, hooks, attributes or whether it requires gradients"
+                "memory, hooks, attributes or whether it requires gradients; change it once, before the measurement"
             )
     for name in observer.taken:
         raise ValueError(
             f"model: expected forward to take {name!r} from its module, since it is frozen, got a forward that holds "
-            "it in another way too (in what torch.compile made, say), where a measurement cannot follow it; give it "
-            "requires_grad, or leave its layer out with layers="
+            "it in another way too (in what torch.compile made, say), where a measurement cannot follow it; write "
+            f"model.get_parameter({name!r}).requires_grad_(), or layers=[...] without its layer"
         )
     held_otherwise = {name for name in own if id(parameters[name]) in call.graph[1]}  # not replaced in the twin
     traced = {layer.name: _traced(layer, model, call, held_otherwise, len(x)) for layer in layers}
@@ -169,7 +169,7 @@ def _traced(layer: Layer, model: nn.Module, call: Call, held_otherwise: Set[str]
     if a.shape[2] == 0 and not layer.rule.has_bias(layer.module):
         raise ValueError(
             f"rule: expected has_bias() for layer {layer.name!r} to be True, since factors() returns a Jacobian, whose "
-            "forward Gram has to be one; got False"
+            "forward Gram has to be one; got False; write return True"
         )
     d, one_hot = a.shape[2], not a.is_floating_point()
     if one_hot:  # as many columns as there are words, at most

@@ -20,6 +20,7 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch
 from torch.utils.hooks import RemovableHandle
 
 _PLAIN = frozenset((bool, int, float, str, type(None)))
@@ -106,6 +107,9 @@ class Twin:
         self._fill_slots(module, twin)
         if self._evaluating:
             vars(twin)["training"] = False
+        if isinstance(twin, nn.RNNBase) and not twin.training:
+            # Dropout is all that training changes in it, and cuDNN has no backward pass in eval mode.
+            vars(twin).update(training=True, dropout=0.0)
 
     def _fill_slots(self, original: Any, copy: Any) -> None:
         kind: Any = type(original)
@@ -199,7 +203,9 @@ class Twin:
 
     def _new_copy(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value if value.requires_grad else self._remember(value, self._clone(value))
+            # torch.func leaves tensors of its own in nn.RNN, which have no memory and are replaced in the next call.
+            shared = value.requires_grad or _functorch.is_functorch_wrapped_tensor(value)
+            return value if shared else self._remember(value, self._clone(value))
         if isinstance(value, nn.Module):
             return self._adopted(value)
         if isinstance(value, _CONTAINERS):

@@ -20,6 +20,7 @@ from ahkernels.signal_propagation.network import Network
 from ahkernels.signal_propagation.propagation import last_layers, layers_within, propagate, require_depth
 from ahkernels.statistics.alignment_numbers import AlignmentNumbers
 from ahkernels.statistics.degenerate import RoundingBound
+from ahkernels.statistics.degenerate_warning import OneWarning
 from ahkernels.statistics.labels import Labels
 
 Array = NDArray[np.float64]
@@ -97,14 +98,15 @@ class LayerKernels:
         labels = Labels(OutputSelection(outputs, classes), y, n, centering)
         centered = labels.centered.reshape(n, classes).numpy()
         names = [f"layer{layer}" for layer in self.layers.tolist()]
-        found = [
-            AlignmentNumbers.of(
-                RoundingBound(f"kernel of {name}", relative=0.0),
-                _moments(norms, lost, centered, outputs, centering),
-                labels,
-            )
-            for name, norms, lost in zip(names, self.norms, self.lost, strict=True)
-        ]
+        with OneWarning():
+            found = [
+                AlignmentNumbers.of(
+                    RoundingBound("kernel", name, relative=0.0),
+                    _moments(norms, lost, centered, outputs, centering),
+                    labels,
+                )
+                for name, norms, lost in zip(names, self.norms, self.lost, strict=True)
+            ]
         scale = torch.from_numpy(np.exp(self.log_scale))
         return AlignmentReport(
             layers=names,

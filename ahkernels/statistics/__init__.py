@@ -1,7 +1,7 @@
 """Statistics of kernels: alignment, similarity, spectra, estimates and regression."""
 
 from ahkernels.statistics.cka import cka
-from ahkernels.statistics.degenerate import DegenerateKernelWarning
+from ahkernels.statistics.degenerate_warning import DegenerateKernelWarning
 from ahkernels.statistics.estimate import Estimate, estimate_cka, estimate_frobenius_norm
 from ahkernels.statistics.fisher import fisher_kernel
 from ahkernels.statistics.layer_statistics import STATISTICS, LayerStatistic

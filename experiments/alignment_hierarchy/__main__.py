@@ -84,7 +84,9 @@ def measure(trainer: Trainer, dataset: data.Dataset, tracked: ah.AlignmentTracke
     losses = progress(trainer, dataset)
     with warnings.catch_warnings():
         # Per output, nothing is left of the last layer's backward Gram: its alignment is nan.
-        warnings.filterwarnings("ignore", r".*\(backward Gram\)", ah.DegenerateKernelWarning)
+        warnings.filterwarnings(
+            "ignore", r"kernel of layer '[^']+ \(backward Gram\)' is constant, so", ah.DegenerateKernelWarning
+        )
         reports = tracked.update(trainer.iteration).reports
     row = {name: losses[name] for name in LOSSES}
     for centering, report in reports.items():

@@ -263,7 +263,7 @@ def test_mistakes_in_a_batch(x, error, message):
             lambda f: f,
             lambda f: f[0],
             ValueError,
-            r"output\(model\(x\)\) to be a tensor .* got shape \[3\]; write output=",
+            r"output\(model\(x\)\) to be a tensor .* got shape \[3\]; keep a row",
         ),
         (
             lambda f: f,
@@ -272,7 +272,7 @@ def test_mistakes_in_a_batch(x, error, message):
             r"output\(model\(x\)\) to be a tensor .* got list; write output=",
         ),
         (lambda f: f, "logits", TypeError, r"output: expected a callable .* got 'logits'; write"),
-        (lambda f: f, lambda f: f.argmax(1), ValueError, r"real floating-point outputs, got dtype torch.int64; write"),
+        (lambda f: f, lambda f: f.argmax(1), ValueError, r"real floating-point outputs, got dtype torch.int64; return"),
         (lambda f: "logits", None, ValueError, r"to be a tensor \[4, o\] for 4 samples, got str; write output="),
     ],
 )

@@ -185,9 +185,12 @@ def test_groups_of_layers_of_several_dtypes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x.double(), r"x: expected the dtype of the model, torch\.float32, got torch\.float64, which its"),
-        (lambda x: x.half(), r"x: expected the dtype of the model, torch\.float32, got torch\.float16, which its"),
-        (lambda x: x.bfloat16(), r"x: expected the dtype of the model, torch\.float32, got torch\.bfloat16, which"),
+        (lambda x: x.double(), r"x: expected the dtype of the model, torch\.float32, got torch\.float64; write x\.to"),
+        (lambda x: x.half(), r"x: expected the dtype of the model, torch\.float32, got torch\.float16; write x\.to"),
+        (
+            lambda x: x.bfloat16(),
+            r"x: expected the dtype of the model, torch\.float32, got torch\.bfloat16; write x\.to",
+        ),
     ],
 )
 def test_inputs_that_the_model_does_not_take(change, message):

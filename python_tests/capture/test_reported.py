@@ -348,7 +348,7 @@ def test_alignments_are_at_most_one_and_kernels_add_up():
     for seed in range(50):
         torch.manual_seed(seed)
         x = torch.randn(12, 1)
-        assert ah.layerwise_alignment(nn.Linear(1, 1, bias=False), x, x)[""] <= 1
+        assert ah.layerwise_alignment(nn.Linear(1, 1, bias=False), x, x)["(root)"] <= 1
     kernels = ah.tangent_kernels(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double(), inputs(6, 5))
     whole = sum(kernels.values())
     torch.testing.assert_close(whole.to_dense(), kernels["0"].to_dense() + kernels["2"].to_dense())

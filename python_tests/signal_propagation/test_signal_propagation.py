@@ -335,7 +335,7 @@ def test_undefined_alignments_are_nan_with_a_warning():
     kernels = sp.layer_kernels(sp.Network(), np.eye(3), 2)
     with pytest.warns(ah.DegenerateKernelWarning, match="y is the same in all rows"):
         assert kernels.alignment(torch.zeros(3, dtype=torch.long)).cka.isnan().all()
-    with pytest.warns(ah.DegenerateKernelWarning, match="kernel of layer1 is constant"):
+    with pytest.warns(ah.DegenerateKernelWarning, match="kernel of layer 'layer1' is constant"):
         alike = sp.layer_kernels(sp.Network(), np.ones((3, 2)), 1)
         assert alike.alignment(torch.rand(3, 1)).cka.isnan().all()
 

@@ -6,7 +6,7 @@ A rule is registered for an exact module type. Each family of modules has a file
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -82,7 +82,7 @@ class Rule(Protocol):
             module: The module.
             recorded: What `record` returned, copied.
             gradient: The gradients at the output of the call, or at its first output: [r, *output shape] for r
-                cotangents.
+                cotangents. A `RuleOfAllOutputs` gets those at all outputs.
 
         Returns:
             The forward factor a [n, p, d] and the backward factor g [r, n, p, m] at the p positions of the call. A
@@ -94,6 +94,19 @@ class Rule(Protocol):
 
     def has_bias(self, module: Any) -> bool:
         """Tells whether b = 1 is added to the forward Gram, as a bias has it."""
+        ...
+
+
+@runtime_checkable
+class RuleOfAllOutputs(Rule, Protocol):
+    """A rule that accounts for the gradients at all outputs of a module, such as the last state of a recurrence.
+
+    Its `factors` gets them joined, [r, n, numbers]: the numbers of one output for a sample, and then those of the next.
+    A call of the module may take its parameters several times.
+    """
+
+    def sample_dimensions(self, module: Any) -> tuple[int, ...]:
+        """Lists the dimension of the samples in each output."""
         ...
 
 
@@ -163,10 +176,11 @@ from ahkernels.capture.rules import (  # noqa: E402
     embedding,
     linear,
     norms,
+    recurrent,
     transposed_convolution,
 )
 
-for _family in (attention, convolution, embedding, linear, norms, transposed_convolution):
+for _family in (attention, convolution, embedding, linear, norms, recurrent, transposed_convolution):
     _RULES |= _family.RULES
 # Rules for modules, by type of container and name in it, whose parameters their container uses without calling them.
 _UNCALLED: Mapping[tuple[type[nn.Module], str], Rule] = attention.UNCALLED_RULES
