@@ -17,7 +17,11 @@ from ahkernels.capture.memory import Memory
 from ahkernels.capture.plan import PlannedLayer
 from ahkernels.capture.root import add_products, in_float64, square_root
 from ahkernels.factors import LayerFactors
-from ahkernels.ops.plain import jacobian_slices
+from ahkernels.ops.plain import jacobian_of_weights
+
+# The share, one in so many, of its workspace that each of two things may take here at a time: an allocator seldom finds
+# room for one slice where another one has been.
+_SHARE = 4
 
 
 class KernelInBlocks:
@@ -71,30 +75,30 @@ def add_kernel(total: Tensor, first: LayerFactors, second: LayerFactors, work: i
 
 
 def _add_by_jacobian(total: Tensor, first: LayerFactors, second: LayerFactors, work: int) -> None:
-    """Half of the work is for slices of both Jacobians, and half for what of them is in float64."""
-    of_pre_activation = first.forward.itemsize * len(total) * first.forward.shape[2]
-    of_pre_activation += second.forward.itemsize * total.shape[1] * second.forward.shape[2]
-    step = max(1, work // 2 // max(1, of_pre_activation))
-    slices = (jacobian_slices(one.forward, one.backward, float(one.bias), step) for one in (first, second))
-    for x, y in zip(*slices, strict=True):
-        add_products(total, x, y, work // 2)
+    """A slice of the pre-activations at a time: slices of both Jacobians, and products of them."""
+    s, d = first.forward.shape[1:]
+    step = max(1, work // _SHARE // (first.forward.itemsize * sum(total.shape) * (s + d)))
+    for g, other_g in zip(torch.split(first.backward, step, 3), torch.split(second.backward, step, 3), strict=True):
+        j, other_j = jacobian_of_weights(first.forward, g), jacobian_of_weights(second.forward, other_g)
+        add_products(total, j, other_j, work // _SHARE)
+        del j, other_j  # before the next ones
+    if first.bias:
+        add_products(total, first.backward.sum(1), second.backward.sum(1), work // _SHARE)
 
 
 def _add_by_pairs(total: Tensor, first: LayerFactors, second: LayerFactors, work: int) -> None:
-    """For each pair of positions, products of forward factors times those of backward factors.
-
-    Half of the work is for backward factors in float64, and half for forward factors and their products.
-    """
+    """For each pair of positions, products of forward factors times those of backward factors."""
     blocks = total.view(first.n, first.o, second.n, second.o)
     a, g, other_a, other_g = (
         factor.transpose(0, 1) for one in (first, second) for factor in (one.forward, one.backward)
     )  # positions come first
-    step = max(1, work // 4 // (total.itemsize * first.n * second.n * second.positions))
+    step = max(1, work // _SHARE // (total.itemsize * first.n * second.n * second.positions))
     for some_a, some_g in zip(torch.split(a, step), torch.split(g, step), strict=True):
         p = total.new_full((len(some_a) * first.n, second.positions * second.n), float(first.bias))
-        add_products(p, some_a, other_a, work // 4)
+        add_products(p, some_a, other_a, work // _SHARE)
         p = p.view(-1, first.n, 1, second.positions, second.n, 1)
-        for x, y in in_float64(some_g, other_g, work // 2):
+        for x, y in in_float64(some_g, other_g, work // _SHARE):
             for s, t in itertools.product(range(len(x)), range(len(y))):
                 q = x[s].flatten(0, 1) @ y[t].flatten(0, 1).T
                 blocks.addcmul_(p[s, :, :, t], q.view(blocks.shape))
+            del x, y  # before the next ones

@@ -54,7 +54,7 @@ def _root(plan: CapturePlan, layer: PlannedLayer, one_by_one: bool) -> Tensor:
     for of_slice in _slices(_pieces(plan, layer), width):
         jacobian = _columns(plan, of_slice)
         _fill(plan, [(of_slice, jacobian)], one_by_one)
-        add_products(kernel, jacobian, jacobian, plan.memory.work)
+        add_products(kernel, jacobian, jacobian, plan.memory.work // 2)
         del jacobian
         return_freed_memory()
     return square_root(kernel, _dtype(plan, layer.parameters)).view(r, n, r * n)

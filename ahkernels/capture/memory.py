@@ -139,7 +139,7 @@ def _length(samples: slice) -> int:
 
 
 def return_freed_memory() -> None:
-    """Returns to the system what was freed between two passes.
+    """Returns to the system what was freed between two passes, or two parts of one.
 
     The GNU C library keeps freed blocks below 32 MiB, and where they cannot be used again they add up: to 50 MiB in a
     transformer with a budget of 64 MiB.

@@ -24,9 +24,10 @@ def add_products(total: Tensor, x: Tensor, y: Tensor, most_bytes: int) -> None:
     """
     for first, second in in_float64(x, y, most_bytes):
         total.addmm_(first.flatten(0, -2), second.flatten(0, -2).T)
+        del first, second  # before the next ones
 
 
-def in_float64(x: Tensor, y: Tensor, most_bytes: int) -> Iterator[tuple[Tensor, Tensor]]:
+def in_float64(x: Tensor, y: Tensor, most_bytes: int) -> Iterator[tuple[Tensor, ...]]:
     """Yields the same columns of two tensors [..., d] in float64, contiguous and a slice at a time.
 
     Args:
@@ -37,8 +38,7 @@ def in_float64(x: Tensor, y: Tensor, most_bytes: int) -> Iterator[tuple[Tensor, 
     rows = sum(one[..., 0].numel() for one in (x, y) if one.shape[-1])
     width = max(1, most_bytes // (torch.float64.itemsize * max(1, rows)))
     for columns in zip(torch.split(x, width, -1), torch.split(y, width, -1), strict=True):
-        first, second = (one.to(torch.float64, memory_format=torch.contiguous_format).contiguous() for one in columns)
-        yield first, second
+        yield tuple(one.to(torch.float64, memory_format=torch.contiguous_format).contiguous() for one in columns)
 
 
 def square_root(kernel: Tensor, dtype: torch.dtype) -> Tensor:

@@ -158,7 +158,7 @@ class Capture:
 
     @leaving_no_trace
     def _pass(self, names: Sequence[str]) -> dict[str, Kept]:
-        """Captures layers, by name, in one pass over the samples."""
+        """Captures layers, by name, in one pass over the samples; those in blocks take several of their own."""
         plan = self.plan
         in_blocks = [name for name in names if self.layers[name].in_blocks]
         together = [name for name in names if name not in in_blocks]
@@ -196,10 +196,12 @@ class Capture:
                 if block is None:
                     continue  # the certificate of the fallback needs the rest
                 of_rows = of_rows or block
+                return_freed_memory()  # of a call of the model, to make room for products
                 kernel.add(rows, of_rows.factors, columns, block.factors)
                 if first_pass:
                     kernel.add_sums(columns, block)
                 del block
+                return_freed_memory()
             del of_rows
             if not run.with_rule:
                 return {}
