@@ -50,6 +50,7 @@ class CrossKernel(KernelOperator):
                 ("dtype", row.forward.dtype, column.forward.dtype),
                 ("device", row.forward.device, column.forward.device),
                 ("numbers d and m of inputs and pre-activations", _sizes(row), _sizes(column)),
+                ("square root of a kernel, if any,", row.root, column.root),
             ):
                 if wanted != got:
                     raise ValueError(

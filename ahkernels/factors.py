@@ -31,6 +31,8 @@ class LayerFactors:
         layer: Name of the layer, for messages.
         by_jacobian: Whether a layer with several positions is contracted through its Jacobian sum_s g_s a_s^T, a slice
             of the parameters at a time, instead of by pairs of positions; the kernel is the same.
+        root: None for factors and for a Jacobian. Where backward is a square root of the kernel, whose columns stand
+            for no parameters, an object that all factors from this one root share.
         unchecked: Whether to leave out the search for nan and inf, which waits for the device.
 
     Raises:
@@ -49,6 +51,7 @@ class LayerFactors:
     bias: bool
     layer: str = ""
     by_jacobian: bool = False
+    root: object = None
     unchecked: InitVar[bool] = False
 
     def __post_init__(self, unchecked: bool) -> None:

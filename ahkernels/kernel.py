@@ -168,7 +168,7 @@ class TangentKernel(KernelOperator):
 
         Raises:
             TypeError: If v is no tensor.
-            ValueError: For another shape.
+            ValueError: For another shape, or a layer that has only a square root of its kernel.
         """
         require_columns(v, self.shape[0])
         columns = v.detach().to(self.device, torch.float64).reshape(self.n, self.o, -1)
@@ -186,7 +186,7 @@ class TangentKernel(KernelOperator):
 
         Raises:
             TypeError: If u is no tensor.
-            ValueError: For another shape.
+            ValueError: For another shape, or a layer that has only a square root of its kernel.
         """
         sizes = [tangent_features.parameters(one) for one in self.factors]
         require_columns(u, sum(sizes), "u")

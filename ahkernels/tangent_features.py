@@ -17,20 +17,31 @@ from ahkernels.ops.plain import chunk_elements
 
 
 def parameters(factors: LayerFactors) -> int:
-    """P_l, the number of parameters of the layer."""
+    """P_l, the number of parameters of the layer.
+
+    Raises:
+        ValueError: If there is only a square root of its kernel.
+    """
+    if factors.root is not None:
+        raise ValueError(
+            f"kernel: expected the factors or the Jacobian of layer {factors.layer!r}, got a square root of its "
+            "kernel, which took their place to stay within memory_budget; capture with a larger one, or with "
+            "keep_factors=True"
+        )
     return factors.backward.shape[3] * (factors.forward.shape[2] + factors.bias)
 
 
 def vjp(factors: LayerFactors, v: Tensor) -> Tensor:
     """Psi_l v = J_l^T v, float64 [P_l, columns], for v [n, o, columns] in float64."""
     (d, m), columns = (factors.forward.shape[2], factors.backward.shape[3]), v.shape[2]
-    weight, bias = v.new_zeros(columns, m, d), v.new_zeros(columns, m)
+    found = v.new_zeros(columns, parameters(factors))
+    weight, bias = found[:, : m * d].view(columns, m, d), found[:, m * d :]
     for now, a, g in _in_chunks(factors, columns):
         h = torch.einsum("xsim,xiv->xsvm", g, v[now])
         weight += torch.einsum("xsvm,xsd->vmd", h, a)
-        bias += h.sum((0, 1))
-    parts = [weight.flatten(1), bias] if factors.bias else [weight.flatten(1)]
-    return torch.cat(parts, 1).T
+        if factors.bias:
+            bias += h.sum((0, 1))
+    return found.T
 
 
 def jvp(factors: LayerFactors, u: Tensor) -> Tensor:

@@ -20,9 +20,7 @@ from ahkernels.capture.call import explained_for_one
 from ahkernels.capture.guard import quietly_batched
 from ahkernels.capture.memory import return_freed_memory
 from ahkernels.capture.plan import CapturePlan, PlannedLayer
-
-# What is multiplied in float64 at once.
-_BYTES_IN_FLOAT64 = 16 << 20
+from ahkernels.capture.root import add_products, square_root
 
 
 def jacobians(plan: CapturePlan, layers: Sequence[PlannedLayer], *, one_by_one: bool) -> dict[str, Tensor]:
@@ -57,17 +55,10 @@ def _root(plan: CapturePlan, layer: PlannedLayer, one_by_one: bool) -> Tensor:
     for of_slice in _slices(_pieces(plan, layer), width):
         jacobian = _columns(plan, of_slice)
         _fill(plan, [(of_slice, jacobian)], one_by_one)
-        for block in torch.split(jacobian.flatten(0, 1), max(1, _BYTES_IN_FLOAT64 // (8 * r * n)), 1):
-            exact = block.double()
-            kernel.addmm_(exact, exact.T)
-        del jacobian, block, exact
+        add_products(kernel, jacobian, jacobian, plan.memory.work // 2)
+        del jacobian
         return_freed_memory()
-    if not bool(kernel.isfinite().all()):
-        return torch.full((r, n, r * n), torch.nan, dtype=_dtype(plan, layer.parameters), device=plan.x.device)
-    values, vectors = torch.linalg.eigh(kernel)
-    root = vectors.mul_(values.clamp_(min=0).sqrt_())  # rounding leaves small negative ones
-    found: Tensor = root.to(_dtype(plan, layer.parameters)).view(r, n, r * n)
-    return found
+    return square_root(kernel, _dtype(plan, layer.parameters)).view(r, n, r * n)
 
 
 @dataclass(frozen=True)

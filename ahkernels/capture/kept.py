@@ -27,13 +27,16 @@ class Kept:
         self._kept, self._sums = _Chunks(n), _Chunks(n)
         self._has_sums = grams and layer.rule is not None and layer.d > 0 and layer.as_jacobian
 
-    @classmethod
-    def of_jacobian(cls, layer: PlannedLayer, found: Tensor) -> Kept:
-        """The Jacobian [r, n, 1, parameters] of a layer without a rule, with an empty forward factor."""
+    def add_jacobian(self, found: Tensor) -> None:
+        """Adds the Jacobian [r, n, 1, parameters] of all samples, or what takes its place."""
         n = found.shape[1]
-        kept = cls(n, layer, grams=False)
-        kept._kept.add(slice(0, n), found.new_zeros(1).expand(n, 1, 0), found)
-        return kept
+        self._kept.add(slice(0, n), found.new_zeros(1).expand(n, 1, 0), found)
+
+    def add_sums(self, samples: slice, block: Kept) -> None:
+        """Adds what the Grams take of a block of samples that was captured on its own."""
+        if self._has_sums:
+            of_block = block.at_one_position or block.factors
+            self._sums.add(samples, of_block.forward, of_block.backward.permute(2, 0, 1, 3))
 
     def add(self, samples: slice, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Adds the factors a [k, s, d] and g [r, k, s, m] of a chunk.
@@ -63,6 +66,7 @@ class Kept:
             self.layer.as_jacobian or self.layer.bias,
             self.layer.name,
             by_jacobian=self.layer.route.name == "jacobian slices",
+            root=object() if self.layer.route.name == "root" else None,
             unchecked=True,
         )
 

@@ -2,7 +2,8 @@
 
 A pass keeps the factors of its layers. While it runs it also holds a chunk of samples: what the operations of the model
 compute for them, and their gradients at the layers. Samples are taken in chunks that fit a quarter of the budget, and
-at most what keeps the processor busy.
+at most what keeps the processor busy. A layer that does not fit comes in blocks of samples, which take what is left
+beside K.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 # What a chunk of samples may take. Larger ones gain nothing on a CPU; devices take larger ones, which keep them busy.
 _CHUNK_BYTES = 128 << 20
 _DEVICE_CHUNK_BYTES = 1 << 30
+
+# Of what blocks of samples may take, the share of one that stays while all samples after it come in other blocks. A
+# larger share takes fewer passes over the model, and a smaller one has Jacobians formed less often.
+_SHARE_OF_ROWS = 0.75
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class Memory:
     device: torch.device
 
     @property
+    def samples(self) -> slice:
+        """All samples."""
+        return slice(0, self.n)
+
+    @property
     def work(self) -> int:
         """Bytes for a chunk of samples."""
         return min(_CHUNK_BYTES if self.device.type == "cpu" else _DEVICE_CHUNK_BYTES, max(1, self.budget // 4))
@@ -60,16 +70,22 @@ class Memory:
 
     def held_by_pass(self, layers: Sequence[PlannedLayer]) -> int:
         """Bytes that a pass over layers holds at most: what is kept of them, and a chunk of samples beside that."""
-        with_rule = [layer for layer in layers if layer.rule is not None]
-        whole = sum(layer.m for layer in layers if layer.rule is None and layer.route.name == "jacobian")
-        roots = [layer.m for layer in layers if layer.route.name == "root"]
-        largest = max(self.chunks(with_rule), key=_length)
-        chunk = self.held_by_samples(with_rule, _length(largest))
-        for parameters in (whole, *roots):
+        cut = [layer for layer in layers if layer.route.name == "root"]
+        with_rule = [layer for layer in layers if layer.rule is not None and layer not in cut]
+        whole = sum(layer.m for layer in layers if layer.rule is None and layer not in cut)
+        chunk = self._held_by_chunk(with_rule, self.samples)
+        for layer in cut:
+            for block, _ in self.blocks(layer) if layer.in_blocks else ():
+                chunk = max(chunk, self._held_by_chunk([layer.of_block], block))
+        for parameters in (whole, *(layer.m for layer in cut if layer.rule is None)):
             chunks, at_once = self.fallback_chunks(parameters)
             of_sample, of_cotangent = self._of_fallback(parameters)
             chunk = max(chunk, _length(max(chunks, key=_length)) * (of_sample + at_once * of_cotangent))
-        return max(self.kept_of(layers), self.kept if roots else 0) + chunk
+        return max(self.kept_of(layers), self.kept if cut else 0) + chunk
+
+    def _held_by_chunk(self, layers: Sequence[PlannedLayer], samples: slice) -> int:
+        """Bytes that the largest chunk of some samples holds."""
+        return self.held_by_samples(layers, max(map(_length, self.chunks(layers, samples))))
 
     def held_by_samples(self, layers: Sequence[PlannedLayer], samples: int) -> int:
         """Bytes that a recorded call of the model holds, with the gradients of layers, beyond what is kept of them."""
@@ -79,27 +95,42 @@ class Memory:
             gradients += self.r * self.item * sum(numbers)
         return samples * (2 * self.bytes_per_sample + gradients)
 
-    def chunks(self, layers: Sequence[PlannedLayer]) -> list[slice]:
-        """Cuts the samples into chunks of nearly one size that fit, for a pass over layers with a rule."""
-        if self.held_by_samples(layers, self.n) <= self.work:
-            return [slice(0, self.n)]
-        return self._cut(self.work // max(1, self.held_by_samples(layers, 1)))
+    def chunks(self, layers: Sequence[PlannedLayer], samples: slice) -> list[slice]:
+        """Cuts samples into chunks of nearly one size that fit, for a pass over layers with a rule."""
+        if self.held_by_samples(layers, _length(samples)) <= self.work:
+            return [samples]
+        return _cut(samples, self.work // max(1, self.held_by_samples(layers, 1)))
+
+    def blocks(self, layer: PlannedLayer) -> Iterator[tuple[slice, list[slice]]]:
+        """Cuts the samples for a layer that is captured in blocks.
+
+        Yields:
+            A block of the samples, and smaller ones of all samples after it. One and another fit into what is kept,
+            beside K in float64.
+        """
+        room = self.kept - torch.float64.itemsize * layer.route.numbers
+        most = room * self.n // max(1, self.kept_of([layer.of_block]))
+        rows = max(1, int(_SHARE_OF_ROWS * most))
+        for block in _cut(self.samples, rows):
+            yield block, _cut(slice(block.stop, self.n), most - rows)
 
     def fallback_chunks(self, parameters: int) -> tuple[list[slice], int]:
         """Cuts the samples into chunks for Jacobians of so many parameters; and how many cotangents go at once."""
         of_sample, of_cotangent = self._of_fallback(parameters)
         at_once = min(self.r, max(1, (self.work - of_sample) // max(1, of_cotangent)))
-        return self._cut(self.work // max(1, of_sample + at_once * of_cotangent)), at_once
+        return _cut(self.samples, self.work // max(1, of_sample + at_once * of_cotangent)), at_once
 
     def _of_fallback(self, parameters: int) -> tuple[int, int]:
         """Bytes that the fallback holds for a sample, and those for each cotangent that goes at once."""
         of_sample = self.bytes_per_sample + self.r * parameters * self.item
         return of_sample, self.bytes_per_sample + parameters * self.item
 
-    def _cut(self, most: int) -> list[slice]:
-        chunks = -(-self.n // max(1, most))
-        ends = [self.n * chunk // chunks for chunk in range(chunks + 1)]
-        return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
+
+def _cut(samples: slice, most: int) -> list[slice]:
+    """Cuts samples into the fewest parts of so many at most, of nearly one size; none into no parts."""
+    parts = -(-_length(samples) // max(1, most))
+    ends = [samples.start + _length(samples) * part // max(1, parts) for part in range(parts + 1)]
+    return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
 
 
 def _length(samples: slice) -> int:
@@ -108,7 +139,7 @@ def _length(samples: slice) -> int:
 
 
 def return_freed_memory() -> None:
-    """Returns to the system what was freed between two passes.
+    """Returns to the system what was freed between two passes, or two parts of one.
 
     The GNU C library keeps freed blocks below 32 MiB, and where they cannot be used again they add up: to 50 MiB in a
     transformer with a budget of 64 MiB.

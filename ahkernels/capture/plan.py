@@ -41,19 +41,29 @@ class PlannedLayer(TracedLayer):
     @classmethod
     def of(cls, layer: TracedLayer, outputs: OutputSelection, memory: Memory, *, keep_factors: bool) -> PlannedLayer:
         """Chooses the route of a layer within the memory budget."""
-        n, r, e, most_numbers = memory.n, outputs.rows, outputs.entries, memory.kept // memory.item
+        n, r, e = memory.n, outputs.rows, outputs.entries
+        most_numbers, budget = memory.kept // memory.item, memory.budget // memory.item
         if layer.rule is None:
-            return cls(
-                **vars(layer), route=fallback_route(n, r, e, layer.m, most_numbers, memory.budget // memory.item)
-            )
+            return cls(**vars(layer), route=fallback_route(n, r, e, layer.m, most_numbers, budget))
         shape = Shape(n, r, e, layer.positions, layer.d, layer.m, layer.bias)
-        route = choose_route(shape, most_numbers, keep_factors=layer.one_hot or (keep_factors and layer.d > 0))
-        return cls(**vars(layer), route=route)
+        keep_factors = layer.one_hot or (keep_factors and layer.d > 0)
+        return cls(**vars(layer), route=choose_route(shape, most_numbers, budget, keep_factors=keep_factors))
 
     @property
     def as_jacobian(self) -> bool:
-        """Whether the Jacobian of the layer is kept instead of its factors."""
-        return self.route.name == "jacobian"
+        """Whether the Jacobian of the layer, or a root of K, is kept instead of its factors."""
+        return self.route.name in ("jacobian", "root")
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether the layer has a rule and is captured by one block of samples at a time."""
+        return self.rule is not None and self.route.of_parts is not None
+
+    @property
+    def of_block(self) -> PlannedLayer:
+        """The layer as a block of its samples is captured."""
+        assert self.route.of_parts is not None
+        return replace(self, route=self.route.of_parts)
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,7 @@ class CapturePlan:
     def first_pass(self, groups: Sequence[str], layers: Mapping[str, PlannedLayer]) -> list[str]:
         """The first groups whose layers fit the memory budget together, and at least one.
 
-        The slices that a root is summed from take all that may be kept, so that its layer has a pass of its own.
+        The parts that a root is summed from take all that may be kept, so that its layer has passes of its own.
 
         Args:
             groups: The groups that are left, in forward order.

@@ -6,9 +6,12 @@ Jacobian sum_s g_s a_s^T has m (d + b) numbers for each of r cotangents. It cost
 then K costs n^2 e m (d + b). There are two ways to have the Jacobian. Either it is formed once, as the layer is
 captured, and kept instead of the factors; or, where the factors are smaller, the factors are kept and a slice of the
 Jacobian at a time is formed from them, again for each block of samples. The choice depends on the shapes and the memory
-budget alone: it is the cheapest of the routes that fit the budget, or else the route that holds least.
+budget alone: it is the cheapest of the routes that fit the budget.
 
-A layer without a rule has its Jacobian from the model itself. Where that does not fit, slices of it are summed up to K.
+Where none fits, the layer is cut. The route that holds least is then taken by one block of samples at a time, and each
+pair of blocks gives a part of K; of a layer without a rule, whose Jacobian comes from the model itself, slices of the
+Jacobian are summed up to K. A square root of K is kept as if it were the Jacobian. Where K is too large for that, the
+route that holds least is taken by the whole layer after all.
 """
 
 from __future__ import annotations
@@ -70,17 +73,19 @@ class Route:
     Attributes:
         name: "factors" for one position. For several: "pairs" (by pairs of positions), "jacobian" (the Jacobian is kept
             instead of the factors) or "jacobian slices" (the Jacobian is formed from kept factors, slice by slice). For
-            a layer without a rule: "jacobian" or "root" (a square root of K, which slices of the Jacobian sum up to).
+            a layer without a rule: "jacobian". For a layer that is cut: "root" (a square root of K).
         flops: Floating-point operations from what is captured to K on and below its diagonal, two for each
             multiply-add.
         numbers: The count of numbers that are kept of the layer.
         moved: The count of numbers that are written, packed and read on the way.
+        of_parts: The route of the parts that a layer is cut into; None if it is not.
     """
 
     name: RouteName
     flops: int
     numbers: int
     moved: int
+    of_parts: Route | None = None
 
     @property
     def cost(self) -> int:
@@ -104,19 +109,21 @@ def routes(shape: Shape) -> list[Route]:
     ]
 
 
-def choose_route(shape: Shape, most_numbers: int, *, keep_factors: bool = False) -> Route:
-    """Chooses the cheapest route that fits, or the route that holds least if none fits.
+def choose_route(shape: Shape, most_numbers: int, budget: int, *, keep_factors: bool = False) -> Route:
+    """Chooses the cheapest route that fits; if none fits, a root of K, or else the route that holds least.
 
     Args:
         shape: The sizes of the layer.
         most_numbers: How many numbers may be kept of the layer.
-        keep_factors: Whether the factors are needed, so that the Jacobian cannot be kept instead.
+        budget: How many numbers may be held at all.
+        keep_factors: Whether the factors are needed, so that neither the Jacobian nor a root can be kept instead.
     """
     found = [route for route in routes(shape) if not (keep_factors and route.name == "jacobian")]
     fitting = [route for route in found if route.numbers <= most_numbers]
     if fitting:
         return min(fitting, key=lambda route: route.cost)
-    return min(found, key=lambda route: (route.numbers, route.cost))
+    least = min(found, key=lambda route: (route.numbers, route.cost))
+    return least if keep_factors else _or_root(least, shape.n * shape.r, budget)
 
 
 def fallback_route(n: int, r: int, e: int, parameters: int, most_numbers: int, budget: int) -> Route:
@@ -130,11 +137,17 @@ def fallback_route(n: int, r: int, e: int, parameters: int, most_numbers: int, b
         most_numbers: How many numbers may be kept of the layer.
         budget: How many numbers may be held at all.
     """
-    flops, formed = n**2 * e * parameters, n * r * parameters
-    root = (n * r) ** 2
-    if formed > most_numbers and _NUMBERS_OF_ROOT * root <= budget:
-        return Route("root", flops, root, formed)
-    return Route("jacobian", flops, formed, formed)
+    formed = n * r * parameters
+    whole = Route("jacobian", n**2 * e * parameters, formed, formed)
+    return whole if formed <= most_numbers else _or_root(whole, n * r, budget)
+
+
+def _or_root(whole: Route, rows: int, budget: int) -> Route:
+    """A root of K with so many rows if the budget has room for it, or else a route that does not fit either."""
+    root = rows**2
+    if _NUMBERS_OF_ROOT * root > budget:
+        return whole
+    return Route("root", whole.flops, root, whole.moved, whole)
 
 
 def jacobian(a: Tensor, g: Tensor, *, bias: bool) -> Tensor:

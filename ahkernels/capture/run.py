@@ -2,7 +2,8 @@
 
 One pass over the model is a forward pass and a backward pass down to the first layer that is captured, with the
 cotangents of all outputs batched. Samples are taken in chunks, which bounds the memory of a pass. Each chunk is
-certified where that is asked for, which takes two gradients of parameters (see `ahkernels.capture.certify`).
+certified where that is asked for, which takes two gradients of parameters (see `ahkernels.capture.certify`). A layer
+that does not fit by itself comes in several passes of its own (see `ahkernels.capture.blocks`).
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ahkernels.capture.blocks import KernelInBlocks
 from ahkernels.capture.call import Call, call_model
 from ahkernels.capture.certify import Comparison, Reference, apart, compare
 from ahkernels.capture.evaluation import require_determined
@@ -45,6 +48,27 @@ _CapturedLayer: TypeAlias = tuple[PlannedLayer, Tensor, Tensor]
 
 # Samples, and autograd's side of the certificate for them.
 _Certified: TypeAlias = tuple[slice, Reference]
+
+
+@dataclass
+class _ByRules:
+    """A capture of layers by their rules, as far as it has come.
+
+    Attributes:
+        layers: The layers.
+        with_rule: Those whose rule has not failed, by name.
+        unreached: The names of those that no output has depended on so far.
+        references: Autograd's side of the certificate for all layers, for each chunk that was certified.
+    """
+
+    layers: Sequence[PlannedLayer]
+    with_rule: dict[str, PlannedLayer] = field(init=False)
+    unreached: set[str] = field(init=False)
+    references: list[_Certified] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.with_rule = {layer.name: layer for layer in self.layers if layer.rule is not None}
+        self.unreached = {layer.name for layer in self.layers}
 
 
 class CapturedKernel(NamedTuple):
@@ -143,28 +167,62 @@ class Capture:
 
     @leaving_no_trace
     def _pass(self, names: Sequence[str]) -> dict[str, Kept]:
-        """Captures layers, by name, in one pass over the samples."""
+        """Captures layers, by name, in one pass over the samples; those in blocks take several of their own."""
         plan = self.plan
+        in_blocks = [name for name in names if self.layers[name].in_blocks]
+        together = [name for name in names if name not in in_blocks]
+        kept: dict[str, Kept] = {}
         try:
-            kept, references = self._by_rules([self.layers[name] for name in names])
-            kept |= self._by_fallback([name for name in names if name not in kept], references)
+            for some in ([together] if together else []) + [[name] for name in in_blocks]:
+                kept |= self._captured([self.layers[name] for name in some])
         except Exception:
             plan.require_unchanged()  # or else this is the cause
             raise
         plan.require_unchanged()
         return kept
 
-    def _by_rules(self, layers: Sequence[PlannedLayer]) -> tuple[dict[str, Kept], list[_Certified]]:
-        """Captures the layers that have a rule, by name.
+    def _captured(self, layers: Sequence[PlannedLayer]) -> dict[str, Kept]:
+        """Captures layers that fit together, or a single one in blocks, by name."""
+        if layers[0].in_blocks:
+            run = _ByRules([layers[0].of_block])
+            kept = self._in_blocks(layers[0], run)
+        else:
+            run = _ByRules(layers)
+            kept = self._by_rules(run, self.plan.memory.samples, certifies=self._certifies)
+        self._unreached |= run.unreached
+        return kept | self._by_fallback([layer.name for layer in layers if layer.name not in kept], run.references)
 
-        A layer whose rule fails is left out and planned anew. Beside them, autograd's side of the certificate for all
-        layers is returned, for each chunk of samples.
-        """
+    def _in_blocks(self, layer: PlannedLayer, run: _ByRules) -> dict[str, Kept]:
+        """Captures a layer with a rule by pairs of blocks of samples; nothing where its rule fails."""
         plan = self.plan
-        with_rule = {layer.name: layer for layer in layers if layer.rule is not None}
-        kept = {name: Kept(len(plan.x), layer, grams=plan.grams) for name, layer in with_rule.items()}
-        references: list[_Certified] = []
-        unreached = {layer.name for layer in layers}
+        kernel = KernelInBlocks(layer, plan.memory, grams=plan.grams)
+        first_pass = True
+        for rows, later in plan.memory.blocks(layer):
+            of_rows: Kept | None = None
+            for columns in (rows, *later):
+                block = self._by_rules(run, columns, certifies=first_pass and self._certifies).pop(layer.name, None)
+                if block is None:
+                    continue  # the certificate of the fallback needs the rest
+                of_rows = of_rows or block
+                return_freed_memory()  # of a call of the model, to make room for products
+                kernel.add(rows, of_rows.factors, columns, block.factors)
+                if first_pass:
+                    kernel.add_sums(columns, block)
+                del block
+                return_freed_memory()
+            del of_rows
+            if not run.with_rule:
+                return {}
+            first_pass = False
+        return {layer.name: kernel.kept()}
+
+    def _by_rules(self, run: _ByRules, block: slice, *, certifies: bool) -> dict[str, Kept]:
+        """Captures layers for a block of samples by their rules, by name.
+
+        A layer whose rule fails is left out and planned anew.
+        """
+        plan, with_rule = self.plan, run.with_rule
+        kept = {name: Kept(block.stop - block.start, one, grams=plan.grams) for name, one in with_rule.items()}
 
         def drop(failing: set[str]) -> None:
             for name in failing & set(with_rule):
@@ -172,29 +230,31 @@ class Capture:
                 self.layers[name] = plan.without_rule(with_rule.pop(name))
                 plan.known.without_rule.add(name)
 
-        for samples in plan.memory.chunks(list(with_rule.values())):
-            if not with_rule and not self._certifies:
+        for samples in plan.memory.chunks(list(with_rule.values()), block):
+            if not with_rule and not certifies:
+                run.unreached.clear()  # it is not known which they are
                 break
             with plan.other_random_numbers():
                 call = call_model(plan.forward, plan.twin(), plan.x[samples], list(with_rule.values()))
-            require_determined(plan, samples, call.output.detach(), thoroughly=self._certifies)
-            unreached -= {layer.name for layer in layers if call.reaches(layer)}
+            require_determined(plan, samples, call.output.detach(), thoroughly=certifies)
+            run.unreached -= {layer.name for layer in run.layers if call.reaches(layer)}
             drop({name for name, layer in with_rule.items() if not call.by_uses_alone(layer)})
-            if self._certifies:
-                references.append((samples, Reference(call, layers, set(with_rule), plan.cotangents, plan.memory.work)))
-                drop(references[-1][1].mixed)
-            for captured in self._captured(call, samples, [(layer, kept[name]) for name, layer in with_rule.items()]):
-                if self._certifies:
-                    drop(self._failing(references[-1][1], captured))
+            if certifies:
+                reference = Reference(call, run.layers, set(with_rule), plan.cotangents, plan.memory.work)
+                run.references.append((samples, reference))
+                drop(reference.mixed)
+            of_block = slice(samples.start - block.start, samples.stop - block.start)
+            layers = [(layer, kept[name]) for name, layer in with_rule.items()]
+            for captured in self._factors_of_call(call, of_block, layers):
+                if certifies:
+                    drop(self._failing(reference, captured))
                 del captured  # before the next ones
-            if self._certifies:
-                references[-1][1].release()
+            if certifies:
+                reference.release()
             del call
-        else:
-            self._unreached |= unreached
-        return kept, references
+        return kept
 
-    def _captured(
+    def _factors_of_call(
         self, call: Call, samples: slice, layers: Sequence[tuple[PlannedLayer, Kept]]
     ) -> Iterator[list[_CapturedLayer]]:
         """Forms the factors of layers from a call on a chunk of samples and keeps them.
@@ -249,7 +309,8 @@ class Capture:
                 rounding = _ROUNDING_OF_NORMS if one_by_one else 1
                 worst[layer.name] = self._agrees_in_batches(layer, found[layer.name], references, rounding)
                 if not worst[layer.name].names:
-                    kept[layer.name] = Kept.of_jacobian(layer, found.pop(layer.name))
+                    kept[layer.name] = Kept(len(plan.x), layer, grams=False)
+                    kept[layer.name].add_jacobian(found.pop(layer.name))
             rest = [name for name in rest if name not in kept]
             plan.known.one_by_one |= bool(rest)  # the batched form of an operation is wrong
         for name in rest:

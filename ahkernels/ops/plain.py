@@ -105,9 +105,14 @@ def jacobian_slices(forward: Tensor, backward: Tensor, bias: Tensor | float, ste
     """J = sum_s g_s a_s^T [n, o, numbers] in slices of the weight; for a bias b, sqrt(b) sum_s g_s comes last."""
     m, d = backward.shape[3], forward.shape[2]
     for begin in range(0, m if d else 0, step):
-        yield torch.einsum("xsom,xsd->xomd", backward[..., begin : begin + step], forward).flatten(2)
+        yield jacobian_of_weights(forward, backward[..., begin : begin + step])
     if isinstance(bias, Tensor) or bias:
         yield backward.sum(1) * torch.as_tensor(bias, dtype=torch.float64, device=backward.device).sqrt()
+
+
+def jacobian_of_weights(forward: Tensor, backward: Tensor) -> Tensor:
+    """sum_s g_s a_s^T [n, o, m d] of forward [n, s, d] and backward [n, s, o, m]."""
+    return torch.einsum("xsom,xsd->xomd", backward, forward).flatten(2)
 
 
 def sum_panel(layers: Sequence[ScaledLayer], rows: slice) -> Tensor:

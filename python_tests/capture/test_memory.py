@@ -63,6 +63,12 @@ def convolutions(n: int) -> Problem:
     return nn.Sequential(*layers, nn.AvgPool2d(8), nn.Flatten(), nn.Linear(512, 10)), torch.randn(n, 3, 32, 32)
 
 
+def wide_convolutions(n: int) -> Problem:
+    """Factors of 98 MiB and a Jacobian of 90 MiB in the second layer, which comes in blocks."""
+    layers = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 128, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AvgPool2d(8), nn.Flatten(), nn.Linear(512, 10)), torch.randn(n, 3, 16, 16)
+
+
 def embedding(n: int) -> Problem:
     """One-hot words of 122 MiB."""
     words = torch.randint(0, 50_000, (n, 20))
@@ -95,6 +101,7 @@ CASES = [
     (parametrised, 64, ()),
     (without_rule, 64, ()),
     (convolutions, 64, ()),
+    (wide_convolutions, 64, ("forward_cka", "backward_cka")),
     (embedding, 32, ()),
     (grams, 16, ("forward_cka", "backward_cka")),
 ]

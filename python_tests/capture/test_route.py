@@ -40,9 +40,9 @@ def test_every_route_of_layers_with_positions(name, route, outputs, monkeypatch)
 
 
 def test_the_route_is_the_cheapest_that_fits():
-    def choice(n, s, d, m, most_numbers=1 << 40, keep_factors=False):
+    def choice(n, s, d, m, most_numbers=1 << 40, budget=1 << 40, keep_factors=False):
         shape = Shape(n, 10, 100, s, d, m, bias=False)
-        return choose_route(shape, most_numbers, keep_factors=keep_factors).name
+        return choose_route(shape, most_numbers, budget, keep_factors=keep_factors).name
 
     assert choice(1000, 1, 256, 256) == "factors"  # one position
     assert choice(1000, 4, 256, 256) == "pairs"  # 16 pairs against 256 numbers for each of m
@@ -50,4 +50,6 @@ def test_the_route_is_the_cheapest_that_fits():
     assert choice(1000, 1024, 27, 64, keep_factors=True) == "jacobian slices"
     assert choice(1000, 64, 2304, 256) == "jacobian"
     assert choice(1000, 64, 2304, 256, 1 << 29) == "jacobian slices"  # 5.9e9 numbers, in factors 0.3e9
-    assert choice(1000, 1024, 27, 64, 1) == "jacobian"  # the one that holds least
+    assert choice(1000, 1024, 27, 64, 1) == "root"  # K has fewer numbers than that
+    assert choice(1000, 1024, 27, 64, 1, keep_factors=True) == "jacobian slices"
+    assert choice(1000, 1024, 27, 64, 1, 1) == "jacobian"  # the one that holds least
