@@ -20,7 +20,7 @@ from ahkernels.outputs import OutputSelection
 from ahkernels.report import AlignmentReport
 from ahkernels.statistics.alignment_numbers import AlignmentNumbers, inner_product, label_moments
 from ahkernels.statistics.degenerate import RoundingBound
-from ahkernels.statistics.degenerate_warning import OneWarning
+from ahkernels.statistics.degenerate_warning import Finding, OneWarning
 from ahkernels.statistics.estimate import estimate_frobenius_norm, estimated_moments, require_products
 from ahkernels.statistics.fisher import fisher_kernel
 from ahkernels.statistics.labels import Labels
@@ -117,8 +117,7 @@ def layerwise_alignment(
         'per_output'
     """
     chosen = AlignmentOptions(require_centerings(centering), statistics, products, CaptureOptions.of(options))
-    with OneWarning():
-        reports = alignment_reports(model, x, y, chosen)
+    reports = alignment_reports(model, x, y, chosen, OneWarning())
     return next(iter(reports.values())) if isinstance(centering, str) else reports
 
 
@@ -149,7 +148,13 @@ class AlignmentOptions:
 
 
 def alignment_reports(
-    model: nn.Module, x: Inputs, y: Tensor, options: AlignmentOptions, *, evaluating: bool = False
+    model: nn.Module,
+    x: Inputs,
+    y: Tensor,
+    options: AlignmentOptions,
+    one_warning: OneWarning,
+    *,
+    evaluating: bool = False,
 ) -> dict[Centering, AlignmentReport]:
     """Measures the alignment of each layer, a report for each centering; see `layerwise_alignment`.
 
@@ -158,6 +163,7 @@ def alignment_reports(
         x: What the model takes for n samples: a tensor, or a tuple, dict or dataclass of tensors [n, ...].
         y: Class indices [n] or a target matrix [n, o].
         options: What to measure, and how.
+        one_warning: Warns of the layers that have no alignment.
         evaluating: Whether to measure the network in eval mode, whatever mode it is in.
     """
     centerings, products = options.centerings, options.products
@@ -196,7 +202,10 @@ def alignment_reports(
                 of_layer["kernel"][one].largest = largest_eigenvalue(kernel, centering=one)
             pending[name] = of_layer
         del batch, same_rows, kernel, with_grams  # before the next pass
-    return {one: _report(pending, one, names, plan, capture.certificate) for one in centerings}
+    measured = {one: [_numbers(of_layer, one) for of_layer in pending.values()] for one in centerings}
+    all_numbers = [numbers for layers in measured.values() for layer in layers for numbers in layer.values()]
+    one_warning.warn([*map(Finding.unreached, capture.unreached), *(numbers.undefined for numbers in all_numbers)])
+    return {one: _report(list(pending), measured[one], one, names, plan, capture.certificate) for one in centerings}
 
 
 @dataclass
@@ -210,21 +219,25 @@ class _PendingKernel:
     relative_error: float = 0.0
 
     def numbers(self) -> AlignmentNumbers:
-        """The numbers as floats, which waits for the device and warns where an alignment is not defined."""
+        """The numbers as floats, which waits for the device."""
         return AlignmentNumbers.of(self.bound, self.moments(), self.labels, self.largest, self.relative_error)
 
 
 _PendingLayer: TypeAlias = dict[KernelKind, dict[Centering, _PendingKernel]]
 
 
+def _numbers(layer: _PendingLayer, centering: Centering) -> dict[KernelKind, AlignmentNumbers]:
+    return {kind: of_kind[centering].numbers() for kind, of_kind in layer.items()}
+
+
 def _report(
-    pending: Mapping[str, _PendingLayer],
+    layers: list[str],
+    measured: Sequence[Mapping[KernelKind, AlignmentNumbers]],
     centering: Centering,
     names: Sequence[str],
     plan: CapturePlan,
     certificate: Certificate | None,
 ) -> AlignmentReport:
-    measured = [{kind: of_kind[centering].numbers() for kind, of_kind in layer.items()} for layer in pending.values()]
     unmeasured, spec = AlignmentNumbers(), plan.outputs.spec
     statistics = {}
     for name in names:
@@ -232,7 +245,7 @@ def _report(
         column = [statistic.formula(of_layer.get(statistic.kernel, unmeasured)) for of_layer in measured]
         statistics[name] = torch.tensor(column, dtype=torch.float64)
     return AlignmentReport(
-        layers=list(pending),
+        layers=layers,
         statistics=statistics,
         n=len(plan.x),
         outputs=spec if isinstance(spec, (str, int)) else list(spec),

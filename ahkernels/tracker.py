@@ -147,8 +147,7 @@ class AlignmentTracker:
         """
         step = self._next_step(step)
         values = {name: _real(name, value) for name, value in metrics.items()}
-        with self._one_warning:
-            reports = alignment_reports(self.model, self.x, self.y, self.options, evaluating=True)
+        reports = alignment_reports(self.model, self.x, self.y, self.options, self._one_warning, evaluating=True)
         row = Measurement(step, values, reports)
         if self.history and row.report.layers != self.layers:
             raise ValueError(f"model: expected the layers of the history {self.layers}, got {row.report.layers}")

@@ -34,7 +34,7 @@ class FakeMeasurement:
         self.on_call: Callable[[nn.Module], None] = lambda model: None
 
     def __call__(
-        self, model: nn.Module, x: Any, y: Any, options: AlignmentOptions, *, evaluating: bool
+        self, model: nn.Module, x: Any, y: Any, options: AlignmentOptions, one_warning: Any, *, evaluating: bool
     ) -> dict[str, AlignmentReport]:
         assert evaluating
         self.calls.append(((model, x, y), options))

@@ -12,6 +12,7 @@ from ahkernels.capture.options import CaptureOptions
 from ahkernels.capture.plan import plan_capture
 from ahkernels.capture.run import Capture
 from ahkernels.kernel import TangentKernel
+from ahkernels.statistics.degenerate_warning import Finding, OneWarning
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -75,7 +76,8 @@ def iter_tangent_kernels(
             `CaptureOptions`.
 
     Yields:
-        The name of each layer or group with its kernel, in forward order.
+        The name of each layer or group with its kernel, in forward order. After the last one, a
+        `DegenerateKernelWarning` names the layers that the output does not depend on.
 
     Raises:
         ValueError: As `tangent_kernels`, when the first kernel is taken or, for nan and inf, the kernel concerned.
@@ -91,9 +93,10 @@ def iter_tangent_kernels(
         0 (6, 6)
         2 (6, 6)
     """
-    plan = plan_capture(model, x, CaptureOptions.of(options), keep_factors=keep_factors)
-    for name, kernel, _ in Capture(plan).kernels():
+    capture = Capture(plan_capture(model, x, CaptureOptions.of(options), keep_factors=keep_factors))
+    for name, kernel, _ in capture.kernels():
         for layer_factors in kernel.factors:
             layer_factors.require_finite()
         yield name, kernel
         del kernel, layer_factors  # before the next pass
+    OneWarning().warn(map(Finding.unreached, capture.unreached))

@@ -30,7 +30,6 @@ from ahkernels.capture.plan import CapturePlan, PlannedLayer
 from ahkernels.certificate import Certificate
 from ahkernels.factors import of_one_dtype
 from ahkernels.kernel import TangentKernel, kernel_of_outputs
-from ahkernels.statistics.degenerate_warning import Finding, tell
 
 # Gradients of samples one by one may be so many times as far from those of a batch as those of other batches are.
 _TIMES_SPLITS = 10
@@ -94,6 +93,7 @@ class Capture:
     Attributes:
         layers: The planned layers by name; one whose rule fails has another plan from then on.
         differences: What the certificate found, by layer.
+        unreached: The layers that were captured and that the output does not depend on.
     """
 
     def __init__(self, plan: CapturePlan) -> None:
@@ -101,7 +101,7 @@ class Capture:
         self.layers = dict(plan.layers)
         self.differences: dict[str, float] = {}
         self._certifies, self._calls_ago = plan.certifies, plan.known.calls
-        self._unreached: set[str] = set()
+        self.unreached: list[str] = []
 
     @property
     def certificate(self) -> Certificate | None:
@@ -116,8 +116,7 @@ class Capture:
         """Yields kernels in forward order, without searching the factors for nan and inf.
 
         As many groups are captured in one pass as fit the budget, and at least one. Factors are dropped here once the
-        last group that needs them has been yielded. After the last kernel, a `DegenerateKernelWarning` names the layers
-        that the output does not depend on.
+        last group that needs them has been yielded.
 
         Raises:
             ValueError: If a call of the model has no valid output (see `call_model`), outputs depend on chance or on
@@ -145,7 +144,6 @@ class Capture:
             plan.known.certificate = {name: self.differences[name] for name in self.layers}
             plan.known.calls = 0
         plan.known.calls += 1
-        tell([Finding.unreached(name) for name in self.layers if name in self._unreached])
 
     def _kernel(self, name: str, layers: Sequence[Kept]) -> CapturedKernel:
         """The kernel of a group, from what was kept of its layers."""
@@ -189,7 +187,7 @@ class Capture:
         else:
             run = _ByRules(layers)
             kept = self._by_rules(run, self.plan.memory.samples, certifies=self._certifies)
-        self._unreached |= run.unreached
+        self.unreached += [layer.name for layer in run.layers if layer.name in run.unreached]
         return kept | self._by_fallback([layer.name for layer in layers if layer.name not in kept], run.references)
 
     def _in_blocks(self, layer: PlannedLayer, run: _ByRules) -> dict[str, Kept]:

@@ -98,15 +98,15 @@ class LayerKernels:
         labels = Labels(OutputSelection(outputs, classes), y, n, centering)
         centered = labels.centered.reshape(n, classes).numpy()
         names = [f"layer{layer}" for layer in self.layers.tolist()]
-        with OneWarning():
-            found = [
-                AlignmentNumbers.of(
-                    RoundingBound("kernel", name, relative=0.0),
-                    _moments(norms, lost, centered, outputs, centering),
-                    labels,
-                )
-                for name, norms, lost in zip(names, self.norms, self.lost, strict=True)
-            ]
+        found = [
+            AlignmentNumbers.of(
+                RoundingBound("kernel", name, relative=0.0),
+                _moments(norms, lost, centered, outputs, centering),
+                labels,
+            )
+            for name, norms, lost in zip(names, self.norms, self.lost, strict=True)
+        ]
+        OneWarning().warn(numbers.undefined for numbers in found)
         scale = torch.from_numpy(np.exp(self.log_scale))
         return AlignmentReport(
             layers=names,

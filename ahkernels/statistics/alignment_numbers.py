@@ -15,7 +15,8 @@ from ahkernels.inner_products import inner_products, tangent_moments
 from ahkernels.kernel import TangentKernel
 from ahkernels.ops.moments import KernelMoments, Moments
 from ahkernels.outputs import OutputSelection
-from ahkernels.statistics.degenerate import RoundingBound, kernel_defined, labels_defined
+from ahkernels.statistics.degenerate import RoundingBound, undefined_kernel, undefined_labels
+from ahkernels.statistics.degenerate_warning import Finding
 from ahkernels.statistics.labels import Labels
 
 
@@ -29,6 +30,7 @@ class AlignmentNumbers(NamedTuple):
         labels_norm: ||C K' C||_F; nan where the labels are the same in every row.
         largest: The largest eigenvalue lambda_1 of C K C.
         relative_error: Standard error of the norm over the norm; 0 where it is exact.
+        undefined: Why the alignment is not defined; None where it is.
     """
 
     inner_product: float = math.nan
@@ -37,6 +39,7 @@ class AlignmentNumbers(NamedTuple):
     labels_norm: float = math.nan
     largest: float = math.nan
     relative_error: float = 0.0
+    undefined: Finding | None = None
 
     @classmethod
     def of(
@@ -47,7 +50,7 @@ class AlignmentNumbers(NamedTuple):
         largest: float = math.nan,
         relative_error: float = 0.0,
     ) -> AlignmentNumbers:
-        """The numbers of a kernel from its moments, with a warning where the alignment is not defined.
+        """The numbers of a kernel from its moments.
 
         Args:
             bound: The kernel's rounding bound.
@@ -64,11 +67,13 @@ class AlignmentNumbers(NamedTuple):
             raise NonFiniteError(f"factors of {bound.name}: expected finite numbers, got nan or inf")
         norm = math.sqrt(max(square, 0.0))  # of a constant kernel, rounding may leave less than nothing
         largest = largest or math.nan
-        if not kernel_defined(bound, norm, constant):
-            inner_product = largest = math.nan
-        elif not labels_defined(labels):
+        undefined = undefined_kernel(bound, norm, constant)
+        if undefined:
+            largest = math.nan
+        undefined = undefined or undefined_labels(labels)
+        if undefined:
             inner_product = math.nan
-        return cls(inner_product, norm, trace, labels.norm or math.nan, largest, relative_error)
+        return cls(inner_product, norm, trace, labels.norm or math.nan, largest, relative_error, undefined)
 
     @property
     def cka(self) -> float:

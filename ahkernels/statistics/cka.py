@@ -11,7 +11,8 @@ from ahkernels.centering import Centering, require_centering
 from ahkernels.inner_products import inner_products
 from ahkernels.kernel import TangentKernel, require_kernel
 from ahkernels.statistics.alignment_numbers import AlignmentNumbers, label_moments
-from ahkernels.statistics.degenerate import RoundingBound, constant_part, kernel_defined
+from ahkernels.statistics.degenerate import RoundingBound, constant_part, undefined_kernel
+from ahkernels.statistics.degenerate_warning import OneWarning
 from ahkernels.statistics.labels import Labels
 
 
@@ -49,7 +50,9 @@ def cka(kernel: TangentKernel, other: Tensor | TangentKernel, *, centering: Cent
         return float(alignment_matrix((kernel, other), ("kernel", "other"), centering)[0, 1])
     labels = Labels(kernel.outputs, other, kernel.n, centering)
     (moments,) = label_moments([kernel], [labels])[centering].of_each()
-    return AlignmentNumbers.of(RoundingBound.of(kernel, centering), moments, labels).cka
+    numbers = AlignmentNumbers.of(RoundingBound.of(kernel, centering), moments, labels)
+    OneWarning().warn([numbers.undefined])
+    return numbers.cka
 
 
 def alignment_matrix(kernels: Sequence[TangentKernel], arguments: Sequence[str], centering: Centering) -> Tensor:
@@ -69,10 +72,13 @@ def alignment_matrix(kernels: Sequence[TangentKernel], arguments: Sequence[str],
         _require_alike(kernels[0], kernel)
     products = inner_products(kernels, centering).cpu()
     norms = products.diagonal().sqrt()
+    undefined = []
     for i, (kernel, argument) in enumerate(zip(kernels, arguments, strict=True)):
         bound = RoundingBound.of(kernel, centering, argument)
-        if not kernel_defined(bound, float(norms[i]), constant_part(kernel, centering)):
+        undefined.append(undefined_kernel(bound, float(norms[i]), constant_part(kernel, centering)))
+        if undefined[i]:
             norms[i] = math.nan
+    OneWarning().warn(undefined)
     return (products / norms[:, None] / norms).clamp(0, 1)
 
 

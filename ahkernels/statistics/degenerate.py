@@ -13,7 +13,7 @@ import torch
 
 from ahkernels.centering import Centering
 from ahkernels.kernel import TangentKernel
-from ahkernels.statistics.degenerate_warning import Finding, tell
+from ahkernels.statistics.degenerate_warning import Finding
 from ahkernels.statistics.labels import Labels
 
 
@@ -58,8 +58,8 @@ def constant_part(kernel: TangentKernel, centering: Centering | None) -> float:
     return kernel.sum_of_diagonal_blocks() if centering == "per_output" and kernel.o > 1 else kernel.sum()
 
 
-def kernel_defined(bound: RoundingBound, norm: float, constant: float) -> bool:
-    """Whether a centered kernel is more than rounding, with a warning where it is not.
+def undefined_kernel(bound: RoundingBound, norm: float, constant: float) -> Finding | None:
+    """Finds a centered kernel that is no more than rounding; None if it is more.
 
     Args:
         bound: The kernel's bound.
@@ -67,15 +67,14 @@ def kernel_defined(bound: RoundingBound, norm: float, constant: float) -> bool:
         constant: The kernel's constant part.
     """
     if bound.exceeded_by(norm, constant):
-        return True
+        return None
     found = "zero" if constant == 0 else "constant" if math.isfinite(norm) else "not finite"
-    tell([Finding(bound.what, found, bound.layer)])
-    return False
+    return Finding(bound.what, found, bound.layer)
 
 
-def labels_defined(labels: Labels) -> bool:
-    """Whether centering leaves anything of the labels, with a warning where it does not."""
-    if labels.norm == 0:
-        rows = "of the same output" if labels.centering == "per_output" else "of the kernel"
-        tell([Finding("y", f"the same in all rows {rows}")])
-    return labels.norm > 0
+def undefined_labels(labels: Labels) -> Finding | None:
+    """Finds labels of which centering leaves nothing; None if it leaves something."""
+    if labels.norm > 0:
+        return None
+    rows = "of the same output" if labels.centering == "per_output" else "of the kernel"
+    return Finding("y", f"the same in all rows {rows}")

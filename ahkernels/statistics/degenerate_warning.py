@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
-from contextvars import ContextVar, Token
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 # Names of layers that a warning lists.
@@ -35,52 +34,24 @@ class Finding(NamedTuple):
         return cls("kernel", "zero (the output does not depend on it)", layer)
 
 
-_COLLECTED: ContextVar[list[Finding] | None] = ContextVar("_COLLECTED", default=None)
-
-
 class OneWarning:
-    """Warns once, at the end of a block of code, of all that it finds, except for what another block told before.
-
-    Example:
-        >>> one_warning = OneWarning()
-        >>> with one_warning:
-        ...     tell([])  # nothing was found
-    """
+    """Warns of all that a call has found at once, and of nothing that a call before has found."""
 
     def __init__(self) -> None:
         self._told: set[tuple[str, str]] = set()  # of what, and of which layer
-        self._before: list[Token[list[Finding] | None]] = []
 
-    def __enter__(self) -> None:
-        self._before.append(_COLLECTED.set([]))
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        found = _COLLECTED.get() or []
-        _COLLECTED.reset(self._before.pop())
-        new = [one for one in dict.fromkeys(found) if (one.what, one.layer) not in self._told]
-        if error is None and new:
-            _warn(new)
-            self._told.update((one.what, one.layer) for one in new)
-
-
-def tell(found: Sequence[Finding]) -> None:
-    """Warns of findings, or leaves that to the `OneWarning` around."""
-    collected = _COLLECTED.get()
-    if collected is not None:
-        collected.extend(found)
-    elif found:
-        _warn(found)
-
-
-def _warn(found: Sequence[Finding]) -> None:
-    alike: dict[tuple[str, str], list[str]] = {}
-    known = set(found)
-    for one in found:
-        if one != ("kernel", "zero", one.layer) or Finding.unreached(one.layer) not in known:
-            alike.setdefault((one.what, one.found), []).append(one.layer)
-    parts = [_part(what, state, layers) for (what, state), layers in alike.items()]
-    message = f"{'; '.join(parts)}, so that the alignment is not defined (nan)"
-    warnings.warn(message, DegenerateKernelWarning, stacklevel=_level_of_the_caller())
+    def warn(self, found: Iterable[Finding | None]) -> None:
+        """Warns of what was found; None stands for nothing."""
+        new = {one: None for one in found if one is not None and (one.what, one.layer) not in self._told}
+        alike: dict[tuple[str, str], list[str]] = {}
+        for one in new:
+            if one != ("kernel", "zero", one.layer) or Finding.unreached(one.layer) not in new:
+                alike.setdefault((one.what, one.found), []).append(one.layer)
+        parts = [_part(what, state, layers) for (what, state), layers in alike.items()]
+        if parts:
+            message = f"{'; '.join(parts)}, so that the alignment is not defined (nan)"
+            warnings.warn(message, DegenerateKernelWarning, stacklevel=_level_of_the_caller())
+        self._told.update((one.what, one.layer) for one in new)
 
 
 def _part(what: str, found: str, layers: Sequence[str]) -> str:
@@ -94,7 +65,7 @@ def _part(what: str, found: str, layers: Sequence[str]) -> str:
 
 
 def _level_of_the_caller() -> int:
-    """The stack level of the line outside of the package, as `_warn` counts it."""
+    """The stack level of the line outside of the package, as the caller of this function counts it."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "ahkernels":
         level, frame = level + 1, frame.f_back

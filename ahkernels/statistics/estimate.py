@@ -24,6 +24,7 @@ from ahkernels.kernel import TangentKernel, require_kernel
 from ahkernels.ops.moments import KernelMoments
 from ahkernels.statistics.alignment_numbers import AlignmentNumbers, inner_product
 from ahkernels.statistics.degenerate import RoundingBound, constant_part
+from ahkernels.statistics.degenerate_warning import OneWarning
 from ahkernels.statistics.labels import Labels
 
 DEFAULT_PRODUCTS = 90
@@ -166,6 +167,7 @@ def estimate_cka(
     norm = estimate_frobenius_norm(kernel, centering=centering, products=products, seed=seed)
     bound, moments = RoundingBound.of(kernel, centering), estimated_moments(kernel, labels, norm)
     found = AlignmentNumbers.of(bound, moments, labels, relative_error=norm.relative_error)
+    OneWarning().warn([found.undefined])
     return Estimate(found.cka, found.cka_standard_error, norm.products, norm.samples)
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from ahkernels.centering import Centering, require_centering
 from ahkernels.kernel import TangentKernel
 from ahkernels.statistics.cka import alignment_matrix
-from ahkernels.statistics.degenerate_warning import OneWarning
 
 Kernels = Mapping[str, TangentKernel] | Sequence[TangentKernel]
 
@@ -41,8 +40,7 @@ def similarity(kernels: Kernels, others: Kernels | None = None, *, centering: Ce
     require_centering(centering)
     rows, columns = _listed("kernels", kernels), [] if others is None else _listed("others", others)
     together = rows + columns
-    with OneWarning():
-        found = alignment_matrix(together, ["kernel"] * len(together), centering)
+    found = alignment_matrix(together, ["kernel"] * len(together), centering)
     return found[: len(rows), len(rows) :] if columns else found
 
 

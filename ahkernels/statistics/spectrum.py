@@ -20,7 +20,8 @@ from torch import Tensor
 from ahkernels.centering import Centering, require_centering
 from ahkernels.kernel import TangentKernel, require_kernel
 from ahkernels.statistics.alignment_numbers import inner_product
-from ahkernels.statistics.degenerate import RoundingBound, constant_part, kernel_defined, labels_defined
+from ahkernels.statistics.degenerate import RoundingBound, constant_part, undefined_kernel, undefined_labels
+from ahkernels.statistics.degenerate_warning import OneWarning
 from ahkernels.statistics.labels import Labels
 
 Array = NDArray[np.float64]
@@ -265,7 +266,9 @@ def label_correlation(kernel: TangentKernel, y: Tensor, *, centering: Centering 
     labels = Labels(kernel.outputs, y, kernel.n, centering)
     largest = largest_eigenvalue(kernel, centering=centering)
     constant = constant_part(kernel, centering)
-    if not kernel_defined(RoundingBound.of(kernel, centering), largest, constant) or not labels_defined(labels):
+    undefined = undefined_kernel(RoundingBound.of(kernel, centering), largest, constant) or undefined_labels(labels)
+    if undefined:
+        OneWarning().warn([undefined])
         return math.nan
     return float(inner_product(kernel, labels)) / largest / labels.norm
 
