@@ -17,7 +17,8 @@ from ahkernels.capture.options import CaptureOptions
 from ahkernels.capture.route import Route, Shape, choose_route, fallback_route
 from ahkernels.capture.selection import select_layers
 from ahkernels.capture.structure import Known, known
-from ahkernels.capture.trace import Trace, TracedLayer, trace_model
+from ahkernels.capture.trace import Trace, trace_model
+from ahkernels.capture.traced import TracedLayer
 from ahkernels.capture.twin import Twin
 from ahkernels.outputs import OutputSelection
 from ahkernels.precision import resolve_precision
@@ -39,10 +40,10 @@ class PlannedLayer(TracedLayer):
     def of(cls, layer: TracedLayer, outputs: OutputSelection, memory: Memory, *, keep_factors: bool) -> PlannedLayer:
         """Chooses the route of a layer within the memory budget."""
         n, r, e, most_numbers = memory.n, outputs.rows, outputs.entries, memory.kept // memory.item
-        if layer.rule is None:
-            return cls(
-                **vars(layer), route=fallback_route(n, r, e, layer.m, most_numbers, memory.budget // memory.item)
-            )
+        if layer.d == 0:  # a Jacobian
+            route = fallback_route(n, r, e, layer.m, most_numbers, memory.budget // memory.item)
+            if layer.rule is None or route.name == "root":  # which the fallback forms from slices of the Jacobian
+                return cls(**vars(layer.without_rule()), route=route)
         shape = Shape(n, r, e, layer.positions, layer.d, layer.m, layer.bias)
         route = choose_route(shape, most_numbers, keep_factors=layer.one_hot or (keep_factors and layer.d > 0))
         return cls(**vars(layer), route=route)
@@ -212,7 +213,7 @@ def plan_capture(
     versions = _versions(model)
     of_structure = known(model, x, selected.layers, [str(options), keep_factors, grams, evaluating])
     layers = [layer.without_rule() if layer.name in of_structure.without_rule else layer for layer in selected.layers]
-    trace = trace_model(functools.partial(Twin, model, evaluating=evaluating), model, x, layers)
+    trace = trace_model(functools.partial(Twin, model, evaluating=evaluating), model, x, layers, of_structure.failed)
     outputs = OutputSelection(options.outputs, trace.output.shape[1])
     item = max(model.get_parameter(name).dtype.itemsize for layer in layers for name in layer.parameters)
     memory = Memory(options.memory_budget, len(x), outputs.rows, item, trace.bytes_per_sample, x.device)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from torch import nn
 
 from ahkernels.capture.guard import require_module
-from ahkernels.capture.rules import Rule, rule_for
+from ahkernels.capture.rules import Candidate, Rule, candidates
 
 # Names or patterns of layers, a dict {group: names or patterns}, or None for all layers that have parameters.
 Layers: TypeAlias = str | Sequence[str] | Mapping[str, str | Sequence[str]] | None
@@ -24,20 +24,33 @@ class Layer:
     Attributes:
         name: Its name in `model.named_modules()`.
         module: The module whose calls use the parameters: usually the named one, otherwise its container (see
-            `rule_for`).
+            `Candidate`).
         parameters: Their names in `model.named_parameters()`. A parameter that is tied between modules belongs to the
             first of them. A parameter that a parametrisation holds belongs to the parametrised module.
         rule: The rule for this kind of module; None where the Jacobian comes from `ahkernels.capture.fallback`.
+        doubtful: Whether the rule is for another type of module, so that it has to be checked.
+        others: The rules to try where this one does not hold.
     """
 
     name: str
     module: nn.Module
     parameters: tuple[str, ...]
     rule: Rule | None
+    doubtful: bool
+    others: tuple[Candidate, ...]
 
     def without_rule(self) -> Layer:
         """The same layer, whose Jacobian comes from the fallback."""
-        return Layer(self.name, self.module, self.parameters, None)
+        return replace(self, rule=None, doubtful=False, others=())
+
+    def with_next_rule(self) -> Layer:
+        """The same layer with the next of its rules; without one where none is left."""
+        if not self.others:
+            return self.without_rule()
+        following, *others = self.others
+        return replace(
+            self, module=following.module, rule=following.rule, doubtful=following.doubtful, others=tuple(others)
+        )
 
 
 @dataclass(frozen=True)
@@ -90,11 +103,9 @@ def select_layers(model: nn.Module, layers: Layers) -> Selection:
             dtype = model.get_parameter(own).dtype
             if not dtype.is_floating_point:
                 raise ValueError(f"model: expected real floating-point parameters, got {own!r} of dtype {dtype}")
-        module, rule = rule_for(model, name)
         local = {parameter.removeprefix(f"{name}.") for parameter in owned[name]}
-        if rule is not None and (local != set(rule.parameters(module)) or not tied.isdisjoint(owned[name])):
-            rule = None
-        found.append(Layer(name, module, tuple(owned[name]), rule))
+        first, *others = candidates(model, name, local, tied=not tied.isdisjoint(owned[name]))
+        found.append(Layer(name, first.module, tuple(owned[name]), first.rule, first.doubtful, tuple(others)))
     return Selection(found, groups)
 
 

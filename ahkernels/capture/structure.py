@@ -29,12 +29,14 @@ class Known:
         calls: The number of captures since the last certificate; 0 where there has been none.
         certificate: The differences that the last certificate found, by layer; empty where there has been none.
         without_rule: The layers whose rule has failed.
+        failed: How many of its rules a layer has been found not to have by the calls on a few samples.
         one_by_one: Whether the fallback cannot batch its gradients.
     """
 
     calls: int = 0
     certificate: dict[str, float] = field(default_factory=dict)
     without_rule: set[str] = field(default_factory=set)
+    failed: dict[str, int] = field(default_factory=dict)
     one_by_one: bool = False
 
 
@@ -52,7 +54,7 @@ def known(model: nn.Module, x: Tensor, layers: Sequence[Layer], options: Sequenc
     """
     of_model = _KNOWN.setdefault(model, {})
     try:
-        rules = [layer.rule and _Same(layer.rule) for layer in layers]
+        rules = [_Same(rule) for layer in layers for rule in (layer.rule, *(other.rule for other in layer.others))]
         names = [layer.name for layer in layers]
         key: Hashable = (tuple(x.shape), x.dtype, x.device, *names, *rules, *options, *_Fingerprint(model).parts)
         hash(key)
