@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ahkernels.capture.call import Call
 from ahkernels.capture.guard import quietly_batched
+from ahkernels.capture.rules.in_graph import GraphRule, jacobian_of_uses
 from ahkernels.capture.selection import Layer
 
 
@@ -57,12 +59,14 @@ def factors_of(call: Call, layer: Layer, gradients: Sequence[Tensor | None] | No
     zeros = call.output.detach().new_zeros(1)
     if uses is None or not uses.recorded:
         return zeros.expand(n, 1, 0), zeros.expand(r, n, 1, 0)
+    found = [None] * len(uses.recorded) if gradients is None else gradients
+    at_uses = [uses.no_gradient(use, r) if one is None else one.detach() for use, one in enumerate(found)]
+    if isinstance(rule, GraphRule):
+        jacobian = jacobian_of_uses(uses.recorded, at_uses)
+        return jacobian.new_empty(n, 1, 0), jacobian.unsqueeze(2)
     forward, backward = [], []
-    for use, recorded in enumerate(uses.recorded):
-        gradient = None if gradients is None else gradients[use]
-        if gradient is None:
-            gradient = uses.no_gradient(use, r)
-        a, g = rule.factors(call.modules[layer.name], recorded, gradient.detach())
+    for recorded, gradient in zip(uses.recorded, at_uses, strict=True):
+        a, g = rule.factors(call.modules[layer.name], recorded, gradient)
         if a.is_floating_point() and a.dtype != g.dtype:  # under autocast
             dtype = torch.promote_types(a.dtype, g.dtype)
             a, g = a.to(dtype), g.to(dtype)
@@ -71,5 +75,5 @@ def factors_of(call: Call, layer: Layer, gradients: Sequence[Tensor | None] | No
     if len(forward) == 1:
         return forward[0], backward[0]
     if forward[0].shape[2] == 0:  # Jacobians
-        return forward[0], torch.stack(backward).sum(0)
+        return forward[0], functools.reduce(torch.add, backward)
     return torch.cat(forward, -2), torch.cat(backward, -2)

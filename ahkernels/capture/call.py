@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from ahkernels.capture.rules import Rule
-from ahkernels.capture.rules.broadcast import BroadcastRule, Consumers, uses_in_graph
+from ahkernels.capture.rules.in_graph import Consumers, GraphRule, uses_in_graph
 from ahkernels.capture.rules.own_jacobian import OwnJacobianRule
 from ahkernels.capture.selection import Layer
 from ahkernels.capture.twin import Twin
@@ -101,8 +101,8 @@ class Call:
             return False
         return all(into_leaf.get(id(self.leaves[name]), 0) <= reaching for name in layer.parameters)
 
-    def find_broadcasts(self, layer: Layer) -> None:
-        """Notes the uses of a layer whose parameters are broadcast, from the graph."""
+    def find_in_graph(self, layer: Layer) -> None:
+        """Notes the uses of a layer from the graph."""
         leaves = [self.leaves[name] for name in layer.parameters]
         found = uses_in_graph(leaves, self.consumers, len(self.output))
         if found is None:
@@ -141,8 +141,8 @@ def call_model(
     _require_gradients(output)
     call = Call(output, recorder.uses, dict(twin.model.named_parameters()), modules)
     for layer in layers:
-        if isinstance(layer.rule, BroadcastRule):
-            call.find_broadcasts(layer)
+        if isinstance(layer.rule, GraphRule):
+            call.find_in_graph(layer)
     return call
 
 
@@ -216,7 +216,7 @@ class _Recorder:
         if self._open:
             self.uses.setdefault(layer.name, Uses())
         outputs = forward(*args, **kwargs)
-        if self._open and layer.rule is not None and not isinstance(layer.rule, BroadcastRule):
+        if self._open and layer.rule is not None and not isinstance(layer.rule, GraphRule):
             self._record(module, layer, layer.rule, args, kwargs, outputs)
         return outputs
 

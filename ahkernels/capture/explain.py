@@ -27,7 +27,7 @@ class LayerExplanation:
         kind: The type of its module.
         route: "factors" for a layer with one position. For several positions: "pairs" (by pairs of positions),
             "jacobian" (the Jacobian is kept instead of the factors) or "jacobian slices" (the factors are kept, and the
-            Jacobian is formed from them a slice at a time). "fallback" where there is no rule, so that the Jacobian
+            Jacobian is formed from them a slice at a time). "fallback" where no rule holds, so that the Jacobian
             comes from the model itself.
         positions: Positions of all uses together.
         parameters: The number of scalar parameters.

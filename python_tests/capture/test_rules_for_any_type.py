@@ -1,4 +1,4 @@
-"""Rules for modules that have none of their own: those of base classes, a module's own Jacobian, and broadcasts."""
+"""Rules for modules that have none of their own: those of base classes, a module's own Jacobian, and by_graph."""
 
 from __future__ import annotations
 
@@ -150,10 +150,20 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "subclass that computes something else": (lambda: Doubled(6, 6), (6,), "OwnJacobianRule"),
     "layer norm of channels": (lambda: LayerNorm2d(4), (4, 5, 6), "OwnJacobianRule"),
     "batch norm with an activation": (lambda: normed(BatchNormAct(4)), (4, 5, 6), "OwnJacobianRule"),
-    "convolution with padding of its own": (lambda: SamePadding(4, 4, 2), (4, 5, 6), "OwnJacobianRule"),
-    "standardised convolution": (lambda: Standardised(4, 4, 3, padding=1), (4, 5, 6), "OwnJacobianRule"),
-    "rms norm": (lambda: RMSNorm(6), (3, 6), "BroadcastRule"),
-    "scale of features": (lambda: LayerScale(6), (3, 6), "BroadcastRule"),
+    "convolution with padding of its own": (lambda: SamePadding(4, 4, 2), (4, 5, 6), "GraphRule"),
+    "standardised convolution": (lambda: Standardised(4, 4, 3, padding=1), (4, 5, 6), "GraphRule"),
+    "standardised in groups": (
+        lambda: Standardised(4, 4, (2, 3), padding=(2, 4), dilation=2, stride=(1, 2), groups=2),
+        (4, 5, 6),
+        "GraphRule",
+    ),
+    "convolution in one dimension": (
+        lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 3, padding=1)),
+        (4, 6),
+        "GraphRule",
+    ),
+    "rms norm": (lambda: RMSNorm(6), (3, 6), "GraphRule"),
+    "scale of features": (lambda: LayerScale(6), (3, 6), "GraphRule"),
     "division by features": (lambda: Dividing(6), (3, 6), "OwnJacobianRule"),
     "scale of a single slope": (lambda: nn.PReLU(), (4, 5), "NormRule"),
     "slopes": (lambda: nn.PReLU(4), (4, 5), "NormRule"),
@@ -244,11 +254,11 @@ class Listed(nn.Module):
 
 
 CONTAINERS: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
-    "convolutional block": (lambda: test_rules.Head(ConvNext(), (4, 5, 6), 2), {"layer": "BroadcastRule"}),
-    "block in place": (lambda: test_rules.Head(ConvNext(in_place=True), (4, 5, 6)), {"layer": "BroadcastRule"}),
-    "vision transformer": (Vision, {"": "BroadcastRule"}),
-    "gates": (Gated, {"": "BroadcastRule"}),
-    "list": (Listed, {"scales": "BroadcastRule"}),
+    "convolutional block": (lambda: test_rules.Head(ConvNext(), (4, 5, 6), 2), {"layer": "GraphRule"}),
+    "block in place": (lambda: test_rules.Head(ConvNext(in_place=True), (4, 5, 6)), {"layer": "GraphRule"}),
+    "vision transformer": (Vision, {"": "GraphRule"}),
+    "gates": (Gated, {"": "GraphRule"}),
+    "list": (Listed, {"scales": "GraphRule"}),
 }
 
 

@@ -181,17 +181,17 @@ def candidates(model: nn.Module, name: str, parameters: Set[str], *, tied: bool)
     Returns:
         At least one candidate.
     """
-    broadcasts = broadcast.BROADCAST
+    by_graph = in_graph.GRAPH
     parent, _, child = name.rpartition(".")
     container, module = model.get_submodule(parent), model.get_submodule(name)
     by_container = list(_of_bases(container, {kind: rule for (kind, of), rule in _UNCALLED.items() if of == child}))
     if tied:
-        return [Candidate(module, broadcasts, True)]
+        return [Candidate(module, by_graph, True)]
     if any(not one.doubtful for one in by_container):  # the module is not called
-        return [*_fitting(by_container, parameters), Candidate(container, broadcasts, True)]
+        return [*_fitting(by_container, parameters), Candidate(container, by_graph, True)]
     by_type = [*by_container, *_of_bases(module, _RULES), *_linear(module)]
     alone = Candidate(module, own_jacobian.OWN_JACOBIAN, True)
-    return [*_fitting(by_type, parameters), Candidate(module, broadcasts, True), *_fitting([alone], parameters)]
+    return [*_fitting(by_type, parameters), Candidate(module, by_graph, True), *_fitting([alone], parameters)]
 
 
 def _of_bases(module: nn.Module, rules: Mapping[type[nn.Module], Rule]) -> Iterator[Candidate]:
@@ -224,9 +224,9 @@ def _parameters(candidate: Candidate) -> set[str]:
 
 from ahkernels.capture.rules import (  # noqa: E402
     attention,
-    broadcast,
     convolution,
     embedding,
+    in_graph,
     linear,
     norms,
     own_jacobian,
