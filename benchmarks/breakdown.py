@@ -32,8 +32,8 @@ PLAN, FORWARD, BACKWARD, FACTORS, OPS = "plan", "forward pass", "backward pass",
 TIMED = [
     (layerwise, "plan_capture", PLAN),
     (run, "call_model", FORWARD),
-    (run, "_gradients", BACKWARD),
-    (run, "_factors_of", FACTORS),
+    (run, "gradients_of", BACKWARD),
+    (run, "factors_of", FACTORS),
     (ops, "tangent_moments", OPS),
 ]
 SQUARE, FORWARD_GRAM, SUMS, REST = "backward Gram and fused pass", "forward Gram", "thin products and sums", "the rest"

@@ -52,7 +52,7 @@ def he_initialised(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 def weight_normalised(n: int, quick: bool) -> Problem:
-    """A network with a parametrised layer, which goes by the fallback."""
+    """A network with a parametrised layer, which goes by its own Jacobian, or by the fallback where that is large."""
     inputs, width, hidden = (16, 16, 24) if quick else (128, 256, 480)
     parametrised = nn.utils.parametrizations.weight_norm(nn.Linear(width, hidden))
     model = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), parametrised, nn.ReLU(), nn.Linear(hidden, OUTPUTS))
@@ -60,15 +60,14 @@ def weight_normalised(n: int, quick: bool) -> Problem:
 
 
 class Projection(nn.Module):
-    """A linear layer with its weight the other way round, for which there is no rule."""
+    """Uses the parameters of a linear layer without calling it, so that no rule applies."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5)
-        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.linear = nn.Linear(inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight + self.bias
+        return functional.linear(x, self.linear.weight, self.linear.bias)
 
 
 class Attention(nn.Module):

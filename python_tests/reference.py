@@ -115,7 +115,7 @@ def jacobians(model: nn.Module, x: Tensor, layers: dict[str, list[str]] | None =
                     for sample in x
                 ]
                 parts = {name: torch.stack(column) for name, column in zip(own, zip(*rows, strict=True), strict=True)}
-        found[layer] = torch.cat([parts[name].flatten(2) for name in names], 2)
+        found[layer] = torch.cat([parts[name].reshape(*parts[name].shape[:2], -1) for name in names], 2)
     return found
 
 

@@ -21,7 +21,9 @@ from torch.utils._pytree import tree_leaves
 from ahkernels.capture.batch import Batch
 from ahkernels.capture.forward import Forward
 from ahkernels.capture.joined import through_one_tensor
-from ahkernels.capture.rules import Recorded, Rule, RuleOfAllOutputs
+from ahkernels.capture.rules import Rule, RuleOfAllOutputs
+from ahkernels.capture.rules.in_graph import Consumers, GraphRule, uses_in_graph
+from ahkernels.capture.rules.own_jacobian import OwnJacobianRule
 from ahkernels.capture.selection import Layer
 from ahkernels.capture.twin import Twin
 from ahkernels.precision import coarsest
@@ -32,8 +34,8 @@ class Uses:
     """The uses of one layer in a call of the model, in their order.
 
     Attributes:
-        recorded: What the layer's rule keeps of the input of each use; None where the rule does not apply or the
-            samples do not come first.
+        recorded: What the layer's rule keeps of the input of each use, or has found of it in the graph; None where the
+            rule does not apply or the samples do not come first.
         edges: The gradient edge at the output of each use.
         output_shapes: The shape of the output of each use.
         other_outputs: Graph nodes of further outputs, such as the weights of an attention, whose gradients the rule
@@ -41,11 +43,17 @@ class Uses:
         edges_inside: How many edges each use has into a leaf, by the id of the leaf; one for all that are not listed.
     """
 
-    recorded: list[Recorded | None] = field(default_factory=list)
+    recorded: list[Any] = field(default_factory=list)
     edges: list[GradientEdge] = field(default_factory=list)
     output_shapes: list[tuple[int, ...]] = field(default_factory=list)
     other_outputs: list[Node] = field(default_factory=list)
     edges_inside: list[dict[int, int]] = field(default_factory=list)
+
+    def no_gradient(self, use: int, r: int) -> Tensor:
+        """Zeros [r, *output shape] as the gradients at the output of a use."""
+        edge, shape = self.edges[use], self.output_shapes[use]
+        of_output = edge.node._input_metadata[edge.output_nr]
+        return torch.zeros(1, dtype=of_output.dtype, device=of_output.device).expand(r, *shape)
 
 
 @dataclass
@@ -56,11 +64,13 @@ class Call:
         output: f(x) [n, o].
         uses: The uses of each layer by its name, in the order of first use.
         leaves: The parameters of the twin by name.
+        modules: The modules of the twin whose calls are the uses, by the names of the layers.
     """
 
     output: Tensor
     uses: dict[str, Uses]
     leaves: dict[str, Tensor]
+    modules: dict[str, nn.Module]
 
     @functools.cached_property
     def graph(self) -> tuple[set[Node], dict[int, int]]:
@@ -98,6 +108,16 @@ class Call:
                     ready.append(following)
         return found
 
+    @functools.cached_property
+    def consumers(self) -> Consumers:
+        """For each output of a node of the graph, the nodes that take it, and the places that it has there."""
+        found: dict[tuple[Node, int], list[tuple[Node, int]]] = {}
+        for node in self.graph[0]:
+            for place, (of, nr) in enumerate(node.next_functions):
+                if of is not None:
+                    found.setdefault((of, nr), []).append((node, place))
+        return found
+
     def edges(self, layer: Layer) -> list[GradientEdge]:
         """The gradient edges at the outputs of the layer's uses."""
         return self.uses[layer.name].edges if layer.name in self.uses else []
@@ -110,11 +130,25 @@ class Call:
         """Whether the layer's parameters act on the output by its recorded uses alone, as its rule has it."""
         nodes, into_leaf = self.graph
         uses = self.uses.get(layer.name, Uses())
-        if any(one is None for one in uses.recorded) or any(node in nodes for node in uses.other_outputs):
+        if any(one is None for one in uses.recorded):
             return False
         inside = [of_use for edge, of_use in zip(uses.edges, uses.edges_inside, strict=True) if edge.node in nodes]
+        if inside and isinstance(layer.rule, OwnJacobianRule):
+            return True  # a use may take a parameter several times, and give out its input, too
+        if any(node in nodes for node in uses.other_outputs):
+            return False
         leaves = [id(self.leaves[name]) for name in layer.parameters]
         return all(into_leaf.get(leaf, 0) <= sum(of_use.get(leaf, 1) for of_use in inside) for leaf in leaves)
+
+    def find_in_graph(self, layer: Layer) -> None:
+        """Notes the uses of a layer from the graph."""
+        leaves = [self.leaves[name] for name in layer.parameters]
+        found = uses_in_graph(leaves, self.consumers, len(self.output))
+        if found is None:
+            self.uses[layer.name] = Uses(recorded=[None])
+        elif found:
+            edges, shapes = [one.edge for one in found], [one.output_shape for one in found]
+            self.uses[layer.name] = Uses([*found], edges, shapes, edges_inside=[{} for _ in found])
 
 
 def call_model(
@@ -142,13 +176,18 @@ def call_model(
         TypeError: If a rule records something else than tensors.
     """
     recorder = _Recorder(len(x))
+    modules = {layer.name: twin.of(layer.module) for layer in layers}
     for layer in layers:
-        recorder.attach(twin.of(layer.module), layer)
+        recorder.attach(modules[layer.name], layer)
     with observer or nullcontext():
         output = forward(twin.model, x)
     recorder.close()
     _require_gradients(output)
-    return Call(output, recorder.uses, dict(twin.model.named_parameters()))
+    call = Call(output, recorder.uses, dict(twin.model.named_parameters()), modules)
+    for layer in layers:
+        if isinstance(layer.rule, GraphRule):
+            call.find_in_graph(layer)
+    return call
 
 
 @contextmanager
@@ -207,7 +246,7 @@ class _Recorder:
         if self._open:
             self.uses.setdefault(layer.name, Uses())
         outputs = forward(*args, **kwargs)
-        if self._open and layer.rule is not None:
+        if self._open and layer.rule is not None and not isinstance(layer.rule, GraphRule):
             return self._record(module, layer, layer.rule, args, kwargs, outputs)
         return outputs
 
@@ -232,12 +271,20 @@ class _Recorder:
             seen.recorded.append(None)
             return outputs
         if not output.requires_grad:
+            if layer.doubtful:
+                seen.recorded.append(None)
+                return outputs
             raise ValueError(
                 f"model: expected gradients to flow through layer {layer.name!r}, got a call of it without "
                 f"gradients (under torch.no_grad(), say); write layers=[...] without {layer.name!r}"
             )
-        with torch.no_grad():
-            recorded = _kept(rule.record(module, args, kwargs))
+        try:
+            with torch.no_grad():
+                recorded = _kept(rule.record(module, args, kwargs))
+        except Exception:
+            if not layer.doubtful:
+                raise
+            recorded = None  # of a module with other arguments, say
         if not isinstance(recorded, (Tensor, tuple, type(None))):
             raise TypeError(
                 f"rule: expected record() for layer {layer.name!r} to return a tensor, a tuple of them or None, "
@@ -269,7 +316,7 @@ class _RecordedForward:
         return copy.deepcopy(self.__wrapped__, memo)  # a method of the module becomes one of its copy
 
 
-def _samples_first(recorded: Recorded | None, output: Tensor, n: int) -> bool:
+def _samples_first(recorded: Any, output: Tensor, n: int) -> bool:
     first = (recorded[0] if recorded else None) if isinstance(recorded, tuple) else recorded
     return first is not None and first.dim() > 0 and first.shape[0] == output.shape[0] == n
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from ahkernels.capture.call import Call
-from ahkernels.capture.plan import PlannedLayer
 from ahkernels.capture.selection import Layer
+from ahkernels.capture.traced import TracedLayer
 from ahkernels.precision import coarsest
 
 # How far two squared norms may be apart, relative to their size, for the coarsest dtype of a layer.
@@ -35,6 +35,8 @@ _OTHER_SCALES = (1.37, 0.71, 2.9)
 # Where autograd's own gradients are apart by so much, ours may be apart by this many times as much: a few digits of
 # sums that cancel, but not of 16-bit numbers, which have few themselves.
 _TIMES_NOISE, _TIMES_NOISE_OF_16_BITS = 10, 3
+# A norm over numbers that are all the same leaves nothing but rounding, divided by sqrt(eps) of about 1/300.
+ROUNDING_OF_NORMS = 300
 # Norms from sums of fp32 squares, which neither vanish nor overflow.
 _SAFE_NORMS = (1e-15, 1e15)
 
@@ -184,7 +186,7 @@ class Comparison:
         return all(one <= own for one, own in zip(self.beyond, noise, strict=True))
 
 
-def compare(reference: Reference, captured: Sequence[tuple[PlannedLayer, Tensor, Tensor]]) -> list[list[Comparison]]:
+def compare(reference: Reference, captured: Sequence[tuple[TracedLayer, Tensor, Tensor]]) -> list[list[Comparison]]:
     """Compares what was captured of layers with autograd, each parameter on its own where that can be.
 
     Args:
@@ -201,6 +203,17 @@ def compare(reference: Reference, captured: Sequence[tuple[PlannedLayer, Tensor,
         [_comparison(reference, layer, g.dtype, names, [next(sums) for _ in found]) for names, found in of_layer]
         for (layer, _, g), of_layer in zip(captured, parts, strict=True)
     ]
+
+
+def explained(one: Comparison, reference: Reference, layer: TracedLayer) -> bool:
+    """Whether a comparison finds no more than rounding and the noise of autograd itself."""
+    if not any(one.beyond):
+        return True
+    noise = reference.noise(one.names)
+    if layer.d == 0:
+        rounding = ROUNDING_OF_NORMS * reference.rounding(one.names)
+        noise = [max(own, rounding**2) for own in noise]
+    return one.within(noise)
 
 
 class _Addends(NamedTuple):
@@ -230,7 +243,7 @@ class _Sum(NamedTuple):
 
 
 def _parts(
-    reference: Reference, layer: PlannedLayer, a: Tensor, g: Tensor
+    reference: Reference, layer: TracedLayer, a: Tensor, g: Tensor
 ) -> list[tuple[tuple[str, ...], list[_Addends]]]:
     """The addends of J^T v, by the parameters that are compared together."""
     wide = _summed_in(g.dtype)
@@ -241,7 +254,7 @@ def _parts(
     biases = tuple(name for name in layer.parameters if _is_bias(name))
     if a.shape[2] > 0:
         of_weight, of_bias = [_Addends(h, a.to(wide) if a.is_floating_point() else a)], [_Addends(h)][: layer.bias]
-    elif layer.rule is None and m == layer.m:
+    elif layer.d == 0 and m == layer.m == sum(reference.numbers[name] for name in layer.parameters):
         columns = torch.split(h, [reference.numbers[name] for name in layer.parameters], 2)
         return [((name,), [_Addends(one)]) for name, one in zip(layer.parameters, columns, strict=True)]
     elif layer.d > 0 and m > 0:
@@ -304,7 +317,7 @@ def _numbers(squares: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _comparison(
-    reference: Reference, layer: PlannedLayer, dtype: torch.dtype, names: tuple[str, ...], sums: Sequence[list[_Sum]]
+    reference: Reference, layer: TracedLayer, dtype: torch.dtype, names: tuple[str, ...], sums: Sequence[list[_Sum]]
 ) -> Comparison:
     """Compares sums for both v with the gradients of some parameters."""
     lacking = () if layer.bias or layer.d == 0 else tuple(name for name in layer.parameters if _is_bias(name))

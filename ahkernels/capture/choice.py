@@ -22,7 +22,7 @@ ROOT = "(root)"
 _TRAINABLE = "trainable"
 
 
-class Candidate(NamedTuple):
+class Choosable(NamedTuple):
     """A layer that may be chosen.
 
     Attributes:
@@ -41,11 +41,11 @@ def shown_name(path: str) -> str:
     return path or ROOT
 
 
-def choose(candidates: Sequence[Candidate], layers: Layers) -> dict[str, list[str]]:
+def choose(choosable: Sequence[Choosable], layers: Layers) -> dict[str, list[str]]:
     """Finds the layers that the argument `layers` chooses.
 
     Args:
-        candidates: All layers with parameters.
+        choosable: All layers with parameters.
         layers: The argument.
 
     Returns:
@@ -57,19 +57,19 @@ def choose(candidates: Sequence[Candidate], layers: Layers) -> dict[str, list[st
             (the message has the types there are), or none is trained.
     """
     if layers is None:
-        return {one.name: [one.name] for one in candidates}
+        return {one.name: [one.name] for one in choosable}
     if not isinstance(layers, Mapping):
-        return {name: [name] for name in _chosen(candidates, layers, "layers")}
+        return {name: [name] for name in _chosen(choosable, layers, "layers")}
     if not layers:
         raise ValueError('layers: expected at least one group, got none; write layers={"all": "*"}, say')
     for name in layers:
         if not isinstance(name, str):
             raise TypeError(f"layers: expected names of groups, got {name!r}")
-    return {name: _chosen(candidates, choice, f"layers[{name!r}]") for name, choice in layers.items()}
+    return {name: _chosen(choosable, choice, f"layers[{name!r}]") for name, choice in layers.items()}
 
 
-def _chosen(candidates: Sequence[Candidate], choice: Choice, argument: str) -> list[str]:
-    """The names of the layers of a choice, in the order of the candidates."""
+def _chosen(choosable: Sequence[Choosable], choice: Choice, argument: str) -> list[str]:
+    """The names of the layers of a choice, in the order of the choosable."""
     parts = [choice] if isinstance(choice, (str, type)) else choice
     if not isinstance(parts, Sequence) or not all(isinstance(part, str) or _is_module_type(part) for part in parts):
         raise TypeError(f"{argument}: expected names, patterns or types of layers, got {choice!r}")
@@ -79,20 +79,18 @@ def _chosen(candidates: Sequence[Candidate], choice: Choice, argument: str) -> l
         )
     found: set[str] = set()
     for part in parts:
-        found.update(
-            _named(candidates, part, argument) if isinstance(part, str) else _typed(candidates, part, argument)
-        )
-    return [one.name for one in candidates if one.name in found]
+        found.update(_named(choosable, part, argument) if isinstance(part, str) else _typed(choosable, part, argument))
+    return [one.name for one in choosable if one.name in found]
 
 
 def _is_module_type(part: object) -> bool:
     return isinstance(part, type) and issubclass(part, nn.Module)
 
 
-def _typed(candidates: Sequence[Candidate], kind: type[nn.Module], argument: str) -> list[str]:
-    found = [one.name for one in candidates if isinstance(one.module, kind)]
+def _typed(choosable: Sequence[Choosable], kind: type[nn.Module], argument: str) -> list[str]:
+    found = [one.name for one in choosable if isinstance(one.module, kind)]
     if not found:
-        there = dict.fromkeys(type(one.module).__name__ for one in candidates)
+        there = dict.fromkeys(type(one.module).__name__ for one in choosable)
         raise ValueError(
             f"{argument}: expected types of layers with parameters, got {kind.__name__}, which matches none; types: "
             + ", ".join(there)
@@ -100,12 +98,12 @@ def _typed(candidates: Sequence[Candidate], kind: type[nn.Module], argument: str
     return found
 
 
-def _named(candidates: Sequence[Candidate], pattern: str, argument: str) -> list[str]:
-    names = [one.name for one in candidates]
+def _named(choosable: Sequence[Choosable], pattern: str, argument: str) -> list[str]:
+    names = [one.name for one in choosable]
     if pattern in names:
         return [pattern]
     if pattern == _TRAINABLE:
-        return _trainable(candidates, argument)
+        return _trainable(choosable, argument)
     found = fnmatch.filter(names, pattern)
     if not found:
         near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
@@ -116,8 +114,8 @@ def _named(candidates: Sequence[Candidate], pattern: str, argument: str) -> list
     return found
 
 
-def _trainable(candidates: Sequence[Candidate], argument: str) -> list[str]:
-    found = [one.name for one in candidates if one.trainable]
+def _trainable(choosable: Sequence[Choosable], argument: str) -> list[str]:
+    found = [one.name for one in choosable if one.trainable]
     if not found:
         raise ValueError(
             f"{argument}: expected a layer with a parameter that requires gradients, got none; leave layers= out to "

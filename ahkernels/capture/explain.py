@@ -29,7 +29,7 @@ class LayerExplanation:
         route: "factors" for a layer with one position. For several positions: "pairs" (by pairs of positions),
             "jacobian" (the Jacobian is kept instead of the factors) or "jacobian slices" (the factors are kept, and the
             Jacobian is formed from them a slice at a time). "root" where none of these fits the memory budget, so that
-            the layer comes in blocks of samples, and a square root of K is kept. "fallback" where there is no rule, so
+            the layer comes in blocks of samples, and a square root of K is kept. "fallback" where no rule holds, so
             that the Jacobian comes from the model itself.
         positions: Positions of all uses together.
         parameters: The number of scalar parameters.

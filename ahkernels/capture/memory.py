@@ -92,7 +92,8 @@ class Memory:
         numbers = [layer.positions * layer.m for layer in layers]
         gradients = self.r * self.item * 2 * max(numbers, default=0)
         if samples < self.n or any(layer.as_jacobian for layer in layers):  # they are not what is kept
-            gradients += self.r * self.item * sum(numbers)
+            # Those of a layer whose rule forms its Jacobian are not as large as that.
+            gradients += self.r * self.item * sum(layer.positions * layer.m for layer in layers if layer.d > 0)
         return samples * (2 * self.bytes_per_sample + gradients)
 
     def chunks(self, layers: Sequence[PlannedLayer], samples: slice) -> list[slice]:

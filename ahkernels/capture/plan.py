@@ -19,7 +19,8 @@ from ahkernels.capture.options import CaptureOptions
 from ahkernels.capture.route import Route, Shape, choose_route, fallback_route
 from ahkernels.capture.selection import select_layers
 from ahkernels.capture.structure import Known, known
-from ahkernels.capture.trace import Trace, TracedLayer, trace_model
+from ahkernels.capture.trace import Trace, trace_model
+from ahkernels.capture.traced import TracedLayer
 from ahkernels.capture.twin import Twin
 from ahkernels.capture.wrappers import unwrapped
 from ahkernels.outputs import OutputSelection
@@ -43,8 +44,10 @@ class PlannedLayer(TracedLayer):
         """Chooses the route of a layer within the memory budget."""
         n, r, e = memory.n, outputs.rows, outputs.entries
         most_numbers, budget = memory.kept // memory.item, memory.budget // memory.item
-        if layer.rule is None:
-            return cls(**vars(layer), route=fallback_route(n, r, e, layer.m, most_numbers, budget))
+        if layer.d == 0:  # a Jacobian
+            route = fallback_route(n, r, e, layer.m, most_numbers, budget)
+            if layer.rule is None or route.name == "root":  # which the fallback forms from slices of the Jacobian
+                return cls(**vars(layer.without_rule()), route=route)
         shape = Shape(n, r, e, layer.positions, layer.d, layer.m, layer.bias)
         keep_factors = layer.one_hot or (keep_factors and layer.d > 0)
         return cls(**vars(layer), route=choose_route(shape, most_numbers, budget, keep_factors=keep_factors))
@@ -238,8 +241,9 @@ def _plan(
     chosen = str(replace(options, output=None))
     of_structure = known(model, x, forward, selected.layers, [chosen, keep_factors, grams, evaluating])
     layers = [layer.without_rule() if layer.name in of_structure.without_rule else layer for layer in selected.layers]
+    new_twin = functools.partial(Twin, model, evaluating=evaluating)
     try:
-        trace = trace_model(forward, functools.partial(Twin, model, evaluating=evaluating), model, x, layers)
+        trace = trace_model(forward, new_twin, model, x, layers, of_structure.failed)
     except (RuntimeError, TypeError) as error:
         wrong = x.of_another_dtype(model)
         if wrong is None:

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ahkernels.capture.backward import factors_of, gradients_of
 from ahkernels.capture.blocks import KernelInBlocks
 from ahkernels.capture.call import Call, call_model
-from ahkernels.capture.certify import Comparison, Reference, apart, compare
+from ahkernels.capture.certify import ROUNDING_OF_NORMS, Comparison, Reference, apart, compare, explained
 from ahkernels.capture.evaluation import require_determined
 from ahkernels.capture.fallback import jacobians
-from ahkernels.capture.guard import leaving_no_trace, quietly_batched
+from ahkernels.capture.guard import leaving_no_trace
 from ahkernels.capture.kept import Kept
 from ahkernels.capture.memory import return_freed_memory
 from ahkernels.capture.plan import CapturePlan, PlannedLayer
@@ -35,9 +36,6 @@ from ahkernels.kernel import TangentKernel, kernel_of_outputs
 _TIMES_SPLITS = 10
 # More than that, relative to their norm, is not rounding that flips a ReLU here and there: samples act on one another.
 _MOST_BETWEEN_SPLITS = 5e-3
-
-# A norm over numbers that are all the same leaves nothing but rounding, divided by sqrt(eps) of about 1/300.
-_ROUNDING_OF_NORMS = 300
 
 # Small layers that are compared with autograd together hold so small a part of what a chunk of samples may take.
 _GROUPS_IN_WORK = 8
@@ -261,11 +259,11 @@ class Capture:
             What was kept, a few layers at a time: where they are small, they are compared with autograd together.
         """
         plan = self.plan
-        gradients = _gradients(call, [layer for layer, _ in layers], plan.cotangents)
+        gradients = gradients_of(call, [layer for layer, _ in layers], plan.cotangents)
         found: list[_CapturedLayer] = []
         held = 0
         for layer, kept in layers:
-            a, g = kept.add(samples, *_factors_of(call, layer, gradients.pop(layer.name, None), plan.outputs.rows))
+            a, g = kept.add(samples, *factors_of(call, layer, gradients.pop(layer.name, None), plan.outputs.rows))
             if found and held + a.nbytes + g.nbytes > plan.memory.work // _GROUPS_IN_WORK:
                 yield found
                 found, held = [], 0
@@ -279,7 +277,7 @@ class Capture:
         """The layers whose factors of a chunk do not agree with autograd; notes by how much the others differ."""
         failing = set()
         for (layer, _, _), found in zip(captured, compare(reference, captured), strict=True):
-            if all(_explained(one, reference, layer) for one in found):
+            if all(explained(one, reference, layer) for one in found):
                 self._note(layer, found)
             else:
                 failing.add(layer.name)
@@ -304,7 +302,7 @@ class Capture:
                     raise
                 continue  # an operation of the model has no batched form
             for layer in layers:
-                rounding = _ROUNDING_OF_NORMS if one_by_one else 1
+                rounding = ROUNDING_OF_NORMS if one_by_one else 1
                 worst[layer.name] = self._agrees_in_batches(layer, found[layer.name], references, rounding)
                 if not worst[layer.name].names:
                     kept[layer.name] = Kept(len(plan.x), layer, grams=False)
@@ -344,17 +342,6 @@ class Capture:
         return worst
 
 
-def _explained(one: Comparison, reference: Reference, layer: PlannedLayer) -> bool:
-    """Whether a comparison finds no more than rounding and the noise of autograd itself."""
-    if not any(one.beyond):
-        return True
-    noise = reference.noise(one.names)
-    if layer.d == 0:
-        rounding = _ROUNDING_OF_NORMS * reference.rounding(one.names)
-        noise = [max(own, rounding**2) for own in noise]
-    return one.within(noise)
-
-
 def _between_splits(
     plan: CapturePlan, reference: Reference, names: Sequence[str], samples: slice, rounding: float
 ) -> list[float]:
@@ -390,65 +377,3 @@ def _between_splits(
         distance = min(max([0.0, *distances]), _MOST_BETWEEN_SPLITS * size)
         found.append(_TIMES_SPLITS * apart(size, max(distance, rounding * reference.rounding(names))))
     return found
-
-
-def _gradients(call: Call, layers: Sequence[PlannedLayer], cotangents: Tensor) -> dict[str, list[Tensor | None]]:
-    """Computes the gradients [r, *output shape] at each use of each layer; None where a use does not reach f."""
-    names = [layer.name for layer in layers if layer.name in call.uses]
-    edges = [edge for name in names for edge in call.uses[name].edges]
-    if not edges:
-        return {}
-    batched = cotangents[:, None, :].expand(-1, call.output.shape[0], -1)  # [r, n, o]
-    if len(batched) == 1:
-        found: Sequence[Tensor | None] = torch.autograd.grad(
-            call.output, edges, batched[0], retain_graph=True, allow_unused=True
-        )
-        gradients = [None if g is None else g.unsqueeze(0) for g in found]
-    else:
-        gradients = list(_batched_gradients(call.output, edges, batched))
-    result: dict[str, list[Tensor | None]] = {}
-    for name in names:
-        uses = len(call.uses[name].edges)
-        result[name], gradients = gradients[:uses], gradients[uses:]
-    return result
-
-
-def _batched_gradients(
-    output: Tensor, edges: Sequence[torch.autograd.graph.GradientEdge], batched: Tensor
-) -> Sequence[Tensor | None]:
-    try:
-        with quietly_batched:
-            return torch.autograd.grad(
-                output, edges, batched, retain_graph=True, allow_unused=True, is_grads_batched=True
-            )
-    except RuntimeError:
-        # An operation of the model cannot be batched over cotangents.
-        one_by_one: list[tuple[Tensor | None, ...]] = [
-            torch.autograd.grad(output, edges, cotangent, retain_graph=True, allow_unused=True) for cotangent in batched
-        ]
-        by_edge = zip(*one_by_one, strict=True)
-        return [None if parts[0] is None else torch.stack([g for g in parts if g is not None]) for parts in by_edge]
-
-
-def _factors_of(
-    call: Call, layer: PlannedLayer, gradients: Sequence[Tensor | None] | None, r: int
-) -> tuple[Tensor, Tensor]:
-    """Forms the factors of a layer from one call: a [n, s, d] and g [r, n, s, m]."""
-    n, uses, rule = call.output.shape[0], call.uses.get(layer.name), layer.rule
-    assert rule is not None
-    zeros = call.output.detach().new_zeros(1)
-    if uses is None:
-        return zeros.expand(n, 1, 0), zeros.expand(r, n, 1, 0)
-    forward, backward = [], []
-    for use, recorded in enumerate(uses.recorded):
-        gradient = None if gradients is None else gradients[use]
-        if gradient is None:
-            gradient = zeros.expand(r, *uses.output_shapes[use])
-        a, g = rule.factors(layer.module, recorded, gradient.detach())
-        if a.is_floating_point() and a.dtype != g.dtype:  # under autocast
-            dtype = torch.promote_types(a.dtype, g.dtype)
-            a, g = a.to(dtype), g.to(dtype)
-        forward.append(a)
-        backward.append(g)
-    a, g = (of_uses[0] if len(of_uses) == 1 else torch.cat(of_uses, -2) for of_uses in (forward, backward))
-    return a, g

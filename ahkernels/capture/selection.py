@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ahkernels.capture.choice import ROOT, Candidate, Layers, choose, shown_name
+from ahkernels.capture.choice import ROOT, Choosable, Layers, choose, shown_name
 from ahkernels.capture.guard import require_module
-from ahkernels.capture.rules import Rule, rule_for
+from ahkernels.capture.rules import Candidate, Rule, candidates
 
 
 @dataclass(frozen=True)
@@ -18,20 +18,33 @@ class Layer:
     Attributes:
         name: Its name in `model.named_modules()`, or `ROOT` for the model itself.
         module: The module whose calls use the parameters: usually the named one, otherwise its container (see
-            `rule_for`).
+            `Candidate`).
         parameters: Their names in `model.named_parameters()`. A parameter that is tied between modules belongs to the
             first of them. A parameter that a parametrisation holds belongs to the parametrised module.
         rule: The rule for this kind of module; None where the Jacobian comes from `ahkernels.capture.fallback`.
+        doubtful: Whether the rule is for another type of module, so that it has to be checked.
+        others: The rules to try where this one does not hold.
     """
 
     name: str
     module: nn.Module
     parameters: tuple[str, ...]
     rule: Rule | None
+    doubtful: bool
+    others: tuple[Candidate, ...]
 
     def without_rule(self) -> Layer:
         """The same layer, whose Jacobian comes from the fallback."""
-        return Layer(self.name, self.module, self.parameters, None)
+        return replace(self, rule=None, doubtful=False, others=())
+
+    def with_next_rule(self) -> Layer:
+        """The same layer with the next of its rules; without one where none is left."""
+        if not self.others:
+            return self.without_rule()
+        following, *others = self.others
+        return replace(
+            self, module=following.module, rule=following.rule, doubtful=following.doubtful, others=tuple(others)
+        )
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,7 @@ def select_layers(model: nn.Module, layers: Layers) -> Selection:
         )
     tied = _tied(model)
     paths = [path for path, _ in model.named_modules() if path in owned]
-    groups = choose([_candidate(model, path, owned[path]) for path in paths], layers)
+    groups = choose([_choosable(model, path, owned[path]) for path in paths], layers)
     selected = {name for members in groups.values() for name in members}
     found = []
     for path in paths:
@@ -95,17 +108,16 @@ def select_layers(model: nn.Module, layers: Layers) -> Selection:
                     f"model: expected real floating-point parameters, got {own!r} of dtype {dtype}; write layers=[...] "
                     f"without {shown_name(path)!r}"
                 )
-        module, rule = rule_for(model, path)
         local = {parameter.removeprefix(f"{path}.") for parameter in owned[path]}
-        if rule is not None and (local != set(rule.parameters(module)) or not tied.isdisjoint(owned[path])):
-            rule = None
-        found.append(Layer(shown_name(path), module, tuple(owned[path]), rule))
+        first, *others = candidates(model, path, local, tied=not tied.isdisjoint(owned[path]))
+        own_layer = shown_name(path), first.module, tuple(owned[path]), first.rule
+        found.append(Layer(*own_layer, first.doubtful, tuple(others)))
     return Selection(found, groups)
 
 
-def _candidate(model: nn.Module, path: str, parameters: list[str]) -> Candidate:
+def _choosable(model: nn.Module, path: str, parameters: list[str]) -> Choosable:
     trainable = any(model.get_parameter(name).requires_grad for name in parameters)
-    return Candidate(shown_name(path), model.get_submodule(path), trainable)
+    return Choosable(shown_name(path), model.get_submodule(path), trainable)
 
 
 def _owner(parameter: str) -> str:

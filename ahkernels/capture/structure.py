@@ -31,12 +31,14 @@ class Known:
         calls: The number of captures since the last certificate; 0 where there has been none.
         certificate: The differences that the last certificate found, by layer; empty where there has been none.
         without_rule: The layers whose rule has failed.
+        failed: How many of its rules a layer has been found not to have by the calls on a few samples.
         one_by_one: Whether the fallback cannot batch its gradients.
     """
 
     calls: int = 0
     certificate: dict[str, float] = field(default_factory=dict)
     without_rule: set[str] = field(default_factory=set)
+    failed: dict[str, int] = field(default_factory=dict)
     one_by_one: bool = False
 
 
@@ -55,7 +57,7 @@ def known(model: nn.Module, x: Batch, forward: Forward, layers: Sequence[Layer],
     """
     of_model = _KNOWN.setdefault(model, {})
     try:
-        rules = [layer.rule and _Same(layer.rule) for layer in layers]
+        rules = [_Same(rule) for layer in layers for rule in (layer.rule, *(other.rule for other in layer.others))]
         names = [layer.name for layer in layers]
         key: Hashable = (x.key, forward.autocast, *names, *rules, *options, *_Fingerprint(model, forward.output).parts)
         hash(key)

@@ -1,22 +1,28 @@
-"""The trace: one call on a few samples, which shows the order of the layers, their uses and their positions."""
+"""The trace: a call on a few samples, which shows the order of the layers, their uses, positions and rules.
+
+Where a rule does not hold in this call, another call follows with the next rule of the layer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, MutableMapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ahkernels.capture.batch import Batch
-from ahkernels.capture.call import Call, call_model, explained_for_one
+from ahkernels.capture.call import Call, Uses, call_model, explained_for_one
+from ahkernels.capture.doubt import not_holding
 from ahkernels.capture.forward import Forward
 from ahkernels.capture.guard import RandomNumbers
 from ahkernels.capture.observer import OBSERVING, Observer
+from ahkernels.capture.rules import Rule
 from ahkernels.capture.selection import Layer
+from ahkernels.capture.traced import TracedLayer
 from ahkernels.capture.twin import Twin
 
-_SAMPLES = 4
+_SAMPLES = 5  # seldom the size of anything else in a network, such as a number of heads
 
 
 def few_samples(n: int) -> list[int]:
@@ -30,34 +36,6 @@ def another_sample(n: int) -> int:
     """The index of a sample that is not traced; the only one of one."""
     few = few_samples(n)
     return next((index for index in range(n - 1, -1, -1) if index not in few), 0)
-
-
-@dataclass(frozen=True)
-class TracedLayer(Layer):
-    """A layer and how a call of the model uses it. Its rule is None where the one for its kind does not apply.
-
-    Attributes:
-        positions: Positions of all uses together.
-        d: The length of its forward factor at one position; 0 where there is none.
-        m: The length of its backward factor at one position, for one output.
-        one_hot: Whether its forward factor is one-hot, and captured as integers.
-    """
-
-    positions: int
-    d: int
-    m: int
-    one_hot: bool
-
-    @classmethod
-    def by_fallback(cls, layer: Layer, model: nn.Module) -> TracedLayer:
-        """Describes a layer whose Jacobian comes from `ahkernels.capture.fallback`: one position, and no input."""
-        parameters = sum(model.get_parameter(name).numel() for name in layer.parameters)
-        return cls(layer.name, layer.module, layer.parameters, None, positions=1, d=0, m=parameters, one_hot=False)
-
-    @property
-    def bias(self) -> bool:
-        """Whether b = 1 is added to the forward Gram of its factors, as its rule or the fallback forms them."""
-        return self.rule is None or self.rule.has_bias(self.module)
 
 
 @dataclass(frozen=True)
@@ -80,9 +58,14 @@ class Trace:
 
 
 def trace_model(
-    forward: Forward, new_twin: Callable[..., Twin], model: nn.Module, x: Batch, layers: Sequence[Layer]
+    forward: Forward,
+    new_twin: Callable[..., Twin],
+    model: nn.Module,
+    x: Batch,
+    layers: Sequence[Layer],
+    failed: MutableMapping[str, int],
 ) -> Trace:
-    """Calls a twin of the model on a few samples of x and records its layers.
+    """Calls a twin of the model on a few samples of x and records its layers, with the first of their rules that holds.
 
     Args:
         forward: How the model is called.
@@ -90,6 +73,7 @@ def trace_model(
         model: The network itself.
         x: Its inputs.
         layers: The layers to record.
+        failed: How many of its rules a layer is known not to have; what is found is added to it.
 
     Returns:
         The layers as this call uses them.
@@ -99,6 +83,26 @@ def trace_model(
             of a module, or for the reasons of `call_model`.
         TypeError: If a rule records something else than tensors.
     """
+    rest = [_without_failed(layer, failed.get(layer.name, 0)) for layer in layers]
+    while True:
+        trace, failing = _trace(forward, new_twin, model, x, rest)
+        if not failing:
+            return trace
+        for name in failing:
+            failed[name] = failed.get(name, 0) + 1
+        rest = [layer.with_next_rule() if layer.name in failing else layer for layer in rest]
+
+
+def _without_failed(layer: Layer, rules: int) -> Layer:
+    for _ in range(rules):
+        layer = layer.with_next_rule()
+    return layer
+
+
+def _trace(
+    forward: Forward, new_twin: Callable[..., Twin], model: nn.Module, x: Batch, layers: Sequence[Layer]
+) -> tuple[Trace, set[str]]:
+    """Calls the model; returns what it found and the layers whose rule does not hold."""
     parameters = dict(model.named_parameters())
     few = x[few_samples(len(x))]
     protected: dict[str, Tensor] = {repr(name): parameter for name, parameter in parameters.items()}
@@ -136,11 +140,18 @@ def trace_model(
             f"model.get_parameter({name!r}).requires_grad_(), or layers=[...] without its layer"
         )
     held_otherwise = {name for name in own if id(parameters[name]) in call.graph[1]}  # not replaced in the twin
-    traced = {layer.name: _traced(layer, model, call, held_otherwise, len(x)) for layer in layers}
+    traced: dict[str, TracedLayer] = {}
+    failing = set()
+    for layer in layers:
+        found = _traced(layer, model, call, held_otherwise, len(x))
+        traced[layer.name] = found or TracedLayer.by_fallback(layer, model)
+        if found is None:
+            failing.add(layer.name)
+    failing |= not_holding(call, [layer for layer in traced.values() if layer.doubtful])
     order = [*call.uses, *(name for name in traced if name not in call.uses)]
-    return Trace(
-        [traced[name] for name in order], call.output.detach(), drawn, observer.bytes // len(few), call.coarsest_dtype
-    )
+    own_bytes = observer.bytes // len(few)
+    trace = Trace([traced[name] for name in order], call.output.detach(), drawn, own_bytes, call.coarsest_dtype)
+    return trace, failing
 
 
 def _touched(parameter: Tensor, leaf: Tensor) -> bool:
@@ -150,23 +161,34 @@ def _touched(parameter: Tensor, leaf: Tensor) -> bool:
     return moved or frozen or bool(leaf._backward_hooks) or vars(leaf).keys() != vars(parameter).keys()
 
 
-def _traced(layer: Layer, model: nn.Module, call: Call, held_otherwise: Set[str], n: int) -> TracedLayer:
-    if layer.rule is None or not call.by_uses_alone(layer) or not held_otherwise.isdisjoint(layer.parameters):
+def _traced(layer: Layer, model: nn.Module, call: Call, held_otherwise: Set[str], n: int) -> TracedLayer | None:
+    """Describes a layer; None where its rule does not hold."""
+    if layer.rule is None:
         return TracedLayer.by_fallback(layer, model)
+    if not call.by_uses_alone(layer) or not held_otherwise.isdisjoint(layer.parameters):
+        return None
     uses = call.uses.get(layer.name)
-    if uses is None:  # not called for these samples; never called, its kernel is zero and its factors are empty
+    if uses is None or not uses.recorded:  # not used for these samples; never used, its kernel is zero
         return TracedLayer(**vars(layer), positions=1, d=0, m=0, one_hot=False)
+    try:
+        return _described(layer, layer.rule, model, call, uses, n)
+    except Exception:
+        if not layer.doubtful:
+            raise
+        return None
+
+
+def _described(layer: Layer, rule: Rule, model: nn.Module, call: Call, uses: Uses, n: int) -> TracedLayer:
     positions = 0
-    for one, shape in zip(uses.recorded, uses.output_shapes, strict=True):
-        assert one is not None
-        a, g = layer.rule.factors(layer.module, one, call.output.new_zeros(1, *shape))
+    for use, recorded in enumerate(uses.recorded):
+        a, g = rule.factors(call.modules[layer.name], recorded, uses.no_gradient(use, 1))
         positions += a.shape[1] if a.dim() > 1 else 0
     if a.dim() != 3 or g.dim() != 4:
         raise ValueError(
             f"rule: expected factors() for layer {layer.name!r} to return a [n, p, d] and g [r, n, p, m], got shapes "
             f"{list(a.shape)} and {list(g.shape)}"
         )
-    if a.shape[2] == 0 and not layer.rule.has_bias(layer.module):
+    if a.shape[2] == 0 and not rule.has_bias(layer.module):
         raise ValueError(
             f"rule: expected has_bias() for layer {layer.name!r} to be True, since factors() returns a Jacobian, whose "
             "forward Gram has to be one; got False; write return True"
@@ -175,4 +197,5 @@ def _traced(layer: Layer, model: nn.Module, call: Call, held_otherwise: Set[str]
     if one_hot:  # as many columns as there are words, at most
         most = max(model.get_parameter(name).shape[0] for name in layer.parameters)
         d = min(most, n * positions)
+    positions = positions if d > 0 else 1  # Jacobians of several uses are summed
     return TracedLayer(**vars(layer), positions=positions, d=d, m=g.shape[3], one_hot=one_hot)

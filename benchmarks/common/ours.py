@@ -47,7 +47,7 @@ def layerwise_certified(certify: int, model: torch.nn.Module, x: torch.Tensor, y
 
 def fault_is_found(model: torch.nn.Module, x: torch.Tensor, layer: str, samples: slice, e: float) -> bool:
     """Whether a certificate finds that the gradients of some samples at a layer were multiplied by 1 + e."""
-    right = run._factors_of
+    right = run.factors_of
 
     def faulty(call: object, planned: object, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
         a, g = right(call, planned, *rest)
@@ -56,7 +56,7 @@ def fault_is_found(model: torch.nn.Module, x: torch.Tensor, layer: str, samples:
             g[:, samples] *= 1 + e
         return a, g
 
-    with mock.patch.object(run, "_factors_of", faulty):
+    with mock.patch.object(run, "factors_of", faulty):
         found = ah.tangent_kernels(model, x, layers=[layer], keep_factors=True, certify=1)
     return not found[layer].factored  # its Jacobian, from autograd
 

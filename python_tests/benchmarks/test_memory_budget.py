@@ -34,7 +34,7 @@ def test_a_quick_run_writes_a_row_for_each_case_and_budget(tmp_path: Path) -> No
         assert 0 < row["peak_bytes"] < 64 << 20 and row["parameter_bytes"] > 0 and row["input_bytes"] > 0
         assert row["largest_layer_route"] == "fallback" and row["largest_layer_bytes"] > 0
     assert rows[1]["ratio"] == 1
-    assert "<= budget + 100" in done.stdout and "blocks.0.up: fallback" in done.stdout
+    assert "<= budget + 100" in done.stdout and "blocks.0.up.linear: fallback" in done.stdout
     assert sorted(RESULTS.iterdir()) == before
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import ahkernels as ah
 from ahkernels.capture import run
-from ahkernels.capture.trace import TracedLayer
+from ahkernels.capture.traced import TracedLayer
 
 
 class Convolutions(nn.Module):
@@ -84,13 +84,13 @@ def test_faults_in_the_factors(layer, fault, dtype, monkeypatch):
     torch.manual_seed(1)
     model, x = Convolutions().to(dtype), torch.randn(9, 2, 5, 5, dtype=dtype)
     expected = ah.tangent_kernels(model, x, keep_factors=True)
-    true, change = run._factors_of, {**FAULTS, **OF_POSITIONS}[fault]
+    true, change = run.factors_of, {**FAULTS, **OF_POSITIONS}[fault]
 
     def faulty(call, planned, *rest):
         a, g = true(call, planned, *rest)
         return change(a, g) if planned.name == layer else (a, g)
 
-    monkeypatch.setattr(run, "_factors_of", faulty)
+    monkeypatch.setattr(run, "factors_of", faulty)
     found = ah.tangent_kernels(model, x, keep_factors=True, certify=1)
     assert not found[layer].factored and expected[layer].factored  # its Jacobian, from the fallback
     for name, kernel in found.items():

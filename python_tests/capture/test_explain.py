@@ -17,9 +17,10 @@ def test_explain():
     by_name = {one.layer: one for one in found}
     assert (by_name["embed"].route, by_name["embed"].positions, by_name["embed"].parameters) == ("pairs", 3, 12)
     assert (by_name["head"].route, by_name["head"].flops) == ("factors", 7**2 * (4 + 9 * 3))
-    assert by_name["(root)"].route == "fallback"
+    assert by_name["(root)"].route == "factors"
     assert by_name["(root)"].bytes == 4 * 7 * 3 * by_name["(root)"].parameters
     assert by_name["(root)"].parameters == 4 + 16
+    assert ah.explain(networks.Tied(), x)[0].route == "fallback"
     image = ah.explain(networks.convolutional(), x)
     assert "jacobian" in {one.route for one in image}
     table = str(image).splitlines()

@@ -10,7 +10,7 @@ from torch import nn
 
 import ahkernels as ah
 from ahkernels.capture import memory, run
-from ahkernels.capture.trace import TracedLayer
+from ahkernels.capture.traced import TracedLayer
 
 Y = torch.arange(20) % 3
 
@@ -107,14 +107,14 @@ def test_a_layer_that_failed_once_stays_with_the_fallback():
 def test_every_chunk_is_certified(monkeypatch):
     monkeypatch.setattr(memory, "_CHUNK_BYTES", 1)  # chunks of one sample
     model, x = network().double(), torch.randn(20, 5, dtype=torch.float64)
-    expected, true = ah.tangent_kernels(model, x)["0"].to_dense(), run._factors_of
+    expected, true = ah.tangent_kernels(model, x)["0"].to_dense(), run.factors_of
 
     def faulty(call, layer, *rest):
         a, g = true(call, layer, *rest)
         late = torch.allclose(call.output, model(x[-1:]))
         return (2 * a, g) if late and layer.name == "0" else (a, g)
 
-    monkeypatch.setattr(run, "_factors_of", faulty)
+    monkeypatch.setattr(run, "factors_of", faulty)
     found = ah.tangent_kernels(model, x, certify=1, keep_factors=True)
     assert not found["0"].factored and found["2"].factored
     torch.testing.assert_close(found["0"].to_dense(), expected)

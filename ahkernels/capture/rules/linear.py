@@ -1,6 +1,7 @@
 """The rule for nn.Linear.
 
 On inputs [n, ..., d] it has z = W a + b at each position. So the gradient of W is g a^T, and the gradient of b is g.
+For the kernel it does not matter whether the weight is stored as W or as W^T.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ class LinearRule:
 
     def parameters(self, module: nn.Module) -> list[str]:
         """Lists weight, and bias where there is one."""
-        return ["weight"] if module.bias is None else ["weight", "bias"]
+        return ["weight", "bias"] if self.has_bias(module) else ["weight"]
 
     def record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """Keeps the input [n, ..., d]; None if it has no dimension of samples."""
+        """Keeps the input [n, ..., d]; None if it has no dimension of samples, or words instead of numbers."""
         (a,) = (*args, *kwargs.values())
-        return a if a.dim() >= 2 else None
+        return a if a.dim() >= 2 and a.is_floating_point() else None
 
     def factors(self, module: nn.Module, recorded: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Reshapes to a [n, p, d] and g [r, n, p, m], with all dimensions but samples and features as positions."""
@@ -29,7 +30,7 @@ class LinearRule:
 
     def has_bias(self, module: nn.Module) -> bool:
         """Tells whether the module has a bias."""
-        return module.bias is not None
+        return getattr(module, "bias", None) is not None
 
 
 RULES = {nn.Linear: LinearRule()}
