@@ -150,7 +150,7 @@ def test_blocks_cover_every_pair_of_samples_once():
 def test_a_fault_in_any_block_is_found(layer, sample, in_blocks, monkeypatch):
     torch.manual_seed(0)
     model, x = Tokens().double(), torch.randn(13, 5, 4, dtype=torch.float64)
-    expected, right = ah.tangent_kernels(model, x), run._factors_of
+    expected, right = ah.tangent_kernels(model, x), run.factors_of
     wrong = model(x[[sample]])
 
     def faulty(call, planned, *rest):
@@ -161,7 +161,7 @@ def test_a_fault_in_any_block_is_found(layer, sample, in_blocks, monkeypatch):
         return a, torch.where(concerned[:, None, None], 1.01 * g, g)
 
     in_blocks("pairs")
-    monkeypatch.setattr(run, "_factors_of", faulty)
+    monkeypatch.setattr(run, "factors_of", faulty)
     found = ah.tangent_kernels(model, x, certify=1)
     explained = {one.layer: one.route for one in ah.explain(model, x, certify=1)}
     for name, kernel in found.items():

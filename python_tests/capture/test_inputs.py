@@ -258,7 +258,7 @@ def test_mistakes_in_a_batch(x, error, message):
             ValueError,
             r"output: expected a callable .* \(\[0\] \[\d, 3\], \[1\] \[\d, 3\]\); write",
         ),
-        (lambda f: f.unsqueeze(2), None, ValueError, r"got shape \[4, 3, 1\]; write output=lambda"),
+        (lambda f: f.unsqueeze(2), None, ValueError, r"got shape \[5, 3, 1\]; write output=lambda"),
         (
             lambda f: f,
             lambda f: f[0],
@@ -273,7 +273,7 @@ def test_mistakes_in_a_batch(x, error, message):
         ),
         (lambda f: f, "logits", TypeError, r"output: expected a callable .* got 'logits'; write"),
         (lambda f: f, lambda f: f.argmax(1), ValueError, r"real floating-point outputs, got dtype torch.int64; return"),
-        (lambda f: "logits", None, ValueError, r"to be a tensor \[4, o\] for 4 samples, got str; write output="),
+        (lambda f: "logits", None, ValueError, r"to be a tensor \[5, o\] for 5 samples, got str; write output="),
     ],
 )
 def test_mistakes_in_outputs(returns, output, error, message):

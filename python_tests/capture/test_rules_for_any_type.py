@@ -256,8 +256,8 @@ class Listed(nn.Module):
 CONTAINERS: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
     "convolutional block": (lambda: test_rules.Head(ConvNext(), (4, 5, 6), 2), {"layer": "GraphRule"}),
     "block in place": (lambda: test_rules.Head(ConvNext(in_place=True), (4, 5, 6)), {"layer": "GraphRule"}),
-    "vision transformer": (Vision, {"": "GraphRule"}),
-    "gates": (Gated, {"": "GraphRule"}),
+    "vision transformer": (Vision, {"(root)": "GraphRule"}),
+    "gates": (Gated, {"(root)": "GraphRule"}),
     "list": (Listed, {"scales": "GraphRule"}),
 }
 
