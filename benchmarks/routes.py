@@ -80,7 +80,7 @@ def compare(layer: Layer, n: int, best: Ceilings, repeats: int) -> dict[str, obj
     v = torch.randn(n, OUTPUTS, 1, generator=generator, dtype=torch.float64)
     v -= v.mean()
     shape = layer.shape(n)
-    chosen = choose_route(shape, MOST_BYTES // 4)
+    chosen = choose_route(shape, MOST_BYTES // 4, MOST_BYTES // 4)
     most_flops = max(MOST_FLOPS, MOST_TIMES * chosen.flops)
     taken = [one for one in routes(shape) if one.numbers <= MOST_BYTES // 4 and one.flops <= most_flops]
     taken.sort(key=lambda one: one.name != chosen.name)

@@ -66,7 +66,7 @@ def factors_of(call: Call, layer: Layer, gradients: Sequence[Tensor | None] | No
         return jacobian.new_empty(n, 1, 0), jacobian.unsqueeze(2)
     forward, backward = [], []
     for recorded, gradient in zip(uses.recorded, at_uses, strict=True):
-        a, g = rule.factors(call.modules[layer.name], recorded, gradient)
+        a, g = unfolded(*rule.factors(call.modules[layer.name], recorded, gradient), n)
         if a.is_floating_point() and a.dtype != g.dtype:  # under autocast
             dtype = torch.promote_types(a.dtype, g.dtype)
             a, g = a.to(dtype), g.to(dtype)
@@ -77,3 +77,21 @@ def factors_of(call: Call, layer: Layer, gradients: Sequence[Tensor | None] | No
     if forward[0].shape[2] == 0:  # Jacobians
         return forward[0], functools.reduce(torch.add, backward)
     return torch.cat(forward, -2), torch.cat(backward, -2)
+
+
+def unfolded(a: Tensor, g: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The factors of n samples where a use has several rows for each of them, one after the other, such as windows.
+
+    Args:
+        a: The forward factor [n k, p, d], or an empty one.
+        g: The backward factor [r, n k, p, m], or a Jacobian [r, n k, 1, parameters].
+        n: The number of samples.
+
+    Returns:
+        a [n, k p, d] and g [r, n, k p, m], or the Jacobian summed over rows.
+    """
+    if a.dim() != 3 or g.dim() != 4 or len(a) == n:
+        return a, g
+    if a.shape[2] == 0:
+        return a[:n], torch.unflatten(g, 1, (n, -1)).sum(2)
+    return a.reshape(n, -1, a.shape[2]), g.reshape(g.shape[0], n, -1, g.shape[3])

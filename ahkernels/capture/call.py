@@ -41,6 +41,7 @@ class Uses:
         other_outputs: Graph nodes of further outputs, such as the weights of an attention, whose gradients the rule
             does not account for. A rule that does has all outputs joined to one.
         edges_inside: How many edges each use has into a leaf, by the id of the leaf; one for all that are not listed.
+        folded: Whether a use has several rows for each sample. It is not known whether they come one after the other.
     """
 
     recorded: list[Any] = field(default_factory=list)
@@ -48,6 +49,7 @@ class Uses:
     output_shapes: list[tuple[int, ...]] = field(default_factory=list)
     other_outputs: list[Node] = field(default_factory=list)
     edges_inside: list[dict[int, int]] = field(default_factory=list)
+    folded: bool = False
 
     def no_gradient(self, use: int, r: int) -> Tensor:
         """Zeros [r, *output shape] as the gradients at the output of a use."""
@@ -294,7 +296,9 @@ class _Recorder:
         if recorded is not None and isinstance(rule, RuleOfAllOutputs):
             output, outputs = through_one_tensor(outputs, rule.sample_dimensions(module))
             others, inside = [], nodes_reaching(output, _nodes_of((args, kwargs)))[1]
-        seen.recorded.append(recorded if _samples_first(recorded, output, self.n) else None)
+        rows = _rows(recorded, output, self.n)
+        seen.folded |= rows > 1
+        seen.recorded.append(recorded if rows > 0 else None)
         seen.edges.append(get_gradient_edge(output))
         seen.output_shapes.append(tuple(output.shape))
         seen.other_outputs += [o.grad_fn for o in others if isinstance(o, Tensor) and o.grad_fn is not None]
@@ -316,9 +320,12 @@ class _RecordedForward:
         return copy.deepcopy(self.__wrapped__, memo)  # a method of the module becomes one of its copy
 
 
-def _samples_first(recorded: Any, output: Tensor, n: int) -> bool:
+def _rows(recorded: Any, output: Tensor, n: int) -> int:
+    """How many rows of a use there are for each of n samples in the first dimension; 0 where it has no samples."""
     first = (recorded[0] if recorded else None) if isinstance(recorded, tuple) else recorded
-    return first is not None and first.dim() > 0 and first.shape[0] == output.shape[0] == n
+    if first is None or first.dim() == 0 or output.dim() == 0 or first.shape[0] != output.shape[0]:
+        return 0
+    return int(first.shape[0]) // n if first.shape[0] % n == 0 else 0
 
 
 def _kept(recorded: Any) -> Any:

@@ -96,7 +96,8 @@ class Reference:
                 of_edges = zip(edges, found[len(names) :], strict=True) if not which else ()
                 reached = [(name, gradient) for (name, _), gradient in of_edges if gradient is not None]
                 if reached and len(halves[1]):
-                    acting = torch.stack([gradient[halves[1]].any() for _, gradient in reached]).tolist()
+                    silent = [one if len(one) == n else one.reshape(n, -1) for _, one in reached]  # rows of samples
+                    acting = torch.stack([one[halves[1]].any() for one in silent]).tolist()
                     self.mixed |= {name for (name, _), acts in zip(reached, acting, strict=True) if acts}
 
     def halves(self, factors: Sequence[Tensor]) -> Tensor:

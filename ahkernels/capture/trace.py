@@ -6,11 +6,12 @@ Where a rule does not hold in this call, another call follows with the next rule
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from ahkernels.capture.backward import unfolded
 from ahkernels.capture.batch import Batch
 from ahkernels.capture.call import Call, Uses, call_model, explained_for_one
 from ahkernels.capture.doubt import not_holding
@@ -181,7 +182,7 @@ def _traced(layer: Layer, model: nn.Module, call: Call, held_otherwise: Set[str]
 def _described(layer: Layer, rule: Rule, model: nn.Module, call: Call, uses: Uses, n: int) -> TracedLayer:
     positions = 0
     for use, recorded in enumerate(uses.recorded):
-        a, g = rule.factors(call.modules[layer.name], recorded, uses.no_gradient(use, 1))
+        a, g = unfolded(*rule.factors(call.modules[layer.name], recorded, uses.no_gradient(use, 1)), len(call.output))
         positions += a.shape[1] if a.dim() > 1 else 0
     if a.dim() != 3 or g.dim() != 4:
         raise ValueError(
@@ -198,4 +199,5 @@ def _described(layer: Layer, rule: Rule, model: nn.Module, call: Call, uses: Use
         most = max(model.get_parameter(name).shape[0] for name in layer.parameters)
         d = min(most, n * positions)
     positions = positions if d > 0 else 1  # Jacobians of several uses are summed
-    return TracedLayer(**vars(layer), positions=positions, d=d, m=g.shape[3], one_hot=one_hot)
+    traced = TracedLayer(**vars(layer), positions=positions, d=d, m=g.shape[3], one_hot=one_hot)
+    return replace(traced, doubtful=True) if uses.folded else traced
