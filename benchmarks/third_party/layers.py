@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+ROOT = "(root)"  # the package's name for the parameters of a model itself
 PREFIXES = ("", "module.", "_orig_mod.", "base_model.model.")  # of the wrappers whose names the package leaves out
 
 
@@ -23,7 +24,11 @@ def parameters_by_layer(model: nn.Module) -> dict[str, list[str]]:
 
 def parameters_of(layers: Mapping[str, list[str]], name: str) -> list[str]:
     """The parameters of a layer, which may lie in a wrapper."""
-    return next(layers[prefix + name] for prefix in PREFIXES if prefix + name in layers)
+    for prefix in PREFIXES:
+        path = prefix.removesuffix(".") if name == ROOT else prefix + name
+        if path in layers:
+            return layers[path]
+    raise KeyError(name)
 
 
 def a_few(kinds: Mapping[str, str], marked: Sequence[str] = ()) -> list[str]:
