@@ -2,11 +2,13 @@
 
 The modules take part in this order. `options` has what users choose. `wrappers` finds the model itself, `batch` holds
 its inputs, and `forward` calls it. `choice` finds the layers that users ask for, and `selection` which parameters are
-theirs. `trace` runs the model on a few samples and finds the order of the layers, their uses and their positions.
-`route` chooses how a layer with several positions is contracted, `memory` divides the memory budget, and `plan` holds
-all these decisions. `run` captures the factors of as many layers in one pass as fit the budget. `rules` have the
-factors of each kind of module, and `fallback` has the Jacobians of layers without a rule. `twin` stands in for the
-model in every call of it. `certify` holds what was captured against autograd, `evaluation` finds chance, and
+theirs and which rules may be. `trace` runs the model on a few samples and finds the order of the layers, their uses and
+their positions, and `doubt` which rules hold there. `route` chooses how a layer is contracted, `memory` divides the
+memory budget, and `plan` holds all these decisions. `run` captures the factors of as many layers in one pass as fit the
+budget: by a `call` of the model and a pass `backward`, in `blocks` of samples where one layer is too large.
+
+`rules` have the factors of each kind of module, and `fallback` has the Jacobians of layers without a rule. `twin` stands
+in for the model in every call of it. `certify` holds what was captured against autograd, `evaluation` finds chance, and
 `structure` remembers both for later calls. `kernels` and `explain` are what users call.
 """
 
