@@ -7,9 +7,9 @@ their positions, and `doubt` which rules hold there. `route` chooses how a layer
 memory budget, and `plan` holds all these decisions. `run` captures the factors of as many layers in one pass as fit the
 budget: by a `call` of the model and a pass `backward`, in `blocks` of samples where one layer is too large.
 
-`rules` have the factors of each kind of module, and `fallback` has the Jacobians of layers without a rule. `twin` stands
-in for the model in every call of it. `certify` holds what was captured against autograd, `evaluation` finds chance, and
-`structure` remembers both for later calls. `kernels` and `explain` are what users call.
+`rules` have the factors of each kind of module, and `fallback` has the Jacobians of layers without a rule. `twin`
+stands in for the model in every call of it. `certify` holds what was captured against autograd, `evaluation` finds
+chance, and `structure` remembers both for later calls. `kernels` and `explain` are what users call.
 """
 
 from ahkernels.capture.batch import Inputs
