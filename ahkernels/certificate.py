@@ -15,7 +15,8 @@ class Certificate:
     Attributes:
         differences: For each layer, the largest difference | ||J^T v|| - ||J^T v||' | between what was captured and
             autograd, for random weights v on the outputs, relative to sqrt(sum over samples of ||J_x^T v_x||^2), which
-            is sqrt(tr K) on average; nan for a layer with nan or inf.
+            is sqrt(tr K) on average, or to the largest gradient where it is no more than the rounding of that; nan for
+            a layer with nan or inf.
         calls_ago: How many calls for a model of the same structure ago; 0 for the very call that gave the report.
 
     Example:

@@ -41,7 +41,8 @@ def first_samples(data: DataLoader[Any] | Dataset[Any], count: int) -> tuple[Any
     if count <= 0:
         raise ValueError(f"count: expected a positive number of samples, got {count}")
     if isinstance(data, DataLoader):
-        batches: Iterable[Any] = _until(iter(data), count)
+        with torch.random.fork_rng(devices=[]):  # a loader draws a seed for each pass
+            batches: Iterable[Any] = list(_until(iter(data), count))
     elif isinstance(data, Dataset):
         batches = [default_collate(list(islice(_samples_of(data), count)) or [torch.empty(0)])]
     else:
@@ -50,7 +51,7 @@ def first_samples(data: DataLoader[Any] | Dataset[Any], count: int) -> tuple[Any
             "measurement as they are"
         )
     batch = _joined(list(batches), "data")
-    found = _length(batch)
+    found = _length(batch, "data")
     if found < count:
         raise ValueError(f"data: expected at least {count} samples, got {found}; write first_samples(data, {found})")
     return _split(_cut(batch, count))
@@ -69,7 +70,7 @@ def _until(batches: Iterator[Any], count: int) -> Iterator[Any]:
     found = 0
     for batch in batches:
         yield batch
-        found += _length(batch)
+        found += _length(batch, "data")
         if found >= count:
             return
 
@@ -85,11 +86,38 @@ def _split(batch: Any) -> tuple[Any, Any]:
     return batch, None
 
 
-def _length(batch: Any) -> int:
+def _length(batch: Any, name: str) -> int:
+    """The number of samples in a batch.
+
+    Raises:
+        ValueError: If there is no tensor in it, or tensors differ in their number of rows.
+    """
+    found = list(_tensors(batch, name))
+    if not found:
+        raise ValueError(
+            f"{name}: expected tensors in a batch, got {type(batch).__name__} without any; write a collate_fn that "
+            "makes tensors (torch.from_numpy for arrays)"
+        )
+    (first, length), *others = [(of, len(tensor) if tensor.dim() else 0) for of, tensor in found]
+    for other, rows in others:
+        if rows != length:
+            raise ValueError(
+                f"{other}: expected {length} samples in the first dimension, as in {first}, got {rows}; leave out of "
+                "the batch what all samples share"
+            )
+    return length
+
+
+def _tensors(batch: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in a batch with their names."""
     if isinstance(batch, Tensor):
-        return len(batch)
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
-    return max((_length(part) for part in parts), default=0)
+        yield name, batch
+    elif isinstance(batch, Mapping):
+        for key, value in batch.items():
+            yield from _tensors(value, f"{name}[{key!r}]")
+    elif isinstance(batch, (tuple, list)):
+        for place, value in enumerate(batch):
+            yield from _tensors(value, f"{name}[{place}]")
 
 
 def _cut(batch: Any, count: int) -> Any:
@@ -124,6 +152,13 @@ def _joined(batches: list[Any], name: str) -> Any:
             raise ValueError(f"{name}: expected the names {list(first)} in each batch")
         return {key: _joined([batch[key] for batch in batches], f"{name}[{key!r}]") for key in first}
     if isinstance(first, (tuple, list)):
+        if len({len(batch) for batch in batches}) > 1:
+            raise ValueError(f"{name}: expected as many parts in each batch, got {[len(batch) for batch in batches]}")
         parts = [_joined(list(part), f"{name}[{i}]") for i, part in enumerate(zip(*batches, strict=True))]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    if any(one is not first and one != first for one in batches[1:]):
+        raise ValueError(
+            f"{name}: expected tensors, or a constant that all batches share, got {first!r} and another one; leave it "
+            "out of the batch"
+        )
     return first

@@ -158,7 +158,9 @@ class TangentKernel(KernelOperator):
         """Psi v = J^T v: the gradient of <v, f> by the parameters, for a weight v on each output of each sample.
 
         The P parameters are those of the layers in turn: of each layer its weight [m, d], row by row, and then its bias
-        [m]; see `ahkernels.tangent_features`. The squared norm of the result is v^T K v.
+        [m]; see `ahkernels.tangent_features`. That is how linear layers, convolutions and norms hold them. Others may
+        hold them otherwise, such as modules with a transposed weight or with several, and an embedding has the rows of
+        the words that occur. The squared norm of the result is v^T K v.
 
         Args:
             v: [n*o] or [n*o, columns].

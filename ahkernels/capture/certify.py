@@ -11,6 +11,7 @@ gradients of samples without weight must be zero at the output of every layer, o
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -140,8 +141,12 @@ class Reference:
 
         Where gradients cancel, as those of a bias before a norm do, nothing but rounding is left.
         """
-        largest = max(max(norms) for norms in self.norms.values())
-        return _ROUNDING * max(torch.finfo(self.dtypes[name]).eps for name in names) * largest
+        return _ROUNDING * max(torch.finfo(self.dtypes[name]).eps for name in names) * self.largest_norm
+
+    @functools.cached_property
+    def largest_norm(self) -> float:
+        """The largest norm of a gradient."""
+        return max(max(norms) for norms in self.norms.values())
 
     def release(self) -> None:
         """Lets go of the graph of the call."""
@@ -322,13 +327,13 @@ def _comparison(
 ) -> Comparison:
     """Compares sums for both v with the gradients of some parameters."""
     lacking = () if layer.bias or layer.d == 0 else tuple(name for name in layer.parameters if _is_bias(name))
+    coarsest_dtype = coarsest({dtype, *(reference.dtypes[name] for name in layer.parameters)})
+    rounding = reference.rounding(names) if names else 0.0
     largest, beyond = 0.0, []
     for which in (0, 1):
         expected = sum(reference.norms[name][which] ** 2 for name in names)
         of_v = [one[which] for one in sums]
-        difference, apart_by = _difference(
-            of_v, expected, coarsest({dtype, *(reference.dtypes[name] for name in layer.parameters)})
-        )
+        difference, apart_by = _difference(of_v, expected, coarsest_dtype, reference.largest_norm, rounding)
         largest = math.nan if math.isnan(difference) else max(largest, difference)  # a nan stays
         if lacking:
             # A rule may have the bias at a position of its own; then this is not closer without it.
@@ -344,8 +349,13 @@ def _is_bias(name: str) -> bool:
     return name.rpartition(".")[2].endswith("bias")
 
 
-def _difference(sums: Sequence[_Sum], expected: float, dtype: torch.dtype) -> tuple[float, float]:
-    """The difference of two norms relative to the size of the addends, and that of their squares beyond rounding."""
+def _difference(
+    sums: Sequence[_Sum], expected: float, dtype: torch.dtype, largest: float, rounding_of_largest: float
+) -> tuple[float, float]:
+    """The difference of two norms relative to the size of the addends, and that of their squares beyond rounding.
+
+    Where addends are nothing but the rounding of the largest gradient, a difference of that size is relative to it.
+    """
     square = sum(one.square for one in sums)
     if not math.isfinite(square) or not math.isfinite(expected):  # the measurement says so by itself
         return math.nan, 0.0
@@ -356,6 +366,8 @@ def _difference(sums: Sequence[_Sum], expected: float, dtype: torch.dtype) -> tu
     rounding = sum(apart(norm, error) for norm, error in errors)
     beyond = max(0.0, abs(square - expected) - _TOLERANCE[dtype] * expected - rounding)
     difference, scale = abs(math.sqrt(square) - math.sqrt(expected)), math.sqrt(sum(one.squares for one in sums))
+    if max(difference, scale) <= rounding_of_largest:
+        scale = largest
     return difference / scale if scale else (math.inf if difference else 0.0), beyond
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -244,11 +244,12 @@ def _plan(
     new_twin = functools.partial(Twin, model, evaluating=evaluating)
     try:
         trace = trace_model(forward, new_twin, model, x, layers, of_structure.failed)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, AssertionError, IndexError) as error:
         wrong = x.of_another_dtype(model)
-        if wrong is None:
-            raise
-        raise ValueError(wrong) from error
+        if wrong is not None:
+            raise ValueError(wrong) from error
+        _require_some_samples(forward, new_twin, x, error)
+        raise
     outputs = OutputSelection(options.outputs, trace.output.shape[1])
     item = max(model.get_parameter(name).dtype.itemsize for layer in layers for name in layer.parameters)
     memory = Memory(options.memory_budget, len(x), outputs.rows, item, trace.bytes_per_sample, x.device)
@@ -258,6 +259,20 @@ def _plan(
         *(model, x, forward, options, precision, outputs, evaluating, grams),
         *(trace, planned, groups, memory, of_structure, versions),
     )
+
+
+def _require_some_samples(forward: Forward, new_twin: Callable[[], Twin], x: Batch, error: Exception) -> None:
+    """Raises ValueError if the model takes all samples, after it did not take a few of them."""
+    try:
+        forward(new_twin().model, x)
+    except Exception:
+        return
+    raise ValueError(
+        f"model: expected a model that takes some of the samples alone, got one that takes all {len(x)} and raises "
+        f"{type(error).__name__} for a few of them ({str(error).partition(chr(10))[0]}): the number of samples may be "
+        "written in forward or in output=; or a tensor in x that all samples share has as many rows by chance, for "
+        f"which write t.expand({len(x)}, *t.shape)"
+    ) from error
 
 
 def _versions(model: nn.Module) -> dict[str, int]:

@@ -289,9 +289,13 @@ def _is_plain(value: Any) -> bool:
 
 
 def _trained(parameter: nn.Parameter, own_leaf: bool, dtype: torch.dtype | None) -> Tensor:
-    """The parameter, or a leaf with its memory that gradients flow through; a copy of what inference mode made."""
+    """The parameter, or a leaf with its memory that gradients flow through; a copy of what inference mode made.
+
+    A parameter with hooks on its gradient is never given out: the hooks are for training, and would change a gradient.
+    """
     values = _of_dtype(parameter.detach(), dtype)
-    if not own_leaf and parameter.requires_grad and not parameter.is_inference() and values.dtype == parameter.dtype:
+    as_it_is = parameter.requires_grad and not parameter.is_inference() and not parameter._backward_hooks
+    if as_it_is and not own_leaf and values.dtype == parameter.dtype:
         return parameter
     leaf = nn.Parameter(values.clone() if values.is_inference() else values)
     return _with_attributes(leaf, parameter)

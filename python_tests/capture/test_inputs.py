@@ -173,6 +173,9 @@ def test_a_new_callable_of_the_same_code_is_the_same_structure():
 
 # ---- first samples
 
+GOOD = samples()
+LOADER = DataLoader(TensorDataset(torch.randn(6, 3), torch.arange(6)), batch_size=2)
+
 
 @pytest.mark.parametrize("count", [1, 4, 10, 20])
 def test_first_samples(count):
@@ -206,10 +209,33 @@ def test_first_samples_reads_no_more_than_it_needs():
     assert (len(x), y.tolist(), Counting.read) == (25, list(range(25)), 30)
 
 
-# ---- mistakes
+def test_first_samples_leaves_random_numbers_alone():
+    before = torch.get_rng_state()
+    ah.first_samples(DataLoader(LOADER.dataset, batch_size=2, shuffle=True), 3)
+    assert torch.equal(torch.get_rng_state(), before)
 
-GOOD = samples()
-LOADER = DataLoader(TensorDataset(torch.randn(6, 3), torch.arange(6)), batch_size=2)
+
+@pytest.mark.parametrize("fixed", ["in forward", "shared tensor", "in output"])
+def test_a_number_of_samples_that_is_fixed(fixed):
+    model = nn.Linear(4, 6).double()
+    if fixed == "in forward":
+        model, x, output = nn.Sequential(nn.Unflatten(0, (9, 1)), nn.Flatten(), model), torch.randn(9, 4), None
+        x = x.double()
+    elif fixed == "shared tensor":
+
+        class Weighted(nn.Linear):
+            def forward(self, x, w):
+                return super().forward(x) * w
+
+        model, x, output = Weighted(4, 9).double(), (torch.randn(9, 4).double(), torch.randn(9).double()), None
+    else:
+        x, mask = torch.randn(9, 4).double(), torch.ones(9, 1)
+        output = lambda returned: returned * mask  # noqa: E731
+    with pytest.raises(ValueError, match=r"takes all 9 and raises .* write t\.expand\(9, \*t\.shape\)"):
+        ah.tangent_kernels(model, x, output=output)
+
+
+# ---- mistakes
 
 
 @pytest.mark.parametrize(
@@ -281,12 +307,33 @@ def test_mistakes_in_outputs(returns, output, error, message):
         measured(model_of(Masked, returns), samples()._asdict(), output=output)
 
 
+def scaled(rows):
+    return {"x": torch.stack([row["x"] for row in rows]), "scale": rows[0]["scale"]}
+
+
+def positioned(rows):
+    return {"x": torch.stack([row["x"] for row in rows]), "places": torch.arange(7)}
+
+
 @pytest.mark.parametrize(
     ("data", "count", "error", "message"),
     [
         (LOADER, 7, ValueError, r"at least 7 samples, got 6; write first_samples\(data, 6\)"),
         (LOADER, 0, ValueError, r"count: expected a positive number of samples, got 0"),
         (LOADER, 2.0, TypeError, r"count: expected a number of samples, got 2.0"),
+        (
+            DataLoader([{"x": torch.ones(2), "scale": 1.0 * i} for i in range(4)], batch_size=2, collate_fn=scaled),
+            4,
+            ValueError,
+            r"data\['scale'\]: expected tensors, or a constant that all batches share, got 0.0",
+        ),
+        (
+            DataLoader([{"x": torch.ones(2)}] * 4, batch_size=2, collate_fn=positioned),
+            4,
+            ValueError,
+            r"data\['places'\]: expected 2 samples in the first dimension, as in data\['x'\], got 7",
+        ),
+        (DataLoader([1, 2], collate_fn=str), 2, ValueError, r"data: expected tensors in a batch, got str"),
         (torch.randn(5, 2), 2, TypeError, r"data: expected a torch.utils.data.DataLoader or Dataset, got Tensor"),
         (
             DataLoader([torch.ones(2), torch.ones(3)], batch_size=1),

@@ -353,3 +353,21 @@ def test_alignments_are_at_most_one_and_kernels_add_up():
     whole = sum(kernels.values())
     torch.testing.assert_close(whole.to_dense(), kernels["0"].to_dense() + kernels["2"].to_dense())
     assert float(ah.similarity(kernels).max()) <= 1
+
+
+@pytest.mark.parametrize("hook", [lambda g: 2 * g, lambda g: g.clamp(-0.1, 0.1), lambda g: g * 0])
+@pytest.mark.parametrize("certify", [0, 1])
+def test_hooks_on_gradients_are_for_training(hook, certify):
+    """Gradient clipping and masks change no kernel, and are not called."""
+    model, x, before = network(lambda model, x: model.last(torch.tanh(model.first(x)))), inputs(6, 5), len(CALLS)
+    expected = {name: kernel.to_dense() for name, kernel in ah.tangent_kernels(model, x).items()}
+
+    def counted(g):
+        CALLS.append(0)
+        return hook(g)
+
+    for parameter in model.parameters():
+        parameter.register_hook(counted)
+    for name, kernel in ah.tangent_kernels(model, x, certify=certify).items():
+        assert torch.equal(kernel.to_dense(), expected[name])
+    assert len(CALLS) == before and all(len(p._backward_hooks) == 1 for p in model.parameters())
