@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -13,20 +14,22 @@ from torch.nn.utils import parametrize
 
 from ahkernels.capture.batch import Batch, Inputs
 from ahkernels.capture.forward import Forward
-from ahkernels.capture.guard import leaving_no_trace, other_random_numbers, refuse_modules
+from ahkernels.capture.guard import RandomNumbers, leaving_no_trace, other_random_numbers, refuse_modules
 from ahkernels.capture.memory import Memory
 from ahkernels.capture.options import CaptureOptions
 from ahkernels.capture.route import Route, Shape, choose_route, fallback_route
-from ahkernels.capture.selection import select_layers
+from ahkernels.capture.selection import Layer, select_layers
 from ahkernels.capture.structure import Known, known
-from ahkernels.capture.trace import Trace, trace_model
+from ahkernels.capture.trace import Trace, few_samples, trace_model
 from ahkernels.capture.traced import TracedLayer
 from ahkernels.capture.twin import Twin
 from ahkernels.capture.wrappers import unwrapped
 from ahkernels.outputs import OutputSelection
 from ahkernels.precision import resolve_precision
+from ahkernels.stack import level_of_the_caller
 
 _FORWARD_CHUNK = 1024  # samples in a forward pass without gradients
+_MOST_NAMES = 8  # of parameters that a warning lists
 
 
 @dataclass(frozen=True)
@@ -237,6 +240,7 @@ def _plan(
             "model: expected a call outside of torch.nn.utils.parametrize.cached(), got one under it, where a "
             "measurement would take the cached values for its own; measure after the with block"
         )
+    _warn_of_hooks_on_gradients(model, selected.layers)
     versions = _versions(model)
     chosen = str(replace(options, output=None))
     of_structure = known(model, x, forward, selected.layers, [chosen, keep_factors, grams, evaluating])
@@ -261,18 +265,41 @@ def _plan(
     )
 
 
+def _warn_of_hooks_on_gradients(model: nn.Module, layers: Sequence[Layer]) -> None:
+    """Says whose hooks on gradients a measurement leaves out."""
+    names = [name for layer in layers for name in layer.parameters if model.get_parameter(name)._backward_hooks]
+    if names:
+        shown = ", ".join(map(repr, names[:_MOST_NAMES])) + (", ..." if len(names) > _MOST_NAMES else "")
+        warnings.warn(
+            f"model: hooks on the gradients of parameters are not called (of {shown}): kernels are made of the "
+            "gradients of the outputs, before any hook; for a mask that counts, multiply the weight by it in forward, as "
+            "torch.nn.utils.prune does",
+            stacklevel=level_of_the_caller(),
+        )
+
+
 def _require_some_samples(forward: Forward, new_twin: Callable[[], Twin], x: Batch, error: Exception) -> None:
-    """Raises ValueError if the model takes all samples, after it did not take a few of them."""
+    """Raises ValueError if the model takes all samples and not a few of them, where tracing it has met an error."""
+    random = RandomNumbers(x.device)
     try:
-        forward(new_twin().model, x)
-    except Exception:
-        return
+        if _takes(forward, new_twin, x[few_samples(len(x))]) or not _takes(forward, new_twin, x):
+            return
+    finally:
+        random.restore()
     raise ValueError(
         f"model: expected a model that takes some of the samples alone, got one that takes all {len(x)} and raises "
         f"{type(error).__name__} for a few of them ({str(error).partition(chr(10))[0]}): the number of samples may be "
         "written in forward or in output=; or a tensor in x that all samples share has as many rows by chance, for "
         f"which write t.expand({len(x)}, *t.shape)"
     ) from error
+
+
+def _takes(forward: Forward, new_twin: Callable[[], Twin], x: Batch) -> bool:
+    try:
+        forward(new_twin().model, x)
+    except Exception:
+        return False
+    return True
 
 
 def _versions(model: nn.Module) -> dict[str, int]:

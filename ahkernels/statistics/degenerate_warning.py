@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+from ahkernels.stack import level_of_the_caller
 
 # Names of layers that a warning lists.
 _MOST_NAMES = 8
@@ -50,7 +51,7 @@ class OneWarning:
         parts = [_part(what, state, layers) for (what, state), layers in alike.items()]
         if parts:
             message = f"{'; '.join(parts)}, so that the alignment is not defined (nan)"
-            warnings.warn(message, DegenerateKernelWarning, stacklevel=_level_of_the_caller())
+            warnings.warn(message, DegenerateKernelWarning, stacklevel=level_of_the_caller())
         self._told.update((one.what, one.layer) for one in new)
 
 
@@ -62,11 +63,3 @@ def _part(what: str, found: str, layers: Sequence[str]) -> str:
     names = ", ".join(repr(layer) for layer in layers[:_MOST_NAMES])
     rest = f" and {len(layers) - _MOST_NAMES} more" if len(layers) > _MOST_NAMES else ""
     return f"{what} is {found} for {len(layers)} layers ({names}{rest})"
-
-
-def _level_of_the_caller() -> int:
-    """The stack level of the line outside of the package, as the caller of this function counts it."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "ahkernels":
-        level, frame = level + 1, frame.f_back
-    return level

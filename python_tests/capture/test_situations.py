@@ -425,13 +425,20 @@ def test_hooks_on_tensors_in_forward():
 
 
 def test_hooks_on_parameters():
-    """Pruned weights, whose gradients a hook masks."""
-    model = sequential()
-    mask = (torch.rand(6, 5) > 0.5).double()
-    with torch.no_grad():
-        model[0].weight.mul_(mask)
-    model[0].weight.register_hook(lambda g: g * mask)
-    assert_right(model, inputs(6, 5), "0", "2")
+    """Hooks on gradients are for training: kernels are those of the outputs' own gradients, and a warning says so."""
+    model, other = sequential(), sequential()
+    other.load_state_dict(model.state_dict())
+    x, mask = inputs(6, 5), (torch.rand(6, 5) > 0.5).double()
+    other[0].weight.register_hook(lambda g: g * mask)
+    expected = ah.tangent_kernels(model, x)
+    with left_alone(other), pytest.warns(UserWarning, match=r"hooks on the gradients .* \(of '0\.weight'\)") as told:
+        found = ah.tangent_kernels(other, x)
+    assert [one.filename for one in told] == [__file__]
+    for name, kernel in found.items():
+        torch.testing.assert_close(kernel.to_dense(), expected[name].to_dense(), rtol=0, atol=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ah.tangent_kernels(other, x, layers=["2"])
 
 
 def test_hooks_with_keywords():
