@@ -272,8 +272,8 @@ def _warn_of_hooks_on_gradients(model: nn.Module, layers: Sequence[Layer]) -> No
         shown = ", ".join(map(repr, names[:_MOST_NAMES])) + (", ..." if len(names) > _MOST_NAMES else "")
         warnings.warn(
             f"model: hooks on the gradients of parameters are not called (of {shown}): kernels are made of the "
-            "gradients of the outputs, before any hook; for a mask that counts, multiply the weight by it in forward, as "
-            "torch.nn.utils.prune does",
+            "gradients of the outputs, before any hook; for a mask that counts, multiply the weight by it in forward, "
+            "as torch.nn.utils.prune does",
             stacklevel=level_of_the_caller(),
         )
 
