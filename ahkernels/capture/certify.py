@@ -3,10 +3,10 @@
 For random weights v on the outputs, the squared norm of J^T v, with the Jacobian J of a layer, is v^T K v from what was
 captured, and it is the squared norm of autograd's own gradient of <v, f> by the layer's parameters. A fault in what was
 captured changes one and not the other: parameters that act in another way than the layer's rule knows, or a forward
-that is not the module's own. A bias is compared on its own, since it would hide behind its weight. One v is centered
-for each output, since the mean gradient of a near-constant network would hide everything else; another one is not,
-since centering hides constants. The first is zero on a random half of the samples, and the second on all others. The
-gradients of samples without weight must be zero at the output of every layer, or else samples act on one another.
+that is not the module's own. A bias is compared on its own, since it would hide behind its weight. v is all but
+centered for each output: the mean gradient of a near-constant network would hide everything else, and without any of it
+constants would hide. With v on a random half of the samples alone, the gradients of all others must be zero at the
+output of every layer, or else samples act on one another.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ahkernels.capture.call import Call
 from ahkernels.capture.selection import Layer
 from ahkernels.capture.traced import TracedLayer
 from ahkernels.precision import coarsest
 
+# The part of the mean over samples that centering leaves of v: a mean gradient that is larger than all differences
+# between samples by 1 / sqrt(tolerance) times that hides them, and a constant is found where it exceeds its rounding.
+_LEFT_OF_MEAN = {torch.float64: 0.3, torch.float32: 0.03, torch.float16: 0.3, torch.bfloat16: 0.3}
 # How far two squared norms may be apart, relative to their size, for the coarsest dtype of a layer.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 # The rounding of a sum, in units of the dtype's for the sizes of the addends: that of each product, which adds up at
@@ -36,6 +39,8 @@ _OTHER_SCALES = (1.37, 0.71, 2.9)
 # Where autograd's own gradients are apart by so much, ours may be apart by this many times as much: a few digits of
 # sums that cancel, but not of 16-bit numbers, which have few themselves.
 _TIMES_NOISE, _TIMES_NOISE_OF_16_BITS = 10, 3
+# Squared norms that are apart by more than a half are no rounding, where they are so many times larger than it.
+_MOST_APART, _TIMES_ROUNDING = 0.5, 4
 # A norm over numbers that are all the same leaves nothing but rounding, divided by sqrt(eps) of about 1/300.
 ROUNDING_OF_NORMS = 300
 # Norms from sums of fp32 squares, which neither vanish nor overflow.
@@ -53,10 +58,9 @@ class Reference:
         gradient_bytes: How large the gradients of parameters may be that are held at once.
 
     Attributes:
-        active: The samples with weight, for each v.
-        weights: Those of the samples [n, r] for each cotangent, of both v together.
-        v: Both v [n, o].
-        norms: For each parameter, the norms of the gradients of <v, f> for both v.
+        weights: Those of the samples [n, r] for each cotangent.
+        v: Their v [n, o].
+        norms: For each parameter, the norm of the gradient of <v, f>.
         numbers: The length of each parameter.
         dtypes: The dtype with the fewest digits on the way of gradients to each parameter.
         mixed: The layers at whose output the gradients of samples without weight are not zero.
@@ -65,76 +69,67 @@ class Reference:
     def __init__(
         self, call: Call, layers: Sequence[Layer], recorded: Set[str], cotangents: Tensor, gradient_bytes: int
     ) -> None:
-        n, device = len(call.output), call.output.device
-        generator = torch.Generator("cpu").manual_seed(n)
-        order = torch.randperm(n, generator=generator, device="cpu")
-        halves = [part.sort().values.to(device) for part in (order[n // 2 :], order[: n // 2])]
-        self.active = halves if n > 1 else halves[:1] * 2
-        self._rows = torch.stack((self.active[0], torch.cat((self.active[1], self.active[0]))[: len(self.active[0])]))
-        weights = torch.randn(n, len(cotangents), generator=generator, dtype=torch.float64, device="cpu").to(device)
-        if len(halves[0]) > 1:  # of a single sample, nothing would be left
-            weights[halves[0]] -= weights[halves[0]].mean(0)
-        self.weights = weights.to(call.output.dtype)
-        self.v = [call.output.new_zeros(n, cotangents.shape[1]) for _ in (0, 1)]
-        for v, active in zip(self.v, self.active, strict=True):
-            v[active] = self.weights[active] @ cotangents
         own = {name: call.leaves[name] for layer in layers for name in layer.parameters}
         self.numbers = {name: leaf.numel() for name, leaf in own.items()}
         on_the_way = call.dtypes_of_gradients
         self.dtypes = {name: coarsest({leaf.dtype, on_the_way.get(id(leaf), leaf.dtype)}) for name, leaf in own.items()}
-        self.norms = {name: [0.0, 0.0] for name in own}
+        n, device = len(call.output), call.output.device
+        generator = torch.Generator("cpu").manual_seed(n)
+        silent = torch.randperm(n, generator=generator, device="cpu")[: n // 2].to(device)
+        weights = torch.randn(n, len(cotangents), generator=generator, dtype=torch.float64, device="cpu")
+        if n > 1:  # of a single sample, nothing would be left
+            left = _LEFT_OF_MEAN[coarsest({call.output.dtype, *self.dtypes.values()})]
+            weights -= (1 - left) * weights.mean(0)
+        self.weights = weights.to(call.output)
+        self.v = self.weights @ cotangents
+        of_half = self.v.index_fill(0, silent, 0)
+        self.norms: dict[str, float] = {}
         self.mixed: set[str] = set()
         self._call: Call | None = call
         for part in _parts_of_size(call, layers, gradient_bytes):
             names = [name for layer in part for name in layer.parameters]
-            of_parameters = [get_gradient_edge(own[name]) for name in names]
+            found = self._gradients([get_gradient_edge(own[name]) for name in names], self.v)
+            self.norms |= dict(zip(names, _norms(found), strict=True))
             edges = [(layer.name, edge) for layer in part if layer.name in recorded for edge in call.edges(layer)]
-            for which in (0, 1):
-                inputs = of_parameters + ([] if which else [edge for _, edge in edges])
-                found = torch.autograd.grad(call.output, inputs, self.v[which], retain_graph=True, allow_unused=True)
-                for name, norm in zip(names, _norms(found[: len(names)]), strict=True):
-                    self.norms[name][which] = norm
-                of_edges = zip(edges, found[len(names) :], strict=True) if not which else ()
-                reached = [(name, gradient) for (name, _), gradient in of_edges if gradient is not None]
-                if reached and len(halves[1]):
-                    silent = [one if len(one) == n else one.reshape(n, -1) for _, one in reached]  # rows of samples
-                    acting = torch.stack([one[halves[1]].any() for one in silent]).tolist()
-                    self.mixed |= {name for (name, _), acts in zip(reached, acting, strict=True) if acts}
+            if not edges or not len(silent):
+                continue
+            of_edges = zip(edges, self._gradients([edge for _, edge in edges], of_half), strict=True)
+            reached = [(name, gradient) for (name, _), gradient in of_edges if gradient is not None]
+            if reached:
+                rows = [one if len(one) == n else one.reshape(n, -1) for _, one in reached]  # of samples
+                acting = torch.stack([one[silent].any() for one in rows]).tolist()
+                self.mixed |= {name for (name, _), acts in zip(reached, acting, strict=True) if acts}
 
-    def halves(self, factors: Sequence[Tensor]) -> Tensor:
-        """The rows of l factors [n, s, m] for both v, [l, 2, k s, m]."""
-        rows = factors[0][None] if len(factors) == 1 else torch.stack(list(factors))
-        return rows[:, self._rows].flatten(2, 3)
-
-    def weighted(self, factors: Sequence[Tensor]) -> Tensor:
-        """The same of factors that have been multiplied by weights."""
-        found = self.halves(factors)
-        if len(self.active[1]) < len(self.active[0]):  # one sample less
-            found[:, 1, (len(self.active[0]) - 1) * factors[0].shape[1] :] = 0
+    def _gradients(self, inputs: Sequence[GradientEdge], v: Tensor) -> Sequence[Tensor | None]:
+        """Autograd's own gradients of <v, f>; None where the output does not depend on an input."""
+        assert self._call is not None
+        found: Sequence[Tensor | None] = torch.autograd.grad(
+            self._call.output, inputs, v, retain_graph=True, allow_unused=True
+        )
         return found
 
-    def noise(self, names: Sequence[str]) -> list[float]:
-        """How far squared norms of gradients may be apart by autograd's own rounding, for both v.
+    def noise(self, names: Sequence[str]) -> float:
+        """How far squared norms of gradients may be apart by autograd's own rounding.
 
         Args:
             names: Parameters whose gradients are taken together.
         """
         assert self._call is not None
         by = [get_gradient_edge(self._call.leaves[name]) for name in names]
-        bits = max(8 * self.dtypes[name].itemsize for name in names)
-        found = []
-        for v in self.v:
-            once, *again = (
-                torch.autograd.grad(self._call.output, by, scale * v, retain_graph=True, allow_unused=True)
-                for scale in (1.0, *_OTHER_SCALES)
+        once, *again = (self._gradients(by, scale * self.v) for scale in (1.0, *_OTHER_SCALES))
+        size = math.hypot(*(float(_norm(one)) for one in once if one is not None))
+        distances = [
+            math.hypot(
+                *(
+                    float(_norm(h / scale - g))
+                    for g, h in zip(once, other, strict=True)
+                    if g is not None and h is not None
+                )
             )
-            size = math.hypot(*(float(_norm(one)) for one in once if one is not None))
-            distances = [
-                math.hypot(*(float(_norm(h / scale - g)) for g, h in zip(once, other, strict=True) if g is not None))
-                for scale, other in zip(_OTHER_SCALES, again, strict=True)
-            ]
-            found.append((_TIMES_NOISE_OF_16_BITS if bits == 16 else _TIMES_NOISE) * apart(size, max(distances)))
-        return found
+            for scale, other in zip(_OTHER_SCALES, again, strict=True)
+        ]
+        bits = max(8 * self.dtypes[name].itemsize for name in names)
+        return (_TIMES_NOISE_OF_16_BITS if bits == 16 else _TIMES_NOISE) * apart(size, max(distances))
 
     def rounding(self, names: Sequence[str]) -> float:
         """How large the rounding of the gradients of some parameters may be, beside those of all others.
@@ -146,7 +141,7 @@ class Reference:
     @functools.cached_property
     def largest_norm(self) -> float:
         """The largest norm of a gradient."""
-        return max(max(norms) for norms in self.norms.values())
+        return max(self.norms.values())
 
     def release(self) -> None:
         """Lets go of the graph of the call."""
@@ -179,17 +174,13 @@ class Comparison:
 
     Attributes:
         names: The parameters, which are compared together.
-        difference: The larger difference of norms for both v, as in `Certificate`; nan where they are not finite.
-        beyond: How far the squared norms for each v are apart beyond what the rounding of sums explains.
+        difference: The difference of the norms, as in `Certificate`; nan where they are not finite.
+        beyond: How far the squared norms are apart beyond what the rounding of sums explains; inf where nothing does.
     """
 
     names: tuple[str, ...]
     difference: float
-    beyond: list[float]
-
-    def within(self, noise: Sequence[float]) -> bool:
-        """Whether what is beyond is explained by the noise of autograd itself."""
-        return all(one <= own for one, own in zip(self.beyond, noise, strict=True))
+    beyond: float
 
 
 def compare(reference: Reference, captured: Sequence[tuple[TracedLayer, Tensor, Tensor]]) -> list[list[Comparison]]:
@@ -204,7 +195,7 @@ def compare(reference: Reference, captured: Sequence[tuple[TracedLayer, Tensor, 
         The comparisons of each layer.
     """
     parts = [_parts(reference, *one) for one in captured]
-    sums = iter(_sums(reference, [addends for of_layer in parts for _, found in of_layer for addends in found]))
+    sums = iter(_sums([addends for of_layer in parts for _, found in of_layer for addends in found]))
     return [
         [_comparison(reference, layer, g.dtype, names, [next(sums) for _ in found]) for names, found in of_layer]
         for (layer, _, g), of_layer in zip(captured, parts, strict=True)
@@ -213,17 +204,16 @@ def compare(reference: Reference, captured: Sequence[tuple[TracedLayer, Tensor, 
 
 def explained(one: Comparison, reference: Reference, layer: TracedLayer) -> bool:
     """Whether a comparison finds no more than rounding and the noise of autograd itself."""
-    if not any(one.beyond):
+    if one.beyond == 0:
         return True
     noise = reference.noise(one.names)
     if layer.d == 0:
-        rounding = ROUNDING_OF_NORMS * reference.rounding(one.names)
-        noise = [max(own, rounding**2) for own in noise]
-    return one.within(noise)
+        noise = max(noise, (ROUNDING_OF_NORMS * reference.rounding(one.names)) ** 2)
+    return one.beyond <= noise
 
 
 class _Addends(NamedTuple):
-    """What J^T v is a sum of, over samples with weight and their positions.
+    """What J^T v is a sum of, over samples and their positions.
 
     Attributes:
         h: Weighted backward factors [n, s, m], or columns of a weighted Jacobian.
@@ -273,41 +263,45 @@ def _parts(
     return [(alone, of_weight), (biases, of_bias)]
 
 
-def _sums(reference: Reference, addends: Sequence[_Addends]) -> list[list[_Sum]]:
-    """The sums for both v; those of one shape are computed together, since many of them are small."""
+def _sums(addends: Sequence[_Addends]) -> list[_Sum]:
+    """The sums; those of one shape are computed together, since many of them are small."""
     alike: dict[object, list[int]] = {}
     for place, (h, a) in enumerate(addends):
         alike.setdefault((h.shape, h.dtype, None if a is None else (a.shape, a.dtype)), []).append(place)
     found = []
     for places in alike.values():
-        h = reference.weighted([addends[place].h for place in places])
+        h = _stacked([addends[place].h for place in places])
         factors = [a for _, a in (addends[place] for place in places) if a is not None]
-        found.append(_of_products(h, reference.halves(factors)) if factors else _of_vectors(h))
+        found.append(_of_products(h, _stacked(factors)) if factors else _of_vectors(h))
     order = [place for places in alike.values() for place in places]
     numbers = dict(zip(order, torch.cat(found).tolist() if found else [], strict=True))
-    return [[_Sum(*one) for one in numbers[place]] for place in range(len(addends))]
+    return [_Sum(*numbers[place]) for place in range(len(addends))]
+
+
+def _stacked(factors: Sequence[Tensor]) -> Tensor:
+    """The rows of l factors [n, s, m], [l, k, m]."""
+    rows = factors[0][None] if len(factors) == 1 else torch.stack(list(factors))
+    return rows.flatten(1, 2)
 
 
 def _of_vectors(h: Tensor) -> Tensor:
-    """The numbers [l, 2, 3] of sums of the rows of h [l, 2, k, m]."""
-    norms = torch.linalg.vector_norm(h.sum(2), dim=2, dtype=torch.float64)
-    return _numbers(norms.square(), torch.linalg.vector_norm(h, dim=3, dtype=torch.float64))
+    """The numbers [l, 3] of sums of the rows of h [l, k, m]."""
+    norms = torch.linalg.vector_norm(h.sum(1), dim=1, dtype=torch.float64)
+    return _numbers(norms.square(), torch.linalg.vector_norm(h, dim=2, dtype=torch.float64))
 
 
 def _of_products(h: Tensor, a: Tensor) -> Tensor:
-    """The numbers [l, 2, 3] of sums of the outer products of rows, h^T a, of h [l, 2, k, m] and a [l, 2, k, d]."""
+    """The numbers [l, 3] of sums of the outer products of rows, h^T a, of h [l, k, m] and a [l, k, d]."""
     if not a.is_floating_point():  # words
-        pairs = zip(h.flatten(0, 1), a.flatten(0, 1).squeeze(2), strict=True)
-        norms = torch.stack([_norm(_sum_by_word(one, words)) for one, words in pairs]).view(h.shape[:2])
-        return _numbers(norms.square(), h.norm(dim=3).double() * (a.squeeze(3) >= 0))
-    (_, _, k, m), d = h.shape, a.shape[3]
+        norms = torch.stack([_norm(_sum_by_word(*pair)) for pair in zip(h, a.squeeze(2), strict=True)])
+        return _numbers(norms.square(), h.norm(dim=2).double() * (a.squeeze(2) >= 0))
+    (_, k, m), d = h.shape, a.shape[2]
     if k * (m + d) < m * d:  # Grams are smaller, and in float64 as exact
         h, a = h.double(), a.double()
-        products = (h @ h.mT).mul_(a @ a.mT)  # [l, 2, k, k]
-        return _numbers(products.sum((2, 3)).clamp_(min=0), products.diagonal(dim1=2, dim2=3).sqrt())
-    pairs = zip(h.flatten(0, 1), a.flatten(0, 1), strict=True)
-    norms = torch.stack([_norm(one.mT @ other) for one, other in pairs]).view(h.shape[:2])
-    return _numbers(norms.square(), h.norm(dim=3).double() * a.norm(dim=3))
+        products = (h @ h.mT).mul_(a @ a.mT)  # [l, k, k]
+        return _numbers(products.sum((1, 2)).clamp_(min=0), products.diagonal(dim1=1, dim2=2).sqrt())
+    norms = torch.linalg.vector_norm(h.mT @ a, dim=(1, 2), dtype=torch.float64)
+    return _numbers(norms.square(), h.norm(dim=2).double() * a.norm(dim=2))
 
 
 def _sum_by_word(h: Tensor, words: Tensor) -> Tensor:
@@ -318,31 +312,29 @@ def _sum_by_word(h: Tensor, words: Tensor) -> Tensor:
 
 
 def _numbers(squares: Tensor, sizes: Tensor) -> Tensor:
-    """The numbers of a `_Sum` [l, 2, 3], from squared norms [l, 2] and the norms of addends [l, 2, k]."""
-    return torch.stack((squares, sizes.sum(2), sizes.square().sum(2)), 2)
+    """The numbers of a `_Sum` [l, 3], from squared norms [l] and the norms of addends [l, k]."""
+    return torch.stack((squares, sizes.sum(1), sizes.square().sum(1)), 1)
 
 
 def _comparison(
-    reference: Reference, layer: TracedLayer, dtype: torch.dtype, names: tuple[str, ...], sums: Sequence[list[_Sum]]
+    reference: Reference, layer: TracedLayer, dtype: torch.dtype, names: tuple[str, ...], sums: Sequence[_Sum]
 ) -> Comparison:
-    """Compares sums for both v with the gradients of some parameters."""
+    """Compares sums with the gradients of some parameters."""
     lacking = () if layer.bias or layer.d == 0 else tuple(name for name in layer.parameters if _is_bias(name))
     coarsest_dtype = coarsest({dtype, *(reference.dtypes[name] for name in layer.parameters)})
     rounding = reference.rounding(names) if names else 0.0
-    largest, beyond = 0.0, []
-    for which in (0, 1):
-        expected = sum(reference.norms[name][which] ** 2 for name in names)
-        of_v = [one[which] for one in sums]
-        difference, apart_by = _difference(of_v, expected, coarsest_dtype, reference.largest_norm, rounding)
-        largest = math.nan if math.isnan(difference) else max(largest, difference)  # a nan stays
-        if lacking:
-            # A rule may have the bias at a position of its own; then this is not closer without it.
-            of_bias = sum(reference.norms[name][which] ** 2 for name in lacking)
-            square = sum(one.square for one in of_v)
-            if abs(square - expected + of_bias) < abs(square - expected):
-                apart_by = max(apart_by, of_bias)
-        beyond.append(apart_by)
-    return Comparison(names, largest, beyond)
+    expected = sum(reference.norms[name] ** 2 for name in names)
+    difference, beyond = _difference(sums, expected, coarsest_dtype, reference.largest_norm, rounding)
+    if lacking:
+        # A rule may have the bias at a position of its own; then this is not closer without it.
+        of_bias = sum(reference.norms[name] ** 2 for name in lacking)
+        square = sum(one.square for one in sums)
+        if abs(square - expected + of_bias) < abs(square - expected):
+            beyond = max(beyond, of_bias)
+    largest = max(expected, sum(one.square for one in sums))
+    if beyond > _MOST_APART * largest and largest > (_TIMES_ROUNDING * rounding) ** 2:
+        beyond = math.inf
+    return Comparison(names, difference, beyond)
 
 
 def _is_bias(name: str) -> bool:

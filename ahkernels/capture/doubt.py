@@ -56,4 +56,4 @@ def _agrees(one: Comparison, reference: Reference) -> bool:
     """Whether a comparison finds nothing; of gradients that are nan, a wrong rule might make finite numbers."""
     if math.isnan(one.difference):
         return False
-    return not any(one.beyond) or one.within(reference.noise(one.names))
+    return one.beyond == 0 or one.beyond <= reference.noise(one.names)

@@ -7,6 +7,7 @@ others and is among those of the trace.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -56,7 +57,8 @@ def require_determined(plan: CapturePlan, samples: slice, output: Tensor, *, tho
 
 
 def _require_no_chance(plan: CapturePlan, output: Tensor, again: Sequence[Tensor]) -> None:
-    if not all(_same(output, one, plan.trace.dtype) for one in again):
+    sizes = output.abs().amax(0).double()
+    if not all(_same(output, one, plan.trace.dtype, sizes=sizes) for one in again):
         raise ValueError(
             "model: expected a deterministic network, got outputs that differ between two calls with the same samples; "
             "call model.eval() first, and take chance (such as dropout) out of forward"
@@ -68,16 +70,17 @@ def _require_alone(plan: CapturePlan, samples: slice, output: Tensor, few: list[
     both = [place for place, index in enumerate(few) if samples.start <= index < samples.stop]
     in_chunk = [few[place] - samples.start for place in both]
     dtype = plan.trace.dtype
-    if _same(of_few[both], output[in_chunk], dtype):
+    same = functools.partial(_same, sizes=torch.cat((plan.trace.output, of_few)).abs().amax(0).double())
+    if same(of_few[both], output[in_chunk], dtype):
         return
     _require_no_chance(plan, of_few, _outputs(plan, [plan.x[few]]))
-    if _same(of_few[both], output[in_chunk], dtype, _TIMES_ROUNDING * _effect_of_rounding(plan, few, of_few)):
+    if same(of_few[both], output[in_chunk], dtype, _TIMES_ROUNDING * _effect_of_rounding(plan, few, of_few)):
         return
     finer = _FINER.get(dtype)
     with suppress(RuntimeError):  # the model may insist on its dtype
         if finer is not None:
             alone, among_all = _outputs(plan, [plan.x[few], plan.x[samples]], finer)
-            if _same(alone[both], among_all[in_chunk], alone.dtype):
+            if same(alone[both], among_all[in_chunk], alone.dtype):
                 return  # rounding alone, as where it sends a sample to another expert
     raise ValueError(
         "model: expected outputs that depend on their own sample alone, got others when only some of the samples are "
@@ -119,15 +122,15 @@ def _outputs(plan: CapturePlan, inputs: Sequence[Batch], dtype: torch.dtype | No
     return found
 
 
-def _same(found: Tensor, again: Tensor, dtype: torch.dtype, rounding: Tensor | float = 0.0) -> bool:
+def _same(found: Tensor, again: Tensor, dtype: torch.dtype, rounding: Tensor | float = 0.0, *, sizes: Tensor) -> bool:
+    """Whether outputs are the same, relative to the size of their column."""
     if found.shape != again.shape:
         return False
     if len(found) == 0:
         return True
     if not bool(torch.isfinite(found).all()):
         return True  # the measurement says so by itself
-    found, again = found.double(), again.double()
     # Small outputs beside large ones are held to their own size.
-    sizes = found.abs().amax(0)
     of_largest = _ROUNDING * torch.finfo(torch.float64).eps * sizes.max()
-    return bool(((found - again).abs() <= _TOLERANCE[dtype] * sizes + of_largest + rounding).all())
+    apart = (found.double() - again.double()).abs()
+    return bool((apart <= _TOLERANCE[dtype] * sizes + of_largest + rounding).all())

@@ -2,7 +2,7 @@
 
 One pass over the model is a forward pass and a backward pass down to the first layer that is captured, with the
 cotangents of all outputs batched. Samples are taken in chunks, which bounds the memory of a pass. Each chunk is
-certified where that is asked for, which takes two gradients of parameters (see `ahkernels.capture.certify`). A layer
+certified where that is asked for, which takes a gradient of parameters (see `ahkernels.capture.certify`). A layer
 that does not fit by itself comes in several passes of its own (see `ahkernels.capture.blocks`).
 """
 
@@ -328,15 +328,13 @@ class Capture:
             references: Autograd's side of all chunks.
             rounding: How many times the rounding of gradients may be what is left of them.
         """
-        worst = Comparison((), 0.0, [])
+        worst = Comparison((), 0.0, 0.0)
         self.differences.pop(layer.name, None)
         for samples, reference in references:
             own = (layer, j.new_zeros(1).expand(j.shape[1], 1, 0)[samples], j[:, samples])
             (found,) = compare(reference, [own])
             for one in found:
-                if any(one.beyond) and not one.within(
-                    _between_splits(self.plan, reference, one.names, samples, rounding)
-                ):
+                if one.beyond and one.beyond > _between_splits(self.plan, reference, one.names, samples, rounding):
                     worst = max(worst, one, key=lambda which: which.difference)
             self._note(layer, found)
         return worst
@@ -344,8 +342,8 @@ class Capture:
 
 def _between_splits(
     plan: CapturePlan, reference: Reference, names: Sequence[str], samples: slice, rounding: float
-) -> list[float]:
-    """How far squared norms of autograd's own gradients are apart when samples come in two calls, for both v.
+) -> float:
+    """How far squared norms of autograd's own gradients are apart when samples come in two calls.
 
     Args:
         plan: The plan.
@@ -355,25 +353,20 @@ def _between_splits(
         rounding: How many times the rounding of gradients may be what is left of them.
     """
     n = samples.stop - samples.start
-    sums: list[list[Tensor]] = []  # of each split, for both v
+    sums: list[Tensor] = []  # of each split
     for middle in sorted({1, n // 3, n // 2} - {0, n}):
-        sums.append([torch.zeros(sum(reference.numbers[name] for name in names), dtype=torch.float64)] * 2)
+        whole = torch.zeros(sum(reference.numbers[name] for name in names), dtype=torch.float64)
         for part in (slice(0, middle), slice(middle, n)):
             with plan.other_random_numbers():
                 twin = plan.twin().model
                 output = plan.forward(twin, plan.x[samples][part])
             by = [twin.get_parameter(name) for name in names]
-            for which, v in enumerate(reference.v):
-                gradients = torch.autograd.grad(output, by, v[part], retain_graph=True, materialize_grads=True)
-                flat = torch.cat([one.to_dense().flatten().double().cpu() for one in gradients])
-                sums[-1][which] = sums[-1][which] + flat
-    found = []
-    for which in (0, 1):
-        of_batch = math.sqrt(sum(reference.norms[name][which] ** 2 for name in names))
-        vectors = [one[which] for one in sums]
-        sizes = [float(one.norm()) for one in vectors]
-        distances = [float((one - vectors[0]).norm()) for one in vectors] + [abs(size - of_batch) for size in sizes]
-        size = max([of_batch, *sizes])
-        distance = min(max([0.0, *distances]), _MOST_BETWEEN_SPLITS * size)
-        found.append(_TIMES_SPLITS * apart(size, max(distance, rounding * reference.rounding(names))))
-    return found
+            gradients = torch.autograd.grad(output, by, reference.v[part], materialize_grads=True)
+            whole += torch.cat([one.to_dense().flatten().double().cpu() for one in gradients])
+        sums.append(whole)
+    of_batch = math.sqrt(sum(reference.norms[name] ** 2 for name in names))
+    sizes = [float(one.norm()) for one in sums]
+    distances = [float((one - sums[0]).norm()) for one in sums] + [abs(size - of_batch) for size in sizes]
+    size = max([of_batch, *sizes])
+    distance = min(max([0.0, *distances]), _MOST_BETWEEN_SPLITS * size)
+    return _TIMES_SPLITS * apart(size, max(distance, rounding * reference.rounding(names)))

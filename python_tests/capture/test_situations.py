@@ -343,6 +343,7 @@ def test_the_forward_of_a_class_patched(monkeypatch):
 
 def test_a_patched_forward_in_half_precision():
     """Features scaled by up to 8 %, which half precision does not excuse."""
+    torch.manual_seed(0)  # one of 39 seeds in 40 whose v shows it among so few samples
     model, x = sequential(torch.bfloat16), torch.randn(6, 5).bfloat16()
     layer, scale = model[0], torch.tensor([1.0, 1.02, 1.04, 1.06, 1.08]).bfloat16()
     layer.forward = lambda h: functional.linear(h * scale, layer.weight, layer.bias)
