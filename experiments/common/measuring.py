@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 import ahkernels as ah
+from ahkernels.tracker import Measurement
+from experiments.common import data
 from experiments.common.data import Dataset, Samples
 from experiments.common.store import Row
 from experiments.common.training import DivergedError, Trainer, evaluate
 
 TRAIN_EVALUATION = 10_000  # the training loss is taken on no more samples than this
+CENTERINGS = ("per_output", "global")  # as in the paper's figures, and as in its equation 6
+
+Trackers = Mapping[str, ah.AlignmentTracker]  # by the name of the probe
 
 
 def training_loss(trainer: Trainer, dataset: Dataset) -> tuple[float, float]:
@@ -31,12 +37,14 @@ def training_loss(trainer: Trainer, dataset: Dataset) -> tuple[float, float]:
 def progress(trainer: Trainer, dataset: Dataset) -> Row:
     """Columns iteration, epoch, train_loss, test_loss (nats), train_accuracy and test_accuracy (0 ... 1).
 
+    A recipe with a stopping rule adds averaged_loss, and loss_reached: 1 where the rule ends the run, otherwise 0.
+
     Raises:
         DivergedError: If the training loss is not finite.
     """
     train_loss, train_accuracy = training_loss(trainer, dataset)
     test_loss, test_accuracy = evaluate(trainer.model, dataset.test_x, dataset.test_y)
-    return {
+    row = {
         "iteration": trainer.iteration,
         "epoch": trainer.epoch,
         "train_loss": train_loss,
@@ -44,6 +52,9 @@ def progress(trainer: Trainer, dataset: Dataset) -> Row:
         "train_accuracy": train_accuracy,
         "test_accuracy": test_accuracy,
     }
+    if trainer.recipe.stop_loss is not None:
+        row |= {"averaged_loss": trainer.averaged_loss, "loss_reached": float(trainer.loss_reached)}
+    return row
 
 
 def tracker(model: nn.Module, probe: Samples, precision: str, **options: Any) -> ah.AlignmentTracker:
@@ -58,10 +69,40 @@ def aligned_progress(trainer: Trainer, dataset: Dataset, tracked: ah.AlignmentTr
     Raises:
         DivergedError: If there is nan or inf in any of it.
     """
+    row = _finite_progress(trainer, dataset)
+    return row | _updated(trainer, tracked).report.row()
+
+
+def probe_trackers(model: nn.Module, dataset: Dataset, size: int, seed: int, precision: str) -> Trackers:
+    """Alignment trackers with both centerings on a probe of training samples and on one of test samples."""
+    return {
+        part: tracker(model, probe, precision, centering=CENTERINGS)
+        for part, probe in data.probes(dataset, size, seed).items()
+    }
+
+
+def probed_progress(trainer: Trainer, dataset: Dataset, trackers: Trackers) -> Row:
+    """Columns of ``progress``, and the alignments in columns cka/<probe>/<centering>/<layer>.
+
+    Raises:
+        DivergedError: If there is nan or inf in any of it.
+    """
+    row = _finite_progress(trainer, dataset)
+    for part, tracked in trackers.items():
+        for centering, report in _updated(trainer, tracked).reports.items():
+            row |= {f"cka/{part}/{centering}/{layer}": value for layer, value in report.items()}
+    return row
+
+
+def _finite_progress(trainer: Trainer, dataset: Dataset) -> Row:
     row = progress(trainer, dataset)
     if not math.isfinite(row["test_loss"]):
         raise DivergedError(f"training diverged: the test loss at iteration {trainer.iteration} is {row['test_loss']}")
+    return row
+
+
+def _updated(trainer: Trainer, tracked: ah.AlignmentTracker) -> Measurement:
     try:
-        return row | tracked.update(trainer.iteration).report.row()
+        return tracked.update(trainer.iteration)
     except ah.NonFiniteError as error:
         raise DivergedError(f"training diverged: {error}") from error

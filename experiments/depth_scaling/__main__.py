@@ -15,7 +15,7 @@ from functools import partial
 import ahkernels as ah
 from experiments.common import command_line, data
 from experiments.common.jobs import Job, Run, ended, run_to_end_or_divergence
-from experiments.common.measuring import aligned_progress, tracker
+from experiments.common.measuring import probe_trackers, probed_progress
 from experiments.common.models import feedforward_on
 from experiments.common.running import say
 from experiments.common.store import RunStore, csv_of, write_atomically
@@ -34,6 +34,7 @@ def options(p: argparse.ArgumentParser) -> None:
     command_line.add(p, "--dataset", "--data-dir", "--train-size")
     p.add_argument("--depths", type=whole(1), nargs="+", default=[4, 6, 10, 16, 24], metavar="L", help="linear layers")
     command_line.add(p, "--width", default=64)
+    command_line.add(p, "--bias", "--initialisation")
     p.add_argument(
         "--lrs",
         type=command_line.positive,
@@ -65,18 +66,40 @@ def options(p: argparse.ArgumentParser) -> None:
         metavar="F:B",
         help="factors of all learning rates with batch sizes, a column of the figure for each",
     )
-    command_line.add(p, "--momentum", "--weight-decay", "--probe-size")
+    command_line.add(p, "--momentum", "--weight-decay", "--stop-loss", "--augment")
+    command_line.add(
+        p,
+        "--probe-size",
+        help="training samples and as many test samples to measure on, stratified, drawn per seed; "
+        "time grows as n squared",
+    )
     command_line.add(p, "--measurements", default=10)
     command_line.add(p, "--precision")
     p.add_argument("--seeds", type=command_line.seed, nargs="+", default=[0], metavar="S", help="one run for each")
+    p.add_argument(
+        "--seed-counts",
+        type=whole(1),
+        nargs="+",
+        metavar="K",
+        help="take only the first K seeds, one number for each depth or one for all (default: all)",
+    )
 
 
 def check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Exit with a message where there is not one learning rate, or number of epochs, for each depth or for all."""
-    for option in ("lrs", "epochs"):
-        count = len(getattr(args, option))
+    """Exit with a message where an option has neither one number for each depth nor one for all."""
+    for option in ("lrs", "epochs", "seed-counts"):
+        values = getattr(args, option.replace("-", "_"))
+        count = 1 if values is None else len(values)
         if count not in (1, len(args.depths)):
             p.error(f"argument --{option}: expected 1 number or {len(args.depths)}, one for each depth, got {count}")
+    command_line.require_colour(p, args)
+
+
+def load(args: argparse.Namespace) -> data.Dataset:
+    """The data set, with the same training samples for every seed, and samples enough for the probes."""
+    dataset = command_line.load(args, subset_seed=0)
+    command_line.require_probes(args, dataset)
+    return dataset
 
 
 # ---- one run
@@ -86,13 +109,8 @@ def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
     """The study has one run for each network."""
     found = []
     for one in networks(args):
-        recipe = Recipe(
-            lr=one.lr,
-            momentum=args.momentum,
-            weight_decay=args.weight_decay,
-            batch_size=one.variant.batch_size,
-            epochs=one.epochs,
-            seed=one.seed,
+        recipe = command_line.recipe(
+            args, lr=one.lr, batch_size=one.variant.batch_size, epochs=one.epochs, seed=one.seed
         )
         finished = partial(ended, total=recipe.steps(len(dataset.train_y)))
         work = partial(train, args, one, recipe, dataset)
@@ -102,11 +120,11 @@ def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
 
 def train(args: argparse.Namespace, one: Network, recipe: Recipe, dataset: data.Dataset, store: RunStore) -> int:
     """Train a network to its end; returns the signal that came, or 0."""
-    model = feedforward_on(dataset, args.width, one.depth, one.seed)
+    model = feedforward_on(dataset, args.width, one.depth, one.seed, bias=args.bias, initialisation=args.initialisation)
     trainer = Trainer(model, dataset.train_x, dataset.train_y, recipe)
-    tracked = tracker(model, data.probe(dataset, args.probe_size, one.seed), args.precision)
+    trackers = probe_trackers(model, dataset, args.probe_size, one.seed, args.precision)
     at = ah.measurement_grid(trainer.total, args.measurements)
-    measured = partial(aligned_progress, trainer, dataset, tracked)
+    measured = partial(probed_progress, trainer, dataset, trackers)
     return run_to_end_or_divergence(store, trainer, at, measured, args.checkpoint_every)
 
 
@@ -152,11 +170,11 @@ STUDY = Study(
     options,
     draw,
     jobs,
-    config=("dataset", "width", "probe_size", "measurements", "precision"),
+    config=("dataset", "width", "bias", "initialisation", "probe_size", "measurements", "precision"),
     presets=PRESETS,
     distinct=("--depths", "--variants", "--seeds"),
     check=check,
-    load=partial(command_line.load, subset_seed=0),  # the same samples for every seed
+    load=load,
     shared=True,
     flush_denormals=True,
     checkpoint_every=2000,

@@ -15,6 +15,7 @@ from experiments.depth_scaling.figure import Panel
 from experiments.depth_scaling.line_fit import CONFIDENCE, THEORY, Line
 from experiments.depth_scaling.networks import Network, Variant
 
+SHOWN = "cka/train/per_output"
 MOMENTS = {"end": "at the end of training", "best": "at the lowest test loss measured"}
 
 
@@ -23,12 +24,12 @@ def chosen(rows: Sequence[Row], moment: str) -> Row | None:
     if not rows or any(math.isnan(row["train_loss"]) for row in rows):
         return None
     row = rows[-1] if moment == "end" else min(rows, key=lambda row: row["test_loss"])
-    return None if math.isnan(figures.peak(row)[1]) else row
+    return None if math.isnan(figures.peak(row, SHOWN)[1]) else row
 
 
 def alignment(row: Row) -> Array:
     """The alignment by layer, [L]."""
-    values: Array = figures.table([[row]], "cka")[0, 0]
+    values: Array = figures.table([[row]], SHOWN, SHOWN)[0, 0]
     return values
 
 
@@ -42,7 +43,7 @@ def panel(found: dict[Network, list[Row]], of: Variant, moment: str) -> Panel | 
         for depth in sorted({one.depth for one in rows})
     }
     ordered = sorted(rows, key=lambda one: (one.depth, one.seed))
-    peaks = Line([one.depth for one in ordered], [figures.peak(rows[one])[0] for one in ordered])
+    peaks = Line([one.depth for one in ordered], [figures.peak(rows[one], SHOWN)[0] for one in ordered])
     return Panel(f"{of.label}\n{MOMENTS[moment]}", columns, peaks)
 
 
@@ -54,7 +55,7 @@ def summary(found: dict[Network, list[Row]]) -> list[dict[str, Any]]:
             row = chosen(rows, moment)
             if row is None:
                 continue
-            peak, cka = figures.peak(row)
+            peak, cka = figures.peak(row, SHOWN)
             lines.append(
                 {
                     "lr_factor": one.variant.lr_factor,

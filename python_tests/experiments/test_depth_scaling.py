@@ -50,7 +50,7 @@ def test_a_study_leaves_runs_tables_and_a_figure(alone: Path) -> None:
     assert [float(line["epoch"]) for line in lines] == [1, 2, 2]
     for name, line in zip(NAMES, lines, strict=True):
         last = {key: float(value) for key, value in studies.texts(alone / name / "metrics.csv")[-1].items()}
-        of_layers = [last[f"cka/layer{layer + 1}"] for layer in range(int(line["depth"]))]
+        of_layers = [last[f"cka/train/per_output/layer{layer + 1}"] for layer in range(int(line["depth"]))]
         assert float(line["cka"]) == max(of_layers)
         assert int(line["peak"]) == 1 + of_layers.index(max(of_layers))
     fit = studies.texts(alone / "fits.csv")[0]
@@ -64,18 +64,28 @@ def test_a_run_is_the_papers_network_trained_with_its_depths_recipe(alone: Path)
     trainer = Trainer(
         feedforward(64, 12, 3, 10, seed=0), digits.train_x, digits.train_y, Recipe(lr=0.04, batch_size=32, epochs=2)
     )
-    probe = data.stratified_subset(digits.train_y, 20, seed=0)
+    seen = data.stratified_subset(digits.train_y, 20, seed=0)
+    unseen = data.stratified_subset(digits.test_y, 20, seed=0)
+    probes = {
+        "train": (digits.train_x[seen], digits.train_y[seen]),
+        "test": (digits.test_x[unseen], digits.test_y[unseen]),
+    }
     with flushed_denormals():
         trainer.run([], lambda: None)
-        report = ahkernels.layerwise_alignment(
-            trainer.model, digits.train_x[probe], digits.train_y[probe], precision="highest"
-        )
+        found = {
+            f"cka/{part}/{centering}": report
+            for part, probe in probes.items()
+            for centering, report in ahkernels.layerwise_alignment(
+                trainer.model, *probe, centering=("per_output", "global"), precision="highest"
+            ).items()
+        }
     rows = studies.texts(alone / NAMES[1] / "metrics.csv")
     assert [float(row["iteration"]) for row in rows] == [0, 1, 4, 20]
     assert (float(rows[-1]["test_loss"]), float(rows[-1]["test_accuracy"])) == evaluate(
         trainer.model, digits.test_x, digits.test_y
     )
-    assert [float(rows[-1][f"cka/{layer}"]) for layer in report.layers] == report.cka.tolist()
+    for name, report in found.items():
+        assert [float(rows[-1][f"{name}/{layer}"]) for layer in report.layers] == report.cka.tolist()
 
 
 def test_the_line_finds_a_known_power_and_its_interval_covers_it() -> None:
@@ -126,12 +136,11 @@ def test_a_run_that_diverges_is_left_out(tmp_path: Path, capsys: pytest.CaptureF
 def test_presets_are_the_papers_tables(preset: str, width: int, depth: int, lr: float, epochs: int) -> None:
     args = STUDY.parse(["--preset", preset, "--data-dir", "d"])
     assert (args.dataset, args.width) == (preset, width)
-    found = networks(args)
-    assert len(found) == 30
-    of_depth = [one for one in found if one.depth == depth]
-    assert {one.epochs for one in of_depth} == {epochs}
-    rates = {(one.variant.lr_factor, one.variant.batch_size): one.lr for one in of_depth}
-    assert rates == {(1, 128): lr, (0.25, 128): lr / 4, (1, 512): lr}
+    of_depth = [one for one in networks(args) if one.depth == depth]
+    assert {(one.epochs, one.lr, one.variant.batch_size) for one in of_depth} == {(epochs, lr, 200)}
+    assert sorted(one.seed for one in of_depth) == list(range(5 if depth <= 40 else 3 if depth <= 60 else 1))
+    assert (args.bias, args.initialisation, args.weight_decay) == (True, "kaiming", 5e-4)
+    assert (args.stop_loss, args.probe_size, args.augment) == (0.1, 200, preset == "cifar10")
 
 
 def test_options_override_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
