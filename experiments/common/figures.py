@@ -23,6 +23,7 @@ Array = NDArray[np.float64]
 
 GREY = "0.35"
 ORANGE = "#D55E00"  # Okabe-Ito colours
+NEAR = 0.02  # of the greatest alignment
 MOST_BOUNDED = 12  # more layers than this: a colour bar with fewer labels
 
 
@@ -40,16 +41,18 @@ def table(runs: Sequence[Sequence[Row]], prefix: str, of: str = "cka") -> Array:
     return np.array([[[row.get(f"{prefix}/{layer}", np.nan) for layer in layers] for row in rows] for rows in runs])
 
 
-def peak(row: Row, of: str = "cka") -> tuple[int, float]:
-    """The layer of greatest alignment in a row (1 is next to the input) and that alignment; 0 and nan if none has.
-
-    Alignments are in columns ``of/layer``.
-    """
-    values = table([[row]], of, of)[0, 0]
+def peak(row: Row) -> tuple[int, float]:
+    """The layer of greatest alignment in a row (1 is next to the input) and that alignment; 0 and nan if none has."""
+    values = table([[row]], "cka")[0, 0]
     if np.isnan(values).all():
         return 0, np.nan
     index = int(np.nanargmax(values))
     return index + 1, float(values[index])
+
+
+def near_peak(values: Array) -> int:
+    """The number of layers whose alignment, of values [L], is within NEAR of the greatest one."""
+    return int((values >= (1 - NEAR) * np.nanmax(values)).sum())
 
 
 @contextmanager

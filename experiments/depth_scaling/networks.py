@@ -21,6 +21,12 @@ class Variant:
         return f"{self.lr_factor:g}:{self.batch_size}"
 
     @property
+    def name(self) -> str:
+        """The variant in names of files."""
+        factor = "" if self.lr_factor == 1 else f"rates{self.lr_factor:g}-"
+        return f"{factor}batch{self.batch_size}"
+
+    @property
     def label(self) -> str:
         """The text for figures."""
         rates = "" if self.lr_factor == 1 else f"learning rates × {self.lr_factor:g}, "
