@@ -15,6 +15,9 @@ from experiments.common import data, models
 from experiments.common.training import Recipe
 
 DEFAULTS = Recipe()
+TWO_PROBES = (
+    "training samples and as many test samples to measure on, stratified, drawn per seed; time grows as n squared"
+)
 
 
 class UsageError(ValueError):

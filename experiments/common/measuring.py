@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 
 import ahkernels as ah
-from ahkernels.tracker import Measurement
-from experiments.common import data
+from ahkernels.centering import Centering
 from experiments.common.data import Dataset, Samples
 from experiments.common.store import Row
 from experiments.common.training import DivergedError, Trainer, evaluate
@@ -18,7 +17,14 @@ from experiments.common.training import DivergedError, Trainer, evaluate
 TRAIN_EVALUATION = 10_000  # the training loss is taken on no more samples than this
 CENTERINGS = ("per_output", "global")  # as in the paper's figures, and as in its equation 6
 
-Trackers = Mapping[str, ah.AlignmentTracker]  # by the name of the probe
+
+def authors_grid(total: int) -> list[int]:
+    """The iterations at which the paper's authors measure hierarchies, 0 and 5 floor(1.15^k), and the last one."""
+    grid, power = {0, total}, 1.0
+    while 5 * math.floor(power) <= total:
+        grid.add(5 * math.floor(power))
+        power *= 1.15
+    return sorted(grid)
 
 
 def training_loss(trainer: Trainer, dataset: Dataset) -> tuple[float, float]:
@@ -70,27 +76,42 @@ def aligned_progress(trainer: Trainer, dataset: Dataset, tracked: ah.AlignmentTr
         DivergedError: If there is nan or inf in any of it.
     """
     row = _finite_progress(trainer, dataset)
-    return row | _updated(trainer, tracked).report.row()
+    return row | next(iter(reports(trainer, tracked).values())).row()
 
 
-def probe_trackers(model: nn.Module, dataset: Dataset, size: int, seed: int, precision: str) -> Trackers:
-    """Alignment trackers with both centerings on a probe of training samples and on one of test samples."""
+def probe_trackers(model: nn.Module, probes: Mapping[str, Samples], precision: str) -> dict[str, ah.AlignmentTracker]:
+    """Alignment trackers with both centerings on each of some probes."""
+    return {part: tracker(model, probe, precision, centering=CENTERINGS) for part, probe in probes.items()}
+
+
+def reports(trainer: Trainer, tracked: ah.AlignmentTracker) -> dict[Centering, ah.AlignmentReport]:
+    """Measure the network as it is, with each centering.
+
+    Raises:
+        DivergedError: If there is nan or inf in it.
+    """
+    try:
+        return tracked.update(trainer.iteration).reports
+    except ah.NonFiniteError as error:
+        raise DivergedError(f"training diverged: {error}") from error
+
+
+def alignments(part: str, of: Mapping[Centering, ah.AlignmentReport]) -> Row:
+    """The alignments on a probe in columns cka/<probe>/<centering>/<layer>."""
     return {
-        part: tracker(model, probe, precision, centering=CENTERINGS)
-        for part, probe in data.probes(dataset, size, seed).items()
+        f"cka/{part}/{centering}/{layer}": value for centering, report in of.items() for layer, value in report.items()
     }
 
 
-def probed_progress(trainer: Trainer, dataset: Dataset, trackers: Trackers) -> Row:
-    """Columns of ``progress``, and the alignments in columns cka/<probe>/<centering>/<layer>.
+def probed_progress(trainer: Trainer, dataset: Dataset, trackers: Mapping[str, ah.AlignmentTracker]) -> Row:
+    """Columns of ``progress``, and ``alignments`` on each probe.
 
     Raises:
         DivergedError: If there is nan or inf in any of it.
     """
     row = _finite_progress(trainer, dataset)
     for part, tracked in trackers.items():
-        for centering, report in _updated(trainer, tracked).reports.items():
-            row |= {f"cka/{part}/{centering}/{layer}": value for layer, value in report.items()}
+        row |= alignments(part, reports(trainer, tracked))
     return row
 
 
@@ -99,10 +120,3 @@ def _finite_progress(trainer: Trainer, dataset: Dataset) -> Row:
     if not math.isfinite(row["test_loss"]):
         raise DivergedError(f"training diverged: the test loss at iteration {trainer.iteration} is {row['test_loss']}")
     return row
-
-
-def _updated(trainer: Trainer, tracked: ah.AlignmentTracker) -> Measurement:
-    try:
-        return tracked.update(trainer.iteration)
-    except ah.NonFiniteError as error:
-        raise DivergedError(f"training diverged: {error}") from error

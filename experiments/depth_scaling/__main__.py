@@ -68,12 +68,7 @@ def options(p: argparse.ArgumentParser) -> None:
         help="factors of all learning rates with batch sizes, a column of the figure for each",
     )
     command_line.add(p, "--momentum", "--weight-decay", "--stop-loss", "--augment")
-    command_line.add(
-        p,
-        "--probe-size",
-        help="training samples and as many test samples to measure on, stratified, drawn per seed; "
-        "time grows as n squared",
-    )
+    command_line.add(p, "--probe-size", help=command_line.TWO_PROBES)
     command_line.add(p, "--measurements", default=10)
     command_line.add(p, "--precision")
     p.add_argument("--seeds", type=command_line.seed, nargs="+", default=[0], metavar="S", help="one run for each")
@@ -123,7 +118,7 @@ def train(args: argparse.Namespace, one: Network, recipe: Recipe, dataset: data.
     """Train a network to its end; returns the signal that came, or 0."""
     model = feedforward_on(dataset, args.width, one.depth, one.seed, bias=args.bias, initialisation=args.initialisation)
     trainer = Trainer(model, dataset.train_x, dataset.train_y, recipe)
-    trackers = probe_trackers(model, dataset, args.probe_size, one.seed, args.precision)
+    trackers = probe_trackers(model, data.probes(dataset, args.probe_size, one.seed), args.precision)
     at = ah.measurement_grid(trainer.total, args.measurements)
     measured = partial(probed_progress, trainer, dataset, trackers)
     return run_to_end_or_divergence(store, trainer, at, measured, args.checkpoint_every)

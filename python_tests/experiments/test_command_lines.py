@@ -54,7 +54,7 @@ SHARED = [
 
 # The same for the options of single studies.
 OWN = {
-    "alignment_hierarchy": [(["--depth", "0"], "--depth", "at least 1, got '0'")],
+    "alignment_hierarchy": [(["--iterations", "some"], "--iterations", "authors")],
     "depth_scaling": [
         (["--depths", "3", "3"], "--depths", "distinct numbers, got 3 3"),
         (["--depths", "0"], "--depths", "at least 1, got '0'"),
@@ -174,7 +174,10 @@ LARGE = [
 
 # The same for the options of single studies.
 OWN_LARGE = {
-    "depth_scaling": [(["--probe-size", "361"], "--probe-size: expected at most 360, the test samples of digits")],
+    **{
+        name: [(["--probe-size", "361"], "--probe-size: expected at most 360, the test samples of digits, got 361")]
+        for name in ("alignment_hierarchy", "depth_scaling")
+    },
     "early_training": [
         (
             ["--depth", "3", "--width", "16", "--eigenvectors", "1440"],
