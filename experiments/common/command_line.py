@@ -15,6 +15,9 @@ from experiments.common import data, models
 from experiments.common.training import Recipe
 
 DEFAULTS = Recipe()
+TWO_PROBES = (
+    "training samples and as many test samples to measure on, stratified, drawn per seed; time grows as n squared"
+)
 
 
 class UsageError(ValueError):
@@ -103,6 +106,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "W",
         "help": "of all channel numbers (vgg19, resnet18)",
     },
+    "--bias": {
+        "action": argparse.BooleanOptionalAction,
+        "default": False,
+        "help": "train biases, which are zero at the start",
+    },
+    "--initialisation": {
+        "choices": models.INITIALISATIONS,
+        "default": "kaiming",
+        "help": "of the weights: variance 2 / fan-in (kaiming) or 2 / (fan-in + fan-out) (xavier)",
+    },
     "--lr": {"type": positive, "default": DEFAULTS.lr, "help": "learning rate of SGD"},
     "--momentum": {"type": fraction, "default": DEFAULTS.momentum, "help": "momentum of SGD"},
     "--weight-decay": {
@@ -112,6 +125,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--batch-size": {"type": whole(1), "default": DEFAULTS.batch_size, "help": "samples in a minibatch"},
     "--epochs": {"type": whole(1), "default": DEFAULTS.epochs, "help": "passes over the training set"},
+    "--stop-loss": {
+        "type": positive,
+        "metavar": "LOSS",
+        "help": "end where the running average of minibatch losses is below it at two epoch ends in a row",
+    },
+    "--augment": {
+        "action": argparse.BooleanOptionalAction,
+        "default": DEFAULTS.augment,
+        "help": "train on random crops and flips (CIFAR sets)",
+    },
     "--probe-size": {
         "type": whole(2),
         "default": 256,
@@ -189,12 +212,29 @@ def require_data_dir(p: argparse.ArgumentParser, args: argparse.Namespace) -> No
         p.error(f"argument --data-dir: expected the folder that holds {args.dataset}/, got none")
 
 
+def require_colour(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with a message where images without colours are to be cropped and flipped: digits must not be mirrored."""
+    if args.augment and args.dataset not in data.CIFAR_FOLDERS:
+        expected = " or ".join(data.CIFAR_FOLDERS)
+        p.error(f"argument --augment: expected --dataset {expected}, got {args.dataset}")
+
+
 def require_samples(args: argparse.Namespace, dataset: data.Dataset, option: str, value: int | None) -> None:
     """Raise UsageError where an option asks for more training samples than there are."""
     if value is not None and value > len(dataset.train_y):
         raise UsageError(
             f"argument {option}: expected at most {len(dataset.train_y)}, the training samples of "
             f"{args.dataset}, got {value}"
+        )
+
+
+def require_probes(args: argparse.Namespace, dataset: data.Dataset) -> None:
+    """Raise UsageError where --probe-size asks for more training samples, or test samples, than there are."""
+    require_samples(args, dataset, "--probe-size", args.probe_size)
+    if args.probe_size > len(dataset.test_y):
+        raise UsageError(
+            f"argument --probe-size: expected at most {len(dataset.test_y)}, the test samples of {args.dataset}, "
+            f"got {args.probe_size}"
         )
 
 

@@ -152,6 +152,16 @@ def probe(dataset: Dataset, size: int, seed: int) -> Samples:
     return dataset.train_x[chosen], dataset.train_y[chosen]
 
 
+def probes(dataset: Dataset, size: int, seed: int) -> dict[str, Samples]:
+    """Stratified subsets of as many training and test samples to measure on, as "train" and "test".
+
+    Raises:
+        ValueError: If the size is out of range.
+    """
+    held_out = test_subset(dataset, size, seed)
+    return {"train": probe(dataset, size, seed), "test": (held_out.test_x, held_out.test_y)}
+
+
 def training_subset(dataset: Dataset, size: int, seed: int) -> Dataset:
     """The data set with a stratified subset of its training samples; test samples and standardisation stay.
 

@@ -23,6 +23,7 @@ Array = NDArray[np.float64]
 
 GREY = "0.35"
 ORANGE = "#D55E00"  # Okabe-Ito colours
+NEAR = 0.02  # of the greatest alignment
 MOST_BOUNDED = 12  # more layers than this: a colour bar with fewer labels
 
 
@@ -47,6 +48,11 @@ def peak(row: Row) -> tuple[int, float]:
         return 0, np.nan
     index = int(np.nanargmax(values))
     return index + 1, float(values[index])
+
+
+def near_peak(values: Array) -> int:
+    """The number of layers whose alignment, of values [L], is within NEAR of the greatest one."""
+    return int((values >= (1 - NEAR) * np.nanmax(values)).sum())
 
 
 @contextmanager

@@ -54,8 +54,11 @@ class Run:
 
 
 def ended(rows: Sequence[Row], total: int) -> bool:
-    """Whether the last row is at iteration ``total``, or ends a run that diverged."""
-    return bool(rows) and (rows[-1]["iteration"] == total or math.isnan(rows[-1]["train_loss"]))
+    """Whether the last row is at iteration ``total``, where the stopping rule held, or ends a run that diverged."""
+    if not rows:
+        return False
+    last = rows[-1]
+    return last["iteration"] == total or last.get("loss_reached") == 1 or math.isnan(last["train_loss"])
 
 
 def in_turn(

@@ -1,6 +1,7 @@
-"""The paper's network (equation 8): fully connected, ReLU, without biases; and the networks that --model chooses from.
+"""The paper's network (equation 8): fully connected, ReLU; and the networks that --model chooses from.
 
-z_1 = W_1 x,  z_l = W_l relu(z_{l-1}),  f(x) = z_L,  with entries of W_l drawn from N(0, 2 / fan_in).
+z_1 = W_1 x,  z_l = W_l relu(z_{l-1}),  f(x) = z_L,  with entries of W_l drawn from N(0, 2 / fan_in). Biases, which the
+paper trains and does not write, and Xavier's variance, which it has in places, are options.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import math
 from collections import OrderedDict
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,10 +19,20 @@ from experiments.common import vision
 from experiments.common.data import Dataset
 
 IMAGE_NETWORKS = {"vgg19": vision.vgg19, "resnet18": vision.resnet18}
+INITIALISATIONS = ("kaiming", "xavier")
 MODELS = ("feedforward", *IMAGE_NETWORKS)
 
 
-def feedforward(inputs: int, width: int, depth: int, outputs: int, seed: int) -> nn.Sequential:
+def feedforward(
+    inputs: int,
+    width: int,
+    depth: int,
+    outputs: int,
+    seed: int,
+    *,
+    bias: bool = False,
+    initialisation: str = "kaiming",
+) -> nn.Sequential:
     """A network of ``depth`` linear layers named layer1 ... layerL, with relu1 ... between them.
 
     Its weights depend on the arguments alone: torch's global random state is neither read nor changed.
@@ -31,6 +43,8 @@ def feedforward(inputs: int, width: int, depth: int, outputs: int, seed: int) ->
         depth: The number L of linear layers.
         outputs: The dimension o of the last layer.
         seed: The seed of the weights.
+        bias: Whether layers have biases, which are zero at the start.
+        initialisation: One of INITIALISATIONS; see ``initial_weight``.
 
     Returns:
         A module [n, d] -> [n, o], float32 on the CPU.
@@ -45,23 +59,31 @@ def feedforward(inputs: int, width: int, depth: int, outputs: int, seed: int) ->
     generator = torch.Generator().manual_seed(seed)
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     for index, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
-        layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=False)
-        layer.weight = nn.Parameter(initial_weight(fan_in, fan_out, generator))
+        layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=bias)
+        layer.weight = nn.Parameter(initial_weight(fan_in, fan_out, generator, initialisation))
+        if bias:
+            nn.init.zeros_(layer.bias)
         modules[f"layer{index}"] = layer
         if index < depth:
             modules[f"relu{index}"] = nn.ReLU()
     return nn.Sequential(modules)
 
 
-def feedforward_on(dataset: Dataset, width: int, depth: int, seed: int) -> nn.Sequential:
+def feedforward_on(dataset: Dataset, width: int, depth: int, seed: int, **options: Any) -> nn.Sequential:
     """A ``feedforward`` network for a data set, on the data set's device."""
-    model = feedforward(dataset.train_x.shape[1], width, depth, dataset.classes, seed)
+    model = feedforward(dataset.train_x.shape[1], width, depth, dataset.classes, seed, **options)
     return model.to(dataset.train_x.device)
 
 
-def initial_weight(fan_in: int, fan_out: int, generator: torch.Generator) -> torch.Tensor:
-    """A weight [fan_out, fan_in] of independent N(0, 2 / fan_in), float32 on the CPU."""
-    return torch.empty(fan_out, fan_in).normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)
+def initial_weight(
+    fan_in: int, fan_out: int, generator: torch.Generator, initialisation: str = "kaiming"
+) -> torch.Tensor:
+    """A weight [fan_out, fan_in] of independent normal entries, float32 on the CPU.
+
+    Their variance is 2 / fan_in with "kaiming" and 2 / (fan_in + fan_out) with "xavier".
+    """
+    scale = fan_in if initialisation == "kaiming" else fan_in + fan_out
+    return torch.empty(fan_out, fan_in).normal_(0.0, math.sqrt(2.0 / scale), generator=generator)
 
 
 # ---- what the options --model, --depth, --width, --width-factor and --seed say

@@ -61,7 +61,8 @@ def run(
         measured: Makes one measurement, with columns iteration, train_loss and test_accuracy at least.
         checkpoint_every: Iterations between checkpoints.
         reached: Asked after every iteration; True makes it the last one, and it is measured. It must depend on the
-            trainer alone, so that an interrupted run ends where it would have.
+            trainer alone, so that an interrupted run ends where it would have. The stopping rule of the trainer's
+            recipe ends the run, too.
 
     Returns:
         The signal that came, or 0.
@@ -95,7 +96,7 @@ def run(
             nonlocal at_end
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update()
-            at_end = reached()
+            at_end = trainer.loss_reached or reached()
             if not at_end and (stop.signal or trainer.iteration % checkpoint_every == 0):
                 store.save(trainer.state())
             return at_end or bool(stop.signal)

@@ -1,7 +1,8 @@
 """Minibatch training that gives the same bits whether or not it was interrupted.
 
-All there is to know about a run in progress is its number of iterations and the states of the model and of the
-optimizer: batches follow from (seed, epoch) alone, and no random state is shared with anything else.
+All there is to know about a run in progress is its number of iterations, the states of the model and of the
+optimizer, and what the stopping rule remembers: batches follow from (seed, epoch) alone, crops and flips from
+(seed, iteration), and no random state is shared with anything else.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import ahkernels as ah
+from experiments.common.augmentation import CropsAndFlips
 
 EVALUATION_BATCH = 2048
 OPTIMIZERS = ("sgd", "adam")
 ADAM_SECOND_BETA = 0.999  # torch's default
+AVERAGE_KEEPS = 0.9  # of the running average of minibatch losses, per iteration
+EPOCH_ENDS = 2  # in a row with a small loss end a run
 
 
 class DivergedError(RuntimeError):
@@ -34,7 +38,9 @@ class Recipe:
     """How to train: SGD with momentum, or Adam, on the cross-entropy with weight decay.
 
     The learning rate is per minibatch mean; momentum is Adam's first beta, too; weight decay is torch's (L2, added
-    to the gradient); the last batch of an epoch may be smaller.
+    to the gradient); the last batch of an epoch may be smaller. With a ``stop_loss`` a run ends where the running
+    average of the minibatch losses is below it at EPOCH_ENDS epoch ends in a row, and otherwise after its epochs. To
+    augment is to train on random crops and flips of colour images.
     """
 
     lr: float = 0.003
@@ -44,6 +50,8 @@ class Recipe:
     epochs: int = 100
     seed: int = 0
     optimizer: str = "sgd"  # or "adam"
+    stop_loss: float | None = None
+    augment: bool = False
 
     def epoch_steps(self, samples: int) -> int:
         """The number of optimizer steps in an epoch."""
@@ -72,7 +80,8 @@ class Trainer:
 
     Attributes:
         iteration: The number of optimizer steps done so far.
-        total: The number of optimizer steps of the whole run.
+        total: The number of optimizer steps of the whole run, unless its stopping rule ends it earlier.
+        averaged_loss: The running average of the minibatch losses, nan before the first one.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> None:
@@ -81,12 +90,20 @@ class Trainer:
         self.batches_per_epoch = recipe.epoch_steps(len(x))
         self.total = recipe.steps(len(x))
         self.iteration = 0
+        self.averaged_loss = math.nan
+        self._small_ends = 0  # the last epoch ends in a row with an averaged loss below the recipe's
+        self._augmented = CropsAndFlips(x, recipe.seed) if recipe.augment else None
         self._order: tuple[int, Tensor] | None = None
 
     @property
     def epoch(self) -> float:
         """Epochs done so far, as a fraction."""
         return self.iteration / self.batches_per_epoch
+
+    @property
+    def loss_reached(self) -> bool:
+        """Whether the recipe's stopping rule ends the run here."""
+        return self._small_ends >= EPOCH_ENDS
 
     def batch(self, iteration: int) -> Tensor:
         """Indices of the samples in a given iteration's minibatch."""
@@ -99,7 +116,10 @@ class Trainer:
 
     def loss(self, chosen: Tensor) -> Tensor:
         """The loss on the samples of these indices, which training minimises."""
-        return functional.cross_entropy(self.model(self.x[chosen]), self.y[chosen])
+        x = self.x[chosen]
+        if self._augmented is not None:
+            x = self._augmented(x, self.iteration)
+        return functional.cross_entropy(self.model(x), self.y[chosen])
 
     def step(self) -> float:
         """Do one iteration; returns the minibatch's loss before it.
@@ -118,7 +138,15 @@ class Trainer:
         loss.backward()
         self.optimizer.step()
         self.iteration += 1
+        self._follow(value)
         return value
+
+    def _follow(self, loss: float) -> None:
+        """Take a minibatch's loss into the running average, and at the end of an epoch look at it."""
+        first = math.isnan(self.averaged_loss)
+        self.averaged_loss = loss if first else AVERAGE_KEEPS * self.averaged_loss + (1 - AVERAGE_KEEPS) * loss
+        if self.recipe.stop_loss is not None and self.iteration % self.batches_per_epoch == 0:
+            self._small_ends = self._small_ends + 1 if self.averaged_loss < self.recipe.stop_loss else 0
 
     def run(
         self,
@@ -153,6 +181,8 @@ class Trainer:
         optimizer = self.optimizer.state_dict()
         return {
             "iteration": self.iteration,
+            "averaged_loss": self.averaged_loss,
+            "small_ends": self._small_ends,
             "model": {name: value.cpu() for name, value in self.model.state_dict().items()},
             "optimizer": {
                 "param_groups": optimizer["param_groups"],
@@ -168,6 +198,7 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what ``state`` returned, on any device."""
         self.iteration = state["iteration"]
+        self.averaged_loss, self._small_ends = state["averaged_loss"], state["small_ends"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch keeps the tensors that it is given
 

@@ -21,6 +21,12 @@ class Variant:
         return f"{self.lr_factor:g}:{self.batch_size}"
 
     @property
+    def name(self) -> str:
+        """The variant in names of files."""
+        factor = "" if self.lr_factor == 1 else f"rates{self.lr_factor:g}-"
+        return f"{factor}batch{self.batch_size}"
+
+    @property
     def label(self) -> str:
         """The text for figures."""
         rates = "" if self.lr_factor == 1 else f"learning rates × {self.lr_factor:g}, "
@@ -54,19 +60,23 @@ def variant(text: str) -> Variant:
         ) from error
 
 
-DEPTHS = list(range(10, 101, 10))
-
-
+# Depths, widths, learning rates and epochs are those of the paper's tables 1 to 3; the rest is how its authors' code
+# trains and measures. The seeds are ours: the code has an option for the number of networks and no value.
 PAPER = {
-    "depths": DEPTHS,
-    "variants": [Variant(1, 128), Variant(0.25, 128), Variant(1, 512)],
-    "probe_size": 500,
+    "depths": list(range(10, 101, 10)),
+    "seeds": [0, 1, 2, 3, 4],
+    "seed_counts": [5, 5, 5, 5, 3, 3, 1, 1, 1, 1],
+    "variants": [Variant(1, 200)],
+    "bias": True,
+    "stop_loss": 0.1,
+    "probe_size": 200,
     "measurements": 20,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10": {
         **PAPER,
         "dataset": "cifar10",
+        "augment": True,
         "width": 256,
         "lrs": [0.005, 0.003, 0.003, 0.001, 0.001, 0.0007, 0.0005, 0.0005, 0.0001, 0.0001],
         "epochs": [100, 100, 150, 200, 250, 300, 300, 500, 500, 700],
@@ -94,10 +104,13 @@ def networks(args: argparse.Namespace) -> list[Network]:
     def of_each(values: list[Any]) -> list[Any]:
         return values if len(values) > 1 else values * len(args.depths)
 
+    seed_counts = args.seed_counts or [len(args.seeds)]
     found = [
         Network(depth, of, lr * of.lr_factor, max(1, round(epochs * args.epoch_fraction)), seed)
         for of in args.variants
-        for depth, lr, epochs in zip(args.depths, of_each(args.lrs), of_each(args.epochs), strict=True)
-        for seed in args.seeds
+        for depth, lr, epochs, seeds in zip(
+            args.depths, *map(of_each, (args.lrs, args.epochs, seed_counts)), strict=True
+        )
+        for seed in args.seeds[:seeds]
     ]
     return sorted(found, key=lambda one: (args.variants.index(one.variant), -one.depth * one.epochs))

@@ -33,6 +33,9 @@ SHARED = [
     (["--batch-size", "none"], "--batch-size", "at least 1, got 'none'"),
     (["--epochs", "0"], "--epochs", "at least 1, got '0'"),
     (["--epochs", "x"], "--epochs", "at least 1, got 'x'"),
+    (["--stop-loss", "0"], "--stop-loss", "above 0, got '0'"),
+    (["--augment"], "--augment", "expected --dataset cifar10 or cifar100, got digits"),
+    (["--initialisation", "zeros"], "--initialisation", "xavier"),
     (["--probe-size", "1"], "--probe-size", "at least 2, got '1'"),
     (["--test-size", "0"], "--test-size", "at least 1, got '0'"),
     (["--measurements", "1"], "--measurements", "at least 2, got '1'"),
@@ -51,13 +54,14 @@ SHARED = [
 
 # The same for the options of single studies.
 OWN = {
-    "alignment_hierarchy": [(["--depth", "0"], "--depth", "at least 1, got '0'")],
+    "alignment_hierarchy": [(["--iterations", "some"], "--iterations", "authors")],
     "depth_scaling": [
         (["--depths", "3", "3"], "--depths", "distinct numbers, got 3 3"),
         (["--depths", "0"], "--depths", "at least 1, got '0'"),
         (["--lrs", "0.1", "0.2"], "--lrs", "expected 1 number or 5"),
         (["--preset", "mnist", "--lrs", "1", "2"], "--lrs", "expected 1 number or 10, one for each depth, got 2"),
         (["--epochs", "1", "2", "3"], "--epochs", "expected 1 number or 5"),
+        (["--seed-counts", "1", "2"], "--seed-counts", "expected 1 number or 5"),
         (["--epoch-fraction", "0"], "--epoch-fraction", "a number in (0, 1], got '0'"),
         (["--variants", "1"], "--variants", "F:B, got '1'"),
         (["--variants", "0:32"], "--variants", "F:B, got '0:32'"),
@@ -170,6 +174,10 @@ LARGE = [
 
 # The same for the options of single studies.
 OWN_LARGE = {
+    **{
+        name: [(["--probe-size", "361"], "--probe-size: expected at most 360, the test samples of digits, got 361")]
+        for name in ("alignment_hierarchy", "depth_scaling")
+    },
     "early_training": [
         (
             ["--depth", "3", "--width", "16", "--eigenvectors", "1440"],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 
 import pytest
 import torch
 from torch import nn
 
+from experiments.common.augmentation import CropsAndFlips
 from experiments.common.models import feedforward
 from experiments.common.training import (
     OPTIMIZERS,
@@ -57,6 +59,21 @@ def test_initialisation_is_he() -> None:
             assert abs(kurtosis - 3) < 5 * math.sqrt(24 / count)  # Gaussian, not uniform
 
 
+def test_xavier_weights_have_the_mean_of_both_variances() -> None:
+    kaiming, xavier = (feedforward(400, 500, 2, 300, seed=0, initialisation=of) for of in ("kaiming", "xavier"))
+    for layer, same in zip(kaiming, xavier, strict=True):
+        if isinstance(layer, nn.Linear):
+            ratio = math.sqrt(layer.in_features / (layer.in_features + layer.out_features))
+            torch.testing.assert_close(same.weight, ratio * layer.weight)
+
+
+def test_biases_are_zero_and_leave_the_weights_alone() -> None:
+    without, having = (feedforward(4, 5, 3, 2, seed=0, bias=bias) for bias in (False, True))
+    found = dict(having.named_parameters())
+    assert not any(found.pop(f"layer{i}.bias").any() for i in (1, 2, 3))
+    assert all(torch.equal(found[name], weight) for name, weight in without.named_parameters())
+
+
 def test_initialisation_depends_on_the_seed_alone() -> None:
     state = torch.get_rng_state()
     first, same, other = (feedforward(4, 5, 3, 2, seed=seed) for seed in (7, 7, 8))
@@ -101,6 +118,71 @@ def test_resuming_gives_the_same_bits(stop: int, optimizer: str) -> None:
     assert torch.equal(parameters(rest), parameters(whole))
     file.seek(0)
     assert str(state) == str(torch.load(file, weights_only=True))  # what was restored is not trained on
+
+
+@pytest.mark.parametrize("stop_loss", [1.08, 1.0, 0.8])
+def test_a_run_ends_at_the_second_epoch_end_in_a_row_with_a_small_averaged_loss(stop_loss: float) -> None:
+    t, losses = trainer(stop_loss=stop_loss, epochs=60), []
+
+    def after_step(loss: float) -> bool:
+        losses.append(loss)
+        return t.loss_reached
+
+    t.run([], lambda: None, after_step)
+    averages = list(itertools.accumulate(losses, lambda average, loss: 0.9 * average + 0.1 * loss))
+    assert averages[-1] == pytest.approx(t.averaged_loss)
+    small = [average < stop_loss for average in averages[3::4]]  # of four iterations in each epoch
+    assert 4 * len(small) == t.iteration < t.total
+    assert [a and b for a, b in itertools.pairwise(small)] == [False] * (len(small) - 2) + [True]
+
+
+@pytest.mark.parametrize("stop", [3, 7, 25])
+def test_resuming_gives_the_same_bits_with_a_stopping_rule_and_augmentation(stop: int) -> None:
+    def started() -> Trainer:
+        recipe = Recipe(lr=0.02, batch_size=16, epochs=40, stop_loss=0.7, augment=True)
+        return Trainer(feedforward(3 * 64, 8, 3, 3, seed=0, bias=True), *colour_images(), recipe)
+
+    whole, part, rest = (started() for _ in range(3))
+    whole.run([], lambda: None, lambda _: whole.loss_reached)
+    for _ in range(stop):
+        part.step()
+    rest.restore(part.state())
+    rest.run([], lambda: None, lambda _: rest.loss_reached)
+    assert stop < rest.iteration == whole.iteration < whole.total
+    assert rest.averaged_loss == whole.averaged_loss
+    assert torch.equal(parameters(rest), parameters(whole))
+
+
+def colour_images() -> tuple[torch.Tensor, torch.Tensor]:
+    """100 images of 8 x 8 in three classes, each brighter in one channel, with something black in each channel."""
+    y = torch.arange(100) % 3
+    x = torch.rand(100, 3, 64, generator=torch.Generator().manual_seed(3)) - 0.5
+    x[torch.arange(100), y] += 2
+    x[0, :, 0] = torch.tensor([-1.0, -2.0, -3.0])
+    return x.flatten(1), y
+
+
+def test_augmented_images_are_crops_and_flips_with_a_black_border() -> None:
+    x, _ = colour_images()
+    augmented = CropsAndFlips(x, seed=0)
+    found = augmented(x, iteration=5)
+    black = torch.tensor([-1.0, -2.0, -3.0]).view(3, 1, 1)
+    places = []
+    for image, other in zip(x.view(-1, 3, 8, 8), found.view(-1, 3, 8, 8), strict=True):
+        bordered = black.expand(3, 16, 16).clone()
+        bordered[:, 4:12, 4:12] = image
+        crops = {
+            (down, right, flipped): bordered[:, down : down + 8, right : right + 8].flip([2] if flipped else [])
+            for down in range(9)
+            for right in range(9)
+            for flipped in (False, True)
+        }
+        places += [place for place, crop in crops.items() if torch.equal(crop, other)]
+    assert len(places) == len(x)
+    assert [len(set(column)) for column in zip(*places, strict=True)] == [9, 9, 2]  # of 100 draws each
+    assert torch.equal(CropsAndFlips(x, seed=0)(x, iteration=5), found)
+    assert not torch.equal(augmented(x, iteration=6), found)
+    assert not torch.equal(CropsAndFlips(x, seed=1)(x, iteration=5), found)
 
 
 def test_measuring_changes_nothing_and_happens_where_asked() -> None:
