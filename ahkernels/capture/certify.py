@@ -39,8 +39,9 @@ _OTHER_SCALES = (1.37, 0.71, 2.9)
 # Where autograd's own gradients are apart by so much, ours may be apart by this many times as much: a few digits of
 # sums that cancel, but not of 16-bit numbers, which have few themselves.
 _TIMES_NOISE, _TIMES_NOISE_OF_16_BITS = 10, 3
-# Squared norms that are apart by more than a half are no rounding, where they are so many times larger than it.
-_MOST_APART, _TIMES_ROUNDING = 0.5, 4
+# Squared norms that are apart by more than a half are no rounding, where norms are so many times larger than it.
+_MOST_APART = 0.5
+_TIMES_ROUNDING = {torch.float64: 1000, torch.float32: 1000, torch.float16: 4, torch.bfloat16: 4}
 # A norm over numbers that are all the same leaves nothing but rounding, divided by sqrt(eps) of about 1/300.
 ROUNDING_OF_NORMS = 300
 # Norms from sums of fp32 squares, which neither vanish nor overflow.
@@ -332,7 +333,7 @@ def _comparison(
         if abs(square - expected + of_bias) < abs(square - expected):
             beyond = max(beyond, of_bias)
     largest = max(expected, sum(one.square for one in sums))
-    if beyond > _MOST_APART * largest and largest > (_TIMES_ROUNDING * rounding) ** 2:
+    if beyond > _MOST_APART * largest and largest > (_TIMES_ROUNDING[coarsest_dtype] * rounding) ** 2:
         beyond = math.inf
     return Comparison(names, difference, beyond)
 

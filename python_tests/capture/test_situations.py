@@ -345,9 +345,20 @@ def test_a_patched_forward_in_half_precision():
     """Features scaled by up to 8 %, which half precision does not excuse."""
     torch.manual_seed(0)  # one of 39 seeds in 40 whose v shows it among so few samples
     model, x = sequential(torch.bfloat16), torch.randn(6, 5).bfloat16()
-    layer, scale = model[0], torch.tensor([1.0, 1.02, 1.04, 1.06, 1.08]).bfloat16()
+    layer, scale = model[0], torch.linspace(1, 1.16, 5).bfloat16()
     layer.forward = lambda h: functional.linear(h * scale, layer.weight, layer.bias)
     assert_right(model, x, "0", rtol=0.02)
+
+
+@pytest.mark.parametrize("n", [6, 40])
+@pytest.mark.parametrize("dtype", [D, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_patched_forward_that_holds_its_module_by_a_global_name(dtype, n):
+    """As in a script, where a function refers to the model's own layer by no closure."""
+    model, x = sequential(dtype), torch.randn(n, 5).to(dtype)
+    names = {"functional": functional, "layer": model[0]}
+    exec("def forward(h): return functional.linear(1.5 * h, layer.weight, layer.bias)", names)
+    model[0].forward = names["forward"]
+    assert_right(model, x, rtol=0.02 if dtype in (torch.float16, torch.bfloat16) else 1e-6)
 
 
 def test_a_patched_method_and_a_partial():
