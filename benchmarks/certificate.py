@@ -20,10 +20,10 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 COSTS = ["network", "n", "without, ms", "certified, ms", "ratio", "one in 32 calls, ms", "ratio on average"]
 FAULTS = ["network", "n", "fault in", "float64", "float32", "float16", "bfloat16"]
 TEXT = (
-    "Medians of {rounds} rounds of the alignment of all layers, in turn. A certificate takes two backward passes with "
-    "the gradients of parameters, 4 flops for each weight and sample, and one evaluation of a sample. The average over "
-    "32 calls is (certified + 31 without) / 32. Faults: the least e of a grid with two points in a decade, down to "
-    "which all are found in every layer; none where e = 1 is not."
+    "Medians of {rounds} rounds of the alignment of all layers, in turn. A certificate takes a backward pass with the "
+    "gradients of parameters and one without, 6 flops for each weight and sample, and one evaluation of a sample. The "
+    "average over 32 calls is (certified + 31 without) / 32. Faults: the least e of a grid with two points in a decade "
+    "down to which all are found in every layer; none where e = 1 is not."
 )
 
 
