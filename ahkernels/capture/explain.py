@@ -29,8 +29,9 @@ class LayerExplanation:
         route: "factors" for a layer with one position. For several positions: "pairs" (by pairs of positions),
             "jacobian" (the Jacobian is kept instead of the factors) or "jacobian slices" (the factors are kept, and the
             Jacobian is formed from them a slice at a time). "root" where none of these fits the memory budget, so that
-            the layer comes in blocks of samples, and a square root of K is kept. "fallback" where no rule holds, so
-            that the Jacobian comes from the model itself.
+            the layer comes in blocks of samples, and a square root of K is kept. "tied" for a table that is an
+            embedding and the weight of a linear layer, of which a square root of K is kept, too. "fallback" where no
+            rule holds, so that the Jacobian comes from the model itself.
         positions: Positions of all uses together.
         parameters: The number of scalar parameters.
         flops: Floating-point operations from what is captured to the kernel on and below its diagonal, two for each
@@ -117,7 +118,7 @@ def _explain(plan: CapturePlan, layer: PlannedLayer) -> LayerExplanation:
     return LayerExplanation(
         layer.name,
         type(layer.module).__name__,
-        "fallback" if layer.rule is None else layer.route.name,
+        "fallback" if layer.rule is None and layer.route.name != "tied" else layer.route.name,
         layer.positions,
         sum(plan.model.get_parameter(name).numel() for name in layer.parameters),
         layer.route.flops,

@@ -21,6 +21,7 @@ from ahkernels.capture.guard import quietly_batched
 from ahkernels.capture.memory import return_freed_memory
 from ahkernels.capture.plan import CapturePlan, PlannedLayer
 from ahkernels.capture.root import add_products, square_root
+from ahkernels.capture.tied_root import root_of_table
 
 
 def jacobians(plan: CapturePlan, layers: Sequence[PlannedLayer], *, one_by_one: bool) -> dict[str, Tensor]:
@@ -33,7 +34,7 @@ def jacobians(plan: CapturePlan, layers: Sequence[PlannedLayer], *, one_by_one: 
 
     Returns:
         The Jacobian [r, n, 1, parameters] of each layer by name, with zeros for parameters that f does not depend on.
-        On the route "root" a matrix [r, n, 1, n r] with the same products of its rows.
+        On the routes "root" and "tied" a matrix [r, n, 1, n r] with the same products of its rows.
 
     Raises:
         RuntimeError: If an operation of the model cannot be batched over samples and cotangents.
@@ -43,7 +44,10 @@ def jacobians(plan: CapturePlan, layers: Sequence[PlannedLayer], *, one_by_one: 
     found = {layer.name: _columns(plan, own) for layer, own in zip(whole, pieces, strict=True)}
     if whole:
         _fill(plan, list(zip(pieces, found.values(), strict=True)), one_by_one)
-    roots = {layer.name: _root(plan, layer, one_by_one) for layer in layers if layer.route.name == "root"}
+    roots = {}
+    for layer in (one for one in layers if one.alone):
+        tied = root_of_table(plan, layer.parameters) if layer.route.name == "tied" and not one_by_one else None
+        roots[layer.name] = _root(plan, layer, one_by_one) if tied is None else tied
     return {name: jacobian.unsqueeze(2) for name, jacobian in (found | roots).items()}
 
 

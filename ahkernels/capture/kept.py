@@ -66,7 +66,7 @@ class Kept:
             self.layer.as_jacobian or self.layer.bias,
             self.layer.name,
             by_jacobian=self.layer.route.name == "jacobian slices",
-            root=object() if self.layer.route.name == "root" else None,
+            root=object() if self.layer.alone else None,
             unchecked=True,
         )
 

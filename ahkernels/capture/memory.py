@@ -70,14 +70,14 @@ class Memory:
 
     def held_by_pass(self, layers: Sequence[PlannedLayer]) -> int:
         """Bytes that a pass over layers holds at most: what is kept of them, and a chunk of samples beside that."""
-        cut = [layer for layer in layers if layer.route.name == "root"]
+        cut = [layer for layer in layers if layer.alone]
         with_rule = [layer for layer in layers if layer.rule is not None and layer not in cut]
         whole = sum(layer.m for layer in layers if layer.rule is None and layer not in cut)
         chunk = self._held_by_chunk(with_rule, self.samples)
         for layer in cut:
             for block, _ in self.blocks(layer) if layer.in_blocks else ():
                 chunk = max(chunk, self._held_by_chunk([layer.of_block], block))
-        for parameters in (whole, *(layer.m for layer in cut if layer.rule is None)):
+        for parameters in (whole, *(layer.m for layer in cut if layer.rule is None and layer.route.name == "root")):
             chunks, at_once = self.fallback_chunks(parameters)
             of_sample, of_cotangent = self._of_fallback(parameters)
             chunk = max(chunk, _length(max(chunks, key=_length)) * (of_sample + at_once * of_cotangent))

@@ -20,6 +20,7 @@ from ahkernels.capture.options import CaptureOptions
 from ahkernels.capture.route import Route, Shape, choose_route, fallback_route
 from ahkernels.capture.selection import Layer, select_layers
 from ahkernels.capture.structure import Known, known
+from ahkernels.capture.tied import uses_of_table
 from ahkernels.capture.trace import Trace, few_samples, trace_model
 from ahkernels.capture.traced import TracedLayer
 from ahkernels.capture.twin import Twin
@@ -43,12 +44,15 @@ class PlannedLayer(TracedLayer):
     route: Route
 
     @classmethod
-    def of(cls, layer: TracedLayer, outputs: OutputSelection, memory: Memory, *, keep_factors: bool) -> PlannedLayer:
-        """Chooses the route of a layer within the memory budget."""
+    def of(
+        cls, layer: TracedLayer, model: nn.Module, outputs: OutputSelection, memory: Memory, *, keep_factors: bool
+    ) -> PlannedLayer:
+        """Chooses the route of a layer of a model within the memory budget."""
         n, r, e = memory.n, outputs.rows, outputs.entries
         most_numbers, budget = memory.kept // memory.item, memory.budget // memory.item
         if layer.d == 0:  # a Jacobian
-            route = fallback_route(n, r, e, layer.m, most_numbers, budget)
+            tied = layer.rule is None and bool(uses_of_table(model, layer.parameters))
+            route = fallback_route(n, r, e, layer.m, most_numbers, budget, tied=tied)
             if layer.rule is None or route.name == "root":  # which the fallback forms from slices of the Jacobian
                 return cls(**vars(layer.without_rule()), route=route)
         shape = Shape(n, r, e, layer.positions, layer.d, layer.m, layer.bias)
@@ -58,7 +62,12 @@ class PlannedLayer(TracedLayer):
     @property
     def as_jacobian(self) -> bool:
         """Whether the Jacobian of the layer, or a root of K, is kept instead of its factors."""
-        return self.route.name in ("jacobian", "root")
+        return self.route.name == "jacobian" or self.alone
+
+    @property
+    def alone(self) -> bool:
+        """Whether the layer takes all that may be kept, so that it has passes of its own."""
+        return self.route.name in ("root", "tied")
 
     @property
     def in_blocks(self) -> bool:
@@ -129,7 +138,7 @@ class CapturePlan:
     def without_rule(self, layer: PlannedLayer) -> PlannedLayer:
         """The same layer with its Jacobian from the fallback."""
         traced = TracedLayer.by_fallback(layer, self.model)
-        return PlannedLayer.of(traced, self.outputs, self.memory, keep_factors=False)
+        return PlannedLayer.of(traced, self.model, self.outputs, self.memory, keep_factors=False)
 
     def members(self, groups: Sequence[str]) -> list[str]:
         """The layers of some of the groups, each once, in forward order."""
@@ -150,7 +159,7 @@ class CapturePlan:
         for group in groups:
             added = [layers[name] for name in self.groups[group] if name not in captured]
             kept += self.memory.kept_of(added)
-            alone = any(layer.route.name == "root" for layer in added)
+            alone = any(layer.alone for layer in added)
             if found and (alone or kept > self.memory.kept):
                 break
             found.append(group)
@@ -257,7 +266,9 @@ def _plan(
     outputs = OutputSelection(options.outputs, trace.output.shape[1])
     item = max(model.get_parameter(name).dtype.itemsize for layer in layers for name in layer.parameters)
     memory = Memory(options.memory_budget, len(x), outputs.rows, item, trace.bytes_per_sample, x.device)
-    planned = {layer.name: PlannedLayer.of(layer, outputs, memory, keep_factors=keep_factors) for layer in trace.layers}
+    planned = {
+        layer.name: PlannedLayer.of(layer, model, outputs, memory, keep_factors=keep_factors) for layer in trace.layers
+    }
     groups = _in_forward_order(selected.groups, list(planned))
     return CapturePlan(
         *(model, x, forward, options, precision, outputs, evaluating, grams),

@@ -17,7 +17,7 @@ route that holds least is taken by the whole layer after all.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ahkernels.ops.build import TILING
 
-RouteName: TypeAlias = Literal["factors", "pairs", "jacobian", "jacobian slices", "root"]
+RouteName: TypeAlias = Literal["factors", "pairs", "jacobian", "jacobian slices", "root", "tied"]
 
 # Rows of K that are computed together where the Jacobian comes in slices.
 _BLOCK_ROWS = TILING["block_rows_in_memory"]
@@ -73,7 +73,8 @@ class Route:
     Attributes:
         name: "factors" for one position. For several: "pairs" (by pairs of positions), "jacobian" (the Jacobian is kept
             instead of the factors) or "jacobian slices" (the Jacobian is formed from kept factors, slice by slice). For
-            a layer without a rule: "jacobian". For a layer that is cut: "root" (a square root of K).
+            a layer without a rule: "jacobian". For a layer that is cut: "root" (a square root of K). For a table that
+            is an embedding and the weight of a linear layer: "tied" (a square root of K, too).
         flops: Floating-point operations from what is captured to K on and below its diagonal, two for each
             multiply-add.
         numbers: The count of numbers that are kept of the layer.
@@ -126,7 +127,9 @@ def choose_route(shape: Shape, most_numbers: int, budget: int, *, keep_factors: 
     return least if keep_factors else _or_root(least, shape.n * shape.r, budget)
 
 
-def fallback_route(n: int, r: int, e: int, parameters: int, most_numbers: int, budget: int) -> Route:
+def fallback_route(
+    n: int, r: int, e: int, parameters: int, most_numbers: int, budget: int, *, tied: bool = False
+) -> Route:
     """Chooses the route of a layer without a rule: a root of K where its Jacobian is too large and K is small.
 
     Args:
@@ -136,9 +139,14 @@ def fallback_route(n: int, r: int, e: int, parameters: int, most_numbers: int, b
         parameters: Numbers in the Jacobian of one sample and cotangent.
         most_numbers: How many numbers may be kept of the layer.
         budget: How many numbers may be held at all.
+        tied: Whether it is a tied table, whose K comes from the factors of its uses where it is small. The flops are
+            those of a Jacobian, and not as many.
     """
     formed = n * r * parameters
     whole = Route("jacobian", n**2 * e * parameters, formed, formed)
+    if tied:
+        root = _or_root(whole, n * r, budget)
+        return root if root is whole else replace(root, name="tied", of_parts=None)
     return whole if formed <= most_numbers else _or_root(whole, n * r, budget)
 
 
