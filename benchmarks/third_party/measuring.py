@@ -33,7 +33,6 @@ def measure(network: Network, repeats: int, limit: float) -> Row:
     without_rule = [one for one in explained if one.route == "fallback"]
     row.layers, row.undefined = len(found), sum(map(math.isnan, found.values()))
     row.fallback = dict(Counter(one.kind for one in without_rule).most_common())
-    row.reasons = {one.layer: str(one.reason) for one in without_rule if getattr(one, "reason", None)}
     times = timing.interleaved({"": lambda: ours.layerwise_by_name(model, problem.x, labels(), **options)}, repeats)
     row.ours_s = times[""].median
     few = a_few({one.layer: one.kind for one in explained}, [one.layer for one in without_rule])

@@ -23,7 +23,6 @@ class Row:
     refusal: str | None = None  # why the package does not measure it
     layers: int | None = None
     fallback: dict[str, int] = field(default_factory=dict)  # layers without a rule, by their kind
-    reasons: dict[str, str] = field(default_factory=dict)  # by the name of such a layer, where they are stated
     ours_s: float | None = None
     jacobians_s: float | None = None
     jacobians_by: dict[str, int] = field(default_factory=dict)  # layers that were measured, by the way that worked
