@@ -123,7 +123,8 @@ class Memory:
 
     def _of_fallback(self, parameters: int) -> tuple[int, int]:
         """Bytes that the fallback holds for a sample, and those for each cotangent that goes at once."""
-        of_sample = self.bytes_per_sample + self.r * parameters * self.item
+        # The gradients of a parametrisation's output come beside those of its parameters.
+        of_sample = self.bytes_per_sample + 2 * self.r * parameters * self.item
         return of_sample, self.bytes_per_sample + parameters * self.item
 
 
