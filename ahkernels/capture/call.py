@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from ahkernels.capture.batch import Batch
 from ahkernels.capture.forward import Forward
 from ahkernels.capture.joined import through_one_tensor
-from ahkernels.capture.rules import Rule, RuleOfAllOutputs
+from ahkernels.capture.rules import Rule, has_all_outputs
 from ahkernels.capture.rules.in_graph import Consumers, GraphRule, uses_in_graph
 from ahkernels.capture.rules.own_jacobian import OwnJacobianRule
 from ahkernels.capture.selection import Layer
@@ -293,7 +293,7 @@ class _Recorder:
                 f"got {type(recorded).__name__}"
             )
         inside: dict[int, int] = {}
-        if recorded is not None and isinstance(rule, RuleOfAllOutputs):
+        if recorded is not None and has_all_outputs(rule):
             output, outputs = through_one_tensor(outputs, rule.sample_dimensions(module))
             others, inside = [], nodes_reaching(output, _nodes_of((args, kwargs)))[1]
         rows = _rows(recorded, output, self.n)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 from torch import Tensor, nn
 
@@ -101,7 +101,6 @@ class Rule(Protocol):
         ...
 
 
-@runtime_checkable
 class RuleOfAllOutputs(Rule, Protocol):
     """A rule that accounts for the gradients at all outputs of a module, such as the last state of a recurrence.
 
@@ -112,6 +111,11 @@ class RuleOfAllOutputs(Rule, Protocol):
     def sample_dimensions(self, module: Any) -> tuple[int, ...]:
         """Lists the dimension of the samples in each output."""
         ...
+
+
+def has_all_outputs(rule: Rule) -> TypeGuard[RuleOfAllOutputs]:
+    """Whether a rule accounts for all outputs; isinstance with a protocol takes longer than recording a small layer."""
+    return hasattr(rule, "sample_dimensions")
 
 
 _RULES: dict[type[nn.Module], Rule] = {}
