@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.alignment_hierarchy.figure import PROBES, column, mean_over_runs, moments
-from experiments.common.figures import layer_names, near_peak, table
+from experiments.alignment_hierarchy.figure import PROBES, moments
+from experiments.common.figures import column, layer_names, mean_over_runs, near_peak, table
 from experiments.common.measuring import CENTERINGS
 from experiments.common.store import Row
 

@@ -37,8 +37,8 @@ class Study:
         draw: Draws figures and prints tables. It gets the parsed command line, the data set, and the runs by name.
         jobs: Makes the jobs from the parsed command line and the data set. None for a study that trains nothing and
             does all its work in ``draw``.
-        config: Names of the options that determine the numbers of every run; with "model" come the options that the
-            model's size depends on.
+        config: Names of the options that determine the numbers of every run; with "model" come the options that it is
+            made of.
         presets: Values of options by the name of the preset.
         distinct: Options of several values that may not have a value twice.
         check: Makes the parser exit with a message about values that do not fit one another.

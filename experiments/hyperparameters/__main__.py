@@ -78,6 +78,8 @@ def options(p: argparse.ArgumentParser) -> None:
     command_line.add(p, "--model")
     command_line.add(p, "--depth", help="linear layers (feedforward)")
     command_line.add(p, "--width", help="units of a hidden layer (feedforward)")
+    command_line.add(p, "--bias", help="train biases, which are zero at the start (feedforward)")
+    command_line.add(p, "--initialisation")
     command_line.add(p, "--width-factor")
     p.add_argument("--optimizers", choices=OPTIMIZERS, nargs="+", default=list(OPTIMIZERS), help="to compare")
     p.add_argument(
@@ -137,7 +139,7 @@ def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
 
 def train(args: argparse.Namespace, recipe: Recipe, dataset: data.Dataset, store: RunStore) -> int:
     """Train a cell to its end; returns the signal that came, or 0."""
-    model = models.network(args, dataset)
+    model = models.network(args, dataset, args.seed)
     trainer = Trainer(model, dataset.train_x, dataset.train_y, recipe)
     tracked = tracker(model, data.probe(dataset, args.probe_size, args.seed), args.precision)
 
@@ -207,6 +209,7 @@ STUDY = Study(
     jobs,
     config=("dataset", "label_noise", "model", "loss_target", "probe_size", "precision"),
     presets=PRESETS,
+    check=command_line.require_feedforward,
     distinct=("--optimizers", "--sgd-lr", "--adam-lr", "--batch-sizes"),
     load=load,
     shared=True,

@@ -74,6 +74,7 @@ OWN = {
         (["--eigenvectors", "-1"], "--eigenvectors", "at least 0, got '-1'"),
         (["--moments", "-0.5"], "--moments", "at least 0, got '-0.5'"),
         (["--moments", "2", "21"], "--moments", "at most 20, the epochs, got 21"),
+        (["--model", "vgg19", "--bias"], "--bias", "expected --model feedforward, got vgg19"),
     ],
     "equilibrium": [
         (["--epsilon", "1"], "--epsilon", "expected a number in (0, 1), got '1'"),
