@@ -41,9 +41,16 @@ def table(runs: Sequence[Sequence[Row]], prefix: str, of: str = "cka") -> Array:
     return np.array([[[row.get(f"{prefix}/{layer}", np.nan) for layer in layers] for row in rows] for rows in runs])
 
 
-def peak(row: Row) -> tuple[int, float]:
-    """The layer of greatest alignment in a row (1 is next to the input) and that alignment; 0 and nan if none has."""
-    values = table([[row]], "cka")[0, 0]
+def peak(row: Row, of: str = "cka") -> tuple[int, float]:
+    """The layer of greatest alignment in a row (1 is next to the input) and that alignment; 0 and nan if none has.
+
+    Alignments are those of columns ``of/layer``.
+    """
+    return peak_of(table([[row]], of, of)[0, 0])
+
+
+def peak_of(values: Array) -> tuple[int, float]:
+    """The layer of greatest alignment, of values [L], and that alignment; 0 and nan where all are nan."""
     if np.isnan(values).all():
         return 0, np.nan
     index = int(np.nanargmax(values))

@@ -113,8 +113,9 @@ def described(args: argparse.Namespace) -> str:
     """The kind of the model, its size and how it starts in words."""
     if args.model != "feedforward":
         return f"{args.model} network of width × {args.width_factor:g}"
-    biases = "with" if args.bias else "without"
-    return (
-        f"feedforward network of depth {args.depth}, width {args.width}, {biases} biases, "
-        f"{args.initialisation.capitalize()} initialisation"
-    )
+    return f"feedforward network of depth {args.depth}, width {args.width}, {described_start(args)}"
+
+
+def described_start(args: argparse.Namespace) -> str:
+    """What the options --bias and --initialisation say in words."""
+    return f"{'with' if args.bias else 'without'} biases, {args.initialisation.capitalize()} initialisation"

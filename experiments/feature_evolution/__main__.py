@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import ahkernels as ah
-from experiments.common import command_line, data
+from experiments.common import command_line, data, models
 from experiments.common.jobs import Job, Run
 from experiments.common.running import run, say
 from experiments.common.store import Row, RunStore
@@ -149,7 +149,8 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
     """The title says what a reader must know: data, network and how it was trained."""
     return (
         f"{args.dataset}, {len(dataset.train_y)} training images; depth {args.depth}, width {args.width}, "
-        f"{'with' if args.bias else 'without'} biases, {args.initialisation.capitalize()} initialisation\nfull-batch gradient descent, learning rate {args.lr:g}, seed {args.seed}"
+        f"{models.described_start(args)}\n"
+        f"full-batch gradient descent, learning rate {args.lr:g}, seed {args.seed}"
     )
 
 
