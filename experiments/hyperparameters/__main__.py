@@ -185,9 +185,9 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
     """The title says what a reader must know: data, network and when training stops."""
     noise = f", {args.label_noise:.0%} of them with random labels" if args.label_noise else ""
     return (
-        f"{args.dataset}, {len(dataset.train_y):,} training images{noise}\n"
-        f"{models.described(args)}, seeds: {len(args.seeds)}, alignment on {args.probe_size} of the images\n"
-        f"trained to an averaged loss of {args.stop_loss:g} at two epoch ends, or for {args.epochs} epochs (hatched)"
+        f"{args.dataset}, {len(dataset.train_y):,} training images{noise}, alignment on {args.probe_size} of them\n"
+        f"{models.described(args)}, seeds: {len(args.seeds)}\n"
+        f"trained to an averaged loss of {args.stop_loss:g} at two epoch ends, or for {args.epochs} epochs (dotted)"
     )
 
 

@@ -68,7 +68,7 @@ def alignment_grid(blocks: Sequence[Block], title: str, path: Path) -> None:
 
     Each panel has the alignment by layer before and after training with each output centered, in the mean over seeds
     with a band of their range, its peak ringed, and the one after training with global centering. The background has
-    the colour of the test loss and is hatched where runs ended at the epoch limit, and the generalisation gap (test
+    the colour of the test loss and is dotted where runs ended at the epoch limit, and the generalisation gap (test
     loss minus train loss) is in the corner. A nan leaves a gap.
 
     Args:
@@ -108,7 +108,7 @@ def alignment_grid(blocks: Sequence[Block], title: str, path: Path) -> None:
         figure.supylabel("alignment with labels (CKA)", fontsize=11)
         _colour_bar(figure, axes, norm)
         _legend(figure, next((len(panel.start) for panel in panels if panel.start is not None), 1))
-        figure.suptitle(title, fontsize=12)
+        figure.suptitle(title, fontsize=11)
 
 
 def _loss_norm(losses: Sequence[float]) -> LogNorm:
@@ -136,8 +136,9 @@ def _draw(ax: Axes, panel: Panel, norm: LogNorm) -> None:
     gap = f"gap {round(panel.test_loss - panel.train_loss, 2) + 0.0:.2f}".replace("-", "−")
     ax.text(0.04, 0.95, gap, transform=ax.transAxes, va="top", fontsize=10, fontweight="bold")
     if panel.at_limit:
-        ax.patch.set(hatch=LIMIT_HATCH, edgecolor="0.55")
-    ax.text(0.97, 0.94, panel.remark, transform=ax.transAxes, va="top", ha="right", fontsize=8)
+        ax.patch.set(hatch=LIMIT_HATCH, edgecolor="0.7")
+    box = {"facecolor": LOSS_COLOURS(norm(panel.test_loss)), "edgecolor": "none", "pad": 1}
+    ax.text(0.97, 0.94, panel.remark, transform=ax.transAxes, va="top", ha="right", fontsize=8, bbox=box)
     if panel.start is None:
         return
     index = np.arange(1, panel.start.shape[1] + 1)
@@ -167,7 +168,7 @@ def _legend(figure: Figure, seeds: int) -> None:
         Line2D([], [], color=GREY, ls="--", lw=1, label="before"),
         Line2D([], [], ls="", marker="o", ms=10, mfc="none", mec="black", mew=1.3, label="peak, with its layer"),
         Line2D([], [], color=GLOBAL, ls=":", lw=1.6, label="after training, global centering (equation 6)"),
-        Patch(facecolor="white", hatch=LIMIT_HATCH, edgecolor="0.55", label="ended at the epoch limit"),
+        Patch(facecolor="white", hatch=LIMIT_HATCH, edgecolor="0.7", label="ended at the epoch limit"),
         Line2D([], [], ls="", label="gap: test loss − train loss (nats)"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=10)
