@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.figures import Array
 from experiments.common.store import Row, csv_of, write_atomically
 
 
@@ -22,3 +23,8 @@ def table(**columns: Any) -> list[Row]:
         dict(zip(columns, line, strict=True))
         for line in zip(*(np.asarray(c).tolist() for c in columns.values()), strict=True)
     ]
+
+
+def columns(rows: Sequence[Row], *names: str) -> list[Array]:
+    """Columns of a table as numbers, [rows] each."""
+    return [np.array([row[name] for row in rows], dtype=np.float64) for name in names]
