@@ -109,7 +109,7 @@ def power_laws(panels: Sequence[Panel], title: str, path: Path, sampled: Sequenc
             axes[-1].set_yscale("log")
             axes[-1].set_ylabel("loss of forward information")
             axes[-1].set_title(f"({'abcd'[count - 1]}) random networks on the curves of infinite width", fontsize=11)
-        figure.suptitle(title, fontsize=12)
+        figure.suptitle(title, fontsize=12 if count > 1 else 10.5)
 
 
 def finite_width(quantities: Mapping[str, Sequence[Sampled]], title: str, path: Path) -> None:

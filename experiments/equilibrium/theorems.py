@@ -27,6 +27,7 @@ ALPHAS = (0.25, 0.5, 0.75)
 SHALLOW_EXPONENT = 0.5  # case 2 of theorem 2: l = L^0.5
 RESIDUAL_SCALES = (1.0, 0.5)
 TANH_BIAS = 0.05
+EXACT = "values are exact, errors are of the fitted form"
 
 
 def residual(scale: float) -> Network:
@@ -54,7 +55,7 @@ def draw_theorem1(args: argparse.Namespace, rows: Sequence[Row], sampled: Sequen
     fit = fitted("theorem 1: forward loss", "l", law.forward_exponent, layers[far], losses[far], slow(layers[far]))
     curve = Curve(f"sup over inputs\n{fit.legend}", layers, losses, theory, "theory: (9π²/2) / l²", points=False)
     panel = Panel("infinite width (slopes from l = 10³ on)", "layer l", "loss of forward information", [curve])
-    title = f"Theorem 1, ReLU: correlations up to {1 - args.epsilon:g}"
+    title = f"Theorem 1, ReLU: correlations up to {1 - args.epsilon:g}\n{EXACT}"
     figure.power_laws([panel], title, args.output / "theorem1.png", sampled)
     return [fit]
 
@@ -95,7 +96,7 @@ def draw_theorem2(args: argparse.Namespace, rows: Sequence[Row]) -> list[Fit]:
         "case 1: l = αL; dashed: 4.5 α³ (1/α − 1) log L / L", "depth L", "|backward information − α³|", curves
     )
     second = Panel("case 2: l = √L", "L / l", "backward information", [curve])
-    title = f"Theorem 2, ReLU: correlations up to {1 - args.epsilon:g}; slopes in (a) are of the deviation over log L"
+    title = f"Theorem 2, ReLU: correlations up to {1 - args.epsilon:g}; slopes in (a) are of the deviation over log L\n{EXACT}"
     figure.power_laws([first, second], title, args.output / "theorem2.png")
     return fits
 
@@ -153,6 +154,6 @@ def draw_corollary1(args: argparse.Namespace, rows: Sequence[Row]) -> list[Fit]:
         known_theory = None if network is None else theory
         curves.append(Curve(f"{label}: {legend}, theory {exponent:.3g}", x, balance, known_theory))
     panel = Panel("dashed: theory", "depth L", "layer of balance l*", curves, legend="below")
-    title = f"Corollary 1: correlations up to {1 - args.epsilon:g}"
+    title = f"Corollary 1: correlations up to {1 - args.epsilon:g}; {EXACT}"
     figure.power_laws([panel], title, args.output / "corollary1.png")
     return fits
