@@ -96,7 +96,10 @@ def draw_theorem2(args: argparse.Namespace, rows: Sequence[Row]) -> list[Fit]:
         "case 1: l = αL; dashed: 4.5 α³ (1/α − 1) log L / L", "depth L", "|backward information − α³|", curves
     )
     second = Panel("case 2: l = √L", "L / l", "backward information", [curve])
-    title = f"Theorem 2, ReLU: correlations up to {1 - args.epsilon:g}; slopes in (a) are of the deviation over log L\n{EXACT}"
+    title = (
+        f"Theorem 2, ReLU: correlations up to {1 - args.epsilon:g}; slopes in (a) are of the deviation over log L\n"
+        f"{EXACT}"
+    )
     figure.power_laws([first, second], title, args.output / "theorem2.png")
     return fits
 
