@@ -166,7 +166,7 @@ def alignment_step(rows: Sequence[Row], steps: Sequence[Row], title: str, path: 
             _draw_step(ax, [row for row in steps if row["iteration"] == moment])
             correlation = rf"$\mathrm{{corr}}(w, \tilde y) = {collinearity[moment]:.2f}$"
             ax.set_title(f"iteration {moment:,.0f}: {correlation}", fontsize=11)
-        axes[0].set_ylabel("change of the alignment (global centering) in one step (%)")
+        axes[0].set_ylabel("change of alignment in one step (%), global centering")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
         figure.suptitle(title, fontsize=12)
