@@ -131,7 +131,7 @@ def test_the_loss_gradient_points_against_the_labels_at_initialisation() -> None
 
 
 def test_xavier_keeps_the_loss_gradient_against_the_labels_for_longer() -> None:
-    """Its first outputs are smaller by 2^((L - 1) / 2) and more, so that softmax stays uniform for longer."""
+    """Its first outputs are smaller by about 2^((L - 2) / 2), so that softmax stays uniform for longer."""
     digits = data.load("digits")
     x, y = digits.train_x, digits.train_y
     found = {}
