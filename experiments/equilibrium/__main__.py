@@ -18,11 +18,11 @@ from pathlib import Path
 from experiments.common import command_line, data
 from experiments.common.jobs import Config, Job, Run
 from experiments.common.running import Stop, say
-from experiments.common.store import Row, RunStore
+from experiments.common.store import RunStore
 from experiments.common.study import Study
 from experiments.equilibrium import random_networks, theorems, trained_peaks
 from experiments.equilibrium.exponents import print_table, row
-from experiments.equilibrium.tables import save
+from experiments.equilibrium.tables import Line, save
 
 INFORMATION, KERNELS, ALIGNMENT = "finite_width", "kernel_convergence", "initial_alignment"  # runs, or parts of names
 
@@ -97,7 +97,7 @@ def load(args: argparse.Namespace) -> data.Dataset:
 def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
     """The study has a run for each theorem, for random networks, and for each width of networks beside the limit."""
 
-    def job(name: str, compute: Callable[[], list[Row]], *options: str, **settings: int) -> Job:
+    def job(name: str, compute: Callable[[], list[Line]], *options: str, **settings: int) -> Job:
         config: Config = {option: getattr(args, option) for option in options} | settings
         return Job(name, partial(once, compute), settings=config)
 
@@ -131,7 +131,7 @@ def part_of(name: str, width: int) -> str:
     return f"{name}-width{width}"
 
 
-def once(compute: Callable[[], Sequence[Row]], store: RunStore) -> int:
+def once(compute: Callable[[], Sequence[Line]], store: RunStore) -> int:
     """Compute all rows of a run, which has no state on the way; returns the signal that came, or 0."""
     say(store.name)
     with Stop() as stop:

@@ -25,7 +25,7 @@ from experiments.common.store import Row
 from experiments.equilibrium import figure
 from experiments.equilibrium.exponents import Fit, fitted
 from experiments.equilibrium.figure import Curve, Panel, Sampled
-from experiments.equilibrium.tables import save, table
+from experiments.equilibrium.tables import Line, save, table
 
 RELU = Network("relu")
 INPUTS, INPUT_SIZE = 4, 64  # in the comparison of information
@@ -58,7 +58,7 @@ def build(width: int, depth: int, seed: int) -> torch.nn.Sequential:
 # ---- information
 
 
-def information(args: argparse.Namespace) -> list[Row]:
+def information(args: argparse.Namespace) -> list[Line]:
     """Measure the information of random networks by layer; a line for each quantity, pair of inputs and layer."""
     x = inputs(args.epsilon, args.seed)
     make = partial(build, args.width, args.finite_depth)
@@ -80,7 +80,7 @@ def information(args: argparse.Namespace) -> list[Row]:
     ]
 
 
-def draw_information(args: argparse.Namespace, rows: Sequence[Row]) -> list[Sampled]:
+def draw_information(args: argparse.Namespace, rows: Sequence[Line]) -> list[Sampled]:
     """Draw forward and backward information, and print how far off they are; returns the losses of three pairs."""
     correlation = 1 - InputPairs.of_inputs(inputs(args.epsilon, args.seed)).gamma
 

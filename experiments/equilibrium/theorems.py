@@ -17,7 +17,7 @@ from experiments.common.store import Row
 from experiments.equilibrium import figure
 from experiments.equilibrium.exponents import Fit, fitted, measured, slow
 from experiments.equilibrium.figure import Curve, Panel, Sampled
-from experiments.equilibrium.tables import columns, save, table
+from experiments.equilibrium.tables import Line, columns, save, table
 
 RELU = Network("relu")
 DEPTHS = np.unique(np.round(np.geomspace(1e3, 1e7, 33)).astype(np.int64))
@@ -115,10 +115,10 @@ NETWORKS: dict[str, tuple[str, Network | None]] = {  # None: branches times L^(-
 LAYERWISE = ("residual_L^-0.5", "tanh")  # computed layer by layer
 
 
-def corollary1(args: argparse.Namespace) -> list[Row]:
+def corollary1(args: argparse.Namespace) -> list[Line]:
     """Compute the layer of balance against depth, also for residual networks and one with a smooth activation."""
     layerwise = np.unique(np.round(np.geomspace(LEAST_LAYERWISE, args.layerwise_depth, 17)).astype(np.int64))
-    rows: list[Row] = []
+    rows: list[Line] = []
     pairs = InputPairs.apart(args.epsilon)
     for name, (_, network) in NETWORKS.items():
         depths = layerwise if name in LAYERWISE else DEPTHS
@@ -139,7 +139,7 @@ def corollary1(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def draw_corollary1(args: argparse.Namespace, rows: Sequence[Row]) -> list[Fit]:
+def draw_corollary1(args: argparse.Namespace, rows: Sequence[Line]) -> list[Fit]:
     """Draw these layers, and fit power laws to them."""
     save(args.output, "corollary1", rows)
     fits, curves = [], []
