@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from functools import partial
 
 import ahkernels as ah
@@ -19,7 +18,15 @@ from experiments.alignment_hierarchy import figure, tables
 from experiments.alignment_hierarchy.null_level import NullLevel
 from experiments.common import command_line, data
 from experiments.common.jobs import Job, Run
-from experiments.common.measuring import CENTERINGS, alignments, authors_grid, progress, reports, tracker
+from experiments.common.measuring import (
+    CENTERINGS,
+    alignments,
+    authors_grid,
+    constant_backward_grams,
+    progress,
+    reports,
+    tracker,
+)
 from experiments.common.models import feedforward_on
 from experiments.common.running import run
 from experiments.common.store import Row, RunStore, csv_of, write_atomically
@@ -110,11 +117,7 @@ def measure(
     """Measure losses, accuracies and every layer's alignment; changes nothing, draws no random number."""
     row = progress(trainer, dataset)
     for part, tracked in trackers.items():
-        with warnings.catch_warnings():
-            # Per output, nothing is left of the last layer's backward Gram: its alignment is nan.
-            warnings.filterwarnings(
-                "ignore", r"kernel of layer '[^']+ \(backward Gram\)' is constant, so", ah.DegenerateKernelWarning
-            )
+        with constant_backward_grams():
             found = reports(trainer, tracked)
         row |= alignments(part, found) | chance[part].row(part, trainer.model, found)
         grams = found["per_output"].row()

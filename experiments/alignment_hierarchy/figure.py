@@ -13,11 +13,15 @@ from experiments.common.figures import (
     GREY,
     ORANGE,
     Array,
+    column,
     iteration_axis,
     layer_axis,
     layer_bar,
     layer_colours,
     layer_names,
+    mean_over_runs,
+    of_seeds,
+    plot_range,
     saved,
     table,
 )
@@ -66,15 +70,6 @@ def alignment_hierarchy(runs: Sequence[Sequence[Row]], probe: str, title: str, p
         figure.suptitle(title, fontsize=12)
 
 
-def mean_over_runs(values: Array) -> Array:
-    """The mean over the first axis without values that are nan; nan where all are."""
-    known = ~np.isnan(values)
-    count = known.sum(axis=0)
-    total = np.where(known, values, 0.0).sum(axis=0)
-    mean: Array = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
-    return mean
-
-
 def best_measurement(runs: Sequence[Sequence[Row]]) -> int:
     """The index of the measurement whose test loss, in the mean over runs, is lowest."""
     return int(np.argmin(column(runs, "test_loss").mean(axis=0)))
@@ -98,26 +93,15 @@ def moments(runs: Sequence[Sequence[Row]]) -> dict[str, int]:
     return found
 
 
-def column(runs: Sequence[Sequence[Row]], name: str) -> Array:
-    """A column of every run, [runs, rows]."""
-    return np.array([[row[name] for row in rows] for rows in runs])
-
-
 def _draw_loss(ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
     iterations = column(runs, "iteration")[0]
     for name, colour, style in (("train", "black", "-"), ("test", ORANGE, "--")):
         values = column(runs, f"{name}_loss")
-        ax.plot(iterations, mean_over_runs(values), style, color=colour, label=f"{name} loss{_of_seeds(runs)}")
-        if len(runs) > 1:
-            ax.fill_between(iterations, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, lw=0)
+        plot_range(ax, iterations, values, ls=style, color=colour, label=f"{name} loss{of_seeds(len(runs))}")
     ax.set_ylabel("loss (nats)")
     iteration_axis(ax, int(iterations[-1]))
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False, loc="upper right", borderaxespad=0.1)
-
-
-def _of_seeds(runs: Sequence[Sequence[Row]]) -> str:
-    return f" (mean and range of {len(runs)} seeds)" if len(runs) > 1 else ""
 
 
 def _draw_progress(ax: Axes, runs: Sequence[Sequence[Row]], of: str) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.alignment_hierarchy.figure import PROBES, column, mean_over_runs, moments
-from experiments.common.figures import layer_names, near_peak, table
-from experiments.common.measuring import CENTERINGS
+from experiments.alignment_hierarchy.figure import PROBES, moments
+from experiments.common.figures import column, layer_names, mean_over_runs, near_peak, table
+from experiments.common.measuring import CENTERINGS, binomial_error
 from experiments.common.store import Row
 
 Rows = Sequence[dict[str, Any]]
@@ -71,7 +70,7 @@ def accuracies(runs: Sequence[Sequence[Row]], test_samples: int) -> list[dict[st
                 "iteration": int(runs[0][measurement]["iteration"]),
                 "seeds": len(runs),
                 **means,
-                "binomial_error": math.sqrt(accuracy * (1 - accuracy) / test_samples),
+                "binomial_error": binomial_error(accuracy, test_samples),
                 "least_test_accuracy": float(of_seeds.min()),
                 "greatest_test_accuracy": float(of_seeds.max()),
             }

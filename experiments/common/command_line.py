@@ -219,6 +219,15 @@ def require_colour(p: argparse.ArgumentParser, args: argparse.Namespace) -> None
         p.error(f"argument --augment: expected --dataset {expected}, got {args.dataset}")
 
 
+def require_feedforward(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with a message where an image network is to have other biases or weights than its own."""
+    if args.model == "feedforward":
+        return
+    for option in ("bias", "initialisation"):
+        if getattr(args, option) != OPTIONS[f"--{option}"]["default"]:
+            p.error(f"argument --{option}: expected --model feedforward, got {args.model}")
+
+
 def require_samples(args: argparse.Namespace, dataset: data.Dataset, option: str, value: int | None) -> None:
     """Raise UsageError where an option asks for more training samples than there are."""
     if value is not None and value > len(dataset.train_y):
@@ -273,10 +282,10 @@ def recipe(args: argparse.Namespace, **changes: Any) -> Recipe:
 
 
 def values(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
-    """The values of these options by name; with "model" come the options that the model's size depends on."""
+    """The values of these options by name; with "model" come the options that it is made of."""
     found: dict[str, Any] = {}
     for name in names:
         found[name] = getattr(args, name)
         if name == "model":
-            found |= {size: getattr(args, size) for size in models.size_options(args)}
+            found |= {option: getattr(args, option) for option in models.options_of(args)}
     return found

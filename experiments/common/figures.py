@@ -41,13 +41,34 @@ def table(runs: Sequence[Sequence[Row]], prefix: str, of: str = "cka") -> Array:
     return np.array([[[row.get(f"{prefix}/{layer}", np.nan) for layer in layers] for row in rows] for rows in runs])
 
 
-def peak(row: Row) -> tuple[int, float]:
-    """The layer of greatest alignment in a row (1 is next to the input) and that alignment; 0 and nan if none has."""
-    values = table([[row]], "cka")[0, 0]
+def peak(row: Row, of: str = "cka") -> tuple[int, float]:
+    """The layer of greatest alignment in a row (1 is next to the input) and that alignment; 0 and nan if none has.
+
+    Alignments are those of columns ``of/layer``.
+    """
+    return peak_of(table([[row]], of, of)[0, 0])
+
+
+def peak_of(values: Array) -> tuple[int, float]:
+    """The layer of greatest alignment, of values [L], and that alignment; 0 and nan where all are nan."""
     if np.isnan(values).all():
         return 0, np.nan
     index = int(np.nanargmax(values))
     return index + 1, float(values[index])
+
+
+def column(runs: Sequence[Sequence[Row]], name: str) -> Array:
+    """A column of every run, [runs, rows]."""
+    return np.array([[row[name] for row in rows] for rows in runs])
+
+
+def mean_over_runs(values: Array) -> Array:
+    """The mean over the first axis without values that are nan; nan where all are."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=0)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    mean: Array = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    return mean
 
 
 def near_peak(values: Array) -> int:
@@ -76,6 +97,19 @@ def saved(path: Path, size: tuple[float, float], style: dict[str, Any]) -> Itera
 
 
 # ---- axes and colours, in all figures
+
+
+def of_seeds(count: int) -> str:
+    """The words for a legend about a line with a band that is of so many seeds."""
+    return f" (mean and range of {count} seeds)" if count > 1 else ""
+
+
+def plot_range(ax: Axes, x: Array, values: Array, **style: Any) -> None:
+    """Draw the mean over runs of values [runs, k] against x, and for several runs a band from least to greatest."""
+    ax.plot(x, mean_over_runs(values), **style)
+    if len(values) > 1:
+        low, high = np.fmin.reduce(values), np.fmax.reduce(values)
+        ax.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
 
 
 def layer_colours(count: int) -> list[tuple[float, float, float, float]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -16,6 +18,7 @@ from experiments.common.training import DivergedError, Trainer, evaluate
 
 TRAIN_EVALUATION = 10_000  # the training loss is taken on no more samples than this
 CENTERINGS = ("per_output", "global")  # as in the paper's figures, and as in its equation 6
+CENTERING_NAMES = {"per_output": "each output centered", "global": "centered globally (equation 6)"}
 
 
 def authors_grid(total: int) -> list[int]:
@@ -25,6 +28,11 @@ def authors_grid(total: int) -> list[int]:
         grid.add(5 * math.floor(power))
         power *= 1.15
     return sorted(grid)
+
+
+def binomial_error(accuracy: float, samples: int) -> float:
+    """The standard error of an accuracy that was counted on so many samples."""
+    return math.sqrt(accuracy * (1 - accuracy) / samples)
 
 
 def training_loss(trainer: Trainer, dataset: Dataset) -> tuple[float, float]:
@@ -94,6 +102,16 @@ def reports(trainer: Trainer, tracked: ah.AlignmentTracker) -> dict[Centering, a
         return tracked.update(trainer.iteration).reports
     except ah.NonFiniteError as error:
         raise DivergedError(f"training diverged: {error}") from error
+
+
+@contextmanager
+def constant_backward_grams() -> Iterator[None]:
+    """Backward Grams may be constant without a warning: per output, nothing is left of the last layer's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", r"kernel of layer '[^']+ \(backward Gram\)' is constant, so", ah.DegenerateKernelWarning
+        )
+        yield
 
 
 def alignments(part: str, of: Mapping[Centering, ah.AlignmentReport]) -> Row:

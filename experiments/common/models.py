@@ -86,29 +86,36 @@ def initial_weight(
     return torch.empty(fan_out, fan_in).normal_(0.0, math.sqrt(2.0 / scale), generator=generator)
 
 
-# ---- what the options --model, --depth, --width, --width-factor and --seed say
+# ---- what the options --model, --depth, --width, --bias, --initialisation and --width-factor say
 
 
-def network(args: argparse.Namespace, dataset: Dataset) -> nn.Module:
+def network(args: argparse.Namespace, dataset: Dataset, seed: int) -> nn.Module:
     """The model before training, [n, d] -> [n, classes], on the device of the data set."""
     if args.model == "feedforward":
-        return feedforward_on(dataset, args.width, args.depth, args.seed)
+        options = {"bias": args.bias, "initialisation": args.initialisation}
+        return feedforward_on(dataset, args.width, args.depth, seed, **options)
     build = IMAGE_NETWORKS[args.model]
     model = nn.Sequential(
         OrderedDict(
             images=vision.FlatImages(dataset.train_x.shape[1], dataset.channels),
-            network=build(dataset.classes, args.seed, channels=dataset.channels, width=args.width_factor),
+            network=build(dataset.classes, seed, channels=dataset.channels, width=args.width_factor),
         )
     )
     return model.to(dataset.train_x.device)
 
 
-def size_options(args: argparse.Namespace) -> tuple[str, ...]:
-    """The options that the size of the model depends on, by their names in the namespace."""
-    return ("depth", "width") if args.model == "feedforward" else ("width_factor",)
+def options_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """The options that the model before training depends on, by their names in the namespace."""
+    return ("depth", "width", "bias", "initialisation") if args.model == "feedforward" else ("width_factor",)
 
 
 def described(args: argparse.Namespace) -> str:
-    """The kind and the size of the model in words."""
-    size = f"depth {args.depth}, width {args.width}"
-    return f"{args.model} network of {size if args.model == 'feedforward' else f'width × {args.width_factor:g}'}"
+    """The kind of the model, its size and how it starts in words."""
+    if args.model != "feedforward":
+        return f"{args.model} network of width × {args.width_factor:g}"
+    return f"feedforward network of depth {args.depth}, width {args.width}, {described_start(args)}"
+
+
+def described_start(args: argparse.Namespace) -> str:
+    """What the options --bias and --initialisation say in words."""
+    return f"{'with' if args.bias else 'without'} biases, {args.initialisation.capitalize()} initialisation"

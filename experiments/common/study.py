@@ -17,7 +17,7 @@ import ahkernels as ah
 from experiments.common import command_line
 from experiments.common.data import CorruptDataError, Dataset, MissingDataError
 from experiments.common.jobs import Config, Job, Run, in_turn, read, share
-from experiments.common.store import StoreError, describe_environment, locked, make_folder
+from experiments.common.store import StoreError, describe_environment, locked
 from experiments.common.training import DivergedError, flushed_denormals
 
 
@@ -33,16 +33,16 @@ class Study:
         name: The name of the study's package in ``experiments``.
         description: The docstring of the study, whose first line its --help shows.
         options: Adds the study's own options to a parser. Those of every study come after them: --output, --threads,
-            and for a study with jobs --overwrite, --checkpoint-every and --device.
+            --overwrite, and for a study that trains --checkpoint-every and --device.
         draw: Draws figures and prints tables. It gets the parsed command line, the data set, and the runs by name.
-        jobs: Makes the jobs from the parsed command line and the data set. None for a study that trains nothing and
-            does all its work in ``draw``.
-        config: Names of the options that determine the numbers of every run; with "model" come the options that the
-            model's size depends on.
+        jobs: Makes the jobs from the parsed command line and the data set.
+        config: Names of the options that determine the numbers of every run; with "model" come the options that it is
+            made of.
         presets: Values of options by the name of the preset.
         distinct: Options of several values that may not have a value twice.
         check: Makes the parser exit with a message about values that do not fit one another.
         load: Makes the data set from the parsed command line.
+        trains: Whether the jobs train networks.
         shared: Whether processes share the jobs. Otherwise one process does them in turn.
         tables: Names of the tables that a run may leave beside its metrics.
         flush_denormals: Whether training takes denormal numbers as zero.
@@ -56,12 +56,13 @@ class Study:
     description: str | None
     options: Callable[[argparse.ArgumentParser], None]
     draw: Callable[[argparse.Namespace, Dataset, dict[str, Run]], None]
-    jobs: Callable[[argparse.Namespace, Dataset], list[Job]] | None = None
+    jobs: Callable[[argparse.Namespace, Dataset], list[Job]]
     config: Sequence[str] = ()
     presets: Mapping[str, Mapping[str, Any]] | None = None
     distinct: Sequence[str] = ()
     check: Callable[[argparse.ArgumentParser, argparse.Namespace], None] = _no_check
     load: Callable[[argparse.Namespace], Dataset] = command_line.load
+    trains: bool = True
     shared: bool = False
     tables: Sequence[str] = ()
     flush_denormals: bool = False
@@ -80,13 +81,13 @@ class Study:
         self.options(p)
         default = self.folder.replace("NAME", self.name)
         command_line.add(p, "--output", help=f"folder for the results (default: runs/{default})")
-        if self.jobs is not None:
-            runs = "these runs" if self.shared else "the runs of this command"
-            one = "; for one process" if self.shared else ""
-            command_line.add(p, "--overwrite", help=f"discard {runs} in the output folder{one}")
+        runs = "these runs" if self.shared else "the runs of this command"
+        one = "; for one process" if self.shared else ""
+        command_line.add(p, "--overwrite", help=f"discard {runs} in the output folder{one}")
+        if self.trains:
             command_line.add(p, "--checkpoint-every", default=self.checkpoint_every)
         command_line.add(p, "--threads")
-        if self.jobs is not None:
+        if self.trains:
             command_line.add(p, "--device")
         return p
 
@@ -117,14 +118,11 @@ class Study:
         """All runs, the figures and the tables; returns the exit status."""
         with flushed_denormals() if self.flush_denormals else nullcontext() as flushed:
             dataset = self.load(args)
-            if self.jobs is None:
-                make_folder(args.output)
-                self.draw(args, dataset, {})
-                return 0
-            environment = describe_environment(args.device, ah.build_info())
+            device = args.device if self.trains else torch.device("cpu")
+            environment = describe_environment(device, ah.build_info())
             if self.flush_denormals:
                 environment["denormals_are_zero"] = flushed
-            dataset = dataset.to(args.device)
+            dataset = dataset.to(device)
             jobs = [replace(job, config=self._config(args, job, dataset)) for job in self.jobs(args, dataset)]
             if self.shared:
                 status = share(args.output, jobs, environment, command, args.overwrite, self.tables)

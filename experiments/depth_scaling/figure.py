@@ -11,8 +11,9 @@ from matplotlib.collections import QuadMesh
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments.common.figures import Array, saved
+from experiments.common.measuring import CENTERING_NAMES
 from experiments.depth_scaling.line_fit import AVERAGED, CONFIDENCE, SINGLE
-from experiments.depth_scaling.peaks import KINDS, MOMENTS, NAMES, PROBES, REGRESSORS, View
+from experiments.depth_scaling.peaks import KINDS, MOMENTS, PROBES, REGRESSORS, View
 
 # Okabe-Ito colours that are seen on any grey
 SKY, ORANGE, VERMILION, PURPLE = "#56B4E9", "#E69F00", "#D55E00", "#CC79A7"
@@ -57,7 +58,7 @@ def _draw(ax: Axes, view: View) -> QuadMesh:
     _draw_lines(ax, view, np.geomspace(edges[0], edges[-1], 100))
     _draw_peaks(ax, view)
     ax.set(xscale="log", yscale="log", xlim=(edges[0], edges[-1]), ylim=(0.5, edges[-1]), facecolor=OUTSIDE)
-    ax.set_title(f"{NAMES[view.centering]}, {PROBES[view.probe]}\n{MOMENTS[view.moment]}", fontsize=11)
+    ax.set_title(f"{CENTERING_NAMES[view.centering]}, {PROBES[view.probe]}\n{MOMENTS[view.moment]}", fontsize=11)
     ax.xaxis.set_major_locator(FixedLocator(_labelled(depths)))
     ax.yaxis.set_major_locator(FixedLocator([layer for layer in LAYERS if layer <= depths[-1]]))
     for axis in (ax.xaxis, ax.yaxis):
@@ -143,7 +144,7 @@ def slopes(views: Sequence[View], title: str, path: Path) -> None:
         axes[0].set_yticks(
             np.arange(0, len(rows), len(KINDS)) + (len(KINDS) - 1) / 2,
             [
-                f"{MOMENTS[view.moment].partition(' (')[0]}\n{NAMES[view.centering]}, {PROBES[view.probe]}"
+                f"{MOMENTS[view.moment].partition(' (')[0]}\n{CENTERING_NAMES[view.centering]}, {PROBES[view.probe]}"
                 for view in views
             ],
             va="center",

@@ -22,7 +22,6 @@ from experiments.depth_scaling.networks import Network, Variant
 
 MOMENTS = {"end": "at the end of training", "best": "at the lowest test loss measured (chosen on test loss)"}
 PROBES = {"train": "training samples", "test": "test samples"}
-NAMES = {"per_output": "each output centered", "global": "centered globally (equation 6)"}
 KINDS = {SINGLE: "peaks of single networks", AVERAGED: "peaks of curves averaged over seeds"}
 
 

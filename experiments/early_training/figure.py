@@ -13,11 +13,15 @@ from matplotlib.figure import Figure
 
 from experiments.common.figures import (
     Array,
+    column,
     iteration_axis,
     layer_axis,
     layer_bar,
     layer_colours,
     layer_names,
+    mean_over_runs,
+    of_seeds,
+    plot_range,
     saved,
     table,
 )
@@ -94,11 +98,13 @@ def moments(rows: Sequence[Row], eigenvectors: Sequence[Row]) -> list[Moment]:
     ]
 
 
-def early_training(rows: Sequence[Row], found: Sequence[Moment], title: str, path: Path) -> None:
+def early_training(runs: Sequence[Sequence[Row]], found: Sequence[Moment], title: str, path: Path) -> None:
     """Draw collinearity, correlations and alignments along training, and the eigenvectors of each moment below.
 
+    Several runs give their mean and a band from the least to the greatest; eigenvectors are those of the first.
+
     Args:
-        rows: Measurements in order, with columns iteration, epoch, test_accuracy, collinearity,
+        runs: For each seed, its measurements in order, with columns iteration, epoch, test_accuracy, collinearity,
             <change>_correlation for every change, and cka/<layer>; a nan leaves a gap.
         found: Moments with eigenvectors; with none there is only the first line of panels.
         title: The title of the figure.
@@ -109,9 +115,9 @@ def early_training(rows: Sequence[Row], found: Sequence[Moment], title: str, pat
         figure.suptitle(title, fontsize=12)
         parts = figure.subfigures(3 if found else 1, 1, squeeze=False, hspace=0.03)[:, 0]
         along = parts[0].subplots(1, 3)
-        _draw_collinearity(along[0], rows)
-        _draw_correlations(along[1], rows)
-        _draw_alignments(parts[0], along[2], rows, found)
+        _draw_collinearity(along[0], runs)
+        _draw_correlations(along[1], runs)
+        _draw_alignments(parts[0], along[2], runs, found)
         panels = list(along)
         if found:
             energies = _draw_row(parts[1], found, _draw_energies)
@@ -124,26 +130,25 @@ def early_training(rows: Sequence[Row], found: Sequence[Moment], title: str, pat
 # ---- along training
 
 
-def _column(rows: Sequence[Row], name: str) -> Array:
-    return np.array([row[name] for row in rows])
-
-
-def _iterations(ax: Axes, rows: Sequence[Row]) -> Array:
-    iterations = _column(rows, "iteration")
+def _iterations(ax: Axes, runs: Sequence[Sequence[Row]]) -> Array:
+    iterations = column(runs, "iteration")[0]
     iteration_axis(ax, int(iterations[-1]))
     return iterations
 
 
-def _mark_first_epoch(ax: Axes, rows: Sequence[Row], bottom: float) -> None:
-    end = rows[-1]["iteration"] / rows[-1]["epoch"]
-    ax.vlines(end, bottom, 1, color=GREY, ls=":", lw=1.4, label="end of the first epoch")
+def _mark_first_epoch(ax: Axes, runs: Sequence[Sequence[Row]], bottom: float) -> None:
+    last = runs[0][-1]
+    ax.vlines(last["iteration"] / last["epoch"], bottom, 1, color=GREY, ls=":", lw=1.4, label="end of the first epoch")
 
 
-def _draw_collinearity(ax: Axes, rows: Sequence[Row]) -> None:
-    iterations = _iterations(ax, rows)
-    ax.plot(iterations, _column(rows, "collinearity"), color="#0072B2", marker="o", ms=4, lw=2, label=r"−corr($w$, ỹ)")
-    ax.plot(iterations, _column(rows, "test_accuracy"), "--", color="#D55E00", lw=1.6, label="test accuracy")
-    _mark_first_epoch(ax, rows, 0)
+def _draw_collinearity(ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
+    iterations, seeds = _iterations(ax, runs), of_seeds(len(runs))
+    for name, style in (
+        ("collinearity", {"color": "#0072B2", "marker": "o", "ms": 4, "lw": 2, "label": rf"−corr($w$, ỹ){seeds}"}),
+        ("test_accuracy", {"color": "#D55E00", "ls": "--", "lw": 1.6, "label": f"test accuracy{seeds}"}),
+    ):
+        plot_range(ax, iterations, column(runs, name), **style)
+    _mark_first_epoch(ax, runs, 0)
     ax.set_ylim(0, 1.45)  # room for the legend, which then hides nothing
     ax.set_yticks(np.linspace(0, 1, 6))
     ax.set_ylabel("correlation; accuracy")
@@ -151,12 +156,12 @@ def _draw_collinearity(ax: Axes, rows: Sequence[Row]) -> None:
     ax.legend(frameon=False, loc="upper left", borderaxespad=0)
 
 
-def _draw_correlations(ax: Axes, rows: Sequence[Row]) -> None:
-    iterations = _iterations(ax, rows)
+def _draw_correlations(ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
+    iterations = _iterations(ax, runs)
     for name, (colour, marker) in STYLES.items():
-        values = _column(rows, f"{name}_correlation")
-        ax.plot(iterations, values, color=colour, marker=marker, ms=4, lw=1.8, label=CHANGES[name])
-    _mark_first_epoch(ax, rows, -1)
+        values, label = column(runs, f"{name}_correlation"), f"{CHANGES[name]}{of_seeds(len(runs))}"
+        plot_range(ax, iterations, values, color=colour, marker=marker, ms=4, lw=1.8, label=label)
+    _mark_first_epoch(ax, runs, -1)
     ax.axhline(0, color=GREY, lw=0.8)
     ax.set_ylim(-1.03, 1.9)
     ax.set_yticks(np.linspace(-1, 1, 5))
@@ -165,18 +170,18 @@ def _draw_correlations(ax: Axes, rows: Sequence[Row]) -> None:
     ax.legend(frameon=False, loc="upper left", borderaxespad=0)
 
 
-def _draw_alignments(figure: Figure, ax: Axes, rows: Sequence[Row], found: Sequence[Moment]) -> None:
-    iterations = _iterations(ax, rows)
-    alignment = table([rows], "cka")[0]
+def _draw_alignments(figure: Figure, ax: Axes, runs: Sequence[Sequence[Row]], found: Sequence[Moment]) -> None:
+    iterations = _iterations(ax, runs)
+    alignment = mean_over_runs(table(runs, "cka"))
     colours = layer_colours(alignment.shape[1])
     for values, colour in zip(alignment.T, colours, strict=True):
         ax.plot(iterations, values, color=colour, lw=1.6, marker="o", ms=2.5)
     for moment in found:
         ax.axvline(moment.row["iteration"], color="black", ls="--", lw=1)
     ax.set_ylim(bottom=0)
-    ax.set_ylabel("alignment with labels (CKA)")
+    ax.set_ylabel("alignment (CKA), each output centered")
     ax.set_title("alignment" + (", and the moments below (dashed)" if found else ""))
-    layer_bar(figure, ax, len(colours), "layer")
+    layer_bar(figure, ax, len(colours), "layer" + (f" (mean of {len(runs)} seeds)" if len(runs) > 1 else ""))
 
 
 # ---- eigenvectors

@@ -4,12 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from experiments.common.figures import column
 from experiments.common.store import Row
 from experiments.early_training.figure import CHANGES, Moment
 
 
-def print_tables(rows: Sequence[Row], found: Sequence[Moment]) -> None:
-    """Print correlations along training; then for each moment eigenvalues, and energies and correlations by layer."""
+def collinearity(runs: Sequence[Sequence[Row]]) -> list[Row]:
+    """Make one line for each measurement: -corr(w, y~) of the seeds, and their mean test accuracy."""
+    values, accuracies = column(runs, "collinearity"), column(runs, "test_accuracy")
+    return [
+        {
+            "iteration": row["iteration"],
+            "epoch": row["epoch"],
+            "seeds": len(runs),
+            "mean": float(values[:, i].mean()),
+            "least": float(values[:, i].min()),
+            "greatest": float(values[:, i].max()),
+            "test_accuracy": float(accuracies[:, i].mean()),
+        }
+        for i, row in enumerate(runs[0])
+    ]
+
+
+def print_tables(rows: Sequence[Row], found: Sequence[Moment], of_seeds: Sequence[Row]) -> None:
+    """Print -corr(w, y~), and about the first seed correlations along training and what belongs to each moment.
+
+    Args:
+        rows: The measurements of the first seed.
+        found: Its moments, of which eigenvalues are printed, and energies and correlations by layer.
+        of_seeds: Lines of ``collinearity``.
+    """
+    for line in of_seeds:
+        print(
+            f"-corr(w, y~) at iteration {line['iteration']}: {line['mean']:.4f} "
+            f"({line['least']:.4f} ... {line['greatest']:.4f}; seeds: {line['seeds']})"
+        )
     columns = {"-corr(w, y~)": "collinearity"} | {text: f"{name}_correlation" for name, text in CHANGES.items()}
     print("gradient w against labels y~, and correlation of changes of the features Psi y~ with -H_w Psi y~:")
     heads = "".join(f"  {text:>{max(12, len(text))}}" for text in columns)

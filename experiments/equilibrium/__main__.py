@@ -2,36 +2,29 @@
 
 Checks theorems 1 and 2 and corollary 1 of the paper on networks of infinite width, by exponents fitted over four
 decades of depth; then random networks of finite width: their information by layer, how their tangent kernels approach
-the limit, and the alignment with labels that it predicts at initialisation. Nothing is trained.
+the limit, and the alignment with labels that it predicts at initialisation. With the peaks that the study of depth
+found in trained networks it says whether theory's equilibrium layer predicts them. Nothing is trained. Each part and
+each width is a run of its own, and is not done again when the same command is given once more.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
-import torch
-
-import ahkernels as ah
 from experiments.common import command_line, data
-from experiments.common.jobs import Run
-from experiments.common.running import say
-from experiments.common.store import describe_environment, json_of, write_atomically
+from experiments.common.jobs import Config, Job, Run
+from experiments.common.running import Stop, say
+from experiments.common.store import RunStore
 from experiments.common.study import Study
+from experiments.equilibrium import random_networks, theorems, trained_peaks
 from experiments.equilibrium.exponents import print_table, row
-from experiments.equilibrium.random_networks import (
-    ALIGNMENT_SEEDS,
-    finite_width,
-    initial_alignment,
-    kernel_convergence,
-)
-from experiments.equilibrium.tables import save
-from experiments.equilibrium.theorems import LEAST_LAYERWISE, corollary1, theorem1, theorem2
+from experiments.equilibrium.tables import Line, save
 
-CONFIG = (
-    *("dataset", "train_size", "probe_size", "epsilon", "width", "finite_depth", "draws", "widths"),
-    *("alignment_widths", "kernel_draws", "layerwise_depth", "seed"),
-)
+INFORMATION, KERNELS, ALIGNMENT = "finite_width", "kernel_convergence", "initial_alignment"  # runs, or parts of names
 
 
 def options(p: argparse.ArgumentParser) -> None:
@@ -71,10 +64,16 @@ def options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--kernel-draws", type=command_line.whole(1), default=24, metavar="K", help="networks of each width")
     p.add_argument(
         "--layerwise-depth",
-        type=command_line.whole(2 * LEAST_LAYERWISE),
+        type=command_line.whole(2 * theorems.LEAST_LAYERWISE),
         default=10_000,
         metavar="L",
         help="greatest depth of networks that are computed layer by layer, in a time that grows as L",
+    )
+    p.add_argument(
+        "--trained-peaks",
+        type=Path,
+        metavar="FILE",
+        help="averaged_curves.csv of a depth_scaling study, to compare its peaks with the equilibrium layer",
     )
     command_line.add(p, "--seed", help="of inputs, weights and subsets")
 
@@ -85,20 +84,81 @@ def check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         p.error(f"argument --widths: expected at least 3 numbers, to fit a slope, got {len(args.widths)}")
 
 
-def draw(args: argparse.Namespace, dataset: data.Dataset, _: dict[str, Run]) -> None:
-    """Compute all numbers, draw the figures and print the table of exponents."""
-    config = command_line.values(args, CONFIG) | dataset.describe()
-    environment = describe_environment(torch.device("cpu"), ah.build_info())
-    for name, content in (("config", config), ("environment", environment)):
-        write_atomically(args.output / f"{name}.json", json_of(content))
-    say(f"{args.draws} random networks of width {args.width} and depth {args.finite_depth}")
-    losses = finite_width(args)
-    say("theorems 1 and 2 and corollary 1")
-    fits = [*theorem1(args, losses), *theorem2(args), *corollary1(args)]
-    say(f"{args.kernel_draws} networks of each of {len(args.widths)} widths")
-    fits += kernel_convergence(args)
-    say(f"alignment of {len(ALIGNMENT_SEEDS)} networks of each of {len(args.alignment_widths)} widths")
-    initial_alignment(args, dataset)
+def load(args: argparse.Namespace) -> data.Dataset:
+    """The data set; refuses a table of peaks that is none."""
+    if args.trained_peaks is not None:
+        trained_peaks.read(args.trained_peaks)
+    return command_line.load(args)
+
+
+# ---- the runs
+
+
+def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
+    """The study has a run for each theorem, for random networks, and for each width of networks beside the limit."""
+
+    def job(name: str, compute: Callable[[], list[Line]], *options: str, **settings: int) -> Job:
+        config: Config = {option: getattr(args, option) for option in options} | settings
+        return Job(name, partial(once, compute), settings=config)
+
+    return [
+        job(
+            INFORMATION,
+            partial(random_networks.information, args),
+            *("epsilon", "width", "finite_depth", "draws"),
+        ),
+        job("theorem1", partial(theorems.theorem1, args), "epsilon"),
+        job("theorem2", partial(theorems.theorem2, args), "epsilon"),
+        job("corollary1", partial(theorems.corollary1, args), "epsilon", "layerwise_depth"),
+        *(
+            job(part_of(KERNELS, n), partial(random_networks.kernel_errors, args, n), "kernel_draws", width=n)
+            for n in sorted(args.widths)
+        ),
+        *(
+            job(
+                part_of(ALIGNMENT, n),
+                partial(random_networks.initial_alignment, args, dataset, n),
+                *("probe_size", "finite_depth"),
+                width=n,
+            )
+            for n in sorted(args.alignment_widths)
+        ),
+    ]
+
+
+def part_of(name: str, width: int) -> str:
+    """The name of the run of a width."""
+    return f"{name}-width{width}"
+
+
+def once(compute: Callable[[], Sequence[Line]], store: RunStore) -> int:
+    """Compute all rows of a run, which has no state on the way; returns the signal that came, or 0."""
+    say(store.name)
+    with Stop() as stop:
+        store.rows.extend(compute())
+        store.save({}, finished=True)
+    return stop.signal
+
+
+# ---- what came out
+
+
+def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
+    """Draw the figures and print the table of exponents."""
+    save(args.output, INFORMATION, runs[INFORMATION].rows)
+    losses = random_networks.draw_information(args, runs[INFORMATION].rows)
+    fits = [
+        *theorems.draw_theorem1(args, runs["theorem1"].rows, losses),
+        *theorems.draw_theorem2(args, runs["theorem2"].rows),
+        *theorems.draw_corollary1(args, runs["corollary1"].rows),
+        *random_networks.draw_kernel_convergence(
+            args, [line for n in sorted(args.widths) for line in runs[part_of(KERNELS, n)].rows]
+        ),
+    ]
+    of_widths = {n: runs[part_of(ALIGNMENT, n)].rows for n in sorted(args.alignment_widths)}
+    random_networks.draw_initial_alignment(args, dataset, of_widths)
+    if args.trained_peaks is not None:
+        trained_peaks.compare(args, dataset, trained_peaks.read(args.trained_peaks))
     save(args.output, "exponents", [row(fit) for fit in fits])
     print_table(fits)
     print(f"figures: {args.output}")
@@ -109,8 +169,12 @@ STUDY = Study(
     __doc__,
     options,
     draw,
+    jobs,
+    config=("dataset", "seed"),
     distinct=("--widths", "--alignment-widths"),
     check=check,
+    load=load,
+    trains=False,
     folder="NAME",
 )
 

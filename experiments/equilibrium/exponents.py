@@ -11,6 +11,15 @@ import numpy as np
 from ahkernels.signal_propagation import PowerLaw, fit_power_law
 from experiments.common.figures import Array
 
+LEAST_ERROR = 1e-9  # of an exponent
+FAR = 3  # standard errors
+# What there is to say of fits to exact values whose theory lies FAR off.
+REMARK = (
+    "Values at infinite width are exact: a standard error is what the fitted form leaves of them at these depths, not "
+    "noise. Where theory lies many of them off (*), the form lacks terms; with corrections for the slowest ones it "
+    "comes closer."
+)
+
 
 class Fit(NamedTuple):
     """An exponent fitted to a curve, beside theory's; nan where theory has none."""
@@ -27,6 +36,11 @@ class Fit(NamedTuple):
         return self.corrected or self.plain
 
     @property
+    def theory_off(self) -> float:
+        """How many standard errors the theory lies off the exponent; nan where there is none."""
+        return (self.theory - self.best.exponent) / max(self.best.exponent_standard_error, LEAST_ERROR)
+
+    @property
     def legend(self) -> str:
         """The text with both exponents for a legend."""
         corrected = f"\nwith corrections {measured(self.corrected)}" if self.corrected else ""
@@ -41,7 +55,7 @@ def fitted(name: str, variable: str, theory: float, x: Array, y: Array, correcti
 
 def measured(law: PowerLaw) -> str:
     """The exponent of a power law with its error, which has one digit."""
-    error = max(law.exponent_standard_error, 1e-9)
+    error = max(law.exponent_standard_error, LEAST_ERROR)
     digits = min(9, max(2, -math.floor(math.log10(error))))
     return f"{law.exponent:.{digits}f} ± {error:.0e}" if error < 1e-4 else f"{law.exponent:.{digits}f} ± {error:.1g}"
 
@@ -59,6 +73,7 @@ def constant(law: PowerLaw) -> str:
 def row(fit: Fit) -> dict[str, Any]:
     """Make a line of the table of exponents."""
     values: dict[str, Any] = {"name": fit.name, "variable": fit.variable, "theory": fit.theory}
+    values["theory_off"] = fit.theory_off
     for name, law in (("plain", fit.plain), ("corrected", fit.corrected)):
         for column in ("exponent", "constant"):
             values[f"{name}_{column}"] = getattr(law, column) if law else math.nan
@@ -67,11 +82,17 @@ def row(fit: Fit) -> dict[str, Any]:
 
 
 def print_table(fits: Sequence[Fit]) -> None:
-    """Print all exponents beside theory's."""
+    """Print all exponents beside theory's, and how many standard errors this is off."""
     width = max(len(fit.name) for fit in fits)
-    print(f"{'exponents':<{width}}  {'of':<5}  {'theory':>7}  {'fitted':<22}  {'with corrections':<22}  constant")
+    print(
+        f"{'exponents':<{width}}  {'of':<5}  {'theory':>7}  {'fitted':<22}  {'with corrections':<22}  "
+        f"{'off':>8}  constant"
+    )
     for fit in fits:
         print(
             f"{fit.name:<{width}}  {fit.variable:<5}  {fit.theory:>7.4f}  {measured(fit.plain):<22}  "
-            f"{measured(fit.corrected) if fit.corrected else '':<22}  {constant(fit.best)}"
+            f"{measured(fit.corrected) if fit.corrected else '':<22}  "
+            f"{f'{fit.theory_off:.1f}' + ('*' if abs(fit.theory_off) > FAR else ' '):>8}  {constant(fit.best)}"
         )
+    if any(abs(fit.theory_off) > FAR for fit in fits):
+        print(REMARK)

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments.common.figures import GREY, Array, layer_axis, saved
+from experiments.common.store import Row
+from experiments.equilibrium.tables import columns
 
 BLUE, VERMILION, GREEN, PURPLE, SKY, YELLOW = (
     "#0072B2",
@@ -106,7 +109,7 @@ def power_laws(panels: Sequence[Panel], title: str, path: Path, sampled: Sequenc
             axes[-1].set_yscale("log")
             axes[-1].set_ylabel("loss of forward information")
             axes[-1].set_title(f"({'abcd'[count - 1]}) random networks on the curves of infinite width", fontsize=11)
-        figure.suptitle(title, fontsize=12)
+        figure.suptitle(title, fontsize=12 if count > 1 else 10.5)
 
 
 def finite_width(quantities: Mapping[str, Sequence[Sampled]], title: str, path: Path) -> None:
@@ -137,7 +140,7 @@ def alignment(panels: Mapping[str, tuple[Array, Mapping[int, Array]]], title: st
             ax.plot(index, predicted, "-", color="black", lw=1.8, label="infinite width", zorder=3)
             for i, (width, values) in reversed(list(enumerate(measured.items()))):
                 ax.fill_between(index, values.min(axis=0), values.max(axis=0), color=COLOURS[i], alpha=0.2, lw=0)
-                label = f"width {width:,}: mean and range"
+                label = f"width {width:,}: mean and range of {len(values)} seeds"
                 ax.plot(index, values.mean(axis=0), MARKERS[i], color=COLOURS[i], ms=4.5, label=label)
             ax.set_ylim(0, 1.3 * max(predicted.max(), *(values.max() for values in measured.values())))
             ax.set_ylabel("alignment with labels at initialisation (CKA)")
@@ -145,6 +148,37 @@ def alignment(panels: Mapping[str, tuple[Array, Mapping[int, Array]]], title: st
             ax.legend(loc="upper right", fontsize=9.5)
             ax.set_title(f"({letter}) kernels {heading}", fontsize=11)
         figure.suptitle(title, fontsize=12)
+
+
+def trained_peaks(rows: Sequence[Row], title: str, path: Path) -> None:
+    """Draw where alignment peaks in trained networks against depth, and what theory has for it.
+
+    Args:
+        rows: For each depth, columns depth, seeds, peak (of the curve averaged over seeds), least_peak, greatest_peak,
+            equilibrium and peak_before_training.
+        title: The title of the figure.
+        path: The file to write.
+    """
+    depth, peak, low, high, balance, before = columns(
+        rows, "depth", "peak", "least_peak", "greatest_peak", "equilibrium", "peak_before_training"
+    )
+    constant = np.exp(np.nanmean(np.log(peak / balance)))
+    with saved(path, (7.6, 6.4), STYLE) as figure:
+        ax = figure.subplots()
+        seeds = "/".join(f"{row['seeds']:.0f}" for row in rows)
+        ax.vlines(depth, low, high, color=BLUE, lw=5, alpha=0.25, label=f"range of peaks of networks ({seeds} seeds)")
+        ax.plot(depth, peak, "o", color=BLUE, ms=7, label="peak of the curve averaged over seeds")
+        ax.plot(depth, balance, "-", color=VERMILION, lw=1.8, label="equilibrium layer of theory")
+        label = f"the same × {constant:.2f} (geometric mean of the ratios)"
+        ax.plot(depth, constant * balance, "--", color=VERMILION, lw=1.4, label=label)
+        ax.plot(depth, before, "s:", color=GREY, ms=5, mfc="white", label="peak at infinite width before training")
+        ax.set(xscale="log", yscale="log", xlabel="depth L", ylabel="layer (1 is next to the input)")
+        for axis, values in ((ax.xaxis, depth), (ax.yaxis, (1, 2, 5, 10, 20, 50, 100))):
+            axis.set_major_locator(FixedLocator(list(values)))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=9.5)
+        figure.suptitle(title, fontsize=11)
 
 
 def _draw_panel(ax: Axes, panel: Panel) -> None:

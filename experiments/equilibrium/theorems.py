@@ -1,4 +1,7 @@
-"""Theorems 1 and 2 and corollary 1 on networks of infinite width, over four decades of depth."""
+"""Theorems 1 and 2 and corollary 1 on networks of infinite width, over four decades of depth.
+
+What takes long is computed by functions that return rows; others draw these, and fit to them.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ import numpy as np
 
 import ahkernels as ah
 from ahkernels.signal_propagation import InputPairs, Network
-from experiments.common.figures import Array
+from experiments.common.store import Row
 from experiments.equilibrium import figure
 from experiments.equilibrium.exponents import Fit, fitted, measured, slow
 from experiments.equilibrium.figure import Curve, Panel, Sampled
-from experiments.equilibrium.tables import save, table
+from experiments.equilibrium.tables import Line, columns, save, table
 
 RELU = Network("relu")
 DEPTHS = np.unique(np.round(np.geomspace(1e3, 1e7, 33)).astype(np.int64))
@@ -22,11 +25,17 @@ LEAST_LAYERWISE = 100  # depth of networks without a step of many layers at a ti
 LAYERS_SHOWN = np.unique(np.round(np.geomspace(1, 1e7, 141)).astype(np.int64))
 ALPHAS = (0.25, 0.5, 0.75)
 SHALLOW_EXPONENT = 0.5  # case 2 of theorem 2: l = L^0.5
-RESIDUAL_SCALES: tuple[float | str, ...] = (1.0, 0.5, "L^-0.5")
+RESIDUAL_SCALES = (1.0, 0.5)
 TANH_BIAS = 0.05
+EXACT = "values are exact, errors are of the fitted form"
 
 
-def theorem1(args: argparse.Namespace, sampled: Sequence[Sampled]) -> list[Fit]:
+def residual(scale: float) -> Network:
+    """A ReLU network of residual branches with this scale."""
+    return Network("relu", branch_scale=scale)
+
+
+def theorem1(args: argparse.Namespace) -> list[Row]:
     """Compute the loss of forward information against layer."""
     layers = np.union1d(LAYERS_SHOWN, DEPTHS)
     losses = ah.signal_propagation.information_loss(
@@ -34,114 +43,120 @@ def theorem1(args: argparse.Namespace, sampled: Sequence[Sampled]) -> list[Fit]:
     )
     law = ah.signal_propagation.asymptotics(RELU)
     theory = law.forward_constant * layers**law.forward_exponent
-    save(args.output, "theorem1", table(layer=layers, forward_loss=losses.forward, theory=theory))
+    return table(layer=layers, forward_loss=losses.forward, theory=theory)
+
+
+def draw_theorem1(args: argparse.Namespace, rows: Sequence[Row], sampled: Sequence[Sampled]) -> list[Fit]:
+    """Draw this loss, fit a power law to it, and draw the losses of random networks beside it."""
+    save(args.output, "theorem1", rows)
+    layers, losses, theory = columns(rows, "layer", "forward_loss", "theory")
     far = np.isin(layers, DEPTHS)
-    x, y = layers[far].astype(np.float64), losses.forward[far]
-    fit = fitted("theorem 1: forward loss", "l", law.forward_exponent, x, y, slow(x))
-    curve = Curve(
-        f"sup over inputs\n{fit.legend}",
-        layers,
-        losses.forward,
-        theory,
-        "theory: (9π²/2) / l²",
-        points=False,
-    )
+    law = ah.signal_propagation.asymptotics(RELU)
+    fit = fitted("theorem 1: forward loss", "l", law.forward_exponent, layers[far], losses[far], slow(layers[far]))
+    curve = Curve(f"sup over inputs\n{fit.legend}", layers, losses, theory, "theory: (9π²/2) / l²", points=False)
     panel = Panel("infinite width (slopes from l = 10³ on)", "layer l", "loss of forward information", [curve])
-    title = f"Theorem 1, ReLU: correlations up to {1 - args.epsilon:g}"
+    title = f"Theorem 1, ReLU: correlations up to {1 - args.epsilon:g}\n{EXACT}"
     figure.power_laws([panel], title, args.output / "theorem1.png", sampled)
     return [fit]
 
 
-def theorem2(args: argparse.Namespace) -> list[Fit]:
+def theorem2(args: argparse.Namespace) -> list[Row]:
     """Compute backward information against depth, for layers in proportion to the depth and for shallow ones."""
-    depths = DEPTHS.astype(np.float64)
-    shallow = np.round(depths**SHALLOW_EXPONENT).astype(np.int64)
-    inner = {alpha: np.floor(alpha * depths).astype(np.int64) for alpha in ALPHAS}
-    backward = {alpha: np.empty(len(depths)) for alpha in ALPHAS}
-    ratio = np.empty(len(depths))
+    rows = []
     pairs = InputPairs.apart(args.epsilon)
-    for i, depth in enumerate(DEPTHS):
-        layers = np.array([shallow[i], *(inner[alpha][i] for alpha in ALPHAS)])
-        losses = ah.signal_propagation.information_loss(RELU, int(depth), pairs, layers=layers)
+    for depth in DEPTHS.tolist():
+        shallow = round(depth**SHALLOW_EXPONENT)
+        inner = {alpha: math.floor(alpha * depth) for alpha in ALPHAS}
+        losses = ah.signal_propagation.information_loss(RELU, depth, pairs, layers=np.array([shallow, *inner.values()]))
         found = dict(zip(losses.layers.tolist(), losses.backward.tolist(), strict=True))
-        ratio[i] = found[int(shallow[i])]
-        for alpha in ALPHAS:
-            backward[alpha][i] = found[int(inner[alpha][i])]
-    fits, curves = [], []
-    columns: dict[str, Array] = {}
+        row: Row = {"depth": depth}
+        for alpha, layer in inner.items():
+            row[f"backward_{alpha:g}"] = found[layer]
+            row[f"deviation_{alpha:g}"] = abs(found[layer] - alpha**3)
+            row[f"theory_{alpha:g}"] = alpha**3 * 4.5 * (1 / alpha - 1) * math.log(depth) / depth
+        rows.append(row | {"shallow_layer": shallow, "fall": depth / shallow, "backward_shallow": found[shallow]})
+    return rows
+
+
+def draw_theorem2(args: argparse.Namespace, rows: Sequence[Row]) -> list[Fit]:
+    """Draw this information, and fit power laws to it."""
+    save(args.output, "theorem2", rows)
+    depths, shallow, falls, ratio = columns(rows, "depth", "shallow_layer", "fall", "backward_shallow")
+    fits, curves, log = [], [], np.log(depths)
     for alpha in ALPHAS:
-        deviation = np.abs(backward[alpha] - alpha**3)
-        theory = alpha**3 * 4.5 * (1 / alpha - 1) * np.log(depths) / depths
-        columns |= {f"backward_{alpha:g}": backward[alpha], f"deviation_{alpha:g}": deviation}
-        columns |= {f"theory_{alpha:g}": theory}
-        name, log = f"theorem 2, case 1: l = {alpha:g} L", np.log(depths)
+        deviation, theory = columns(rows, f"deviation_{alpha:g}", f"theory_{alpha:g}")
+        name = f"theorem 2, case 1: l = {alpha:g} L"
         fits.append(fitted(name, "L", -1.0, depths, deviation / log, [1 / log]))
         curves.append(Curve(f"α = {alpha:g}: slope {measured(fits[-1].best)}", depths, deviation, theory))
-    falls, law = depths / shallow, ah.signal_propagation.asymptotics(RELU)
+    exponent = ah.signal_propagation.asymptotics(RELU).backward_exponent
     # l is the smaller of the two: the corrections are in it.
-    name, corrections = "theorem 2, case 2: l = L^0.5", slow(shallow.astype(np.float64))
-    fits.append(fitted(name, "L / l", law.backward_exponent, falls, ratio, corrections))
-    curve = Curve(fits[-1].legend, falls, ratio, falls**law.backward_exponent, "theory: (L / l)⁻³")
-    save(
-        args.output,
-        "theorem2",
-        table(depth=DEPTHS, **columns, shallow_layer=shallow, fall=falls, backward_shallow=ratio),
-    )
+    fits.append(fitted("theorem 2, case 2: l = L^0.5", "L / l", exponent, falls, ratio, slow(shallow)))
+    curve = Curve(fits[-1].legend, falls, ratio, falls**exponent, "theory: (L / l)⁻³")
     first = Panel(
         "case 1: l = αL; dashed: 4.5 α³ (1/α − 1) log L / L", "depth L", "|backward information − α³|", curves
     )
     second = Panel("case 2: l = √L", "L / l", "backward information", [curve])
-    title = f"Theorem 2, ReLU: correlations up to {1 - args.epsilon:g}; slopes in (a) are of the deviation over log L"
+    title = (
+        f"Theorem 2, ReLU: correlations up to {1 - args.epsilon:g}; slopes in (a) are of the deviation over log L\n"
+        f"{EXACT}"
+    )
     figure.power_laws([first, second], title, args.output / "theorem2.png")
     return fits
 
 
-def corollary1(args: argparse.Namespace) -> list[Fit]:
+NETWORKS: dict[str, tuple[str, Network | None]] = {  # None: branches times L^(-1/2), another network at each depth
+    "relu": ("ReLU", RELU),
+    **{f"residual_{s:g}": (f"residual ReLU, scale {s:g}", residual(s)) for s in RESIDUAL_SCALES},
+    "residual_L^-0.5": ("residual ReLU, scale L^-0.5", None),
+    "tanh": (f"tanh, bias variance {TANH_BIAS:g}", Network("tanh", bias_variance=TANH_BIAS)),
+}
+
+
+LAYERWISE = ("residual_L^-0.5", "tanh")  # computed layer by layer
+
+
+def corollary1(args: argparse.Namespace) -> list[Line]:
     """Compute the layer of balance against depth, also for residual networks and one with a smooth activation."""
     layerwise = np.unique(np.round(np.geomspace(LEAST_LAYERWISE, args.layerwise_depth, 17)).astype(np.int64))
-    kinds: list[tuple[str, str, Array, Network | None]] = [("relu", "ReLU", DEPTHS, RELU)]
-    for scale in RESIDUAL_SCALES:
-        if isinstance(scale, float):
-            kinds.append((f"residual_{scale:g}", f"residual ReLU, scale {scale:g}", DEPTHS, residual(scale)))
-        else:
-            kinds.append((f"residual_{scale}", f"residual ReLU, scale {scale}", layerwise, None))
-    tanh = Network("tanh", bias_variance=TANH_BIAS)
-    kinds.append(("tanh", f"tanh, bias variance {TANH_BIAS:g}", layerwise, tanh))
-    fits, curves, rows = [], [], []
+    rows: list[Line] = []
     pairs = InputPairs.apart(args.epsilon)
-    for name, label, depths, network in kinds:
-        x = depths.astype(np.float64)
-        theory, exponent = None, math.nan
+    for name, (_, network) in NETWORKS.items():
+        depths = layerwise if name in LAYERWISE else DEPTHS
         if network is None:
-            balance = np.concatenate(
-                [
-                    ah.signal_propagation.equilibrium(residual(float(depth) ** -0.5), int(depth), pairs)
-                    for depth in depths
-                ]
-            )
-            exponent = 1.0  # the network has a limit in l / L
+            balance = [
+                float(ah.signal_propagation.equilibrium(residual(depth**-0.5), depth, pairs)[0])
+                for depth in depths.tolist()
+            ]
+            theory = [math.nan] * len(depths)
         else:
-            balance = ah.signal_propagation.equilibrium(network, depths, pairs)
+            balance = ah.signal_propagation.equilibrium(network, depths, pairs).tolist()
             law = ah.signal_propagation.asymptotics(network)
-            exponent = law.equilibrium_exponent
-            theory = law.equilibrium_constant * x**exponent
+            theory = (law.equilibrium_constant * depths.astype(np.float64) ** law.equilibrium_exponent).tolist()
+        rows += [
+            {"network": name, "depth": depth, "equilibrium": layer, "theory": line}
+            for depth, layer, line in zip(depths.tolist(), balance, theory, strict=True)
+        ]
+    return rows
+
+
+def draw_corollary1(args: argparse.Namespace, rows: Sequence[Line]) -> list[Fit]:
+    """Draw these layers, and fit power laws to them."""
+    save(args.output, "corollary1", rows)
+    fits, curves = [], []
+    for name, (label, network) in NETWORKS.items():
+        x, balance, theory = columns([row for row in rows if row["network"] == name], "depth", "equilibrium", "theory")
         known = np.isfinite(balance)
-        for depth, layer, line in zip(depths, balance, x * math.nan if theory is None else theory, strict=True):
-            rows.append({"network": name, "depth": int(depth), "equilibrium": layer, "theory": line})
         if known.sum() < 6:
             print(f"{label}: no balance at {len(known) - known.sum()} of {len(known)} depths, and no fit")
             continue
+        # Without a single network there is a limit in l / L.
+        exponent = 1.0 if network is None else ah.signal_propagation.asymptotics(network).equilibrium_exponent
         u = x[known] ** exponent  # as the layer grows
         fits.append(fitted(f"corollary 1: {label}", "L", exponent, x[known], balance[known], slow(u)))
         legend = fits[-1].legend.replace("\n", "\n    ")
-        curves.append(Curve(f"{label}: {legend}, theory {exponent:.3g}", x, balance, theory))
-    save(args.output, "corollary1", rows)
+        known_theory = None if network is None else theory
+        curves.append(Curve(f"{label}: {legend}, theory {exponent:.3g}", x, balance, known_theory))
     panel = Panel("dashed: theory", "depth L", "layer of balance l*", curves, legend="below")
-    title = f"Corollary 1: correlations up to {1 - args.epsilon:g}"
+    title = f"Corollary 1: correlations up to {1 - args.epsilon:g}; {EXACT}"
     figure.power_laws([panel], title, args.output / "corollary1.png")
     return fits
-
-
-def residual(scale: float) -> Network:
-    """A ReLU network of residual branches with this scale."""
-    return Network("relu", branch_scale=scale)

@@ -26,7 +26,8 @@ class Comparison:
     """Gradient descent and the schemes, from the network that the seed gives, and how to compare them."""
 
     def __init__(self, args: argparse.Namespace, dataset: data.Dataset) -> None:
-        self.model = feedforward_on(dataset, args.width, args.depth, args.seed).double()
+        options = {"bias": args.bias, "initialisation": args.initialisation}
+        self.model = feedforward_on(dataset, args.width, args.depth, args.seed, **options).double()
         self.dataset = dataset
         self.x, self.y = dataset.train_x, dataset.train_y
         self.labels = centered_labels(self.y, dataset.classes, self.x.dtype)

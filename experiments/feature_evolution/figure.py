@@ -83,7 +83,7 @@ def feature_evolution(rows: Sequence[Row], rate: float, title: str, path: Path) 
         for letter, ax, (prefix, look) in zip("efg", lower, looks.items(), strict=False):
             _draw_alignments(ax, rows, prefix)
             ax.set_title(f"({letter}) alignment under {look.label}", fontsize=11)
-        lower[0].set_ylabel("alignment with labels (CKA)")
+        lower[0].set_ylabel("alignment (CKA), global centering")
         layer_bar(figure, lower[2], len(layer_names(rows)), "layer")
         _draw_end(lower[3], rows)
         handles, labels = upper[0].get_legend_handles_labels()
@@ -142,7 +142,7 @@ def _draw_end(ax: Axes, rows: Sequence[Row]) -> None:
         ax.plot(index, values, look.line, color=look.colour, marker=look.marker, ms=5, lw=1.8)
     layer_axis(ax, len(index))
     ax.set_ylim(bottom=0)
-    ax.set_ylabel("alignment with labels (CKA)")
+    ax.set_ylabel("alignment (CKA), global centering")
     ax.set_title(f"(h) alignment at iteration {rows[-1]['iteration']:,.0f}", fontsize=11)
 
 
@@ -166,7 +166,7 @@ def alignment_step(rows: Sequence[Row], steps: Sequence[Row], title: str, path: 
             _draw_step(ax, [row for row in steps if row["iteration"] == moment])
             correlation = rf"$\mathrm{{corr}}(w, \tilde y) = {collinearity[moment]:.2f}$"
             ax.set_title(f"iteration {moment:,.0f}: {correlation}", fontsize=11)
-        axes[0].set_ylabel("change of the alignment in one step (%)")
+        axes[0].set_ylabel("change of alignment in one step (%), global centering")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
         figure.suptitle(title, fontsize=12)

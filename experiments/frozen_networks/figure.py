@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from experiments.common.figures import GREY, Array, layer_axis, layer_colours, saved, table
 from experiments.common.store import Row
 
+FILES = {"per_output": "frozen_networks.png", "global": "frozen_networks-global.png"}
 MOST_LINES = 7  # measurements in a panel, log-spaced as they are
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito colours of the noise scales
 STYLES = (("-", "o"), ("--", "s"), (":", "D"))  # styles of the noise scales, whose lines may lie on each other
@@ -28,20 +29,22 @@ class Outcome:
 
     def curves(self, statistic: str) -> Array:
         """A statistic by measurement and layer, [rows, L]."""
-        values: Array = table([self.rows], statistic)[0]
+        values: Array = table([self.rows], statistic, statistic)[0]
         return values
 
 
-def frozen_networks(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
+def frozen_networks(outcomes: Sequence[Outcome], centering: str, title: str, path: Path) -> None:
     """Draw alignment by layer along training for every run, and below, for every width, that of either Gram alone.
 
     Args:
-        outcomes: At least one run, with columns iteration, cka/<layer>, forward_cka/<layer> and backward_cka/<layer>.
+        outcomes: At least one run, with columns iteration, cka/<centering>/<layer>, forward_cka/<layer> and
+            backward_cka/<centering>/<layer>. Layers without an alignment are left out.
+        centering: One of FILES.
         title: The title of the figure.
         path: The file to write.
     """
     widths, scales = (sorted({getattr(one, name) for one in outcomes}) for name in ("width", "noise"))
-    layers = outcomes[0].curves("cka").shape[1]
+    layers = outcomes[0].curves(f"cka/{centering}").shape[1]
     heights = [*[3.2] * len(scales), 2.9, 2.0]
     size = (max(9.5, 3.2 + 4.3 * len(widths)), 1.0 + sum(heights))
     with saved(path, size, {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:
@@ -49,8 +52,8 @@ def frozen_networks(outcomes: Sequence[Outcome], title: str, path: Path) -> None
         *training, backward, forward = axes
         for one in outcomes:
             row, column = scales.index(one.noise), widths.index(one.width)
-            _draw_training(training[row][column], one)
-            _draw_backward(backward[column], one, row)
+            _draw_training(training[row][column], one, centering)
+            _draw_backward(backward[column], one, centering, row)
             _draw_forward(forward[column], one)
         for column, width in zip(axes.T, widths, strict=True):
             column[-2].set_title(f"width {width:,}: backward Gram alone", fontsize=11)
@@ -68,9 +71,9 @@ def frozen_networks(outcomes: Sequence[Outcome], title: str, path: Path) -> None
         figure.suptitle(title, fontsize=12)
 
 
-def _draw_training(ax: Axes, one: Outcome) -> None:
+def _draw_training(ax: Axes, one: Outcome, centering: str) -> None:
     """Darker lines are earlier; the peaks before training and at the end are ringed."""
-    curves = one.curves("cka")
+    curves = one.curves(f"cka/{centering}")
     index = np.arange(1, curves.shape[1] + 1)
     chosen = sorted(set(np.linspace(0, len(curves) - 1, MOST_LINES).round().astype(int).tolist()))
     for row, colour in zip(chosen, layer_colours(len(chosen)), strict=True):
@@ -83,9 +86,9 @@ def _draw_training(ax: Axes, one: Outcome) -> None:
     ax.set_title(f"width {one.width:,}, noise scale {one.noise:g}\n{one.remark}", fontsize=11)
 
 
-def _draw_backward(ax: Axes, one: Outcome, scale: int) -> None:
+def _draw_backward(ax: Axes, one: Outcome, centering: str, scale: int) -> None:
     """Draw the start, where the noise scale is nothing but a factor, and the end."""
-    curves = one.curves("backward_cka")
+    curves = one.curves(f"backward_cka/{centering}")
     index = np.arange(1, curves.shape[1] + 1)
     ax.plot(index, curves[0], "^-", color=GREY, lw=1.4, ms=5, label="at the start")
     line, marker = STYLES[scale % len(STYLES)]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import ahkernels as ah
 from experiments.common import data
+from experiments.common.measuring import CENTERINGS, constant_backward_grams
 from experiments.common.running import say
 from experiments.common.store import Row
 from experiments.frozen_networks.initial_network import InitialNetwork
@@ -41,19 +42,25 @@ def freeze(args: argparse.Namespace, dataset: data.Dataset, width: int) -> Froze
 
 
 @torch.no_grad()
-def last_layer(network: InitialNetwork, noise: float) -> nn.Linear:
-    """The last layer of a network as initialised, times ``noise``."""
+def last_layer(network: InitialNetwork, noise: float, bias: bool) -> nn.Linear:
+    """The last layer of a network as initialised, times ``noise``; a bias is zero at the start."""
     weight = noise * network.weight(network.depth)
-    last = nn.utils.skip_init(nn.Linear, *reversed(weight.shape), bias=False, device=weight.device)
+    last = nn.utils.skip_init(nn.Linear, *reversed(weight.shape), bias=bias, device=weight.device)
     last.weight.copy_(weight)
+    if bias:
+        nn.init.zeros_(last.bias)
     return last
 
 
 def aligned(network: InitialNetwork, last: nn.Linear, x: Tensor, y: Tensor, precision: str) -> Row:
-    """Columns cka/<layer>, forward_cka/<layer> and backward_cka/<layer>."""
-    found: dict[str, dict[str, float]] = {"cka": {}, "forward_cka": {}, "backward_cka": {}}
-    for kernel in network.tangent_kernels(x, last.weight.detach(), precision):
-        found["cka"][kernel.name] = ah.cka(kernel, y)
-        found["forward_cka"][kernel.name] = ah.cka(kernel.forward_gram(), y)
-        found["backward_cka"][kernel.name] = ah.cka(kernel.backward_gram(), y)
-    return {f"{name}/{layer}": of[layer] for name, of in found.items() for layer in reversed(of)}
+    """Columns <kind>/<centering>/<layer> for the kinds cka and backward_cka, and forward_cka/<layer>."""
+    found: dict[str, dict[str, float]] = {}
+    for kernel in network.tangent_kernels(x, last, precision):
+        of_layer = {"forward_cka": ah.cka(kernel.forward_gram(), y)}
+        for centering in CENTERINGS:
+            of_layer[f"cka/{centering}"] = ah.cka(kernel, y, centering=centering)
+            with constant_backward_grams():
+                of_layer[f"backward_cka/{centering}"] = ah.cka(kernel.backward_gram(), y, centering=centering)
+        found[kernel.name] = of_layer
+    kinds = next(iter(found.values()))
+    return {f"{kind}/{layer}": found[layer][kind] for kind in kinds for layer in reversed(found)}

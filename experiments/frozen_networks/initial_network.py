@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import ahkernels as ah
@@ -66,22 +66,23 @@ class InitialNetwork:
         return found
 
     @torch.no_grad()
-    def tangent_kernels(self, x: Tensor, last: Tensor, precision: str) -> Iterator[ah.TangentKernel]:
-        """Every layer's kernel over x: [n, d], from the last to the first, where the last layer's weights are ``last``.
+    def tangent_kernels(self, x: Tensor, last: nn.Linear, precision: str) -> Iterator[ah.TangentKernel]:
+        """Every layer's kernel over x: [n, d], from the last to the first, of a network that ends in ``last``.
 
         Args:
             x: The samples.
-            last: The last layer's weights, [o, N].
+            last: The last layer. If it has a bias, so have all layers: frozen ones are zero.
             precision: See ``ah.tangent_kernels``.
         """
         inputs = [x]  # the inputs of each layer, [n, N_(l-1)]
         for layer in range(1, self.depth):
             inputs.append((inputs[-1] @ self.weight(layer).T).relu_())
-        gradient = torch.eye(len(last), dtype=x.dtype, device=x.device).expand(len(x), -1, -1)  # [n, o, N_l]
+        bias = last.bias is not None
+        gradient = torch.eye(last.out_features, dtype=x.dtype, device=x.device).expand(len(x), -1, -1)  # [n, o, N_l]
         for layer in range(self.depth, 0, -1):
-            factors = ah.LayerFactors(inputs[layer - 1][:, None], gradient[:, None], bias=False, layer=f"layer{layer}")
+            factors = ah.LayerFactors(inputs[layer - 1][:, None], gradient[:, None], bias=bias, layer=f"layer{layer}")
             yield ah.TangentKernel(factors, precision=precision)
             del factors
             if layer > 1:
-                gradient = gradient @ (last if layer == self.depth else self.weight(layer))
+                gradient = gradient @ (last.weight if layer == self.depth else self.weight(layer))
                 gradient *= (inputs.pop() > 0)[:, None]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import numpy as np
 from scipy.stats import spearmanr
 
-from experiments.common.figures import Array, peak, table
+from experiments.common.figures import Array, mean_over_runs, peak_of, table
+from experiments.common.measuring import CENTERING_NAMES, CENTERINGS, binomial_error
 from experiments.common.store import Row
 from experiments.common.training import OPTIMIZERS
 
@@ -23,89 +26,135 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The name of the run's folder, which is printed with all messages."""
+        """The name of the cell in tables."""
         return f"{self.optimizer}-lr{self.lr}-batch{self.batch_size}"
+
+    def run(self, seed: int) -> str:
+        """The name of the folder of its run with a seed, which is printed with all messages."""
+        return f"{self.name}-seed{seed}"
 
 
 @dataclass(frozen=True)
 class Result:
-    """The measurements of a cell: one row before training and one at its end, as far as training got."""
+    """The measurements of a cell: for each seed a row before training and one at its end, as far as training got."""
 
     cell: Cell
-    rows: list[Row]
+    runs: list[list[Row]]
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is any measurement."""
+        return any(self.runs)
 
     @property
     def finished(self) -> bool:
         """Whether the cell needs no more training."""
-        return len(self.rows) == 2
+        return all(len(rows) == 2 for rows in self.runs)
 
     @property
     def diverged(self) -> bool:
-        """Whether it ended because a loss was no longer finite."""
-        return self.finished and not math.isfinite(self.rows[-1]["train_loss"])
+        """Whether a run ended because a loss was no longer finite."""
+        return self.finished and not math.isfinite(self.mean("train_loss"))
 
     @property
     def trained(self) -> bool:
-        """Whether it has numbers at its end."""
+        """Whether all its runs have numbers at their end."""
         return self.finished and not self.diverged
 
-    def reached(self, target: float) -> bool:
-        """Whether training ended at the loss target, not at the epoch limit."""
-        return self.trained and self.rows[-1]["train_loss"] <= target
+    @property
+    def at_limit(self) -> int:
+        """The number of runs that ended at the epoch limit, not at the loss that was to end them."""
+        return sum(rows[-1]["loss_reached"] == 0 for rows in self.runs)
+
+    @property
+    def reached(self) -> bool:
+        """Whether all its runs ended at that loss."""
+        return self.trained and self.at_limit == 0
+
+    def mean(self, name: str) -> float:
+        """The mean over runs of a column at their end."""
+        return float(np.mean([rows[-1][name] for rows in self.runs]))
 
     @property
     def gap(self) -> float:
         """The generalisation gap: test loss minus train loss, in nats."""
-        return self.rows[-1]["test_loss"] - self.rows[-1]["train_loss"]
+        return self.mean("test_loss") - self.mean("train_loss")
 
-    def alignment(self, row: int) -> Array:
-        """The alignment by layer, [L]; row 0 is before training, row 1 at its end."""
-        values: Array = table([self.rows], "cka")[0, row]
+    def alignments(self, row: int, centering: str) -> Array:
+        """The alignment by layer of every run, [seeds, L]; row 0 is before training, row 1 at its end."""
+        columns = f"cka/train/{centering}"
+        values: Array = table(self.runs, columns, columns)[:, row]
         return values
 
-    @property
-    def peak(self) -> tuple[int, float]:
-        """The peak at the end of training; see ``figures.peak``."""
-        return peak(self.rows[1])
+    def peak(self, centering: str) -> tuple[int, float]:
+        """The peak at the end of training of the mean over runs; see ``figures.peak_of``."""
+        return peak_of(mean_over_runs(self.alignments(-1, centering)))
 
 
-def print_table(found: Sequence[Result], target: float) -> None:
+def summary(of: Result, test_samples: int) -> dict[str, Any]:
+    """Make the line of a trained cell in the table: means over seeds, and for each centering the peak of their mean."""
+    names = ("epoch", "train_loss", "test_loss", "train_accuracy", "test_accuracy")
+    line: dict[str, Any] = {**asdict(of.cell), "seeds": len(of.runs), "at_epoch_limit": of.at_limit}
+    line |= {name: of.mean(name) for name in names}
+    line["binomial_error"] = binomial_error(line["test_accuracy"], test_samples)
+    for centering in CENTERINGS:
+        line[f"{centering}_peak"], line[f"{centering}_cka"] = of.peak(centering)
+    return line
+
+
+def print_table(found: Sequence[Result], test_samples: int) -> None:
     """Print one line per cell, and how the peak's alignment goes with losses and accuracy."""
-    columns = "epochs", "train loss", "test loss", "gap", "train acc.", "test acc.", "peak layer", "alignment"
+    columns = (
+        "epochs",
+        "train loss",
+        "test loss",
+        "gap",
+        "train acc.",
+        "test acc.",
+        "binomial",
+        "peak layer",
+        "alignment",
+    )
+    columns += "global peak", "its CKA"
     width = max(len(one.cell.name) for one in found)
-    print(f"{'cell':<{width}}" + "".join(f"  {column:>10}" for column in columns) + "  ended")
+    print(f"{'cell':<{width}}" + "".join(f"  {column:>11}" for column in columns) + "  ended")
     for one in found:
-        values, ended = ["-"] * len(columns), "not finished" if one.rows else "not begun"
+        values, ended = ["-"] * len(columns), "not finished" if one.begun else "not begun"
         if one.finished:
             ended = "diverged"
-            values[0] = f"{one.rows[-1]['epoch']:.3g}"
+            values[0] = f"{one.mean('epoch'):.3g}"
         if one.trained:
-            ended = "loss target" if one.reached(target) else "epoch limit"
-            last, (layer, alignment) = one.rows[-1], one.peak
-            losses = last["train_loss"], last["test_loss"], one.gap
-            values[1:4] = (f"{value:.3f}" for value in losses)
-            values[4:6] = (f"{last[name]:.1%}" for name in ("train_accuracy", "test_accuracy"))
-            values[6:] = str(layer) if layer else "-", f"{alignment:.4f}"
-        print(f"{one.cell.name:<{width}}" + "".join(f"  {value:>10}" for value in values) + f"  {ended}")
-    _print_correlations([one for one in found if one.reached(target) and one.peak[0]])
+            ended = "at the loss" if one.reached else f"{one.at_limit} of {len(one.runs)} at the epoch limit"
+            line = summary(one, test_samples)
+            values[1:4] = (f"{value:.3f}" for value in (line["train_loss"], line["test_loss"], one.gap))
+            values[4:7] = (f"{line[name]:.1%}" for name in ("train_accuracy", "test_accuracy", "binomial_error"))
+            values[7:] = (
+                cell
+                for centering in CENTERINGS
+                for cell in (str(line[f"{centering}_peak"] or "-"), f"{line[f'{centering}_cka']:.4f}")
+            )
+        print(f"{one.cell.name:<{width}}" + "".join(f"  {value:>11}" for value in values) + f"  {ended}")
+    for centering in CENTERINGS:
+        _print_correlations([one for one in found if one.reached and one.peak(centering)[0]], centering)
 
 
-def _print_correlations(alike: Sequence[Result]) -> None:
+def _print_correlations(alike: Sequence[Result], centering: str) -> None:
     """Print rank correlations over cells of one training loss, for each optimizer with three or more and for all."""
     groups = {name: [one for one in alike if one.cell.optimizer == name] for name in OPTIMIZERS}
     groups = {name: members for name, members in groups.items() if len(members) > 2}
     if len(groups) > 1:
         groups["all"] = list(alike)
     if groups:
-        print("rank correlation of the peak's alignment, over the cells that reached the loss target:")
+        name = CENTERING_NAMES[centering]
+        print(f"rank correlation of the peak's alignment, {name}, over the cells that reached the loss in every run:")
     for name, members in groups.items():
-        peaks, last = [one.peak[1] for one in members], [one.rows[-1] for one in members]
+        peaks = [one.peak(centering)[1] for one in members]
         loss, gap, accuracy = (
             rank_correlation(peaks, values)
             for values in (
-                [row["test_loss"] for row in last],
+                [one.mean("test_loss") for one in members],
                 [one.gap for one in members],
-                [row["test_accuracy"] for row in last],
+                [one.mean("test_accuracy") for one in members],
             )
         )
         print(

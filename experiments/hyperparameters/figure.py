@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
@@ -13,15 +13,17 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from experiments.common.figures import Array, saved
+from experiments.common.figures import Array, mean_over_runs, of_seeds, peak_of, plot_range, saved
 
 PANEL = (2.25, 1.45)  # inches
 LEAST_WIDTH = 9.0  # inches: the legend and a title need them
 HEADROOM = 1.6  # axis over curve: room for the corners, and for the number above a peak
 BLUE = "#08306b"
-GREY = "0.3"
+GREY, GLOBAL = "0.3", "#009E73"
+LIMIT_HATCH = ".."
 MOST_LAYERS = 6  # ticks along the layers of a panel
 # Light to middle tones of one family: black text and a dark line are readable on each, with any colour vision.
 LOSS_COLOURS = ListedColormap(matplotlib.colormaps["YlOrBr"](np.linspace(0.02, 0.6, 256)))
@@ -32,19 +34,22 @@ class Panel:
     """One cell of the grid.
 
     Attributes:
-        start: The alignment by layer before training, [L], nan where it is not defined; None if not measured.
-        end: The same after training; None if there is none.
+        ends: By centering, the alignment by layer at the end of every run, [seeds, L], nan where it is not defined;
+            empty if there is a message.
+        start: The same before training for the first centering; None if there is a message.
         train_loss: The training loss at the end, in nats.
         test_loss: The test loss at the end, in nats.
         message: The text in place of a curve; empty if there is one.
+        at_limit: Whether a run ended at the epoch limit.
         remark: What else a reader must know of this cell; empty for nothing.
     """
 
+    ends: Mapping[str, Array] = field(default_factory=dict)
     start: Array | None = None
-    end: Array | None = None
     train_loss: float = np.nan
     test_loss: float = np.nan
     message: str = ""
+    at_limit: bool = False
     remark: str = ""
 
 
@@ -61,8 +66,10 @@ class Block:
 def alignment_grid(blocks: Sequence[Block], title: str, path: Path) -> None:
     """Draw blocks of panels, one below the other.
 
-    Each panel has the alignment by layer before and after training, its peak ringed, on a background coloured by the
-    test loss, with the generalisation gap (test loss minus train loss) in the corner. A nan leaves a gap.
+    Each panel has the alignment by layer before and after training with each output centered, in the mean over seeds
+    with a band of their range, its peak ringed, and the one after training with global centering. The background has
+    the colour of the test loss and is dotted where runs ended at the epoch limit, and the generalisation gap (test
+    loss minus train loss) is in the corner. A nan leaves a gap.
 
     Args:
         blocks: Blocks with at least one panel each.
@@ -75,7 +82,7 @@ def alignment_grid(blocks: Sequence[Block], title: str, path: Path) -> None:
     drawn = [panel for panel in panels if not panel.message]
     with saved(path, size, {"font.size": 10, "hatch.linewidth": 0.6}) as figure:
         norm = _loss_norm([panel.test_loss for panel in drawn])
-        curves = [curve for panel in drawn for curve in (panel.start, panel.end) if curve is not None]
+        curves = [curve for panel in drawn for curve in panel.ends.values()]
         top = HEADROOM * max((float(np.nanmax(curve, initial=0.0)) for curve in curves), default=0.0)
         axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         first = 0
@@ -91,7 +98,7 @@ def alignment_grid(blocks: Sequence[Block], title: str, path: Path) -> None:
                         ax.set_title(block.columns[j], fontsize=10)
                     _draw(ax, block.panels[i][j], norm)
             first += len(block.rows)
-        layers = next((len(panel.start) for panel in panels if panel.start is not None), 1)
+        layers = next((panel.start.shape[1] for panel in panels if panel.start is not None), 1)
         axes[0, 0].set_xlim(0.4, layers + 0.6)
         axes[0, 0].set_ylim(0, top or 1)
         axes[0, 0].set_xticks(range(1, layers + 1, -(-layers // MOST_LAYERS)))
@@ -100,8 +107,8 @@ def alignment_grid(blocks: Sequence[Block], title: str, path: Path) -> None:
             ax.set_xlabel("layer (1 is next to the input)", fontsize=9)
         figure.supylabel("alignment with labels (CKA)", fontsize=11)
         _colour_bar(figure, axes, norm)
-        _legend(figure)
-        figure.suptitle(title, fontsize=12)
+        _legend(figure, next((len(panel.start) for panel in panels if panel.start is not None), 1))
+        figure.suptitle(title, fontsize=11)
 
 
 def _loss_norm(losses: Sequence[float]) -> LogNorm:
@@ -128,24 +135,21 @@ def _draw(ax: Axes, panel: Panel, norm: LogNorm) -> None:
     ax.set_facecolor(LOSS_COLOURS(norm(panel.test_loss)))
     gap = f"gap {round(panel.test_loss - panel.train_loss, 2) + 0.0:.2f}".replace("-", "−")
     ax.text(0.04, 0.95, gap, transform=ax.transAxes, va="top", fontsize=10, fontweight="bold")
-    ax.text(0.97, 0.94, panel.remark, transform=ax.transAxes, va="top", ha="right", fontsize=8)
-    if panel.start is not None:
-        ax.plot(np.arange(1, len(panel.start) + 1), panel.start, "--", color=GREY, lw=1)
-    if panel.end is None or np.isnan(panel.end).all():
+    if panel.at_limit:
+        ax.patch.set(hatch=LIMIT_HATCH, edgecolor="0.7")
+    box = {"facecolor": LOSS_COLOURS(norm(panel.test_loss)), "edgecolor": "none", "pad": 1}
+    ax.text(0.97, 0.94, panel.remark, transform=ax.transAxes, va="top", ha="right", fontsize=8, bbox=box)
+    if panel.start is None:
         return
-    index = np.arange(1, len(panel.end) + 1)
-    ax.plot(index, panel.end, "o-", color=BLUE, lw=1.8, ms=3.5)
-    peak = int(np.nanargmax(panel.end))
-    ax.plot(index[peak], panel.end[peak], "o", ms=10, mfc="none", mec="black", mew=1.3)
-    ax.annotate(
-        f"{index[peak]}",
-        (index[peak], panel.end[peak]),
-        (0, 6),
-        textcoords="offset points",
-        ha="center",
-        va="bottom",
-        fontsize=9,
-    )
+    index = np.arange(1, panel.start.shape[1] + 1)
+    ax.plot(index, mean_over_runs(panel.start), "--", color=GREY, lw=1)
+    plot_range(ax, index, panel.ends["global"], color=GLOBAL, ls=":", lw=1.6)
+    plot_range(ax, index, panel.ends["per_output"], color=BLUE, marker="o", lw=1.8, ms=3.5)
+    peak, height = peak_of(mean_over_runs(panel.ends["per_output"]))
+    if not peak:
+        return
+    ax.plot(peak, height, "o", ms=10, mfc="none", mec="black", mew=1.3)
+    ax.annotate(f"{peak}", (peak, height), (0, 6), textcoords="offset points", ha="center", va="bottom", fontsize=9)
 
 
 def _colour_bar(figure: Figure, axes: Array, norm: LogNorm) -> None:
@@ -157,11 +161,14 @@ def _colour_bar(figure: Figure, axes: Array, norm: LogNorm) -> None:
     bar.set_label("test loss at the end (nats)", fontsize=10)
 
 
-def _legend(figure: Figure) -> None:
+def _legend(figure: Figure, seeds: int) -> None:
+    label = f"after training, each output centered{of_seeds(seeds)}"
     handles = [
-        Line2D([], [], color=BLUE, marker="o", ms=3.5, lw=1.8, label="after training"),
+        Line2D([], [], color=BLUE, marker="o", ms=3.5, lw=1.8, label=label),
         Line2D([], [], color=GREY, ls="--", lw=1, label="before"),
         Line2D([], [], ls="", marker="o", ms=10, mfc="none", mec="black", mew=1.3, label="peak, with its layer"),
+        Line2D([], [], color=GLOBAL, ls=":", lw=1.6, label="after training, global centering (equation 6)"),
+        Patch(facecolor="white", hatch=LIMIT_HATCH, edgecolor="0.7", label="ended at the epoch limit"),
         Line2D([], [], ls="", label="gap: test loss − train loss (nats)"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=10)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=10)

@@ -9,18 +9,22 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.common.figures import layer_axis, layer_names, saved
+from experiments.common.measuring import binomial_error
 from experiments.common.store import Row
 
 NETWORK = "network"  # the kernel of all layers together
 START, END = ("#0072B2", "o"), ("#D55E00", "s")  # Okabe-Ito colours
 
 
-def kernel_machine(rows: Sequence[Row], title: str, path: Path) -> None:
+def kernel_machine(rows: Sequence[Row], test_samples: int, title: str, path: Path) -> None:
     """Draw accuracy (left) and alignment (right) by layer, at the start and at the end.
+
+    Accuracies have the binomial error of so many test samples, which all kernels share.
 
     Args:
         rows: Measurements, the first before training and the last at its end, with columns test_accuracy,
             cka/<layer>, machine_accuracy/<layer> and machine_accuracy/network.
+        test_samples: The number of samples that accuracies are counted on.
         title: The title of the figure.
         path: The file to write.
     """
@@ -28,7 +32,17 @@ def kernel_machine(rows: Sequence[Row], title: str, path: Path) -> None:
     with saved(path, (12, 5.4), {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:
         accuracy, alignment = figure.subplots(1, 2)
         for row, label, (colour, marker) in ((rows[0], "before training", START), (rows[-1], "after training", END)):
-            _draw(accuracy, row, "machine_accuracy", layers, f"kernel of a layer, {label}", colour, marker, 100)
+            _draw(
+                accuracy,
+                row,
+                "machine_accuracy",
+                layers,
+                f"kernel of a layer, {label} (± binomial error)",
+                colour,
+                marker,
+                100,
+            )
+            _draw_errors(accuracy, row, layers, test_samples, colour)
             whole = 100 * row[f"machine_accuracy/{NETWORK}"]
             accuracy.axhline(whole, color=colour, ls="--", lw=1.4, label=f"kernel of the network, {label}: {whole:.1f}")
             _draw(alignment, row, "cka", layers, label, colour, marker, 1)
@@ -45,6 +59,12 @@ def kernel_machine(rows: Sequence[Row], title: str, path: Path) -> None:
         handles, labels = accuracy.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
         figure.suptitle(title, fontsize=12)
+
+
+def _draw_errors(ax: Axes, row: Row, layers: Sequence[str], test_samples: int, colour: str) -> None:
+    values = [row[f"machine_accuracy/{layer}"] for layer in layers]
+    errors = [100 * binomial_error(value, test_samples) for value in values]
+    ax.errorbar(range(1, len(layers) + 1), [100 * v for v in values], errors, ls="", color=colour, capsize=3)
 
 
 def _draw(

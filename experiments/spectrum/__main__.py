@@ -123,7 +123,10 @@ def train(args: argparse.Namespace, of: Condition, recipe: Recipe, published: da
 
 def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
     """Draw the figures and print the tables of all conditions."""
-    outcomes = [Outcome(of.name, of.label, runs[of.name].rows, runs[of.name].tables[TABLE]) for of in args.conditions]
+    outcomes = [
+        Outcome(of.name, of.label, len(dataset.test_y), runs[of.name].rows, runs[of.name].tables[TABLE])
+        for of in args.conditions
+    ]
     paths = args.output / "spectrum.png", args.output / "stable_rank.png"
     figure.spectrum(outcomes, title(args, dataset), paths[0])
     figure.stable_rank(outcomes, title(args, dataset), paths[1])

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from experiments.common.figures import Array, layer_axis, layer_bar, layer_colours, layer_names, saved, table
+from experiments.common.measuring import binomial_error
 from experiments.common.store import Row
 
 # Okabe-Ito colours, with markers for those who cannot tell them apart.
@@ -36,19 +37,22 @@ class Outcome:
     Attributes:
         name: The name of the run.
         label: The condition in words.
+        test_samples: The number of samples that its test accuracy is counted on.
         rows: Its measurements, the first before training and the last at its end.
         eigenvalues: Rows with a column for each layer, from the largest eigenvalue down.
     """
 
     name: str
     label: str
+    test_samples: int
     rows: list[Row]
     eigenvalues: list[Row]
 
     @property
     def tested(self) -> str:
-        """The accuracy and the loss on the test samples at the end."""
-        return f"test accuracy {self.rows[-1]['test_accuracy']:.1%}, test loss {self.rows[-1]['test_loss']:.2f}"
+        """The accuracy with its binomial error, and the loss, on the test samples at the end."""
+        accuracy, loss = self.rows[-1]["test_accuracy"], self.rows[-1]["test_loss"]
+        return f"test accuracy {accuracy:.1%} ± {binomial_error(accuracy, self.test_samples):.1%}, test loss {loss:.2f}"
 
     @property
     def relative_eigenvalues(self) -> Array:

@@ -74,6 +74,7 @@ OWN = {
         (["--eigenvectors", "-1"], "--eigenvectors", "at least 0, got '-1'"),
         (["--moments", "-0.5"], "--moments", "at least 0, got '-0.5'"),
         (["--moments", "2", "21"], "--moments", "at most 20, the epochs, got 21"),
+        (["--model", "vgg19", "--bias"], "--bias", "expected --model feedforward, got vgg19"),
     ],
     "equilibrium": [
         (["--epsilon", "1"], "--epsilon", "expected a number in (0, 1), got '1'"),
@@ -111,7 +112,6 @@ OWN = {
         (["--adam-lr", "inf"], "--adam-lr", "above 0, got 'inf'"),
         (["--batch-sizes", "0"], "--batch-sizes", "at least 1, got '0'"),
         (["--batch-sizes", "8", "8"], "--batch-sizes", "distinct numbers, got 8 8"),
-        (["--loss-target", "0"], "--loss-target", "above 0, got '0'"),
     ],
     "kernel_machine": [(["--ridge", "0"], "--ridge", "expected a number above 0, got '0'")],
     "layer_similarity": [(["--depth", "0"], "--depth", "at least 1, got '0'")],

@@ -14,6 +14,7 @@ import torch
 
 import ahkernels as ah
 from experiments.common import data
+from experiments.common.measuring import CENTERINGS
 from experiments.common.models import feedforward
 from experiments.common.training import Recipe, Trainer, evaluate
 from experiments.frozen_networks.__main__ import STUDY
@@ -44,7 +45,7 @@ def test_a_study_leaves_runs_a_figure_and_a_table(
     assert torch.equal(torch.get_rng_state(), state)
     told = capsys.readouterr()
     assert re.findall(r"width (\d+): features of 1,797 images", told.err) == ["16", "32"]  # once for both noise scales
-    assert len(re.findall(r"^ +(?:16|32) +(?:0\.01|1) +3( +\d+\.\d%){2}( +[123] +0\.\d{4}){2}$", told.out, re.M)) == 4
+    assert len(re.findall(r"^ +(?:16|32) +(?:0\.01|1) +3( +\d+\.\d%){4}  ± \d\.\d% \(binomial\)$", told.out, re.M)) == 4
     assert f"figure: {tmp_path / 'frozen_networks.png'}" in told.out
     assert (tmp_path / "frozen_networks.png").read_bytes().startswith(b"\x89PNG")
     assert list(studies.metrics(tmp_path)) == RUNS
@@ -55,7 +56,9 @@ def test_a_study_leaves_runs_a_figure_and_a_table(
         assert [row["iteration"] for row in rows] == ITERATIONS
         assert line["best_train_accuracy"] == max(row["train_accuracy"] for row in rows)
         assert line["best_test_accuracy"] == max(row["test_accuracy"] for row in rows)
-        assert line["cka"] == max(curve(rows[-1], "cka")) == curve(rows[-1], "cka")[int(line["peak"]) - 1]
+        for of in CENTERINGS:
+            values = curve(rows[-1], f"cka/{of}")
+            assert line[f"{of}_cka"] == max(values) == values[int(line[f"{of}_peak"]) - 1]
     assert STUDY.main([*TINY, "--output", str(tmp_path)]) == 0
     again = capsys.readouterr()
     assert "finished before" in again.err
@@ -68,23 +71,24 @@ def test_forward_grams_stay_and_backward_grams_move(name: str, output: Path) -> 
     first, *others = studies.numbers(output / name / "metrics.csv")
     for row in others:
         assert curve(row, "forward_cka") == pytest.approx(curve(first, "forward_cka"), rel=1e-6)
-        assert row["cka/layer3"] == pytest.approx(first["cka/layer3"], rel=1e-6)  # of features alone
-    for statistic in ("cka", "backward_cka"):
+        assert row["cka/global/layer3"] == pytest.approx(first["cka/global/layer3"], rel=1e-6)  # of features alone
+    for statistic in (f"{kind}/{of}" for kind in ("cka", "backward_cka") for of in CENTERINGS):
         for layer in LAYERS[:-1]:
             assert (
                 abs(others[-1][f"{statistic}/{layer}"] / first[f"{statistic}/{layer}"] - 1) > 2e-3
             )  # a thousand times rounding
 
 
-def test_the_initial_network_is_feedforward() -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_initial_network_is_feedforward(bias: bool) -> None:
     """The weights are the same where its layers are drawn in another order, or again."""
-    whole = feedforward(64, 16, 3, 10, seed=7)
+    whole = feedforward(64, 16, 3, 10, seed=7, bias=bias)
     network = InitialNetwork(64, 16, 3, 10, 7, torch.device("cpu"))
     for layer in (3, 1, 2, 3, 1):
         assert torch.equal(network.weight(layer), whole.get_submodule(f"layer{layer}").weight)
     x = data.load("digits").train_x[:30]
     torch.testing.assert_close(network.features(x, "test"), whole[:-1](x).detach())
-    found = list(network.tangent_kernels(x, 0.1 * network.weight(3), "highest"))
+    found = list(network.tangent_kernels(x, last_layer(network, 0.1, bias), "highest"))
     with torch.no_grad():
         whole.layer3.weight.mul_(0.1)
     expected = ah.tangent_kernels(whole, x, precision="highest")
@@ -95,12 +99,13 @@ def test_the_initial_network_is_feedforward() -> None:
 
 def test_the_noise_scale_is_a_factor_of_the_last_layer_alone(output: Path) -> None:
     network = InitialNetwork(64, 16, 3, 10, 0, torch.device("cpu"))
-    assert torch.equal(last_layer(network, 0.01).weight, 0.01 * feedforward(64, 16, 3, 10, seed=0).layer3.weight)
+    assert torch.equal(last_layer(network, 0.01, False).weight, 0.01 * feedforward(64, 16, 3, 10, seed=0).layer3.weight)
     for width in (16, 32):  # alignment knows no scale
         small, large = (
             studies.numbers(output / f"width{width}-noise{noise}" / "metrics.csv")[0] for noise in (0.01, 1.0)
         )
-        assert curve(small, "cka") == pytest.approx(curve(large, "cka"), rel=1e-5)
+        for of in CENTERINGS:
+            assert curve(small, f"cka/{of}") == pytest.approx(curve(large, f"cka/{of}"), rel=1e-5)
         assert small["train_loss"] < large["train_loss"]
 
 
@@ -122,8 +127,9 @@ def test_a_run_is_the_whole_network_trained_with_its_lower_layers_frozen(name: s
     assert [row["train_loss"] for row in rows] == pytest.approx([loss for loss, _ in losses], rel=1e-5)
     assert rows[0]["train_loss"] > 1.1 * rows[-1]["train_loss"]
     probe = data.stratified_subset(digits.train_y, 20, seed=0)
-    report = ah.layerwise_alignment(network, digits.train_x[probe], digits.train_y[probe], precision="highest")
-    assert curve(rows[-1], "cka") == pytest.approx(report.cka.tolist(), rel=1e-4)
+    x, y = digits.train_x[probe], digits.train_y[probe]
+    for of, report in ah.layerwise_alignment(network, x, y, precision="highest", centering=CENTERINGS).items():
+        assert curve(rows[-1], f"cka/{of}") == pytest.approx(report.cka.tolist(), rel=1e-4)
 
 
 def test_a_checkpoint_holds_the_last_layer_alone(output: Path) -> None:

@@ -185,9 +185,8 @@ def test_a_study_leaves_runs_a_figure_and_a_table(
     assert torch.equal(torch.get_rng_state(), state)
     told = capsys.readouterr()
     for method, width in (("LFM", 12), ("end to end", 16)):
-        assert re.search(
-            rf"^{method} +{width} +\d+ .*(\d+\.\d% +){{2}}[123] +0\.\d{{4}} +[123] +0\.\d{{4}}$", told.out, re.M
-        )
+        assert re.search(rf"^{method} +{width} +\d+ .*(\d+\.\d% +){{2}}± \d\.\d% \(binomial\)$", told.out, re.M)
+    assert len(re.findall(r"^  per output: peak at layer [123] \(0\.\d{4}\) before training", told.out, re.M)) == 2
     assert f"figure: {tmp_path / 'layerwise_maximisation.png'}" in told.out
     assert (tmp_path / "layerwise_maximisation.png").read_bytes().startswith(b"\x89PNG")
     assert list(results(tmp_path)) == [f"{RUNS[0]}/metrics.csv", f"{LFM}/layers.csv", f"{LFM}/metrics.csv"]
@@ -211,8 +210,10 @@ def test_both_networks_are_measured_by_the_library_on_the_same_images(
     ):
         model.load_state_dict(torch.load(output / name / "checkpoint.pt", weights_only=True)["state"]["model"])
         _, last = studies.numbers(output / name / "metrics.csv")
-        report = ah.layerwise_alignment(model, training.train_x[probe], training.train_y[probe], precision="highest")
-        assert [last[f"cka/layer{i}"] for i in (1, 2, 3)] == report.cka.tolist()
+        x, y = training.train_x[probe], training.train_y[probe]
+        reports = ah.layerwise_alignment(model, x, y, precision="highest", centering=("per_output", "global"))
+        for centering, report in reports.items():
+            assert [last[f"cka/train/{centering}/layer{i}"] for i in (1, 2, 3)] == report.cka.tolist()
         assert (last["train_loss"], last["train_accuracy"]) == evaluate(model, seen.train_x, seen.train_y)
         assert (last["test_loss"], last["test_accuracy"]) == evaluate(model, whole.test_x, whole.test_y)
 

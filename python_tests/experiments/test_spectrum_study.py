@@ -138,7 +138,7 @@ def test_the_table_names_layers_where_fisher_has_the_greater_rank(capsys: pytest
             row |= {f"{statistic}/{layer}": 0.1 for layer in LAYERS}
         row |= {f"stable_rank/{layer}": value for layer, value in zip(LAYERS, ranks, strict=True)}
         row |= {f"fisher_stable_rank/{layer}": value for layer, value in zip(LAYERS, fisher, strict=True)}
-        return Outcome(name, name, [row], [dict.fromkeys(LAYERS, 3.0) | {"layer2": 0.0}])
+        return Outcome(name, name, 100, [row], [dict.fromkeys(LAYERS, 3.0) | {"layer2": 0.0}])
 
     print_tables([outcome("a", [1.5, 1.0, 5.0]), outcome("b", [2.0, 1.0, 3.0])], 1)
     printed = capsys.readouterr().out

@@ -120,12 +120,11 @@ def test_processes_that_share_runs_take_turns_in_drawing(tmp_path: Path) -> None
     assert study(finishing, shared=True, draw=draw).main(["--output", str(tmp_path)]) == 0
 
 
-def test_a_study_without_jobs_only_draws(tmp_path: Path) -> None:
+def test_a_study_that_trains_nothing_has_no_options_of_training(tmp_path: Path) -> None:
     drawn: list[dict[str, Run]] = []
-    only = study(drawn=drawn, jobs=None)
+    only = study(finishing, drawn=drawn, trains=False)
     assert only.main(["--output", str(tmp_path / "out")]) == 0
-    assert drawn == [{}]
-    assert (tmp_path / "out").is_dir()
+    assert list(drawn[0]) == ["run0"]
     assert "--device" not in only.parser().format_help()
 
 
