@@ -37,8 +37,11 @@ class Choosable(NamedTuple):
 
 
 def shown_name(path: str) -> str:
-    """The name that a module of `model.named_modules()` is shown by, which is `ROOT` for the model itself."""
-    return path or ROOT
+    """The name that a module of `model.named_modules()` is shown by, which is `ROOT` for the model itself.
+
+    A part that torch.compile has wrapped has the name that it has without.
+    """
+    return ".".join(name for name in path.split(".") if name != "_orig_mod") or ROOT
 
 
 def choose(choosable: Sequence[Choosable], layers: Layers) -> dict[str, list[str]]:
