@@ -42,8 +42,6 @@ def require_determined(plan: CapturePlan, samples: slice, output: Tensor, *, tho
     Raises:
         ValueError: If they do not; the message says which it is.
     """
-    if len(plan.trace.output) == 0:  # of an earlier call
-        return
     few = few_samples(len(plan.x))
     if thoroughly and plan.trace.draws and samples.start == 0:  # chance may seldom have an effect
         _require_no_chance(plan, output, _outputs(plan, [plan.x[samples]]))

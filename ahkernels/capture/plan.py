@@ -21,7 +21,7 @@ from ahkernels.capture.route import Route, Shape, choose_route, fallback_route
 from ahkernels.capture.selection import Layer, select_layers
 from ahkernels.capture.structure import Known, known
 from ahkernels.capture.tied import uses_of_table
-from ahkernels.capture.trace import Remembered, Trace, few_samples, trace_model
+from ahkernels.capture.trace import Trace, few_samples, trace_model
 from ahkernels.capture.traced import TracedLayer
 from ahkernels.capture.twin import Twin
 from ahkernels.capture.wrappers import unwrapped
@@ -120,7 +120,7 @@ class CapturePlan:
     @property
     def certifies(self) -> bool:
         """Whether this capture is held against autograd."""
-        return self.known.certifies(self.options.certify)
+        return self.options.certify > 0 and self.known.calls % self.options.certify == 0
 
     @property
     def cotangents(self) -> Tensor:
@@ -255,18 +255,14 @@ def _plan(
     of_structure = known(model, x, forward, selected.layers, [chosen, keep_factors, grams, evaluating])
     layers = [layer.without_rule() if layer.name in of_structure.without_rule else layer for layer in selected.layers]
     new_twin = functools.partial(Twin, model, evaluating=evaluating)
-    if of_structure.trace is not None and not of_structure.certifies(options.certify):
-        trace = of_structure.trace.trace(model, layers, of_structure.failed)
-    else:
-        try:
-            trace = trace_model(forward, new_twin, model, x, layers, of_structure.failed)
-        except (RuntimeError, TypeError, AssertionError, IndexError) as error:
-            wrong = x.of_another_dtype(model)
-            if wrong is not None:
-                raise ValueError(wrong) from error
-            _require_some_samples(forward, new_twin, x, error)
-            raise
-        of_structure.trace = Remembered(trace)
+    try:
+        trace = trace_model(forward, new_twin, model, x, layers, of_structure.failed)
+    except (RuntimeError, TypeError, AssertionError, IndexError) as error:
+        wrong = x.of_another_dtype(model)
+        if wrong is not None:
+            raise ValueError(wrong) from error
+        _require_some_samples(forward, new_twin, x, error)
+        raise
     outputs = OutputSelection(options.outputs, trace.output.shape[1])
     item = max(model.get_parameter(name).dtype.itemsize for layer in layers for name in layer.parameters)
     memory = Memory(options.memory_budget, len(x), outputs.rows, item, trace.bytes_per_sample, x.device)

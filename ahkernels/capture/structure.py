@@ -17,7 +17,6 @@ from torch.nn.modules import module as global_tables
 from ahkernels.capture.batch import Batch
 from ahkernels.capture.forward import Forward
 from ahkernels.capture.selection import Layer
-from ahkernels.capture.trace import Remembered
 
 _KEPT = 16  # structures for each model, such as several shapes of x
 _DEEPEST, _MOST = 8, 20_000  # how far attributes are looked into; of what is beyond it matters which it is
@@ -34,7 +33,6 @@ class Known:
         without_rule: The layers whose rule has failed.
         failed: How many of its rules a layer has been found not to have by the calls on a few samples.
         one_by_one: Whether the fallback cannot batch its gradients.
-        trace: What the last call on a few samples found; None where there has been none.
     """
 
     calls: int = 0
@@ -42,11 +40,6 @@ class Known:
     without_rule: set[str] = field(default_factory=set)
     failed: dict[str, int] = field(default_factory=dict)
     one_by_one: bool = False
-    trace: Remembered | None = None
-
-    def certifies(self, certify: int) -> bool:
-        """Whether the next capture is to be certified, if one in so many is, or none for 0."""
-        return certify > 0 and self.calls % certify == 0
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, dict[Hashable, Known]] = WeakKeyDictionary()

@@ -1,13 +1,12 @@
 """The trace: a call on a few samples, which shows the order of the layers, their uses, positions and rules.
 
-Where a rule does not hold in this call, another call follows with the next rule of the layer. What a trace found is
-remembered for the structure of the model, and used again in calls that are not certified.
+Where a rule does not hold in this call, another call follows with the next rule of the layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence, Set
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, MutableMapping, Sequence, Set
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +45,7 @@ class Trace:
 
     Attributes:
         layers: The layers in the order of their first use.
-        output: f(x) [k, o] of the few samples that were traced; k = 0 where the trace is of an earlier call.
+        output: f(x) [k, o] of the few samples that were traced.
         draws: Whether the model draws random numbers.
         bytes_per_sample: The size of what operations computed for one sample.
         dtype: The coarsest dtype on the way from parameters to outputs.
@@ -57,38 +56,6 @@ class Trace:
     draws: bool
     bytes_per_sample: int
     dtype: torch.dtype
-
-
-class Remembered:
-    """What a trace found, without the modules of the model, which lives no longer for it.
-
-    Args:
-        trace: The trace.
-    """
-
-    def __init__(self, trace: Trace) -> None:
-        self._trace = replace(trace, layers=[], output=trace.output[:0].clone())
-        names = [one.name for one in fields(TracedLayer) if one.name not in {own.name for own in fields(Layer)}]
-        self._layers = {layer.name: {name: getattr(layer, name) for name in names} for layer in trace.layers}
-        self._doubtful = {layer.name for layer in trace.layers if layer.doubtful}
-        self._without_rule = {layer.name for layer in trace.layers if layer.rule is None}
-
-    def trace(self, model: nn.Module, layers: Sequence[Layer], failed: Mapping[str, int]) -> Trace:
-        """The trace of the same layers of a model of the same structure.
-
-        Args:
-            model: The network.
-            layers: The layers.
-            failed: See `trace_model`.
-        """
-        by_name = {layer.name: _without_failed(layer, failed.get(layer.name, 0)) for layer in layers}
-        return replace(self._trace, layers=[self._traced(by_name[name], model) for name in self._layers])
-
-    def _traced(self, layer: Layer, model: nn.Module) -> TracedLayer:
-        if layer.rule is None or layer.name in self._without_rule:
-            return TracedLayer.by_fallback(layer, model)
-        own = vars(layer) | {"doubtful": layer.name in self._doubtful} | self._layers[layer.name]
-        return TracedLayer(**own)
 
 
 def trace_model(

@@ -95,44 +95,6 @@ def test_another_structure_is_certified_anew(changes):
     assert ah.layerwise_alignment(model, x, y).certificate.calls_ago == 0
 
 
-class Counted(nn.Module):
-    """Counts its calls outside of itself, where no twin keeps them apart, and has all kinds of layers."""
-
-    def __init__(self, calls: list[int]) -> None:
-        super().__init__()
-        self.called = calls.append
-        self.first, self.norm, self.scale = nn.Linear(5, 8), nn.LayerNorm(8), nn.Parameter(torch.ones(8))
-        self.shared = nn.Linear(8, 8)
-        self.last = nn.utils.parametrizations.weight_norm(nn.Linear(8, 3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.called(len(x))
-        h = self.norm(self.first(x)) * self.scale
-        return self.last(torch.tanh(self.shared(torch.tanh(self.shared(h)))))
-
-
-@pytest.mark.parametrize("memory_budget", [1, 1 << 30])
-def test_a_plan_is_made_once_for_a_structure(memory_budget):
-    calls: list[int] = []
-    torch.manual_seed(0)
-    model, x = Counted(calls).double(), torch.randn(20, 5, dtype=torch.float64)
-    options = {"memory_budget": memory_budget, "certify": 0}
-    first = {name: kernel.to_dense() for name, kernel in ah.tangent_kernels(model, x, **options).items()}
-    assert 5 in calls
-    calls.clear()
-    again = {name: kernel.to_dense() for name, kernel in ah.tangent_kernels(model, x, **options).items()}
-    assert calls and 5 not in calls  # no call on a few samples
-    assert list(first) == list(again) and all(torch.equal(first[name], again[name]) for name in first)
-    with torch.no_grad():
-        model.first.weight.mul_(2)
-    calls.clear()
-    expected = {name: kernel.to_dense() for name, kernel in ah.tangent_kernels(model, x, certify=1).items()}
-    assert 5 in calls
-    found = ah.tangent_kernels(model, x, **options)
-    for name, kernel in found.items():
-        torch.testing.assert_close(kernel.to_dense(), expected[name], rtol=1e-10, atol=1e-12)
-
-
 def test_a_layer_that_failed_once_stays_with_the_fallback():
     model, x = network(), torch.randn(20, 5)
     model[0].forward = lambda h: nn.functional.linear(h * 2, model[0].weight, model[0].bias)
