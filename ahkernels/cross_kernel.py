@@ -50,13 +50,18 @@ class CrossKernel(KernelOperator):
                 ("dtype", row.forward.dtype, column.forward.dtype),
                 ("device", row.forward.device, column.forward.device),
                 ("numbers d and m of inputs and pre-activations", _sizes(row), _sizes(column)),
-                ("square root of a kernel, if any,", row.root, column.root),
             ):
                 if wanted != got:
                     raise ValueError(
                         f"columns: expected the {what} of rows, {wanted}, got {got}; capture both kernels alike (with "
                         "keep_factors=True), or all samples together and take subset(...)"
                     )
+            if row.root is not column.root:
+                raise ValueError(
+                    f"columns: expected factors or Jacobians of layer {row.layer!r} in rows and columns, got square "
+                    "roots of different kernels; capture all samples together and take subset(...), or, if it is no "
+                    "table that is also the weight of a linear layer, both with keep_factors=True"
+                )
         self.rows, self.columns = rows, columns
 
     @property

@@ -25,8 +25,8 @@ def parameters(factors: LayerFactors) -> int:
     if factors.root is not None:
         raise ValueError(
             f"kernel: expected the factors or the Jacobian of layer {factors.layer!r}, got a square root of its "
-            "kernel, which took their place to stay within memory_budget; capture with a larger one, or with "
-            "keep_factors=True"
+            "kernel, which took their place: a table that is an embedding and the weight of a linear layer has no "
+            "other, and any other layer has with a larger memory_budget or keep_factors=True"
         )
     return factors.backward.shape[3] * (factors.forward.shape[2] + factors.bias)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,9 +39,9 @@ _OTHER_SCALES = (1.37, 0.71, 2.9)
 # Where autograd's own gradients are apart by so much, ours may be apart by this many times as much: a few digits of
 # sums that cancel, but not of 16-bit numbers, which have few themselves.
 _TIMES_NOISE, _TIMES_NOISE_OF_16_BITS = 10, 3
-# Squared norms that are apart by more than a half are no rounding, where norms are so many times larger than it.
+# Squared norms that are apart by more than a half are explained by what autograd's own gradients are seen to be apart,
+# and not by what they might be.
 _MOST_APART = 0.5
-_TIMES_ROUNDING = {torch.float64: 1000, torch.float32: 1000, torch.float16: 4, torch.bfloat16: 4}
 # A norm over numbers that are all the same leaves nothing but rounding, divided by sqrt(eps) of about 1/300.
 ROUNDING_OF_NORMS = 300
 # Norms from sums of fp32 squares, which neither vanish nor overflow.
@@ -117,20 +117,9 @@ class Reference:
         """
         assert self._call is not None
         by = [get_gradient_edge(self._call.leaves[name]) for name in names]
-        once, *again = (self._gradients(by, scale * self.v) for scale in (1.0, *_OTHER_SCALES))
-        size = math.hypot(*(float(_norm(one)) for one in once if one is not None))
-        distances = [
-            math.hypot(
-                *(
-                    float(_norm(h / scale - g))
-                    for g, h in zip(once, other, strict=True)
-                    if g is not None and h is not None
-                )
-            )
-            for scale, other in zip(_OTHER_SCALES, again, strict=True)
-        ]
+        size, distance = rounding_of_gradients(lambda scale: self._gradients(by, scale * self.v))
         bits = max(8 * self.dtypes[name].itemsize for name in names)
-        return (_TIMES_NOISE_OF_16_BITS if bits == 16 else _TIMES_NOISE) * apart(size, max(distances))
+        return (_TIMES_NOISE_OF_16_BITS if bits == 16 else _TIMES_NOISE) * apart(size, distance)
 
     def rounding(self, names: Sequence[str]) -> float:
         """How large the rounding of the gradients of some parameters may be, beside those of all others.
@@ -147,6 +136,23 @@ class Reference:
     def release(self) -> None:
         """Lets go of the graph of the call."""
         self._call = None
+
+
+def rounding_of_gradients(of_scaled_v: Callable[[float], Sequence[Tensor | None]]) -> tuple[float, float]:
+    """The size of gradients, and how far those for v are from those for multiples of v, which only rounding explains.
+
+    Args:
+        of_scaled_v: Computes gradients for v times a number.
+    """
+    once, *again = (of_scaled_v(scale) for scale in (1.0, *_OTHER_SCALES))
+    size = math.hypot(*(float(_norm(one)) for one in once if one is not None))
+    distances = [
+        math.hypot(
+            *(float(_norm(h / scale - g)) for g, h in zip(once, other, strict=True) if g is not None and h is not None)
+        )
+        for scale, other in zip(_OTHER_SCALES, again, strict=True)
+    ]
+    return size, max(distances)
 
 
 def apart(size: float, distance: float) -> float:
@@ -176,12 +182,14 @@ class Comparison:
     Attributes:
         names: The parameters, which are compared together.
         difference: The difference of the norms, as in `Certificate`; nan where they are not finite.
-        beyond: How far the squared norms are apart beyond what the rounding of sums explains; inf where nothing does.
+        beyond: How far the squared norms are apart beyond what the rounding of sums explains.
+        gross: Whether that is more than a half of the larger one.
     """
 
     names: tuple[str, ...]
     difference: float
     beyond: float
+    gross: bool = False
 
 
 def compare(reference: Reference, captured: Sequence[tuple[TracedLayer, Tensor, Tensor]]) -> list[list[Comparison]]:
@@ -208,7 +216,7 @@ def explained(one: Comparison, reference: Reference, layer: TracedLayer) -> bool
     if one.beyond == 0:
         return True
     noise = reference.noise(one.names)
-    if layer.d == 0:
+    if layer.d == 0 and not one.gross:
         noise = max(noise, (ROUNDING_OF_NORMS * reference.rounding(one.names)) ** 2)
     return one.beyond <= noise
 
@@ -333,9 +341,7 @@ def _comparison(
         if abs(square - expected + of_bias) < abs(square - expected):
             beyond = max(beyond, of_bias)
     largest = max(expected, sum(one.square for one in sums))
-    if beyond > _MOST_APART * largest and largest > (_TIMES_ROUNDING[coarsest_dtype] * rounding) ** 2:
-        beyond = math.inf
-    return Comparison(names, difference, beyond)
+    return Comparison(names, difference, beyond, gross=beyond > _MOST_APART * largest)
 
 
 def _is_bias(name: str) -> bool:

@@ -46,7 +46,7 @@ def jacobians(plan: CapturePlan, layers: Sequence[PlannedLayer], *, one_by_one: 
         _fill(plan, list(zip(pieces, found.values(), strict=True)), one_by_one)
     roots = {}
     for layer in (one for one in layers if one.alone):
-        tied = root_of_table(plan, layer.parameters) if layer.route.name == "tied" and not one_by_one else None
+        tied = root_of_table(plan, layer) if layer.route.name == "tied" and not one_by_one else None
         roots[layer.name] = _root(plan, layer, one_by_one) if tied is None else tied
     return {name: jacobian.unsqueeze(2) for name, jacobian in (found | roots).items()}
 

@@ -8,6 +8,7 @@ that does not fit by itself comes in several passes of its own (see `ahkernels.c
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -21,7 +22,15 @@ from tqdm import tqdm
 from ahkernels.capture.backward import factors_of, gradients_of
 from ahkernels.capture.blocks import KernelInBlocks
 from ahkernels.capture.call import Call, call_model
-from ahkernels.capture.certify import ROUNDING_OF_NORMS, Comparison, Reference, apart, compare, explained
+from ahkernels.capture.certify import (
+    ROUNDING_OF_NORMS,
+    Comparison,
+    Reference,
+    apart,
+    compare,
+    explained,
+    rounding_of_gradients,
+)
 from ahkernels.capture.evaluation import require_determined
 from ahkernels.capture.fallback import jacobians
 from ahkernels.capture.guard import leaving_no_trace
@@ -334,34 +343,40 @@ class Capture:
             own = (layer, j.new_zeros(1).expand(j.shape[1], 1, 0)[samples], j[:, samples])
             (found,) = compare(reference, [own])
             for one in found:
-                if one.beyond and one.beyond > _between_splits(self.plan, reference, one.names, samples, rounding):
+                if one.beyond and one.beyond > _between_splits(self.plan, reference, one, samples, rounding):
                     worst = max(worst, one, key=lambda which: which.difference)
             self._note(layer, found)
         return worst
 
 
 def _between_splits(
-    plan: CapturePlan, reference: Reference, names: Sequence[str], samples: slice, rounding: float
+    plan: CapturePlan, reference: Reference, found: Comparison, samples: slice, rounding: float
 ) -> float:
     """How far squared norms of autograd's own gradients are apart when samples come in two calls.
 
     Args:
         plan: The plan.
         reference: Autograd's side for these samples.
-        names: Parameters whose gradients are taken together.
+        found: A comparison of parameters, whose gradients are taken together.
         samples: The samples, which are split in several ways.
         rounding: How many times the rounding of gradients may be what is left of them.
     """
     n = samples.stop - samples.start
+    names = found.names
     sums: list[Tensor] = []  # of each split
-    for middle in sorted({1, n // 3, n // 2} - {0, n}):
+    by_scales = 0.0
+    for middle in sorted({1, n // 3, n // 2} - {0, n}) or [n]:
         whole = torch.zeros(sum(reference.numbers[name] for name in names), dtype=torch.float64)
-        for part in (slice(0, middle), slice(middle, n)):
+        for part in (slice(0, middle), slice(middle, n))[: 1 if middle == n else 2]:
             with plan.other_random_numbers():
                 twin = plan.twin().model
                 output = plan.forward(twin, plan.x[samples][part])
             by = [twin.get_parameter(name) for name in names]
-            gradients = torch.autograd.grad(output, by, reference.v[part], materialize_grads=True)
+            v = reference.v[part]
+            gradients = torch.autograd.grad(output, by, v, retain_graph=True, materialize_grads=True)
+            if found.gross:
+                of_scaled = functools.partial(_gradients, output, by, v)
+                by_scales = math.hypot(by_scales, rounding_of_gradients(of_scaled)[1])
             whole += torch.cat([one.to_dense().flatten().double().cpu() for one in gradients])
         sums.append(whole)
     of_batch = math.sqrt(sum(reference.norms[name] ** 2 for name in names))
@@ -369,4 +384,10 @@ def _between_splits(
     distances = [float((one - sums[0]).norm()) for one in sums] + [abs(size - of_batch) for size in sizes]
     size = max([of_batch, *sizes])
     distance = min(max([0.0, *distances]), _MOST_BETWEEN_SPLITS * size)
-    return _TIMES_SPLITS * apart(size, max(distance, rounding * reference.rounding(names)))
+    of_rounding = by_scales if found.gross else rounding * reference.rounding(names)
+    return _TIMES_SPLITS * apart(size, max(distance, of_rounding))
+
+
+def _gradients(output: Tensor, by: Sequence[Tensor], v: Tensor, scale: float) -> Sequence[Tensor | None]:
+    found: Sequence[Tensor | None] = torch.autograd.grad(output, by, scale * v, retain_graph=True, allow_unused=True)
+    return found

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ahkernels.capture.backward import factors_of, gradients_of
 from ahkernels.capture.blocks import add_kernel
-from ahkernels.capture.call import call_model
+from ahkernels.capture.call import Call, call_model
+from ahkernels.capture.certify import Reference, compare
 from ahkernels.capture.kept import one_hot
-from ahkernels.capture.plan import CapturePlan
+from ahkernels.capture.plan import CapturePlan, PlannedLayer
 from ahkernels.capture.root import square_root
 from ahkernels.capture.route import Shape, choose_route
 from ahkernels.capture.rules.embedding import EmbeddingRule
@@ -29,14 +30,18 @@ from ahkernels.capture.tied import uses_of_table
 from ahkernels.factors import LayerFactors
 
 
-def root_of_table(plan: CapturePlan, parameters: Sequence[str]) -> Tensor | None:
+def root_of_table(plan: CapturePlan, layer: PlannedLayer) -> Tensor | None:
     """A square root [r, n, n r] of the kernel of a tied table; None where its uses cannot be told or held.
+
+    The uses may be others than those that are known, so that the root is held against autograd in every call, as in a
+    certificate.
 
     Args:
         plan: The plan.
-        parameters: The name of the table.
+        layer: The layer of the table.
     """
-    factors = _factors(plan, uses_of_table(plan.model, parameters))
+    references: list[tuple[slice, Reference]] = []
+    factors = _factors(plan, layer, references)
     if factors is None:
         return None
     n, r = len(plan.x), plan.outputs.rows
@@ -45,8 +50,13 @@ def root_of_table(plan: CapturePlan, parameters: Sequence[str]) -> Tensor | None
     _add(plan, kernel, one_hot(factors.words, dtype), factors.at_words)
     _add(plan, kernel, factors.inputs, factors.at_outputs)
     _add_products(kernel.view(n, r, n, r), factors)
-    found = square_root(kernel, dtype)
-    return found.view(n, r, n * r).permute(1, 0, 2)
+    found = square_root(kernel, dtype).view(n, r, n * r).permute(1, 0, 2)
+    for samples, reference in references:
+        of_chunk = found[:, samples, None]
+        (comparisons,) = compare(reference, [(layer, of_chunk.new_zeros(1).expand(of_chunk.shape[1], 1, 0), of_chunk)])
+        if any(one.beyond > 0 for one in comparisons):
+            return None
+    return found
 
 
 @dataclass(frozen=True)
@@ -68,12 +78,19 @@ class _Factors:
     columns: Tensor
 
 
-def _factors(plan: CapturePlan, uses: Sequence[Layer]) -> _Factors | None:
-    chunks: list[_Factors] = []
+def _factors(plan: CapturePlan, layer: PlannedLayer, references: list[tuple[slice, Reference]]) -> _Factors | None:
+    """The factors of all samples, a chunk at a time; adds autograd's side of each chunk to references."""
+    uses, chunks = uses_of_table(plan.model, layer.parameters), list[_Factors]()
     step = max(1, plan.memory.work // max(1, (plan.outputs.rows + 2) * plan.trace.bytes_per_sample))
     held = 0
     for begin in range(0, len(plan.x), step):
-        found = _of_chunk(plan, uses, slice(begin, min(len(plan.x), begin + step)))
+        samples = slice(begin, min(len(plan.x), begin + step))
+        with plan.other_random_numbers():
+            call = call_model(plan.forward, plan.twin(), plan.x[samples], uses)
+        reference = Reference(call, [layer], set(), plan.cotangents, plan.memory.work)
+        reference.release()
+        references.append((samples, reference))
+        found = _of_call(plan, call, uses)
         if found is None:
             return None
         held += found.at_words.nbytes + found.at_outputs.nbytes
@@ -96,10 +113,8 @@ def _factors(plan: CapturePlan, uses: Sequence[Layer]) -> _Factors | None:
     )
 
 
-def _of_chunk(plan: CapturePlan, uses: Sequence[Layer], samples: slice) -> _Factors | None:
-    """The factors of some samples; None where a use has not been recorded."""
-    with plan.other_random_numbers():
-        call = call_model(plan.forward, plan.twin(), plan.x[samples], uses)
+def _of_call(plan: CapturePlan, call: Call, uses: Sequence[Layer]) -> _Factors | None:
+    """The factors of the samples of a call; None where a use has not been recorded."""
     gradients = gradients_of(call, uses, plan.cotangents)
     found: dict[type, list[tuple[Tensor, Tensor]]] = {EmbeddingRule: [], LinearRule: []}
     for layer in uses:

@@ -7,7 +7,7 @@ import torch
 
 try:
     import ahkernels as ah
-    from ahkernels.capture import run, structure
+    from ahkernels.capture import run
     from ahkernels.factors import LayerFactors
     from ahkernels.ops import KernelBatch
 except ImportError as reason:
@@ -43,12 +43,6 @@ def layerwise_within(
 def layerwise_certified(certify: int, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Alignment of every layer, fp64 [L], held against autograd in every so many calls."""
     return ah.layerwise_alignment(model, x, y, precision="highest", certify=certify).cka
-
-
-def layerwise_anew(certify: int, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The same as a first call for the model, of which nothing is known."""
-    structure._KNOWN.pop(model, None)
-    return layerwise_certified(certify, model, x, y)
 
 
 def fault_is_found(model: torch.nn.Module, x: torch.Tensor, layer: str, samples: slice, e: float) -> bool:

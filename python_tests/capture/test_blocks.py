@@ -210,7 +210,7 @@ def test_a_root_has_no_parameters(in_blocks):
         kernel.vjp(torch.ones(39))
     with pytest.raises(ValueError, match="a square root of its kernel"):
         kernel.jvp(torch.ones(45))
-    with pytest.raises(ValueError, match="square root of a kernel"):
+    with pytest.raises(ValueError, match="square roots of different kernels"):
         ah.CrossKernel(kernel, other)
     some = torch.tensor([3, 1])
     cross = ah.CrossKernel(kernel, kernel.subset(some)).to_dense().view(39, 2, 3)

@@ -114,3 +114,33 @@ def test_a_wrong_bias(layer, dtype, monkeypatch):
     found = ah.tangent_kernels(model, x, keep_factors=True, certify=1)[layer]
     assert not found.factored
     assert (found.to_dense() - expected).norm() <= 1e-4 * expected.norm()
+
+
+def instance_norms() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for size in (2, 4):
+        layers += [nn.Conv2d(size, 4, 3, padding=1), nn.InstanceNorm2d(4, affine=True), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float64, 0.0), (torch.float32, 0.0), (torch.float16, 1e-4), (torch.bfloat16, 1e-3)],
+    ids=str,
+)
+def test_gradients_that_are_all_rounding_are_no_fault(dtype, scale):
+    """Norms of images without contrast divide rounding by sqrt(eps), time and again."""
+    for seed in range(10):
+        torch.manual_seed(seed)
+        x = scale * torch.randn(16, 2, 6, 6)
+        x[:, :, :3] *= seed % 2
+        ah.tangent_kernels(instance_norms().to(dtype), x.to(dtype), certify=1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_features_with_a_large_mean_before_a_norm(n):
+    for seed in range(10):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(6, 8), nn.GroupNorm(4, 8), nn.GELU(), nn.Linear(8, 3))
+        nn.init.constant_(model[0].bias, 1e4)
+        ah.tangent_kernels(model, torch.randn(n, 6), certify=1)

@@ -107,6 +107,48 @@ def test_a_use_that_no_rule_knows_goes_by_the_fallback(used):
     assert (found - j @ j.T).norm() <= 1e-9 * (j @ j.T).norm()
 
 
+class Scaled(nn.Embedding):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * SIZE**0.5
+
+
+@pytest.mark.parametrize("kind", ["third use", "sum", "square", "subclass"])
+def test_other_uses_are_found_in_every_call(kind):
+    """Without a certificate, too, and in calls after one."""
+
+    class Another(LanguageModel):
+        def __init__(self) -> None:
+            super().__init__()
+            if kind == "subclass":
+                self.words = Scaled(WORDS, SIZE)
+                self.head.weight = self.words.weight
+            self.register_buffer("on", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits, table = super().forward(x), self.words.weight
+            more = {
+                "third use": lambda: nn.functional.linear(logits[..., :SIZE], table),
+                "sum": table.sum,
+                "square": lambda: nn.functional.embedding(x, table).square().sum((1, 2))[:, None, None],
+                "subclass": lambda: 0,
+            }
+            return logits + float(self.on) * more[kind]()
+
+    model, x = Another().to(D), torch.randint(0, WORDS, (9, LENGTH))
+    for on, certify in ((0, 32), (1, 32), (1, 0)):
+        model.on.fill_(on)
+        j = jacobian(model, x, chosen_tokens)
+        found = ah.tangent_kernels(model, x, output=chosen_tokens, certify=certify)["words"].to_dense()
+        assert (found - j @ j.T).norm() <= 1e-9 * (j @ j.T).norm()
+
+
+def test_products_with_a_jacobian_are_refused_in_a_sentence():
+    model, x = LanguageModel().to(D), torch.randint(0, WORDS, (9, LENGTH))
+    kernel = ah.tangent_kernels(model, x, output=chosen_tokens)["words"]
+    with pytest.raises(ValueError, match="a table that is an embedding and the weight of a linear layer has no other"):
+        kernel.vjp(torch.randn(27, dtype=D))
+
+
 def test_several_embeddings_and_calls(used):
     """An encoder and a decoder share the table; words come twice."""
 
