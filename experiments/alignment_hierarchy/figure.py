@@ -117,7 +117,7 @@ def _draw_progress(ax: Axes, runs: Sequence[Sequence[Row]], of: str) -> None:
         ax, iterations, mean, least, greatest, " and layers" if len(runs) == 1 else f", layers and {len(runs)} seeds"
     )
     iteration_axis(ax, int(iterations[-1]))
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.15 * max(np.nanmax(alignment), np.nanmax(greatest)))  # room for the legend
     ax.legend(frameon=False, loc="upper left", borderaxespad=0, fontsize=9.5)
 
 
