@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -89,25 +89,17 @@ class Reference:
         self._call: Call | None = call
         for part in _parts_of_size(call, layers, gradient_bytes):
             names = [name for layer in part for name in layer.parameters]
-            found = self._gradients([get_gradient_edge(own[name]) for name in names], self.v)
+            found = gradients_by(call.output, [get_gradient_edge(own[name]) for name in names], self.v)
             self.norms |= dict(zip(names, _norms(found), strict=True))
             edges = [(layer.name, edge) for layer in part if layer.name in recorded for edge in call.edges(layer)]
             if not edges or not len(silent):
                 continue
-            of_edges = zip(edges, self._gradients([edge for _, edge in edges], of_half), strict=True)
+            of_edges = zip(edges, gradients_by(call.output, [edge for _, edge in edges], of_half), strict=True)
             reached = [(name, gradient) for (name, _), gradient in of_edges if gradient is not None]
             if reached:
                 rows = [one if len(one) == n else one.reshape(n, -1) for _, one in reached]  # of samples
                 acting = torch.stack([one[silent].any() for one in rows]).tolist()
                 self.mixed |= {name for (name, _), acts in zip(reached, acting, strict=True) if acts}
-
-    def _gradients(self, inputs: Sequence[GradientEdge], v: Tensor) -> Sequence[Tensor | None]:
-        """Autograd's own gradients of <v, f>; None where the output does not depend on an input."""
-        assert self._call is not None
-        found: Sequence[Tensor | None] = torch.autograd.grad(
-            self._call.output, inputs, v, retain_graph=True, allow_unused=True
-        )
-        return found
 
     def noise(self, names: Sequence[str]) -> float:
         """How far squared norms of gradients may be apart by autograd's own rounding.
@@ -117,7 +109,7 @@ class Reference:
         """
         assert self._call is not None
         by = [get_gradient_edge(self._call.leaves[name]) for name in names]
-        size, distance = rounding_of_gradients(lambda scale: self._gradients(by, scale * self.v))
+        size, distance = rounding_of_gradients(self._call.output, by, self.v)
         bits = max(8 * self.dtypes[name].itemsize for name in names)
         return (_TIMES_NOISE_OF_16_BITS if bits == 16 else _TIMES_NOISE) * apart(size, distance)
 
@@ -138,13 +130,19 @@ class Reference:
         self._call = None
 
 
-def rounding_of_gradients(of_scaled_v: Callable[[float], Sequence[Tensor | None]]) -> tuple[float, float]:
-    """The size of gradients, and how far those for v are from those for multiples of v, which only rounding explains.
+def gradients_by(
+    output: Tensor, inputs: Sequence[Tensor] | Sequence[GradientEdge], v: Tensor
+) -> Sequence[Tensor | None]:
+    """Autograd's own gradients of <v, f>; None where the output f does not depend on an input."""
+    found: Sequence[Tensor | None] = torch.autograd.grad(output, inputs, v, retain_graph=True, allow_unused=True)
+    return found
 
-    Args:
-        of_scaled_v: Computes gradients for v times a number.
-    """
-    once, *again = (of_scaled_v(scale) for scale in (1.0, *_OTHER_SCALES))
+
+def rounding_of_gradients(
+    output: Tensor, inputs: Sequence[Tensor] | Sequence[GradientEdge], v: Tensor
+) -> tuple[float, float]:
+    """The size of gradients of <v, f>, and how far those for multiples of v are from them, by nothing but rounding."""
+    once, *again = (gradients_by(output, inputs, scale * v) for scale in (1.0, *_OTHER_SCALES))
     size = math.hypot(*(float(_norm(one)) for one in once if one is not None))
     distances = [
         math.hypot(
@@ -332,16 +330,14 @@ def _comparison(
     lacking = () if layer.bias or layer.d == 0 else tuple(name for name in layer.parameters if _is_bias(name))
     coarsest_dtype = coarsest({dtype, *(reference.dtypes[name] for name in layer.parameters)})
     rounding = reference.rounding(names) if names else 0.0
-    expected = sum(reference.norms[name] ** 2 for name in names)
+    square, expected = sum(one.square for one in sums), sum(reference.norms[name] ** 2 for name in names)
     difference, beyond = _difference(sums, expected, coarsest_dtype, reference.largest_norm, rounding)
     if lacking:
         # A rule may have the bias at a position of its own; then this is not closer without it.
         of_bias = sum(reference.norms[name] ** 2 for name in lacking)
-        square = sum(one.square for one in sums)
         if abs(square - expected + of_bias) < abs(square - expected):
             beyond = max(beyond, of_bias)
-    largest = max(expected, sum(one.square for one in sums))
-    return Comparison(names, difference, beyond, gross=beyond > _MOST_APART * largest)
+    return Comparison(names, difference, beyond, gross=beyond > _MOST_APART * max(square, expected))
 
 
 def _is_bias(name: str) -> bool:

@@ -8,7 +8,7 @@ that does not fit by itself comes in several passes of its own (see `ahkernels.c
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -367,7 +367,7 @@ def _between_splits(
     by_scales = 0.0
     for middle in sorted({1, n // 3, n // 2} - {0, n}) or [n]:
         whole = torch.zeros(sum(reference.numbers[name] for name in names), dtype=torch.float64)
-        for part in (slice(0, middle), slice(middle, n))[: 1 if middle == n else 2]:
+        for part in itertools.starmap(slice, itertools.pairwise(sorted({0, middle, n}))):
             with plan.other_random_numbers():
                 twin = plan.twin().model
                 output = plan.forward(twin, plan.x[samples][part])
@@ -375,8 +375,7 @@ def _between_splits(
             v = reference.v[part]
             gradients = torch.autograd.grad(output, by, v, retain_graph=True, materialize_grads=True)
             if found.gross:
-                of_scaled = functools.partial(_gradients, output, by, v)
-                by_scales = math.hypot(by_scales, rounding_of_gradients(of_scaled)[1])
+                by_scales = math.hypot(by_scales, rounding_of_gradients(output, by, v)[1])
             whole += torch.cat([one.to_dense().flatten().double().cpu() for one in gradients])
         sums.append(whole)
     of_batch = math.sqrt(sum(reference.norms[name] ** 2 for name in names))
@@ -386,8 +385,3 @@ def _between_splits(
     distance = min(max([0.0, *distances]), _MOST_BETWEEN_SPLITS * size)
     of_rounding = by_scales if found.gross else rounding * reference.rounding(names)
     return _TIMES_SPLITS * apart(size, max(distance, of_rounding))
-
-
-def _gradients(output: Tensor, by: Sequence[Tensor], v: Tensor, scale: float) -> Sequence[Tensor | None]:
-    found: Sequence[Tensor | None] = torch.autograd.grad(output, by, scale * v, retain_graph=True, allow_unused=True)
-    return found
