@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from ahkernels.named_parts import named_parts
+
 _LABELS = ("labels", "label")
 
 
@@ -112,12 +114,8 @@ def _tensors(batch: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     """The tensors in a batch with their names."""
     if isinstance(batch, Tensor):
         yield name, batch
-    elif isinstance(batch, Mapping):
-        for key, value in batch.items():
-            yield from _tensors(value, f"{name}[{key!r}]")
-    elif isinstance(batch, (tuple, list)):
-        for place, value in enumerate(batch):
-            yield from _tensors(value, f"{name}[{place}]")
+    for of_part, part in named_parts(batch, name):
+        yield from _tensors(part, of_part)
 
 
 def _cut(batch: Any, count: int) -> Any:

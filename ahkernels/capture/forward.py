@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ahkernels.autocast import DEVICES
 from ahkernels.capture.batch import Batch
+from ahkernels.named_parts import named_parts
 
 # From what the model returns to its outputs [n, o].
 OutputOf: TypeAlias = Callable[[Any], Tensor]
@@ -88,12 +89,9 @@ def _tensors(returned: object, name: str) -> Iterator[tuple[str, Tensor]]:
     """The tensors in what a model returned, with the expressions that take them."""
     if isinstance(returned, Tensor):
         yield name, returned
-    elif isinstance(returned, Mapping):
-        for key, value in returned.items():
-            yield from _tensors(value, f"{name}[{key!r}]")
-    elif isinstance(returned, (tuple, list)):
-        for place, value in enumerate(returned):
-            yield from _tensors(value, f"{name}[{place}]")
+    elif isinstance(returned, (Mapping, tuple, list)):
+        for of_part, part in named_parts(returned, name):
+            yield from _tensors(part, of_part)
     elif dataclasses.is_dataclass(returned) and not isinstance(returned, type):
         for field in dataclasses.fields(returned):
             yield from _tensors(getattr(returned, field.name), f"{name}.{field.name}")
