@@ -108,10 +108,10 @@ def explain(model: nn.Module, x: Inputs, **options: Unpack[CaptureKeywords]) -> 
         >>> import ahkernels as ah
         >>> model = torch.nn.Sequential(torch.nn.Conv1d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(24, 3))
         >>> ah.explain(model, torch.randn(1000, 1, 8))
-        layer  kind    route     positions  parameters  Gflop  MiB
-        0      Conv1d  jacobian          6          16  0.144  0.2
-        2      Linear  factors           1          75  0.051  0.1
-                                                        0.195  0.2
+        layer  kind    route     order  positions  parameters  Gflop  MiB
+        0      Conv1d  jacobian  tiles          6          16  0.144  0.2
+        2      Linear  factors   tiles          1          75  0.051  0.1
+                                                               0.195  0.2
         expected peak: 2 MiB beyond model and inputs
     """
     plan = plan_capture(model, x, CaptureOptions.of(options))
