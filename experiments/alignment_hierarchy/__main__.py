@@ -143,10 +143,10 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, found: dict[str, Run])
 
 def title(args: argparse.Namespace, part: str, at_the_end: Row) -> str:
     """The title says what a reader must know: data, network, recipe and how well it did."""
-    seeds = f"{len(args.seeds)} seeds" if len(args.seeds) > 1 else f"seed {args.seeds[0]}"
+    seeds = f"seed{'s' if len(args.seeds) > 1 else ''} {', '.join(map(str, args.seeds))}"
     accuracy = f"{at_the_end['test_accuracy']:.1%} ± {at_the_end['binomial_error']:.1%} (binomial)"
     return (
-        f"{args.dataset}, alignment on {args.probe_size} {figure.SAMPLES[part]} (test accuracy {accuracy})\n"
+        f"{args.dataset}, alignment on {args.probe_size} {figure.SAMPLES[part]}, test accuracy {accuracy}\n"
         f"depth {args.depth}, width {args.width}, {'with' if args.bias else 'without'} biases, "
         f"learning rate {args.lr:g}, batch size {args.batch_size}, {seeds}"
     )

@@ -139,7 +139,8 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
     return (
         f"{args.dataset}, {len(dataset.train_y):,} training images; depth {args.depth}, width {args.width}, "
         f"seed {args.seed}\n"
-        f"{args.epochs} epochs at batch size {args.batch_size}; measured on {args.probe_size:,} training images"
+        f"{args.epochs} epochs at batch size {args.batch_size}; measured on {args.probe_size:,} training images; "
+        "accuracies ± binomial error"
     )
 
 
