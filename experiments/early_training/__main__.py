@@ -18,7 +18,7 @@ from typing import Any
 
 import ahkernels as ah
 from experiments.common import command_line, data, models
-from experiments.common.figures import column
+from experiments.common.figures import column, named_seeds
 from experiments.common.hessian import ParameterVector
 from experiments.common.jobs import Job, Run
 from experiments.common.measuring import aligned_progress, counted, tracker
@@ -178,14 +178,12 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
 def title(args: argparse.Namespace, dataset: data.Dataset, runs: Sequence[Sequence[Row]]) -> str:
     """The title says what a reader must know: data, network, recipe, and how well it came out."""
     accuracy = float(column(runs, "test_accuracy")[:, -1].mean())
-    seeds = f"seed {args.seeds[0]}"
-    if len(args.seeds) > 1:
-        seeds = f"seeds {', '.join(map(str, args.seeds))} (lines: mean, bands: range)"
+    bands = " (lines: mean, bands: range)" if len(args.seeds) > 1 else ""
     return (
         f"{args.dataset}, {len(dataset.train_y):,} training images: {models.described(args)}, test accuracy "
         f"{counted(accuracy, len(dataset.test_y))}\n"
         f"learning rate {args.lr:g}, batch size {args.batch_size}, momentum {args.momentum:g}, "
-        f"measured on {args.probe_size:,} training images, {seeds}"
+        f"measured on {args.probe_size:,} training images, {named_seeds(args.seeds)}{bands}"
     )
 
 

@@ -58,7 +58,12 @@ def options(p: argparse.ArgumentParser) -> None:
     )
     command_line.add(p, "--depth", "--width", "--momentum", "--weight-decay", "--batch-size")
     command_line.add(p, "--epochs", help="passes over the training set, in every condition")
-    command_line.add(p, "--probe-size", help="training samples to measure on, stratified, the same in every condition")
+    command_line.add(
+        p,
+        "--probe-size",
+        default=128,
+        help="training samples to measure on, stratified, the same in every condition; time grows as n cubed",
+    )
     p.add_argument(
         "--eigenvalues", type=command_line.whole(1), default=200, metavar="K", help="how many to keep, the largest"
     )
