@@ -171,7 +171,7 @@ def title(args: argparse.Namespace, dataset: data.Dataset, of: Variant, view: Vi
     if args.stop_loss is not None:
         limit = sum(point.at_epoch_limit for point in view.points)
         ended = f"trained to an averaged loss of {args.stop_loss:g}"
-        ended += f", or to the epoch limit ({limit} networks)" if limit else ""
+        ended += f", or to the epoch limit ({limit} of {len(view.points)} networks)" if limit else ""
     biases = "with" if args.bias else "without"
     return (
         f"{args.dataset}, {len(dataset.train_y):,} training images, alignment on {args.probe_size:,} of them and on as "
