@@ -35,6 +35,7 @@ from ahkernels.ops.scaling import power_of_two
 
 _NUMBERS = 1 << 22  # that are held at a time: of T, of a block of pairs of samples, of means
 _NUMBERS_IN_CACHE = 1 << 19  # of the backward factor, while T is formed from them
+_NO_SCALE = 2**16  # up to this power of two, fourth powers neither overflow nor vanish in float32
 _WIDTH = 64  # pre-activations in a slice of T
 _BLOCK = 2048  # samples in a block of pairs
 _PANELS = 4  # of rows in a block on the diagonal, which is symmetric: what is left of them counts twice
@@ -60,12 +61,15 @@ class _Layer(NamedTuple):
     def of(cls, layer: Layer) -> _Layer:
         forward, backward, bias, _ = layer
         scale_a, scale_g = float(power_of_two(forward, bias)), float(power_of_two(backward))
+        if 1 / _NO_SCALE <= scale_g <= _NO_SCALE:
+            scale_g = 1.0
         a = torch.nn.functional.pad(forward[:, 0].double(), (0, 1), value=math.sqrt(bias)) * scale_a
         return cls(a, backward[:, 0], scale_g, (scale_a * scale_g) ** 2)
 
     def gradients(self, samples: slice, outputs: slice, dtype: torch.dtype) -> Tensor:
-        """The scaled backward factor of some samples and outputs, a copy [samples, outputs, m]."""
-        return self.g[samples, outputs].to(dtype) * self.scale_g
+        """The scaled backward factor of some samples and outputs, [samples, outputs, m]."""
+        g = self.g[samples, outputs].to(dtype)
+        return g if self.scale_g == 1 else g * self.scale_g
 
 
 def squared_norms(
@@ -110,21 +114,27 @@ def _of_block(first: _Layer, second: _Layer, rows: slice, columns: slice, dtype:
     same = rows == columns
     step = -(-samples // _PANELS) if same else samples
     panels = _cuts(samples, step)
-    products = torch.zeros(samples, others, dtype=torch.float64, device=first.g.device)  # <T_x, T_x'>
+    products = first.a.new_zeros(samples, others, dtype=dtype)  # <T_x, T_x'>
     of_columns = iter(()) if same else _slices(first, second, columns, dtype)
     for t in _slices(first, second, rows, dtype):
         other = t if same else next(of_columns)
         for panel in panels:
             beyond = panel.start if same else 0
-            products[panel, beyond:] += t[panel] @ other[beyond:].T
+            products[panel, beyond:].addmm_(t[panel], other[beyond:].T)
         del t, other  # before the next ones
-    total = products.new_zeros(())
+    grams = [
+        (layer.a[rows].to(dtype), layer.a[columns].to(dtype)) for layer in (first, second)[: 1 + (first is not second)]
+    ]
+    total = first.a.new_zeros(())
     for panel in panels:
         beyond = panel.start if same else 0
         p = products[panel, beyond:]
-        for layer in (first, second):
-            p *= layer.a[rows][panel] @ layer.a[columns][beyond:].T
-        total += 2 * p.sum() - p[:, : len(p)].sum() if same else p.sum()
+        for a, b in grams:
+            gram = a[panel] @ b[beyond:].T
+            p *= gram.square_() if first is second else gram
+        total += p.sum(dtype=torch.float64)
+        if same:  # what is right of the square on the diagonal stands for its mirror image, too
+            total += p[:, len(p) :].sum(dtype=torch.float64)
     return total
 
 
@@ -145,10 +155,10 @@ def _slices(first: _Layer, second: _Layer, samples: slice, dtype: torch.dtype) -
         ]
         for some in range(0, n, step):
             chunk = slice(samples.start + some, min(samples.start + some + step, samples.stop))
-            g = first.gradients(chunk, slice(None), dtype).mT.contiguous()  # [samples, m, o]
-            h = g if symmetric else second.gradients(chunk, slice(None), dtype).mT.contiguous()
+            g = first.gradients(chunk, slice(None), dtype)
+            h = g if symmetric else second.gradients(chunk, slice(None), dtype)
             for cut, t in zip(cuts, found, strict=True):
-                torch.bmm(g[:, cut], h[:, symmetric * cut.start :].mT, out=t[some : some + step])
+                torch.bmm(g[:, :, cut].mT, h[:, :, symmetric * cut.start :], out=t[some : some + step])
         for cut in cuts:
             t = found.pop(0)
             if symmetric:
