@@ -9,9 +9,15 @@ import torch
 
 Precision: TypeAlias = Literal["highest", "high", "medium"]
 
+# What torch.backends calls them; "none" is that nothing has been set.
+_PRECISIONS = {"none": "highest", "ieee": "highest", "tf32": "high", "bf16": "medium"}
+
 
 def resolve_precision(precision: str | None) -> str:
-    """The given precision, or for None that of torch.get_float32_matmul_precision().
+    """The given precision, or for None that of torch's own products.
+
+    That is torch.get_float32_matmul_precision(), or where torch.backends has other settings for devices, such as
+    torch.backends.cuda.matmul.fp32_precision, the one with the fewest digits.
 
     float64 factors are always computed in float64. For the others,
 
@@ -24,10 +30,21 @@ def resolve_precision(precision: str | None) -> str:
         ValueError: For anything else.
     """
     if precision is None:
-        return str(torch.get_float32_matmul_precision())
+        settings = [_PRECISIONS[setting] for setting in (_setting("cpu"), _setting("cuda"))]
+        return max(settings, key=list(_PRECISIONS.values()).index)
     if precision not in ("highest", "high", "medium"):
         raise ValueError(f'precision: expected "highest", "high", "medium" or None, got {precision!r}')
     return precision
+
+
+def products_are_in_float32(device: torch.device) -> bool:
+    """Whether torch multiplies float32 matrices on a device without rounding their numbers to fewer digits."""
+    return _PRECISIONS[_setting(device.type)] == "highest"
+
+
+def _setting(device: str) -> str:
+    backend = torch.backends.mkldnn if device == "cpu" else torch.backends.cuda
+    return str(backend.matmul.fp32_precision)
 
 
 def coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:

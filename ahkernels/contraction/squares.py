@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
+from ahkernels.autocast import without_autocast
 from ahkernels.centering import Centering
 from ahkernels.contraction import outputs_first, parameters_first
 from ahkernels.contraction.order import LayerShape, order_of
 from ahkernels.ops import KernelBatch
+from ahkernels.precision import products_are_in_float32
 
 # How many times ||C K C||^2 the square ||K||^2 that it is subtracted from may be, by the precision that is asked for:
 # the squares have relative errors of about 3e-8 from products in float32, and of 1e-15 in float64.
@@ -18,6 +20,7 @@ _MOST_IN_FLOAT32 = {"highest": 16.0, "high": 256.0, "medium": 4096.0}
 _MOST_IN_FLOAT64 = 1e9
 
 
+@without_autocast()
 def squared_norms(
     batch: KernelBatch, centerings: Sequence[Centering | None], precision: str
 ) -> dict[Centering | None, float] | None:
@@ -40,6 +43,8 @@ def squared_norms(
     if order == "tiles":
         return None
     single = torch.promote_types(batch.dtype, torch.float32)
+    if not products_are_in_float32(batch.backward[0].device):
+        single = torch.float64
     if order == "parameters first":
         return parameters_first.squared_norms(batch, centerings, single)
     most = {single: _MOST_IN_FLOAT32[precision], torch.float64: _MOST_IN_FLOAT64}

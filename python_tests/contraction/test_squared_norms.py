@@ -253,3 +253,24 @@ def test_sum_of_diagonal_blocks(monkeypatch):
     assert kernel.sum_of_diagonal_blocks() == pytest.approx(wanted, rel=1e-12)
     monkeypatch.setattr("ahkernels.kernel._NUMBERS_JOINED", 1)
     assert kernel.sum_of_diagonal_blocks() == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("wanted", ["outputs first", "parameters first"])
+def test_regions_and_settings_of_torch_round_nothing(wanted, always, monkeypatch):
+    """Autocast around a measurement, and a coarser precision of torch's own products, leave the numbers as they are."""
+    always(wanted)
+    kernel = ah.TangentKernel(factors(30, 6, [(1, 40, 50, True)], torch.float32), precision="highest")
+    norm = kernel.frobenius_norm()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert kernel.frobenius_norm() == norm
+    dtypes = []
+    for route in ORDERS:
+        true = route.squared_norms
+        monkeypatch.setattr(route, "squared_norms", lambda *args, true=true: dtypes.append(args[2]) or true(*args))
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    try:
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        assert kernel.frobenius_norm() == pytest.approx(norm, rel=1e-7)
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+    assert dtypes == [torch.float64]
