@@ -46,19 +46,26 @@ class PackedMatrix {
   const AlignedBuffer memory_;
 };
 
-// out [a.rows, b.rows] += a b^T + constant
+// out [a.rows, b.rows] += a b^T + constant. Of a matrix with itself, tiles below the diagonal are mirrored.
 template <class T>
 void add_product(const TileKernels<T>& tiles, const PackedMatrix<T>& a, const PackedMatrix<T>& b, T constant,
                  std::vector<T>& out) {
   constexpr int64_t kTileBytes = kTileSize * static_cast<int64_t>(sizeof(T));
   AlignedBuffer scratch(thread_count() * kTileBytes);
-  for_each_item(a.panels * b.panels, 1, [&](int64_t item, int64_t thread) {
-    const int64_t row = item / b.panels * kPanel, col = item % b.panels * kPanel;
+  const bool symmetric = &a == &b;
+  const int64_t pairs = symmetric ? a.panels * (a.panels + 1) / 2 : a.panels * b.panels;
+  for_each_item(pairs, 1, [&](int64_t item, int64_t thread) {
+    const PanelPair pair = symmetric ? triangle_pair(item) : rectangle_pair(item, b.panels);
+    const int64_t row = pair.row * kPanel, col = pair.col * kPanel;
     const int64_t rows = std::min(kPanel, a.rows - row), cols = std::min(kPanel, b.rows - col);
     T* tile = scratch.at<T>(thread * kTileBytes);
-    tiles.gemm(tiles.padded(a.k), a.at(row / kPanel), b.at(col / kPanel), rows, cols, /*accumulate=*/false, tile);
+    tiles.gemm(tiles.padded(a.k), a.at(pair.row), b.at(pair.col), rows, cols, /*accumulate=*/false, tile);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < cols; ++c) out[(row + r) * b.rows + col + c] += tile[r * kPanel + c] + constant;
+    }
+    if (!symmetric || pair.row == pair.col) return;
+    for (int64_t c = 0; c < cols; ++c) {
+      for (int64_t r = 0; r < rows; ++r) out[(col + c) * b.rows + row + r] += tile[r * kPanel + c] + constant;
     }
   });
 }
