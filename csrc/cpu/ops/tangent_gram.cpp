@@ -22,15 +22,27 @@ constexpr int64_t kOutputs = 16;
 constexpr int64_t kSamples = 4;
 
 // to [cols, rows] = the transpose of from [rows, cols], where change(numbers) has been called for a vector or a number.
-// Four rows and columns at a time, since single numbers would be written to as many cache lines.
+// Four rows and columns at a time, since single numbers would be written to as many cache lines; the last four again
+// take some of those before, so that none are left.
 template <class T, class Change>
 void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t cols, T* to, int64_t to_stride,
                const Change& change) {
   typedef T Quarter __attribute__((vector_size(4 * sizeof(T))));
   typedef T Unaligned __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
-  const int64_t whole_rows = rows / 4 * 4, whole_cols = cols / 4 * 4;
-  for (int64_t c = 0; c < whole_cols; c += 4) {
-    for (int64_t r = 0; r < whole_rows; r += 4) {
+  if (rows < 4 || cols < 4) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < cols; ++c) {
+        T number = from[r * from_stride + c];
+        change(number);
+        to[c * to_stride + r] = number;
+      }
+    }
+    return;
+  }
+  for (int64_t left = 0; left < cols; left += 4) {
+    const int64_t c = std::min(left, cols - 4);
+    for (int64_t top = 0; top < rows; top += 4) {
+      const int64_t r = std::min(top, rows - 4);
       Quarter row[4];
       for (int64_t i = 0; i < 4; ++i) {
         row[i] = *reinterpret_cast<const Unaligned*>(from + (r + i) * from_stride + c);
@@ -44,12 +56,6 @@ void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t cols, T
           __builtin_shufflevector(low01, low23, 0, 1, 4, 5), __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
           __builtin_shufflevector(high01, high23, 0, 1, 4, 5), __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
       for (int64_t i = 0; i < 4; ++i) *reinterpret_cast<Unaligned*>(to + (c + i) * to_stride + r) = column[i];
-    }
-  }
-  for (int64_t c = 0; c < cols; ++c) {
-    for (int64_t r = c < whole_cols ? whole_rows : 0; r < rows; ++r) {
-      T& number = to[c * to_stride + r] = from[r * from_stride + c];
-      change(number);
     }
   }
 }

@@ -214,10 +214,11 @@ class ThinProduct {
   // h_v as [(x, s), v, width] for the samples [first, first + count)
   std::vector<T> contract(int64_t first, int64_t count, int64_t begin, int64_t width) const {
     std::vector<T> h(count * layer_.s * columns_ * width, T{0});
+    const BackwardRows backward(layer_);
     for_each_item(count, 32, [&](int64_t x, int64_t) {
       for (int64_t position = 0; position < layer_.s; ++position) {
         for (int64_t i = 0; i < layer_.o; ++i) {
-          const Strided g = layer_.backward_rows(first + x, position, i).from_k(begin);
+          const Strided g = backward.at(first + x, position, i).from_k(begin);
           for (int64_t v = 0; v < columns_; ++v) {
             tiles_.axpy(static_cast<T>(v_[((first + x) * layer_.o + i) * columns_ + v]), g, width,
                         h.data() + ((x * layer_.s + position) * columns_ + v) * width);
@@ -231,10 +232,11 @@ class ThinProduct {
   // out += sum_s <g_s, t> for the samples [first, first + count) of `others`
   void expand(const LayerFactors& others, const std::vector<T>& t, int64_t first, int64_t count, int64_t begin,
               int64_t width, double* out) const {
+    const BackwardRows backward(others);
     for_each_item(count, 32, [&](int64_t x, int64_t) {
       for (int64_t position = 0; position < others.s; ++position) {
         for (int64_t i = 0; i < others.o; ++i) {
-          const Strided g = others.backward_rows(first + x, position, i).from_k(begin);
+          const Strided g = backward.at(first + x, position, i).from_k(begin);
           for (int64_t v = 0; v < columns_; ++v) {
             out[((first + x) * others.o + i) * columns_ + v] += static_cast<double>(
                 tiles_.dot(g, width, t.data() + ((x * others.s + position) * columns_ + v) * width));
