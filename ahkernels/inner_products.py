@@ -1,4 +1,6 @@
-"""Inner products and moments of kernels, each from one pass over their tiles with no K in memory.
+"""Inner products and moments of kernels, with no K in memory.
+
+They come from one pass over tiles, or of a single kernel from another order of contraction where that costs less.
 
 Centering per output holds an offset for each sample and pair of outputs beside the tiles. Where that would exceed
 OFFSET_BYTES, the outputs are taken in groups.
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from ahkernels import ops
 from ahkernels.centering import Centering
+from ahkernels.contraction import squared_norms
 from ahkernels.ops import KernelBatch, Moments
 
 if TYPE_CHECKING:
@@ -36,6 +39,38 @@ def tangent_moments(
         centerings: Any of "global" and "per_output"; both come from one pass.
     """
     v = v.detach().to(kernels[0].device, torch.float64)
+    in_another_order = [_in_another_order(one, v, centerings) for one in kernels]
+    rest = [one for one, found in zip(kernels, in_another_order, strict=True) if found is None]
+    by_tiles = _by_tiles(rest, v, centerings) if rest else {}
+    if len(rest) == len(kernels):
+        return by_tiles
+    moments: dict[Centering, Moments] = {}
+    for centering in centerings:
+        of_tiles = iter(by_tiles[centering].stacked() if rest else ())
+        rows = [next(of_tiles) if found is None else found[centering] for found in in_another_order]
+        moments[centering] = Moments(*torch.stack(rows).unbind(1))
+    return moments
+
+
+def _in_another_order(
+    kernel: TangentKernel, v: Tensor, centerings: Sequence[Centering]
+) -> dict[Centering, Tensor] | None:
+    """The moments [4] of a kernel for each centering, if there is a cheaper order of contraction than tiles."""
+    squares = squared_norms(kernel.batch, centerings, kernel.precision)
+    if squares is None:
+        return None
+    products = kernel.quadratic(torch.stack((v, v - v.mean(0), torch.ones_like(v)), 2))
+    trace = kernel.diagonal().sum()
+    found: dict[Centering, Tensor] = {}
+    for one in centerings:
+        product, of_ones = products[0], products[2]
+        if one == "per_output":
+            product, of_ones = products[1], products.new_tensor(kernel.sum_of_diagonal_blocks())
+        found[one] = torch.stack((product, products.new_tensor(squares[one]), trace, of_ones))
+    return found
+
+
+def _by_tiles(kernels: Sequence[TangentKernel], v: Tensor, centerings: Sequence[Centering]) -> dict[Centering, Moments]:
     found: dict[Centering, Moments] = {}
     if "per_output" not in centerings or _offset_bytes(kernels) > OFFSET_BYTES:
         found["global"] = _moments(kernels, v, per_output=False)[0]
@@ -52,9 +87,13 @@ def tangent_moments(
 
 def inner_products(kernels: Sequence[TangentKernel], centering: Centering | None) -> Tensor:
     """<C K_a C, C K_b C>_F of every two of q kernels over the same rows, float64 [q, q] on their device."""
+    batch, precision = KernelBatch.of([one.factors for one in kernels]), kernels[0].precision
+    if len(kernels) == 1:
+        squares = squared_norms(batch, [centering], precision)
+        if squares is not None:
+            return torch.tensor([[squares[centering]]], dtype=torch.float64, device=kernels[0].device)
     if centering == "per_output" and _offset_bytes(kernels) > OFFSET_BYTES:
         return _over_output_pairs(kernels, lambda some, _: inner_products(some, "per_output"))
-    batch, precision = KernelBatch.of([one.factors for one in kernels]), kernels[0].precision
     if centering == "per_output" and kernels[0].o > 1:
         return ops.per_output_inner_products(batch, precision)[1]
     if centering is None:

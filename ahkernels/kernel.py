@@ -20,6 +20,8 @@ from ahkernels.ops import KernelBatch
 from ahkernels.outputs import OutputSelection
 from ahkernels.precision import resolve_precision
 
+_NUMBERS_JOINED = 1 << 24  # of the gradients of several outputs, side by side
+
 
 class TangentKernel(KernelOperator):
     """The symmetric positive semi-definite kernel K [n*o, n*o] of a layer or of a group of layers.
@@ -230,8 +232,14 @@ class TangentKernel(KernelOperator):
 
     def sum_of_diagonal_blocks(self) -> float:
         """Sum of the entries between rows of the same output."""
-        ones = torch.eye(self.o, dtype=torch.float64).expand(self.n, self.o, self.o)
-        return float(self.quadratic(ones.reshape(self.shape[0], self.o)).sum())
+        ones = torch.ones(self.n, 1, 1, dtype=torch.float64, device=self.device)
+        step = max(1, _NUMBERS_JOINED * self.o // sum(factors.backward.numel() for factors in self.factors))
+        total = 0.0
+        for begin in range(0, self.o, step):
+            # The blocks are those of one output whose gradient is that of all of them side by side.
+            joined = [g[:, :, begin : begin + step].flatten(2).unsqueeze(2) for g in self.batch.backward]
+            total += float(ops.tangent_quadratic(self.batch._replace(backward=joined), ones))
+        return total
 
     def frobenius_norm(self, *, centering: Centering | None = "global") -> float:
         """||C K C||_F, or ||K||_F without centering, from one pass over tiles with no K in memory.

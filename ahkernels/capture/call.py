@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Hashable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,6 +73,14 @@ class Call:
     uses: dict[str, Uses]
     leaves: dict[str, Tensor]
     modules: dict[str, nn.Module]
+
+    @property
+    def shapes(self) -> Hashable:
+        """The layers in the order of first use, with the shapes of what was recorded of each use and of its output."""
+        return tuple(
+            (name, tuple((_shapes(one), shape) for one, shape in zip(uses.recorded, uses.output_shapes, strict=False)))
+            for name, uses in self.uses.items()
+        )
 
     @functools.cached_property
     def graph(self) -> tuple[set[Node], dict[int, int]]:
@@ -333,6 +341,10 @@ def _kept(recorded: Any) -> Any:
     if isinstance(recorded, tuple):
         return tuple(_kept(one) for one in recorded)
     return recorded.clone() if isinstance(recorded, Tensor) else recorded
+
+
+def _shapes(recorded: Any) -> Hashable:
+    return tuple(tuple(one.shape) for one in tree_leaves(recorded) if isinstance(one, Tensor))
 
 
 def _dtypes(node: Node) -> set[torch.dtype]:

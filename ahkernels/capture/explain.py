@@ -11,6 +11,7 @@ from torch import nn
 from ahkernels.capture.batch import Inputs
 from ahkernels.capture.options import CaptureOptions
 from ahkernels.capture.plan import CapturePlan, PlannedLayer, plan_capture
+from ahkernels.contraction.order import LayerShape, Order, flops, order_of
 from ahkernels.table import Column, text_table
 
 if TYPE_CHECKING:
@@ -32,16 +33,18 @@ class LayerExplanation:
             the layer comes in blocks of samples, and a square root of K is kept. "tied" for a table that is an
             embedding and the weight of a linear layer, of which a square root of K is kept, too. "fallback" where no
             rule holds, so that the Jacobian comes from the model itself.
+        order: How the squared norm of the kernel is contracted: "tiles" of it, on and below the diagonal; "outputs
+            first" or "parameters first" where that costs less (see `ahkernels.contraction`).
         positions: Positions of all uses together.
         parameters: The number of scalar parameters.
-        flops: Floating-point operations from what is captured to the kernel on and below its diagonal, two for each
-            multiply-add.
+        flops: Floating-point operations from what is captured to the squared norm, two for each multiply-add.
         bytes: The size of what is kept of the layer.
     """
 
     layer: str
     kind: str
     route: str
+    order: Order
     positions: int
     parameters: int
     flops: int
@@ -73,6 +76,7 @@ class Explanation(list[LayerExplanation]):
                 Column("layer", [*(one.layer for one in self), ""], "left"),
                 Column("kind", [*(one.kind for one in self), ""], "left"),
                 Column("route", [*(one.route for one in self), ""], "left"),
+                Column("order", [*(one.order for one in self), ""], "left"),
                 Column("positions", [*(str(one.positions) for one in self), ""]),
                 Column("parameters", [*(f"{one.parameters:,}" for one in self), ""]),
                 Column("Gflop", [f"{number / 1e9:.3f}" for number in [*flops, sum(flops)]]),
@@ -104,10 +108,10 @@ def explain(model: nn.Module, x: Inputs, **options: Unpack[CaptureKeywords]) -> 
         >>> import ahkernels as ah
         >>> model = torch.nn.Sequential(torch.nn.Conv1d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(24, 3))
         >>> ah.explain(model, torch.randn(1000, 1, 8))
-        layer  kind    route     positions  parameters  Gflop  MiB
-        0      Conv1d  jacobian          6          16  0.144  0.2
-        2      Linear  factors           1          75  0.051  0.1
-                                                        0.195  0.2
+        layer  kind    route     order  positions  parameters  Gflop  MiB
+        0      Conv1d  jacobian  tiles          6          16  0.144  0.2
+        2      Linear  factors   tiles          1          75  0.051  0.1
+                                                               0.195  0.2
         expected peak: 2 MiB beyond model and inputs
     """
     plan = plan_capture(model, x, CaptureOptions.of(options))
@@ -115,12 +119,20 @@ def explain(model: nn.Module, x: Inputs, **options: Unpack[CaptureKeywords]) -> 
 
 
 def _explain(plan: CapturePlan, layer: PlannedLayer) -> LayerExplanation:
+    n, o = len(plan.x), 1 if plan.outputs.per_sample else plan.outputs.rows
+    if layer.as_jacobian or layer.d == 0:
+        shape = LayerShape(1, 0, layer.route.numbers // (n * plan.outputs.rows) * plan.outputs.rows // o, bias=True)
+    else:
+        m = layer.m * plan.outputs.rows // o
+        shape = LayerShape(layer.positions, layer.d, m, layer.bias, layer.route.name == "jacobian slices")
+    order = order_of(n, o, [shape])
     return LayerExplanation(
         layer.name,
         type(layer.module).__name__,
         "fallback" if layer.rule is None and layer.route.name != "tied" else layer.route.name,
+        order,
         layer.positions,
         sum(plan.model.get_parameter(name).numel() for name in layer.parameters),
-        layer.route.flops,
+        layer.route.flops if order == "tiles" else round(flops(n, o, [shape])[order]),
         layer.route.numbers * plan.memory.item,
     )

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._C import _functorch
 from torch.utils import _python_dispatch
 
@@ -131,6 +131,11 @@ class _Modes:
             torch._C._autograd._saved_tensors_hooks_enable()
 
 
+def version_of(tensor: Tensor) -> int:
+    """How often the memory of a tensor has been written to, as far as that is counted."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def _hooks_on_saved_tensors() -> bool:
     return bool(torch._C._autograd._saved_tensors_hooks_is_enabled())  # type: ignore[attr-defined]
 
@@ -153,6 +158,14 @@ class RandomNumbers:
         with _RANDOM_NUMBERS:
             self._seed, self._of_torch = torch.initial_seed(), torch.get_rng_state()
             self._of_device = None if self._module is None else self._module.get_rng_state(device)
+
+    def drawn(self) -> bool:
+        """Whether any numbers have been drawn since."""
+        with _RANDOM_NUMBERS:
+            drawn = not torch.equal(torch.get_rng_state(), self._of_torch)
+            if self._module is not None and self._of_device is not None:
+                drawn |= not torch.equal(self._module.get_rng_state(self._device), self._of_device)
+        return drawn or self.drawn_outside_of_torch()
 
     def drawn_outside_of_torch(self) -> bool:
         """Whether Python or NumPy have drawn numbers since, or torch has another seed."""

@@ -14,9 +14,16 @@ from torch.nn.utils import parametrize
 
 from ahkernels.capture.batch import Batch, Inputs
 from ahkernels.capture.forward import Forward
-from ahkernels.capture.guard import RandomNumbers, leaving_no_trace, other_random_numbers, refuse_modules
+from ahkernels.capture.guard import (
+    RandomNumbers,
+    leaving_no_trace,
+    other_random_numbers,
+    refuse_modules,
+    version_of,
+)
 from ahkernels.capture.memory import Memory
 from ahkernels.capture.options import CaptureOptions
+from ahkernels.capture.remembered import RememberedTrace
 from ahkernels.capture.route import Route, Shape, choose_route, fallback_route
 from ahkernels.capture.selection import Layer, select_layers
 from ahkernels.capture.structure import Known, known
@@ -120,7 +127,7 @@ class CapturePlan:
     @property
     def certifies(self) -> bool:
         """Whether this capture is held against autograd."""
-        return self.options.certify > 0 and self.known.calls % self.options.certify == 0
+        return self.known.certifies(self.options.certify)
 
     @property
     def cotangents(self) -> Tensor:
@@ -255,14 +262,19 @@ def _plan(
     of_structure = known(model, x, forward, selected.layers, [chosen, keep_factors, grams, evaluating])
     layers = [layer.without_rule() if layer.name in of_structure.without_rule else layer for layer in selected.layers]
     new_twin = functools.partial(Twin, model, evaluating=evaluating)
-    try:
-        trace = trace_model(forward, new_twin, model, x, layers, of_structure.failed)
-    except (RuntimeError, TypeError, AssertionError, IndexError) as error:
-        wrong = x.of_another_dtype(model)
-        if wrong is not None:
-            raise ValueError(wrong) from error
-        _require_some_samples(forward, new_twin, x, error)
-        raise
+    trace = None
+    if of_structure.trace is not None and options.certify > 0 and not of_structure.certifies(options.certify):
+        trace = of_structure.trace.again(forward, new_twin, model, x, layers)
+    if trace is None:
+        try:
+            trace = trace_model(forward, new_twin, model, x, layers, of_structure.failed)
+        except (RuntimeError, TypeError, AssertionError, IndexError) as error:
+            wrong = x.of_another_dtype(model)
+            if wrong is not None:
+                raise ValueError(wrong) from error
+            _require_some_samples(forward, new_twin, x, error)
+            raise
+        of_structure.trace = RememberedTrace.of(trace)
     outputs = OutputSelection(options.outputs, trace.output.shape[1])
     item = max(model.get_parameter(name).dtype.itemsize for layer in layers for name in layer.parameters)
     memory = Memory(options.memory_budget, len(x), outputs.rows, item, trace.bytes_per_sample, x.device)
@@ -314,7 +326,7 @@ def _takes(forward: Forward, new_twin: Callable[[], Twin], x: Batch) -> bool:
 
 
 def _versions(model: nn.Module) -> dict[str, int]:
-    return {name: 0 if p.is_inference() else p._version for name, p in model.named_parameters()}
+    return {name: version_of(parameter) for name, parameter in model.named_parameters()}
 
 
 def _in_forward_order(groups: dict[str, list[str]], layers: Sequence[str]) -> dict[str, list[str]]:

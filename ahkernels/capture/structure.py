@@ -16,6 +16,7 @@ from torch.nn.modules import module as global_tables
 
 from ahkernels.capture.batch import Batch
 from ahkernels.capture.forward import Forward
+from ahkernels.capture.remembered import RememberedTrace
 from ahkernels.capture.selection import Layer
 
 _KEPT = 16  # structures for each model, such as several shapes of x
@@ -33,6 +34,7 @@ class Known:
         without_rule: The layers whose rule has failed.
         failed: How many of its rules a layer has been found not to have by the calls on a few samples.
         one_by_one: Whether the fallback cannot batch its gradients.
+        trace: What may be used again of the last call on a few samples; None for nothing.
     """
 
     calls: int = 0
@@ -40,6 +42,11 @@ class Known:
     without_rule: set[str] = field(default_factory=set)
     failed: dict[str, int] = field(default_factory=dict)
     one_by_one: bool = False
+    trace: RememberedTrace | None = None
+
+    def certifies(self, certify: int) -> bool:
+        """Whether the next capture is certified, if one in so many is, or none for 0."""
+        return certify > 0 and self.calls % certify == 0
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, dict[Hashable, Known]] = WeakKeyDictionary()

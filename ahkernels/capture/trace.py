@@ -5,7 +5,7 @@ Where a rule does not hold in this call, another call follows with the next rule
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence, Set
+from collections.abc import Callable, Hashable, MutableMapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,6 +49,7 @@ class Trace:
         draws: Whether the model draws random numbers.
         bytes_per_sample: The size of what operations computed for one sample.
         dtype: The coarsest dtype on the way from parameters to outputs.
+        shapes: Those of the uses of the layers (see `Call.shapes`).
     """
 
     layers: list[TracedLayer]
@@ -56,6 +57,7 @@ class Trace:
     draws: bool
     bytes_per_sample: int
     dtype: torch.dtype
+    shapes: Hashable
 
 
 def trace_model(
@@ -151,7 +153,8 @@ def _trace(
     failing |= not_holding(call, [layer for layer in traced.values() if layer.doubtful])
     order = [*call.uses, *(name for name in traced if name not in call.uses)]
     own_bytes = observer.bytes // len(few)
-    trace = Trace([traced[name] for name in order], call.output.detach(), drawn, own_bytes, call.coarsest_dtype)
+    of_uses = [traced[name] for name in order]
+    trace = Trace(of_uses, call.output.detach(), drawn, own_bytes, call.coarsest_dtype, call.shapes)
     return trace, failing
 
 

@@ -44,15 +44,14 @@ page; `--page-only` writes it without measuring. [README.md](README.md) says how
 
 How to read the tables. A row is a contender at its fastest variant. *Median* and *min* are of rounds in which the
 contenders of that table take turns, each in its own process and on the same cores; *times ours* is the ratio of
-medians, and is only taken within a table. *Memory* is the peak above model and data. *Error* is against a float64
-evaluation in the same run: the largest relative error of alignments and eigenvalues, the relative Frobenius error of
-the worst kernel. Off by more than {TOLERANCE:g}, a value is wrong and no competitor (by {DEEP_TOLERANCE:g} for image
-networks and beyond depth {DEEP}, where in fp32 some ReLU turns the other way than in float64, for all alike). *Floor*
-is the flops that the job takes at least
-over the best fp32 GEMM rate of torch in the run, and its bytes over the copy bandwidth; *of best* is a row's useful
-flop rate as a share of that GEMM rate. On processors with AMX this package has a faster product of fp32 quality than
-torch, so that shares above 100% are possible.
-"""
+medians, and is only taken within a table. *Memory* is the peak of a call above what was resident before the job was
+prepared, less model and data. *Error* is against a float64 evaluation in the same run: the largest relative error of
+alignments and eigenvalues, the relative Frobenius error of the worst kernel. Off by more than {TOLERANCE:g}, a value
+is wrong and no competitor (by {DEEP_TOLERANCE:g} for image networks and beyond depth {DEEP}, where in fp32 some ReLU
+turns the other way than in float64, for all alike). *Floor* is the flops that the job takes at least over the best
+fp32 GEMM rate of torch in the run, and its bytes over the copy bandwidth; *of best* is a row's useful flop rate as a
+share of that GEMM rate. On processors with AMX this package has a faster product of fp32 quality than torch, so that
+shares above 100% are possible."""
 
 
 def write(folder: Path) -> Path:

@@ -55,6 +55,16 @@ class Problem:
         state = {name: double(array) for name, array in self.state.items()}
         return replace(self, x=double(self.x), weights=[double(one) for one in self.weights], state=state)
 
+    def of_samples(self, count: int) -> Problem:
+        """The same network, with the first samples alone."""
+        task = replace(self.task, n=min(count, self.task.n))
+        return replace(self, task=task, x=self.x[: task.n], y=self.y[: task.n])
+
+    @property
+    def nbytes(self) -> int:
+        """The size of network and samples."""
+        return sum(array.nbytes for array in (self.x, self.y, *self.weights, *self.state.values()))
+
     def torch_model(self) -> torch.nn.Module:
         """The network in eval mode, on the task's device; an nn.Sequential for the MLP."""
         import torch

@@ -1,7 +1,7 @@
 """Runs jobs inside a contender's environment: a line of JSON on stdin is a request, one on stdout its answer.
 
     {"do": "prepare", "contender": module, "variant": v, "task": {...}, "problem": path of .npz} -> {"ok": true}
-    {"do": "peak", "variant": v}              -> {"bytes": above what was resident before, "seconds": of this one call}
+    {"do": "peak", "variant": v}              -> {"bytes": see `Jobs.peak`, "seconds": of this one call}
     {"do": "run", "variant": v, "calls": k}   -> {"seconds": [of each call]}
     {"do": "value", "variant": v, "path": p}  -> {"ok": true}, with the value of the last call in p (.npy)
     {"do": "forget", "variant": v}            -> {"ok": true}, and the job is gone; null for all of them
@@ -21,10 +21,8 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +31,7 @@ from benchmarks.common import memory
 from benchmarks.comparison import problem
 from benchmarks.comparison.tasks import Task
 
+WARM_UP = 4  # samples of a call before the first job is prepared
 OUT_OF_MEMORY = re.compile(
     r"out of memory|(can't|cannot|unable to) allocate|allocate memory|bad_alloc|RESOURCE_EXHAUSTED|MemoryError",
     re.IGNORECASE,
@@ -45,21 +44,31 @@ class Jobs:
     def __init__(self) -> None:
         self.jobs: dict[str, Callable[[], np.ndarray]] = {}
         self.values: dict[str, np.ndarray] = {}
+        self.held_before: dict[str, int] = {}
+        self.warm = False
 
     def prepare(self, contender: str, variant: str, task: dict[str, Any], problem_path: str) -> dict[str, object]:
         module = importlib.import_module(contender)
         given = problem.load(Path(problem_path), Task(**task))
+        if not self.warm:  # libraries and their threads start with the first call
+            module.prepare(given.of_samples(WARM_UP), variant)()
+            self.warm = True
+        self.held_before[variant] = begin_peak() + given.nbytes
         self.jobs[variant] = module.prepare(given, variant)
         return {"ok": True}
 
     def peak(self, variant: str) -> dict[str, object]:
+        """Runs the job once.
+
+        The peak of memory is above what was held before the job was prepared: a job that has run then may hold on to
+        what it takes. Model and data, which it has a copy of, do not count.
+        """
         self.values.clear()
-        gc.collect()
-        with peak_memory() as found:
-            start = time.perf_counter()
-            self.values[variant] = self.jobs[variant]()
-            seconds = time.perf_counter() - start
-        return {"bytes": found.bytes, "seconds": seconds}
+        begin_peak()
+        start = time.perf_counter()
+        self.values[variant] = self.jobs[variant]()
+        seconds = time.perf_counter() - start
+        return {"bytes": max(0, end_peak() - self.held_before[variant]), "seconds": seconds}
 
     def run(self, variant: str, calls: int) -> dict[str, object]:
         seconds, job = [], self.jobs[variant]
@@ -82,28 +91,29 @@ class Jobs:
         return {"ok": True}
 
 
-@contextmanager
-def peak_memory() -> Iterator[SimpleNamespace]:
-    """Afterwards `bytes` is the peak of memory above the memory in use before, on the GPU if torch or jax uses one."""
-    found = SimpleNamespace(bytes=0)
+def begin_peak() -> int:
+    """The bytes that are held now, on the GPU if torch or jax uses one, once what is free has been given back."""
+    gc.collect()
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield found
+        return torch.cuda.memory_allocated()
+    if jax is not None and jax.default_backend() != "cpu":
+        return jax.local_devices()[0].memory_stats()["bytes_in_use"]
+    return memory.reset_high_water_mark()
+
+
+def end_peak() -> int:
+    """The most bytes that were held at once since then; jax on a GPU counts from its start."""
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
-        found.bytes = torch.cuda.max_memory_allocated() - before
-    elif jax is not None and jax.default_backend() != "cpu":
-        # jax cannot reset its mark: it may be that of the first call, which did the same.
-        before = jax.local_devices()[0].memory_stats()["bytes_in_use"]
-        yield found
-        found.bytes = jax.local_devices()[0].memory_stats()["peak_bytes_in_use"] - before
-    else:
-        before = memory.reset_high_water_mark()
-        yield found
-        found.bytes = memory.high_water_mark() - before
+        return torch.cuda.max_memory_allocated()
+    if jax is not None and jax.default_backend() != "cpu":
+        return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
+    return memory.high_water_mark()
 
 
 def answer(jobs: Jobs, request: dict[str, Any]) -> dict[str, object]:

@@ -17,6 +17,7 @@ import ahkernels as ah
 from experiments.alignment_hierarchy import figure, tables
 from experiments.alignment_hierarchy.null_level import NullLevel
 from experiments.common import command_line, data
+from experiments.common.figures import named_seeds
 from experiments.common.jobs import Job, Run
 from experiments.common.measuring import (
     CENTERINGS,
@@ -143,12 +144,11 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, found: dict[str, Run])
 
 def title(args: argparse.Namespace, part: str, at_the_end: Row) -> str:
     """The title says what a reader must know: data, network, recipe and how well it did."""
-    seeds = f"{len(args.seeds)} seeds" if len(args.seeds) > 1 else f"seed {args.seeds[0]}"
     accuracy = f"{at_the_end['test_accuracy']:.1%} ± {at_the_end['binomial_error']:.1%} (binomial)"
     return (
-        f"{args.dataset}, alignment on {args.probe_size} {figure.SAMPLES[part]} (test accuracy {accuracy})\n"
+        f"{args.dataset}, alignment on {args.probe_size} {figure.SAMPLES[part]}, test accuracy {accuracy}\n"
         f"depth {args.depth}, width {args.width}, {'with' if args.bias else 'without'} biases, "
-        f"learning rate {args.lr:g}, batch size {args.batch_size}, {seeds}"
+        f"learning rate {args.lr:g}, batch size {args.batch_size}, {named_seeds(args.seeds)}"
     )
 
 

@@ -62,6 +62,9 @@ def alignment_hierarchy(runs: Sequence[Sequence[Row]], probe: str, title: str, p
             left.set_title(name, fontsize=12)
             _draw_by_layer(right, runs, of[centering], backward=with_grams and centering == "per_output")
         for row in (progress, by_layer):
+            top = max(ax.get_ylim()[1] for ax in row)  # one scale for both centerings
+            for ax in row:
+                ax.set_ylim(0, top)
             row[0].set_ylabel(f"alignment (CKA), {SAMPLES[probe]}")
         if with_grams:
             _draw_forward(figure.add_subplot(grid[0, 1]), table(runs, "forward_cka", f"cka/{of['global']}")[:, -1])

@@ -104,6 +104,11 @@ def of_seeds(count: int) -> str:
     return f" (mean and range of {count} seeds)" if count > 1 else ""
 
 
+def named_seeds(seeds: Sequence[int]) -> str:
+    """The words for a title about these seeds."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
 def plot_range(ax: Axes, x: Array, values: Array, **style: Any) -> None:
     """Draw the mean over runs of values [runs, k] against x, and for several runs a band from least to greatest."""
     ax.plot(x, mean_over_runs(values), **style)

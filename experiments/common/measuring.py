@@ -35,6 +35,11 @@ def binomial_error(accuracy: float, samples: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / samples)
 
 
+def counted(accuracy: float, samples: int) -> str:
+    """The text for an accuracy with its binomial error."""
+    return f"{accuracy:.1%} ± {binomial_error(accuracy, samples):.1%} (binomial)"
+
+
 def training_loss(trainer: Trainer, dataset: Dataset) -> tuple[float, float]:
     """Loss (nats) and accuracy (0 ... 1) on the first TRAIN_EVALUATION training samples.
 

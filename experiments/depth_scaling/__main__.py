@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from functools import partial
 
 import ahkernels as ah
@@ -164,14 +165,18 @@ def grids(found: list[View]) -> dict[str, list[list[View]]]:
 
 def title(args: argparse.Namespace, dataset: data.Dataset, of: Variant, view: View) -> str:
     """The title says what a reader must know: data, networks and how their training ended."""
-    limit = sum(point.at_epoch_limit for point in view.points)
-    ended = "all epochs"
+    of_depths = Counter(point.network.depth for point in view.points)
+    counts = ", ".join(f"{depth} ({count})" for depth, count in sorted(of_depths.items()))
+    ended = "trained for all epochs"
     if args.stop_loss is not None:
-        ended = f"to an averaged loss of {args.stop_loss:g}, {limit} of them not within their epochs"
+        limit = sum(point.at_epoch_limit for point in view.points)
+        ended = f"trained to an averaged loss of {args.stop_loss:g}"
+        ended += f", or to the epoch limit ({limit} of {len(view.points)} networks)" if limit else ""
     biases = "with" if args.bias else "without"
     return (
         f"{args.dataset}, {len(dataset.train_y):,} training images, alignment on {args.probe_size:,} of them and on as "
-        f"many test images\nwidth {args.width}, {biases} biases, {of.label}; {len(view.points)} networks, {ended}"
+        f"many test images\nwidth {args.width}, {biases} biases, {of.label}, {ended}\n"
+        f"depth (networks, one a seed): {counts}"
     )
 
 

@@ -80,7 +80,8 @@ def _draw_lines(ax: Axes, view: View, x: Array) -> None:
         ax.plot(x, other, ":", color=SKY, lw=1.8)
         theory = REGRESSORS["depth"].theory
         constant = depth.constant_at(theory)
-        label = f"slope 3/5: l = {constant:.2f} L$^{{3/5}}$"
+        where = "" if low <= theory <= high else " (outside the interval)"
+        label = f"slope 3/5{where}: l = {constant:.2f} L$^{{3/5}}$"
         ax.plot(x, constant * x**theory, "--", color=ORANGE, lw=2.2, label=label)
     if of_theory is not None:
         constant = of_theory.constant_at(1.0)
@@ -150,6 +151,8 @@ def slopes(views: Sequence[View], title: str, path: Path) -> None:
             va="center",
         )
         axes[0].set_ylim(len(rows) - 0.5, -0.5)
+        for ax in axes:
+            ax.tick_params(axis="y", left=False)
         figure.suptitle(title, fontsize=11)
 
 
@@ -157,7 +160,7 @@ def _labelled(depths: Sequence[int]) -> list[int]:
     """The depths that are far enough from one another for a label each."""
     chosen = depths[:1]
     for depth in depths[1:]:
-        if depth >= 1.25 * chosen[-1]:
+        if depth >= 1.15 * chosen[-1]:
             chosen = [*chosen, depth]
     return chosen
 

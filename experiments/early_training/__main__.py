@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import ahkernels as ah
 from experiments.common import command_line, data, models
+from experiments.common.figures import column, named_seeds
 from experiments.common.hessian import ParameterVector
 from experiments.common.jobs import Job, Run
-from experiments.common.measuring import aligned_progress, tracker
+from experiments.common.measuring import aligned_progress, counted, tracker
 from experiments.common.running import run, say
 from experiments.common.store import Row, RunStore, csv_of, write_atomically
 from experiments.common.study import Study
@@ -169,18 +170,20 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
     of_seeds = collinearity(found)
     write_atomically(args.output / "collinearity.csv", csv_of(of_seeds))
     path = args.output / "early_training.png"
-    figure.early_training(found, at_moments, title(args, dataset), path)
+    figure.early_training(found, at_moments, title(args, dataset, found), path)
     print_tables(first.rows, at_moments, [line for line in of_seeds if line["iteration"] in COMPARED])
     print(f"figure: {path}")
 
 
-def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
-    """The title says what a reader must know: data, network and recipe."""
+def title(args: argparse.Namespace, dataset: data.Dataset, runs: Sequence[Sequence[Row]]) -> str:
+    """The title says what a reader must know: data, network, recipe, and how well it came out."""
+    accuracy = float(column(runs, "test_accuracy")[:, -1].mean())
+    bands = " (lines: mean, bands: range)" if len(args.seeds) > 1 else ""
     return (
-        f"{args.dataset}, {len(dataset.train_y):,} training images: {models.described(args)}\n"
+        f"{args.dataset}, {len(dataset.train_y):,} training images: {models.described(args)}, test accuracy "
+        f"{counted(accuracy, len(dataset.test_y))}\n"
         f"learning rate {args.lr:g}, batch size {args.batch_size}, momentum {args.momentum:g}, "
-        f"measured on {args.probe_size:,} training images, seed{'s' if len(args.seeds) > 1 else ''} "
-        + ", ".join(map(str, args.seeds))
+        f"measured on {args.probe_size:,} training images, {named_seeds(args.seeds)}{bands}"
     )
 
 

@@ -20,7 +20,6 @@ from experiments.common.figures import (
     layer_colours,
     layer_names,
     mean_over_runs,
-    of_seeds,
     plot_range,
     saved,
     table,
@@ -99,7 +98,7 @@ def moments(rows: Sequence[Row], eigenvectors: Sequence[Row]) -> list[Moment]:
 
 
 def early_training(runs: Sequence[Sequence[Row]], found: Sequence[Moment], title: str, path: Path) -> None:
-    """Draw collinearity, correlations and alignments along training, and the eigenvectors of each moment below.
+    """Draw collinearity, accuracy, correlations and alignments along training, and eigenvectors of each moment below.
 
     Several runs give their mean and a band from the least to the greatest; eigenvectors are those of the first.
 
@@ -111,13 +110,15 @@ def early_training(runs: Sequence[Sequence[Row]], found: Sequence[Moment], title
         path: The file to write.
     """
     style = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-    with saved(path, (max(14.5, 4.7 * len(found)), 12.2 if found else 4.9), style) as figure:
+    with saved(path, (max(16, 4.7 * len(found)), 12.2 if found else 4.7), style) as figure:
         figure.suptitle(title, fontsize=12)
         parts = figure.subfigures(3 if found else 1, 1, squeeze=False, hspace=0.03)[:, 0]
-        along = parts[0].subplots(1, 3)
+        along = parts[0].subplots(1, 4)
         _draw_collinearity(along[0], runs)
-        _draw_correlations(along[1], runs)
-        _draw_alignments(parts[0], along[2], runs, found)
+        _draw_accuracy(along[1], runs)
+        _draw_correlations(along[2], runs)
+        _draw_alignments(parts[0], along[3], runs, found)
+        _legend_below(parts[0], along[2])
         panels = list(along)
         if found:
             energies = _draw_row(parts[1], found, _draw_energies)
@@ -136,38 +137,39 @@ def _iterations(ax: Axes, runs: Sequence[Sequence[Row]]) -> Array:
     return iterations
 
 
-def _mark_first_epoch(ax: Axes, runs: Sequence[Sequence[Row]], bottom: float) -> None:
+def _mark_first_epoch(ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
     last = runs[0][-1]
-    ax.vlines(last["iteration"] / last["epoch"], bottom, 1, color=GREY, ls=":", lw=1.4, label="end of the first epoch")
+    ax.axvline(last["iteration"] / last["epoch"], color=GREY, ls=":", lw=1.4, label="end of the first epoch")
 
 
 def _draw_collinearity(ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
-    iterations, seeds = _iterations(ax, runs), of_seeds(len(runs))
-    for name, style in (
-        ("collinearity", {"color": "#0072B2", "marker": "o", "ms": 4, "lw": 2, "label": rf"−corr($w$, ỹ){seeds}"}),
-        ("test_accuracy", {"color": "#D55E00", "ls": "--", "lw": 1.6, "label": f"test accuracy{seeds}"}),
-    ):
-        plot_range(ax, iterations, column(runs, name), **style)
-    _mark_first_epoch(ax, runs, 0)
-    ax.set_ylim(0, 1.45)  # room for the legend, which then hides nothing
-    ax.set_yticks(np.linspace(0, 1, 6))
-    ax.set_ylabel("correlation; accuracy")
+    values = column(runs, "collinearity")
+    plot_range(ax, _iterations(ax, runs), values, color="black", marker="o", ms=4, lw=1.8)
+    _mark_first_epoch(ax, runs)
+    ax.set_ylim(min(0.0, np.nanmin(values)), 1.05)
+    ax.set_ylabel(r"−corr($w$, ỹ)")
     ax.set_title("loss gradient $w$ against labels ỹ")
-    ax.legend(frameon=False, loc="upper left", borderaxespad=0)
+
+
+def _draw_accuracy(ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
+    values = 100 * column(runs, "test_accuracy")
+    plot_range(ax, _iterations(ax, runs), values, color="black", marker="o", ms=4, lw=1.8)
+    _mark_first_epoch(ax, runs)
+    ax.set_ylim(0, 105)
+    ax.set_ylabel("test accuracy (%)")
+    ax.set_title("test accuracy")
 
 
 def _draw_correlations(ax: Axes, runs: Sequence[Sequence[Row]]) -> None:
     iterations = _iterations(ax, runs)
     for name, (colour, marker) in STYLES.items():
-        values, label = column(runs, f"{name}_correlation"), f"{CHANGES[name]}{of_seeds(len(runs))}"
-        plot_range(ax, iterations, values, color=colour, marker=marker, ms=4, lw=1.8, label=label)
-    _mark_first_epoch(ax, runs, -1)
+        values = column(runs, f"{name}_correlation")
+        plot_range(ax, iterations, values, color=colour, marker=marker, ms=4, lw=1.8, label=CHANGES[name])
+    _mark_first_epoch(ax, runs)
     ax.axhline(0, color=GREY, lw=0.8)
-    ax.set_ylim(-1.03, 1.9)
-    ax.set_yticks(np.linspace(-1, 1, 5))
+    ax.set_ylim(-1.05, 1.05)
     ax.set_ylabel("correlation (cosine)")
     ax.set_title(r"change of $\Psi$ỹ against $-H_w\Psi$ỹ")
-    ax.legend(frameon=False, loc="upper left", borderaxespad=0)
 
 
 def _draw_alignments(figure: Figure, ax: Axes, runs: Sequence[Sequence[Row]], found: Sequence[Moment]) -> None:
@@ -193,9 +195,14 @@ def _draw_row(figure: Figure, found: Sequence[Moment], draw: Callable[[Axes, Mom
     for ax, moment in zip(axes, found, strict=True):
         draw(ax, moment)
         ax.tick_params(labelleft=True)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
+    _legend_below(figure, axes[0])
     return axes
+
+
+def _legend_below(figure: Figure, ax: Axes) -> None:
+    """Show the legend of one panel below all of them."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
 
 
 def _draw_energies(ax: Axes, moment: Moment) -> None:

@@ -31,7 +31,9 @@ def options(p: argparse.ArgumentParser) -> None:
     """Add the options of this study."""
     command_line.add(p, "--dataset", help="for the alignment at initialisation")
     command_line.add(p, "--data-dir", "--train-size")
-    command_line.add(p, "--probe-size", help="training samples to align on, stratified; time grows as n squared")
+    command_line.add(
+        p, "--probe-size", default=128, help="training samples to align on, stratified; time grows as n squared"
+    )
     p.add_argument(
         "--epsilon",
         type=command_line.real("a number in (0, 1)", lambda value: 0 < value < 1),
@@ -65,7 +67,7 @@ def options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--layerwise-depth",
         type=command_line.whole(2 * theorems.LEAST_LAYERWISE),
-        default=10_000,
+        default=3_000,
         metavar="L",
         help="greatest depth of networks that are computed layer by layer, in a time that grows as L",
     )

@@ -16,8 +16,8 @@ FAR = 3  # standard errors
 # What there is to say of fits to exact values whose theory lies FAR off.
 REMARK = (
     "Values at infinite width are exact: a standard error is what the fitted form leaves of them at these depths, not "
-    "noise. Where theory lies many of them off (*), the form lacks terms; with corrections for the slowest ones it "
-    "comes closer."
+    f"noise. Where theory lies over {FAR} of them off (*), the form lacks terms; with corrections for the slowest ones "
+    "it comes closer."
 )
 
 
@@ -41,10 +41,15 @@ class Fit(NamedTuple):
         return (self.theory - self.best.exponent) / max(self.best.exponent_standard_error, LEAST_ERROR)
 
     @property
+    def mark(self) -> str:
+        """A star where theory lies FAR off."""
+        return "*" if abs(self.theory_off) > FAR else ""
+
+    @property
     def legend(self) -> str:
         """The text with both exponents for a legend."""
         corrected = f"\nwith corrections {measured(self.corrected)}" if self.corrected else ""
-        return f"slope {measured(self.plain)}{corrected}"
+        return f"slope {measured(self.plain)}{corrected}{self.mark}"
 
 
 def fitted(name: str, variable: str, theory: float, x: Array, y: Array, corrections: Sequence[Array] = ()) -> Fit:
@@ -57,7 +62,7 @@ def measured(law: PowerLaw) -> str:
     """The exponent of a power law with its error, which has one digit."""
     error = max(law.exponent_standard_error, LEAST_ERROR)
     digits = min(9, max(2, -math.floor(math.log10(error))))
-    return f"{law.exponent:.{digits}f} ± {error:.0e}" if error < 1e-4 else f"{law.exponent:.{digits}f} ± {error:.1g}"
+    return f"{law.exponent:.{digits}f} ± {error:.{digits}f}".replace("-", "−")
 
 
 def slow(x: Array) -> list[Array]:
@@ -92,7 +97,7 @@ def print_table(fits: Sequence[Fit]) -> None:
         print(
             f"{fit.name:<{width}}  {fit.variable:<5}  {fit.theory:>7.4f}  {measured(fit.plain):<22}  "
             f"{measured(fit.corrected) if fit.corrected else '':<22}  "
-            f"{f'{fit.theory_off:.1f}' + ('*' if abs(fit.theory_off) > FAR else ' '):>8}  {constant(fit.best)}"
+            f"{f'{fit.theory_off:.1f}' + (fit.mark or ' '):>8}  {constant(fit.best)}"
         )
-    if any(abs(fit.theory_off) > FAR for fit in fits):
+    if any(fit.mark for fit in fits):
         print(REMARK)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.axis import Axis
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from experiments.common.figures import GREY, Array, layer_axis, saved
 from experiments.common.store import Row
@@ -26,6 +27,7 @@ COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY, YELLOW, "black", "0.5", "0.7", "
 MARKERS = "os^DvP*X<>"
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 NORMAL = 3  # standard errors of an error bar
+NARROW = 30  # an axis whose greatest value is less than so many times its least has plain numbers
 
 
 @dataclass(frozen=True)
@@ -103,13 +105,16 @@ def power_laws(panels: Sequence[Panel], title: str, path: Path, sampled: Sequenc
         axes = figure.subplots(1, count, squeeze=False)[0]
         for letter, ax, panel in zip("abcd", axes, panels, strict=False):
             _draw_panel(ax, panel)
-            ax.set_title((f"({letter}) " if count > 1 else "") + panel.title, fontsize=11)
+            if count > 1:
+                ax.set_title(f"({letter}) {panel.title}", fontsize=11)
+            else:
+                title += f"\n{panel.title}"
         if sampled:
             _draw_sampled(axes[-1], sampled)
             axes[-1].set_yscale("log")
             axes[-1].set_ylabel("loss of forward information")
             axes[-1].set_title(f"({'abcd'[count - 1]}) random networks on the curves of infinite width", fontsize=11)
-        figure.suptitle(title, fontsize=12 if count > 1 else 10.5)
+        figure.suptitle(title, fontsize=12 if count > 1 else 10)
 
 
 def finite_width(quantities: Mapping[str, Sequence[Sampled]], title: str, path: Path) -> None:
@@ -133,7 +138,7 @@ def alignment(panels: Mapping[str, tuple[Array, Mapping[int, Array]]], title: st
         title: The title of the figure.
         path: The file to write.
     """
-    with saved(path, (6.4 * len(panels), 5.0), STYLE) as figure:
+    with saved(path, (5.4 * len(panels), 5.0), STYLE) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for letter, ax, (heading, (predicted, measured)) in zip("abcd", axes, panels.items(), strict=False):
             index = np.arange(1, len(predicted) + 1)
@@ -197,12 +202,21 @@ def _draw_panel(ax: Axes, panel: Panel) -> None:
             )
     ax.set_xscale("log")
     ax.set_yscale("log")
+    for axis, values in ((ax.xaxis, [curve.x for curve in panel.curves]), (ax.yaxis, [c.y for c in panel.curves])):
+        if np.nanmax(np.concatenate(values)) < NARROW * np.nanmin(np.concatenate(values)):
+            _plain_numbers(axis)
     ax.set_xlabel(panel.x)
     ax.set_ylabel(panel.y)
     if panel.legend == "below":
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=9.5)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), fontsize=9.5)
     else:
         ax.legend(loc=panel.legend, fontsize=9.5)
+
+
+def _plain_numbers(axis: Axis) -> None:
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _draw_sampled(ax: Axes, sampled: Sequence[Sampled]) -> None:

@@ -87,7 +87,7 @@ def draw_information(args: argparse.Namespace, rows: Sequence[Line]) -> list[Sam
     def sampled(quantity: str, i: int, j: int) -> Sampled:
         of = [row for row in rows if (row["quantity"], row["first"], row["second"]) == (quantity, *sorted((i, j)))]
         values = (np.array([row[name] for row in of]) for name in ("theory", "mean", "error"))
-        return Sampled(f"correlation {correlation[i, j]:.2f}", *values)
+        return Sampled(f"correlation {correlation[i, j]:.2f}".replace("-", "−"), *values)
 
     for quantity in ("forward", "backward"):
         theory, mean, error = (
@@ -105,7 +105,7 @@ def draw_information(args: argparse.Namespace, rows: Sequence[Line]) -> list[Sam
         ]
         for quantity in ("forward", "backward")
     }
-    title = f"Random ReLU networks, width {args.width}, depth {args.finite_depth}: means of {args.draws}"
+    title = f"ReLU networks of width {args.width}, depth {args.finite_depth} at initialisation: means of {args.draws}"
     figure.finite_width(shown, title, args.output / "finite_width.png")
     return [sampled("forward loss", i, j) for i, j in ((0, 2), (0, 3), (0, 1))]
 
@@ -138,14 +138,18 @@ def draw_kernel_convergence(args: argparse.Namespace, rows: Sequence[Row]) -> li
     widths, means = (np.array([row[name] for row in rows], dtype=np.float64) for name in ("width", "error"))
     fit = fitted("tangent kernels at finite width", "N", -0.5, widths, means)
     line = np.exp(np.mean(np.log(means * widths**0.5))) * widths**-0.5
-    curves = [Curve(f"mean over layers\n{fit.legend}", widths, means, line, "slope −1/2")]
+    curves = [Curve(f"mean over layers\n{fit.legend}", widths, means, line, "slope −1/2 of theory")]
     panel = Panel(
-        f"{args.kernel_draws} networks of depth {KERNEL_DEPTH} a width, {KERNEL_INPUTS} inputs",
-        "width N",
+        f"means of {args.kernel_draws} networks of depth {KERNEL_DEPTH} for each width, {KERNEL_INPUTS} random inputs",
+        "width N (units of a hidden layer)",
         "relative distance from the limit (Frobenius)",
         curves,
     )
-    figure.power_laws([panel], "Tangent kernels approach their limit", args.output / "kernel_convergence.png")
+    figure.power_laws(
+        [panel],
+        "Distance of the tangent kernels of ReLU networks at initialisation from their limit",
+        args.output / "kernel_convergence.png",
+    )
     return [fit]
 
 

@@ -15,7 +15,7 @@ import ahkernels as ah
 from ahkernels.signal_propagation import InputPairs, Network
 from experiments.common.store import Row
 from experiments.equilibrium import figure
-from experiments.equilibrium.exponents import Fit, fitted, measured, slow
+from experiments.equilibrium.exponents import FAR, Fit, fitted, measured, slow
 from experiments.equilibrium.figure import Curve, Panel, Sampled
 from experiments.equilibrium.tables import Line, columns, save, table
 
@@ -27,7 +27,12 @@ ALPHAS = (0.25, 0.5, 0.75)
 SHALLOW_EXPONENT = 0.5  # case 2 of theorem 2: l = L^0.5
 RESIDUAL_SCALES = (1.0, 0.5)
 TANH_BIAS = 0.05
-EXACT = "values are exact, errors are of the fitted form"
+
+
+def exact(fits: Sequence[Fit]) -> str:
+    """What a figure must say of the errors of its fits."""
+    remark = "\n" + f"* theory lies over {FAR} of them off: at these depths the form lacks terms"
+    return "values are exact, errors are of the fitted form" + (remark if any(fit.mark for fit in fits) else "")
 
 
 def residual(scale: float) -> Network:
@@ -55,7 +60,7 @@ def draw_theorem1(args: argparse.Namespace, rows: Sequence[Row], sampled: Sequen
     fit = fitted("theorem 1: forward loss", "l", law.forward_exponent, layers[far], losses[far], slow(layers[far]))
     curve = Curve(f"sup over inputs\n{fit.legend}", layers, losses, theory, "theory: (9π²/2) / l²", points=False)
     panel = Panel("infinite width (slopes from l = 10³ on)", "layer l", "loss of forward information", [curve])
-    title = f"Theorem 1, ReLU: correlations up to {1 - args.epsilon:g}\n{EXACT}"
+    title = f"Theorem 1, ReLU: correlations up to {1 - args.epsilon:g}\n{exact([fit])}"
     figure.power_laws([panel], title, args.output / "theorem1.png", sampled)
     return [fit]
 
@@ -87,18 +92,23 @@ def draw_theorem2(args: argparse.Namespace, rows: Sequence[Row]) -> list[Fit]:
         deviation, theory = columns(rows, f"deviation_{alpha:g}", f"theory_{alpha:g}")
         name = f"theorem 2, case 1: l = {alpha:g} L"
         fits.append(fitted(name, "L", -1.0, depths, deviation / log, [1 / log]))
-        curves.append(Curve(f"α = {alpha:g}: slope {measured(fits[-1].best)}", depths, deviation, theory))
+        curves.append(
+            Curve(f"α = {alpha:g}: slope {measured(fits[-1].best)}{fits[-1].mark}", depths, deviation, theory)
+        )
     exponent = ah.signal_propagation.asymptotics(RELU).backward_exponent
     # l is the smaller of the two: the corrections are in it.
     fits.append(fitted("theorem 2, case 2: l = L^0.5", "L / l", exponent, falls, ratio, slow(shallow)))
     curve = Curve(fits[-1].legend, falls, ratio, falls**exponent, "theory: (L / l)⁻³")
     first = Panel(
-        "case 1: l = αL; dashed: 4.5 α³ (1/α − 1) log L / L", "depth L", "|backward information − α³|", curves
+        "case 1: l = αL; dashed: 4.5 α³ (1/α − 1) log L / L, without terms in 1/L",
+        "depth L",
+        "|backward information − α³|",
+        curves,
     )
     second = Panel("case 2: l = √L", "L / l", "backward information", [curve])
     title = (
         f"Theorem 2, ReLU: correlations up to {1 - args.epsilon:g}; slopes in (a) are of the deviation over log L\n"
-        f"{EXACT}"
+        f"{exact(fits)}"
     )
     figure.power_laws([first, second], title, args.output / "theorem2.png")
     return fits
@@ -107,7 +117,7 @@ def draw_theorem2(args: argparse.Namespace, rows: Sequence[Row]) -> list[Fit]:
 NETWORKS: dict[str, tuple[str, Network | None]] = {  # None: branches times L^(-1/2), another network at each depth
     "relu": ("ReLU", RELU),
     **{f"residual_{s:g}": (f"residual ReLU, scale {s:g}", residual(s)) for s in RESIDUAL_SCALES},
-    "residual_L^-0.5": ("residual ReLU, scale L^-0.5", None),
+    "residual_L^-0.5": ("residual ReLU, scale 1/√L", None),
     "tanh": (f"tanh, bias variance {TANH_BIAS:g}", Network("tanh", bias_variance=TANH_BIAS)),
 }
 
@@ -156,7 +166,7 @@ def draw_corollary1(args: argparse.Namespace, rows: Sequence[Line]) -> list[Fit]
         legend = fits[-1].legend.replace("\n", "\n    ")
         known_theory = None if network is None else theory
         curves.append(Curve(f"{label}: {legend}, theory {exponent:.3g}", x, balance, known_theory))
-    panel = Panel("dashed: theory", "depth L", "layer of balance l*", curves, legend="below")
-    title = f"Corollary 1: correlations up to {1 - args.epsilon:g}; {EXACT}"
+    panel = Panel("dashed: theory", "depth L (layers)", "equilibrium layer l*", curves, legend="below")
+    title = f"Corollary 1: correlations up to {1 - args.epsilon:g}\n{exact(fits)}"
     figure.power_laws([panel], title, args.output / "corollary1.png")
     return fits

@@ -70,7 +70,7 @@ def feature_evolution(rows: Sequence[Row], rate: float, title: str, path: Path) 
     """
     with saved(path, (16.5, 8.6), STYLE) as figure:
         upper, lower = figure.subplots(2, 4)
-        for ax in lower[1:3]:
+        for ax in lower[1:]:
             ax.sharey(lower[0])
         _draw_loss(upper[0], rows)
         _draw_errors(upper[1], rows, "distance", r"$|\theta - \theta_{GD}|\ /\ |\theta_{GD} - \theta_{GD}(0)|$")
@@ -86,7 +86,7 @@ def feature_evolution(rows: Sequence[Row], rate: float, title: str, path: Path) 
         lower[0].set_ylabel("alignment (CKA), global centering")
         layer_bar(figure, lower[2], len(layer_names(rows)), "layer")
         _draw_end(lower[3], rows)
-        handles, labels = upper[0].get_legend_handles_labels()
+        handles, labels = lower[3].get_legend_handles_labels()
         labels[2] += rf" ($\lambda = {rate:.4g}$)"
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
         figure.suptitle(title, fontsize=12)
@@ -94,7 +94,7 @@ def feature_evolution(rows: Sequence[Row], rate: float, title: str, path: Path) 
 
 def _logarithmic(ax: Axes) -> None:
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_locator(NullLocator())
 
@@ -106,7 +106,7 @@ def _iterations(rows: Sequence[Row]) -> Array:
 def _draw_loss(ax: Axes, rows: Sequence[Row]) -> None:
     for name, look in {"train": DESCENT, **SCHEMES}.items():
         values = [row[f"{name}_loss"] for row in rows]
-        ax.plot(_iterations(rows), values, look.line, color=look.colour, lw=2, label=look.label)
+        ax.plot(_iterations(rows), values, look.line, color=look.colour, lw=2)
     _logarithmic(ax)
     ax.set_ylabel("training loss (nats)")
     ax.set_title("(a) loss", fontsize=11)
@@ -122,6 +122,8 @@ def _draw_errors(ax: Axes, rows: Sequence[Row], column: str, label: str) -> None
             values = table([rows], f"{name}_{column}")[0]
         ax.fill_between(iterations, values.min(axis=1), values.max(axis=1), color=look.colour, alpha=0.12, lw=0)
         ax.plot(iterations, values.mean(axis=1), look.line, color=look.colour, lw=2)
+    if ax.get_ylim()[1] > MOST_ERROR:
+        label += f"\n(cut at {MOST_ERROR:g})"
     ax.set_ylim(0, min(ax.get_ylim()[1], MOST_ERROR))
     ax.set_ylabel(label)
     iteration_axis(ax, int(iterations[-1]))
@@ -139,9 +141,9 @@ def _draw_end(ax: Axes, rows: Sequence[Row]) -> None:
     index = np.arange(1, len(layer_names(rows)) + 1)
     for prefix, look in {"cka": DESCENT, **{f"{name}_cka": look for name, look in SCHEMES.items()}}.items():
         values = table([rows], prefix)[0, -1]
-        ax.plot(index, values, look.line, color=look.colour, marker=look.marker, ms=5, lw=1.8)
+        ax.plot(index, values, look.line, color=look.colour, marker=look.marker, ms=5, lw=1.8, label=look.label)
     layer_axis(ax, len(index))
-    ax.set_ylim(bottom=0)
+    _logarithmic(ax)
     ax.set_ylabel("alignment (CKA), global centering")
     ax.set_title(f"(h) alignment at iteration {rows[-1]['iteration']:,.0f}", fontsize=11)
 
@@ -166,7 +168,7 @@ def alignment_step(rows: Sequence[Row], steps: Sequence[Row], title: str, path: 
             _draw_step(ax, [row for row in steps if row["iteration"] == moment])
             correlation = rf"$\mathrm{{corr}}(w, \tilde y) = {collinearity[moment]:.2f}$"
             ax.set_title(f"iteration {moment:,.0f}: {correlation}", fontsize=11)
-        axes[0].set_ylabel("change of alignment in one step (%), global centering")
+        axes[0].set_ylabel("change of alignment in one step (%), global centering\n(each panel has its own scale)")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
         figure.suptitle(title, fontsize=12)

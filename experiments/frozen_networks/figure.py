@@ -60,8 +60,12 @@ def frozen_networks(outcomes: Sequence[Outcome], centering: str, title: str, pat
             column[-1].set_title(f"width {width:,}: forward Gram alone", fontsize=11)
             for ax in column:
                 layer_axis(ax, layers)
-        for line in axes:
+        top = 1.1 * max(ax.dataLim.y1 for line in training for ax in line)  # one scale for all noise scales
+        for line in training:
+            line[0].set_ylim(0, top)
+        for line in (backward, forward):
             line[0].set_ylim(0, 1.1 * max(ax.dataLim.y1 for ax in line))  # room for the markers
+        for line in axes:
             line[0].set_ylabel("CKA with the labels")
         for line, heading in ((training[0], "iteration"), (backward, ""), (forward, "")):
             found = {label: h for ax in line for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
@@ -82,7 +86,8 @@ def _draw_training(ax: Axes, one: Outcome, centering: str) -> None:
         ax.plot(index, curves[row], "o-", color=colour, lw=2.6 if an_end else 1.4, ms=4, label=label)
         if an_end and not np.isnan(curves[row]).all():
             peak = int(np.nanargmax(curves[row]))
-            ax.plot(index[peak], curves[row, peak], "o", ms=13, mfc="none", mec=colour, mew=1.8)
+            ring = "peak, first and last" if row else None
+            ax.plot(index[peak], curves[row, peak], "o", ms=13, mfc="none", mec=colour, mew=1.8, label=ring)
     ax.set_title(f"width {one.width:,}, noise scale {one.noise:g}\n{one.remark}", fontsize=11)
 
 

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from experiments.common import command_line, data, models
+from experiments.common.figures import named_seeds
 from experiments.common.jobs import Job, Run, run_to_end_or_divergence
 from experiments.common.measuring import CENTERINGS, probe_trackers, probed_progress
 from experiments.common.store import RunStore, csv_of, write_atomically
@@ -186,8 +187,9 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
     noise = f", {args.label_noise:.0%} of them with random labels" if args.label_noise else ""
     return (
         f"{args.dataset}, {len(dataset.train_y):,} training images{noise}, alignment on {args.probe_size} of them\n"
-        f"{models.described(args)}, seeds: {len(args.seeds)}\n"
-        f"trained to an averaged loss of {args.stop_loss:g} at two epoch ends, or for {args.epochs} epochs (dotted)"
+        f"{models.described(args)}, {named_seeds(args.seeds)}\n"
+        f"trained to an averaged loss of {args.stop_loss:g} at two epoch ends, or for {args.epochs} epochs "
+        "(dotted background)"
     )
 
 

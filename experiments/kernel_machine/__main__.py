@@ -106,7 +106,7 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
     """Draw the figure and print the table."""
     (found,) = runs.values()
     path = args.output / "kernel_machine.png"
-    figure.kernel_machine(found.rows, args.test_size, title(args, dataset), path)
+    figure.kernel_machine(found.rows, args.test_size, len(dataset.test_y), title(args, dataset), path)
     print_table(found.rows)
     print(f"figure: {path}")
 

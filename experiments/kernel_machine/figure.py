@@ -9,14 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.common.figures import layer_axis, layer_names, saved
-from experiments.common.measuring import binomial_error
+from experiments.common.measuring import binomial_error, counted
 from experiments.common.store import Row
 
 NETWORK = "network"  # the kernel of all layers together
 START, END = ("#0072B2", "o"), ("#D55E00", "s")  # Okabe-Ito colours
 
 
-def kernel_machine(rows: Sequence[Row], test_samples: int, title: str, path: Path) -> None:
+def kernel_machine(rows: Sequence[Row], test_samples: int, all_test_samples: int, title: str, path: Path) -> None:
     """Draw accuracy (left) and alignment (right) by layer, at the start and at the end.
 
     Accuracies have the binomial error of so many test samples, which all kernels share.
@@ -24,7 +24,8 @@ def kernel_machine(rows: Sequence[Row], test_samples: int, title: str, path: Pat
     Args:
         rows: Measurements, the first before training and the last at its end, with columns test_accuracy,
             cka/<layer>, machine_accuracy/<layer> and machine_accuracy/network.
-        test_samples: The number of samples that accuracies are counted on.
+        test_samples: The number of samples that accuracies of kernels are counted on.
+        all_test_samples: The same for the network itself.
         title: The title of the figure.
         path: The file to write.
     """
@@ -43,11 +44,13 @@ def kernel_machine(rows: Sequence[Row], test_samples: int, title: str, path: Pat
                 100,
             )
             _draw_errors(accuracy, row, layers, test_samples, colour)
-            whole = 100 * row[f"machine_accuracy/{NETWORK}"]
-            accuracy.axhline(whole, color=colour, ls="--", lw=1.4, label=f"kernel of the network, {label}: {whole:.1f}")
+            whole = row[f"machine_accuracy/{NETWORK}"]
+            text = f"kernel of the network, {label}: {counted(whole, test_samples)}"
+            accuracy.axhline(100 * whole, color=colour, ls="--", lw=1.4, label=text)
             _draw(alignment, row, "cka", layers, label, colour, marker, 1)
-        network = 100 * rows[-1]["test_accuracy"]
-        accuracy.axhline(network, color="black", ls=":", lw=1.6, label=f"the trained network itself: {network:.1f}")
+        network = rows[-1]["test_accuracy"]
+        text = f"the trained network itself: {counted(network, all_test_samples)}"
+        accuracy.axhline(100 * network, color="black", ls=":", lw=1.6, label=text)
         accuracy.set_ylabel("test accuracy (%)")
         accuracy.set_title("(a) kernel regression", fontsize=11)
         alignment.set_ylabel("alignment with the labels (CKA)")
@@ -57,7 +60,7 @@ def kernel_machine(rows: Sequence[Row], test_samples: int, title: str, path: Pat
         for ax in (accuracy, alignment):
             layer_axis(ax, len(layers))
         handles, labels = accuracy.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=10)
         figure.suptitle(title, fontsize=12)
 
 

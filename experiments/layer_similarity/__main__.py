@@ -17,7 +17,7 @@ from torch import Tensor
 import ahkernels as ah
 from experiments.common import command_line, data
 from experiments.common.jobs import Job, Run
-from experiments.common.measuring import progress
+from experiments.common.measuring import counted, progress
 from experiments.common.models import feedforward_on
 from experiments.common.running import run
 from experiments.common.store import Row, RunStore
@@ -117,7 +117,7 @@ def title(args: argparse.Namespace, dataset: data.Dataset, last: Row) -> str:
     """The title says what a reader must know: data, network, recipe and how well it did."""
     return (
         f"{args.dataset}, {len(dataset.train_y):,} training images: train accuracy {last['train_accuracy']:.1%}, "
-        f"test accuracy {last['test_accuracy']:.1%}\n"
+        f"test accuracy {counted(last['test_accuracy'], len(dataset.test_y))}\n"
         f"depth {args.depth}, width {args.width}, learning rate {args.lr:g}, batch size {args.batch_size}, "
         f"{args.epochs} epochs, seed {args.seed}; measured on {args.probe_size:,} training images"
     )

@@ -16,6 +16,7 @@ from experiments.common.figures import Array, iteration_axis, layer_bar, layer_c
 from experiments.common.store import Row
 
 COLUMNS = 3
+COLOURS = "magma"  # others than those of layers
 NORM = Normalize(0, 1)
 UNDEFINED = "0.8"  # grey, not of the colour map
 
@@ -48,7 +49,7 @@ def layer_similarity(
         last.set_title(f"({'abcdefgh'[len(matrices)]}) each kernel with its start, in training", fontsize=11)
         for ax in panels[len(matrices) + 1 :]:
             ax.axis("off")
-        colours = ScalarMappable(NORM, matplotlib.colormaps["viridis"])
+        colours = ScalarMappable(NORM, matplotlib.colormaps[COLOURS])
         bar = figure.colorbar(colours, ax=panels, location="left", pad=0.01, aspect=40, fraction=0.03)
         bar.set_label("alignment of two kernels (CKA), in the matrices")
         figure.suptitle(title, fontsize=12)
@@ -56,7 +57,7 @@ def layer_similarity(
 
 def _draw_matrix(ax: Axes, values: Array, x: str, y: str) -> None:
     count = len(values)
-    colours = matplotlib.colormaps["viridis"].with_extremes(bad=UNDEFINED)
+    colours = matplotlib.colormaps[COLOURS].with_extremes(bad=UNDEFINED)
     edge = (0.5, count + 0.5)
     ax.imshow(values, cmap=colours, norm=NORM, extent=(*edge, *edge[::-1]), interpolation="nearest")
     for axis in (ax.xaxis, ax.yaxis):

@@ -58,7 +58,12 @@ def options(p: argparse.ArgumentParser) -> None:
     )
     command_line.add(p, "--depth", "--width", "--momentum", "--weight-decay", "--batch-size")
     command_line.add(p, "--epochs", help="passes over the training set, in every condition")
-    command_line.add(p, "--probe-size", help="training samples to measure on, stratified, the same in every condition")
+    command_line.add(
+        p,
+        "--probe-size",
+        default=128,
+        help="training samples to measure on, stratified, the same in every condition; time grows as n cubed",
+    )
     p.add_argument(
         "--eigenvalues", type=command_line.whole(1), default=200, metavar="K", help="how many to keep, the largest"
     )
@@ -139,7 +144,8 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
     return (
         f"{args.dataset}, {len(dataset.train_y):,} training images; depth {args.depth}, width {args.width}, "
         f"seed {args.seed}\n"
-        f"{args.epochs} epochs at batch size {args.batch_size}; measured on {args.probe_size:,} training images"
+        f"{args.epochs} epochs at batch size {args.batch_size}; measured on {args.probe_size:,} training images; "
+        "accuracies ± binomial error"
     )
 
 

@@ -110,6 +110,9 @@ def stable_rank(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
     """
     with saved(path, (13, 7.6), {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}) as figure:
         axes = figure.subplots(2, 3)
+        for first, *others in ((1, 3, 4), (2, 5)):  # panels of one quantity have one scale
+            for other in others:
+                axes.flat[other].sharey(axes.flat[first])
         panels = (
             ("alignment with the labels trained on", "CKA", "cka"),
             ("stable rank of the kernel", "stable rank", "stable_rank"),

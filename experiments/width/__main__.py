@@ -187,7 +187,7 @@ def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
     """The title says what a reader must know: data, networks and training."""
     return (
         f"{args.dataset}, {len(dataset.train_y):,} training images, alignment on {args.probe_size:,} of them\n"
-        f"depth {args.depth}, batch size {args.batch_size}, epochs: {args.epochs}, seed {args.seed}"
+        f"depth {args.depth}, batch size {args.batch_size}, {args.epochs} epochs, seed {args.seed}"
     )
 
 

@@ -47,16 +47,14 @@ def width(rows: Mapping[str, Mapping[int, Trained]], limit: Array, title: str, p
     """
     style = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
     with saved(path, (15, 1.1 + 4.4 * len(rows)), style) as figure:
-        axes = figure.subplots(len(rows), 3, squeeze=False, width_ratios=(1.35, 1, 1))
+        axes = figure.subplots(len(rows), 3, squeeze=False, sharey="col", width_ratios=(1.35, 1, 1))
         for (name, networks), (by_layer, peak, moved) in zip(rows.items(), axes, strict=True):
             _draw_by_layer(by_layer, networks, limit)
             by_layer.set_title(name, loc="left", fontsize=11)
             _draw_peak(peak, networks, limit)
             _draw_moved(moved, networks)
         for column in axes[:, :2].T:
-            top = 1.15 * max(ax.get_ylim()[1] for ax in column)  # room for the legends
-            for ax in column:
-                ax.set_ylim(0, top)
+            column[0].set_ylim(0, 1.3 * max(ax.dataLim.y1 for ax in column))  # room for the legends
         figure.suptitle(title, fontsize=12)
 
 
@@ -86,7 +84,6 @@ def _draw_peak(ax: Axes, networks: Mapping[int, Trained], limit: Array) -> None:
         layer = int(np.nanargmax(networks[width].after)) + 1
         ax.annotate(str(layer), (width, value), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=10)
     _width_axis(ax, widths)
-    ax.set_ylim(0, 1.2 * max(after))
     ax.set_ylabel("greatest alignment of a layer (CKA)")
     ax.legend(frameon=False, fontsize=9, loc="upper right")
 
@@ -101,7 +98,7 @@ def _draw_moved(ax: Axes, networks: Mapping[int, Trained]) -> None:
     ax.plot(widths, 0.7 * np.nanmin(moved[0]) * guide, "-", color=GREY, lw=1, label=r"$\propto$ width$^{-1/2}$")
     _width_axis(ax, widths)
     ax.set_yscale("log")
-    ax.set_ylabel(r"change of the weights, $\|\Delta W_l\| / \|W_l\|$")
+    ax.set_ylabel(r"relative change of the weights, $\|W_l - W_l(0)\|\ /\ \|W_l(0)\|$")
     ax.legend(frameon=False, fontsize=9)
 
 

@@ -25,7 +25,7 @@ def test_explain():
     assert "jacobian" in {one.route for one in image}
     table = str(image).splitlines()
     assert len(table) == len(image) + 3 and table[0].split() == [
-        *("layer", "kind", "route", "positions", "parameters", "Gflop", "MiB")
+        *("layer", "kind", "route", "order", "positions", "parameters", "Gflop", "MiB")
     ]
     assert table[-1] == f"expected peak: {image.peak_bytes / 2**20:.0f} MiB beyond model and inputs"
     with pytest.raises(ValueError, match="layers: expected names"):

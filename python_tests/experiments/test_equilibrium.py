@@ -35,7 +35,7 @@ def test_exponents_are_those_of_the_theorems(output: Path) -> None:
         assert float(fits[name]["corrected_exponent"]) == pytest.approx(float(fits[name]["theory"]), rel=share)
     assert float(fits["theorem 2, case 1: l = 0.5 L"]["corrected_exponent"]) == pytest.approx(-1, abs=0.01)
     assert float(fits["corollary 1: ReLU"]["corrected_exponent"]) == pytest.approx(0.6, abs=0.01)
-    assert float(fits["corollary 1: residual ReLU, scale L^-0.5"]["corrected_exponent"]) == pytest.approx(1, abs=0.02)
+    assert float(fits["corollary 1: residual ReLU, scale 1/√L"]["corrected_exponent"]) == pytest.approx(1, abs=0.02)
     assert -0.9 < float(fits["tangent kernels at finite width"]["plain_exponent"]) < -0.3
 
 

@@ -1,0 +1,69 @@
+"""The order of contraction that costs least, by counts of flops and the rates of `benchmarks.contraction`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+Order: TypeAlias = Literal["tiles", "outputs first", "parameters first"]
+
+# Flops of tiles that take as long as a flop of the other orders, at the smallest sizes where these pay.
+_FLOP_OF_OUTPUTS, _FLOP_OF_PARAMETERS = 2.5, 1.5
+# Other orders are taken where they cost so small a part of what tiles do, and where that is worth their calls.
+_GAIN, _LEAST_FLOPS = 0.6, 1e9
+# The square matrix over parameters has so many rows at most.
+_MOST_PARAMETERS = 4096
+
+
+class LayerShape(NamedTuple):
+    """The sizes of the factors of a layer: s positions, d inputs, m pre-activations and b = 1 for a bias."""
+
+    s: int
+    d: int
+    m: int
+    bias: bool
+    by_jacobian: bool = False
+
+    @property
+    def parameters(self) -> int:
+        """The columns of the Jacobian."""
+        return self.m * (self.d + self.bias)
+
+
+def order_of(n: int, o: int, layers: Sequence[LayerShape], *, by_output: bool = False) -> Order:
+    """The order for the squared norm of a kernel of some layers with n samples and o outputs.
+
+    Args:
+        n: The number of samples.
+        o: The number of outputs.
+        layers: The layers that the kernel is the sum of.
+        by_output: Whether means by the output of the columns are needed, for centering per output.
+    """
+    costs = flops(n, o, layers, by_output=by_output)
+    tiles = costs.pop("tiles")
+    weighed = {
+        order: count * (_FLOP_OF_OUTPUTS if order == "outputs first" else _FLOP_OF_PARAMETERS)
+        for order, count in costs.items()
+    }
+    best = min(weighed, key=weighed.__getitem__, default=None)
+    return best if best is not None and tiles > _LEAST_FLOPS and weighed[best] < _GAIN * tiles else "tiles"
+
+
+def flops(n: int, o: int, layers: Sequence[LayerShape], *, by_output: bool = False) -> dict[Order, float]:
+    """Floating-point operations of each order that there is for these layers; arguments are those of `order_of`."""
+    rows = n * o
+    found: dict[Order, float] = {}
+    found["tiles"] = sum(
+        rows**2 * one.parameters if one.by_jacobian else one.s**2 * n**2 * (one.d + o**2 * one.m) for one in layers
+    )
+    if o > 1 and all(one.s == 1 for one in layers):
+        pairs = sum(one.m * other.m for one in layers for other in layers)
+        found["outputs first"] = pairs * (n**2 / 2 + rows) + n**2 * sum(one.d for one in layers)
+        if by_output:
+            weights = sum(min(n, 2 * (one.d + 1)) * rows * one.m for one in layers)
+            found["outputs first"] += 2 * (weights + rows * o * sum(one.m for one in layers))
+    parameters = sum(one.parameters for one in layers)
+    if o > 1 and parameters <= min(_MOST_PARAMETERS, rows):
+        forming = sum(rows * one.s * one.parameters for one in layers)
+        found["parameters first"] = 2 * (rows * parameters**2 + 4 * forming)
+    return found

@@ -1,0 +1,205 @@
+"""Squared norms of a kernel with the outputs contracted first, whose cost does not grow with their square.
+
+With the gradients G_x [o, m] of the outputs of a sample in one layer and H_x [o, m'] in another or the same one, and
+T_x = G_x^T H_x [m, m'],
+
+    <G_x G_x'^T, H_x H_x'^T>_F = <T_x, T_x'>_F,
+
+so that ||K||_F^2 of K = sum over layers of P o G G^T is a sum over pairs of layers and of samples of
+P[x, x'] P'[x, x'] <T_x, T_x'>. That takes n^2 m^2 / 4 multiply-adds for each layer however many outputs there are, and
+n o m^2 / 2 to form T, where tiles take (n o)^2 m / 2.
+
+The norm of the centered kernel is what is left once that of the means is subtracted. With the mean M [n, o, o'] of each
+row by the output of the columns, and its mean m [o, o'] over the samples,
+
+    ||C K C||^2 = ||K||^2 - 2 n ||M||^2 + n^2 ||m||^2
+
+per output, and likewise with the means over all n o columns for global centering. A kernel with ||K||^2 =
+k ||C K C||^2 loses a factor k of its digits in that.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ahkernels.centering import Centering
+from ahkernels.ops import KernelBatch, tangent_product
+from ahkernels.ops.batch import Layer
+from ahkernels.ops.scaling import power_of_two
+
+_NUMBERS = 1 << 22  # that are held at a time: of T, of a block of pairs of samples, of means
+_NUMBERS_IN_CACHE = 1 << 19  # of the backward factor, while T is formed from them
+_WIDTH = 64  # pre-activations in a slice of T
+_BLOCK = 2048  # samples in a block of pairs
+_PANELS = 4  # of rows in a block on the diagonal, which is symmetric: what is left of them counts twice
+_SAMPLES, _OUTPUTS, _OTHER_OUTPUTS = 128, 32, 256  # whose means are taken at a time
+
+
+class _Layer(NamedTuple):
+    """A layer with one position, whose factors are taken times powers of two.
+
+    Attributes:
+        a: Forward factor and the square root of the bias, scaled, float64 [n, d + 1].
+        g: Backward factor [n, o, m].
+        scale_g: Its power of two.
+        scale: What its kernel is multiplied by in turn.
+    """
+
+    a: Tensor
+    g: Tensor
+    scale_g: float
+    scale: float
+
+    @classmethod
+    def of(cls, layer: Layer) -> _Layer:
+        forward, backward, bias, _ = layer
+        scale_a, scale_g = float(power_of_two(forward, bias)), float(power_of_two(backward))
+        a = torch.nn.functional.pad(forward[:, 0].double(), (0, 1), value=math.sqrt(bias)) * scale_a
+        return cls(a, backward[:, 0], scale_g, (scale_a * scale_g) ** 2)
+
+    def gradients(self, samples: slice, outputs: slice, dtype: torch.dtype) -> Tensor:
+        """The scaled backward factor of some samples and outputs, a copy [samples, outputs, m]."""
+        return self.g[samples, outputs].to(dtype) * self.scale_g
+
+
+def squared_norms(
+    batch: KernelBatch, centerings: Sequence[Centering | None], dtype: torch.dtype
+) -> dict[Centering | None, float]:
+    """||C K C||_F^2 for each centering, and for None ||K||_F^2, which all the others are smaller than.
+
+    Args:
+        batch: One kernel, of layers with one position.
+        centerings: The centerings.
+        dtype: That of products.
+    """
+    layers = [_Layer.of(layer) for layer in batch.kernels()[0]]
+    n, rows = batch.n, batch.n * batch.o
+    whole = _squared_norm(layers, n, dtype)
+    found: dict[Centering | None, float] = {None: whole}
+    if "per_output" in centerings:
+        rows_of_blocks, blocks = _means_by_output(layers, dtype)
+        found["per_output"] = whole - 2 * n * rows_of_blocks + n**2 * blocks
+    if "global" in centerings:
+        ones = torch.ones(n, batch.o, 1, dtype=torch.float64, device=batch.backward[0].device)
+        means = tangent_product(batch, ones) / rows
+        found["global"] = float(whole - 2 * rows * means.square().sum() + rows**2 * means.mean().square())
+    return found
+
+
+def _squared_norm(layers: Sequence[_Layer], n: int, dtype: torch.dtype) -> float:
+    """||K||_F^2."""
+    total = 0.0
+    for first, second in itertools.combinations_with_replacement(layers, 2):
+        of_layers = 1 if first is second else 2
+        for rows, columns in itertools.combinations_with_replacement(_cuts(n, _BLOCK), 2):
+            of_block = 1 if rows == columns else 2
+            square = _of_block(first, second, rows, columns, dtype)
+            total += of_layers * of_block * float(square) / first.scale / second.scale
+    return total
+
+
+def _of_block(first: _Layer, second: _Layer, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
+    """The sum of P P' <T, T'> over a block of pairs of samples; one on the diagonal is symmetric."""
+    samples, others = rows.stop - rows.start, columns.stop - columns.start
+    same = rows == columns
+    step = -(-samples // _PANELS) if same else samples
+    panels = _cuts(samples, step)
+    products = torch.zeros(samples, others, dtype=torch.float64, device=first.g.device)  # <T_x, T_x'>
+    of_columns = iter(()) if same else _slices(first, second, columns, dtype)
+    for t in _slices(first, second, rows, dtype):
+        other = t if same else next(of_columns)
+        for panel in panels:
+            beyond = panel.start if same else 0
+            products[panel, beyond:] += t[panel] @ other[beyond:].T
+        del t, other  # before the next ones
+    total = products.new_zeros(())
+    for panel in panels:
+        beyond = panel.start if same else 0
+        p = products[panel, beyond:]
+        for layer in (first, second):
+            p *= layer.a[rows][panel] @ layer.a[columns][beyond:].T
+        total += 2 * p.sum() - p[:, : len(p)].sum() if same else p.sum()
+    return total
+
+
+def _slices(first: _Layer, second: _Layer, samples: slice, dtype: torch.dtype) -> Iterator[Tensor]:
+    """T = G^T H of some samples by slices of its rows, each as vectors [samples, numbers].
+
+    Where H is G, T is symmetric: a slice begins at its diagonal, and what is beyond it counts twice.
+    """
+    n, symmetric = samples.stop - samples.start, first is second
+    (_, o, m), columns = first.g.shape, second.g.shape[2]
+    width = max(1, min(_WIDTH, _NUMBERS // (min(len(first.g), _BLOCK) * columns)))  # the same for all blocks
+    held = max(width, _NUMBERS // (n * columns) // width * width)  # slices that are formed together
+    step = max(1, _NUMBERS_IN_CACHE // (o * max(m, columns)))
+    for begin in range(0, m, held):
+        cuts = [slice(i, min(i + width, m)) for i in range(begin, min(begin + held, m), width)]
+        found = [
+            first.a.new_empty(n, cut.stop - cut.start, columns - symmetric * cut.start, dtype=dtype) for cut in cuts
+        ]
+        for some in range(0, n, step):
+            chunk = slice(samples.start + some, min(samples.start + some + step, samples.stop))
+            g = first.gradients(chunk, slice(None), dtype).mT.contiguous()  # [samples, m, o]
+            h = g if symmetric else second.gradients(chunk, slice(None), dtype).mT.contiguous()
+            for cut, t in zip(cuts, found, strict=True):
+                torch.bmm(g[:, cut], h[:, symmetric * cut.start :].mT, out=t[some : some + step])
+        for cut in cuts:
+            t = found.pop(0)
+            if symmetric:
+                t[:, :, cut.stop - cut.start :] *= math.sqrt(2)
+            yield t.flatten(1)
+            del t
+
+
+def _means_by_output(layers: Sequence[_Layer], dtype: torch.dtype) -> tuple[float, float]:
+    """||M||^2 and ||m||^2 for the means M of rows by the output of the columns, and the means m of these.
+
+    M_x = G_x W_x^T with W_x = (1/n) sum over x' of P[x, x'] G_x'.
+    """
+    n, o, _ = layers[0].g.shape
+    blocks = torch.zeros(o, o, dtype=torch.float64, device=layers[0].g.device)
+    total = blocks.new_zeros(())
+    samples = max(1, min(_SAMPLES, _NUMBERS // n))
+    for columns in _cuts(o, _OUTPUTS):
+        weights = [_weights(layer, columns, dtype) for layer in layers]
+        for rows in _cuts(n, samples):
+            of_rows = [weights_of(rows) for weights_of in weights]  # W [rows, columns, m] of each layer
+            for outputs in _cuts(o, _OTHER_OUTPUTS):
+                means = sum(
+                    torch.bmm(layer.gradients(rows, outputs, dtype), w.mT).double() / layer.scale
+                    for layer, w in zip(layers, of_rows, strict=True)
+                )
+                assert isinstance(means, Tensor)
+                total += means.square().sum()
+                blocks[outputs, columns] += means.sum(0) / n
+    return float(total), float(blocks.square().sum())
+
+
+def _weights(layer: _Layer, columns: slice, dtype: torch.dtype) -> Callable[[slice], Tensor]:
+    """What gives W [rows, columns, m] of some samples: from P, or through the forward factors where that is less."""
+    n, width = layer.a.shape
+    outputs = range(columns.start, columns.stop)
+
+    def of_output(j: int) -> Tensor:
+        return layer.gradients(slice(None), slice(j, j + 1), dtype).flatten(1) / n
+
+    if n <= 2 * width:
+
+        def through_samples(rows: slice) -> Tensor:
+            p = (layer.a[rows] @ layer.a.T).to(dtype)
+            return torch.stack([p @ of_output(j) for j in outputs], 1)
+
+        return through_samples
+    a = layer.a.to(dtype)
+    through = [a.T @ of_output(j) for j in outputs]  # [d + 1, m] of each output
+    return lambda rows: torch.stack([a[rows] @ one for one in through], 1)
+
+
+def _cuts(count: int, step: int) -> list[slice]:
+    return [slice(begin, min(begin + step, count)) for begin in range(0, count, step)]
