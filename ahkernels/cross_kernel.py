@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -89,22 +92,27 @@ class CrossKernel(KernelOperator):
         v = v.reshape(self.columns.n, self.columns.o, -1).contiguous()
         return ops.tangent_cross_product(self.rows.batch, self.columns.batch, v).flatten(0, 1)
 
-    def _dense(self) -> Tensor:
+    def _tensors(self) -> Iterable[Tensor]:
+        return itertools.chain(self.rows._tensors(), self.columns._tensors())
+
+    def _dense(self, out: Tensor | None) -> Tensor:
         n, o = self.rows.n, self.rows.o
         scaled = [
             [plain.ScaledLayer.of(layer, self.rows.precision) for layer in kernel.batch.kernels()[0]]
             for kernel in (self.rows, self.columns)
         ]
-        out = torch.empty(n, o, self.columns.n, self.columns.o, dtype=self.dtype, device=self.rows.device)
+        if out is None:
+            out = torch.empty(self.shape, dtype=self.dtype, device=self.rows.device)
+        dense = out.view(n, o, self.columns.n, self.columns.o)
         step = max(1, plain.chunk_elements(out) // (o * self.shape[1]))
         for begin in range(0, n, step):
             now = slice(begin, begin + step)
-            total = torch.zeros(out[now].shape, dtype=torch.float64, device=out.device)
+            total = torch.zeros(dense[now].shape, dtype=torch.float64, device=out.device)
             for row, column in zip(*scaled, strict=True):
                 # Powers of two, each the square of what its own factors were multiplied by.
                 total += row.samples(now).against(column).double() / (row.scale.sqrt() * column.scale.sqrt())
-            out[now] = total.to(self.dtype)
-        return out.view(self.shape)
+            dense[now] = total.to(out.dtype)
+        return out
 
 
 def _sizes(factors: LayerFactors) -> tuple[int, int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -252,8 +253,11 @@ class TangentKernel(KernelOperator):
         require_centering(centering, none=True)
         return math.sqrt(float(inner_products([self], centering)))
 
-    def _dense(self) -> Tensor:
-        return ops.tangent_gram(self.batch, self.precision)
+    def _dense(self, out: Tensor | None) -> Tensor:
+        return ops.tangent_gram(self.batch, self.precision, out)
+
+    def _tensors(self) -> Iterable[Tensor]:
+        return itertools.chain.from_iterable((one.forward, one.backward) for one in self.factors)
 
     def _largest_entries(self, dense: Tensor) -> Tensor:
         return dense.diagonal()  # K is positive semi-definite

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import numpy as np
@@ -13,6 +13,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from ahkernels.autocast import without_autocast
+from ahkernels.factors import is_finite
 
 Product: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -47,8 +48,12 @@ class KernelOperator(ABC):
         """K v for v [columns, k] as it was given: float64 [rows, k] on the kernel's device."""
 
     @abstractmethod
-    def _dense(self) -> Tensor:
-        """K itself, [rows, columns]."""
+    def _dense(self, out: Tensor | None) -> Tensor:
+        """K itself, [rows, columns], in `out` where that is given."""
+
+    @abstractmethod
+    def _tensors(self) -> Iterable[Tensor]:
+        """What K is computed from."""
 
     def _largest_entries(self, dense: Tensor) -> Tensor:
         """Some entries of K, the largest one among them."""
@@ -67,28 +72,67 @@ class KernelOperator(ABC):
         require_columns(v, self.shape[1])
         return self._product(v.reshape(self.shape[1], -1)).reshape(self.shape[0], *v.shape[1:])
 
-    def to_dense(self, *, max_bytes: int = MAX_DENSE_BYTES) -> Tensor:
+    def to_dense(self, *, max_bytes: int = MAX_DENSE_BYTES, out: Tensor | None = None) -> Tensor:
         """K itself on the kernel's device, [rows, columns] in `dtype`.
 
+        Args:
+            max_bytes: The most that a new tensor may take; memory that is given has no limit.
+            out: A contiguous tensor that K is written to and that is returned, such as that of an earlier call, or the
+                part of one for all layers: memory that is touched for the first time can take longer than K itself. In
+                float64 it gets K without the rounding of float32, whatever the factors are.
+
         Raises:
+            TypeError: If `out` is no tensor.
+            ValueError: If `out` has another shape, dtype or device, is not contiguous, requires a gradient, or shares
+                memory with the factors.
             MemoryError: If K takes more than `max_bytes`.
             OverflowError: If an entry is beyond the range of float32.
         """
+        if out is not None:
+            self._require_room(out)
         size = self.shape[0] * self.shape[1] * self.dtype.itemsize
-        if size > max_bytes:
+        if out is None and size > max_bytes:
             raise MemoryError(
                 f"to_dense: K {list(self.shape)} takes {size / 2**30:.1f} GiB, more than max_bytes = {max_bytes:,} "
                 f"({max_bytes / 2**30:.1f} GiB); products with K, its norms and alignments need no K in memory"
             )
         with without_autocast():
-            dense = self._dense()
-        if not bool(torch.isfinite(self._largest_entries(dense)).all()):
-            raise OverflowError(f"to_dense: an entry of K is beyond the range of {self.dtype}; use a float64 model")
+            dense = self._dense(out)
+        if not is_finite(self._largest_entries(dense)):
+            raise OverflowError(f"to_dense: an entry of K is beyond the range of {dense.dtype}; use a float64 model")
         return dense
+
+    def _require_room(self, out: object) -> None:
+        require_tensor("out", out, str(list(self.shape)))
+        assert isinstance(out, Tensor)
+        device = next(iter(self._tensors())).device
+        if out.shape != self.shape or not out.is_contiguous():
+            how = "" if out.is_contiguous() else " that is not contiguous"
+            raise ValueError(f"out: expected a contiguous tensor {list(self.shape)}, got {list(out.shape)}{how}")
+        if out.dtype not in (self.dtype, torch.float64):
+            either = "torch.float64" if self.dtype == torch.float64 else f"{self.dtype} or torch.float64"
+            raise ValueError(f"out: expected a tensor of {either}, got {out.dtype}")
+        if out.device != device:
+            raise ValueError(f"out: expected a tensor on {device}, got one on {out.device}")
+        if out.requires_grad:
+            raise ValueError("out: expected a tensor that requires no gradient, got one that does")
+        if any(_overlap(out, one) for one in self._tensors()):
+            raise ValueError("out: expected memory of its own, got a tensor that shares memory with the factors")
 
     def linear_operator(self) -> LinearOperator:
         """K as a float64 operator on numpy vectors, for scipy's solvers."""
         return scipy_operator(self.shape, self.__matmul__, self.T.__matmul__)
+
+
+def _overlap(first: Tensor, second: Tensor) -> bool:
+    """Whether the memory from the first to the last number of two tensors of positive strides has a part in common."""
+
+    def end(tensor: Tensor) -> int:
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        return tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+    both = first.numel() and second.numel() and first.device == second.device
+    return bool(both and first.data_ptr() < end(second) and second.data_ptr() < end(first))
 
 
 def scipy_operator(shape: torch.Size, product: Product, transposed_product: Product) -> LinearOperator:

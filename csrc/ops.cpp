@@ -16,9 +16,9 @@ using torch::stable::Tensor;
 template <auto implementation, class Signature = decltype(implementation)>
 struct Flat;
 
-template <auto implementation, class... Rest>
-struct Flat<implementation, Tensor (*)(const KernelBatch&, Rest...)> {
-  static Tensor call(std::vector<Tensor> forward, std::vector<Tensor> backward, std::vector<double> bias,
+template <auto implementation, class Result, class... Rest>
+struct Flat<implementation, Result (*)(const KernelBatch&, Rest...)> {
+  static Result call(std::vector<Tensor> forward, std::vector<Tensor> backward, std::vector<double> bias,
                      std::vector<bool> by_jacobian, std::vector<int64_t> layers, std::decay_t<Rest>... rest) {
     const KernelBatch batch{std::move(forward), std::move(backward), std::move(bias), std::move(by_jacobian),
                             std::move(layers)};
@@ -55,6 +55,7 @@ STABLE_TORCH_LIBRARY(ahkernels, m) {
   m.def("tangent_cross_product(" AHK_BATCH ", " AHK_COLUMN_BATCH ", Tensor v) -> Tensor");
   m.def("tangent_diagonal(" AHK_BATCH ") -> Tensor");
   m.def("tangent_gram(" AHK_BATCH ", str precision) -> Tensor");
+  m.def("tangent_gram_out(" AHK_BATCH ", str precision, Tensor(a!) out) -> ()");
   m.def("tangent_moments(" AHK_BATCH ", Tensor v, str precision, bool per_output=False) -> Tensor");
   m.def("tangent_product(" AHK_BATCH ", Tensor v, bool fp32=False) -> Tensor");
   m.def("tangent_quadratic(" AHK_BATCH ", Tensor v) -> Tensor");
@@ -69,6 +70,7 @@ STABLE_TORCH_LIBRARY_IMPL(ahkernels, CPU, m) {
   AHK_IMPL(tangent_cross_product);
   AHK_IMPL(tangent_diagonal);
   AHK_IMPL(tangent_gram);
+  AHK_IMPL(tangent_gram_out);
   AHK_IMPL(tangent_moments);
   AHK_IMPL(tangent_product);
   AHK_IMPL(tangent_quadratic);

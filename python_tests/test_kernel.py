@@ -161,6 +161,46 @@ def test_to_dense_refuses_entries_beyond_fp32():
     assert k.trace() == pytest.approx(12e72)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_to_dense_in_given_memory(dtype):
+    """Such as a part of that for all layers; it has no limit, since it has been given."""
+    forward, backward = (factor.to(dtype) for factor in reference.factors(12, 2, 3, 5, 4, torch.float32))
+    k = ah.TangentKernel(ah.LayerFactors(forward.requires_grad_(), backward, bias=True))
+    cross = ah.CrossKernel(k, k.subset(torch.arange(4)))
+    for one in (k, cross):
+        alone = one.to_dense()
+        memory = torch.full((2, *one.shape), math.nan, dtype=dtype)
+        found = one.to_dense(out=memory[1], max_bytes=0)
+        assert found.data_ptr() == memory[1].data_ptr()
+        assert torch.equal(found, alone) and memory[0].isnan().all()
+    exact = k.to_dense(out=torch.full(k.shape, math.nan, dtype=torch.float64))
+    expected = reference.kernel(forward, backward, 1.0)
+    assert (exact - expected).norm() <= 4e-15 * expected.norm()
+
+
+def test_to_dense_refuses_memory_that_does_not_fit():
+    k, _ = kernel(s=2)
+    (factors,) = k.factors
+    for out, message in (
+        (torch.empty(36, 35).double(), r"contiguous tensor \[36, 36\], got \[36, 35\]"),
+        (torch.empty(36, 72).double()[:, ::2], r"contiguous tensor \[36, 36\], got \[36, 36\] that is not contiguous"),
+        (torch.empty(36, 36), "a tensor of torch.float64, got torch.float32"),
+        (torch.empty(36, 36, device="meta").double(), "a tensor on cpu, got one on meta"),
+        (torch.empty(36, 36).double().requires_grad_(), "requires no gradient"),
+    ):
+        with pytest.raises(ValueError, match=f"out: expected .*{message}"):
+            k.to_dense(out=out)
+    with pytest.raises(TypeError, match=r"out: expected a tensor \[36, 36\], got list"):
+        k.to_dense(out=[[1.0]])
+    memory = torch.zeros(12 * 2 * 3 * 4 + 36 * 36, dtype=torch.float64)
+    backward = memory[: 12 * 2 * 3 * 4].view(12, 2, 3, 4).copy_(factors.backward)
+    shared = ah.TangentKernel(ah.LayerFactors(factors.forward, backward, bias=True))
+    assert torch.equal(shared.to_dense(out=memory[-36 * 36 :].view(36, 36)), k.to_dense())
+    for one in (shared, ah.CrossKernel(shared, shared)):
+        with pytest.raises(ValueError, match="out: expected memory of its own"):
+            one.to_dense(out=memory[12 * 2 * 3 * 4 - 1 : -1].view(36, 36))
+
+
 A, G = torch.ones(4, 1, 3), torch.ones(4, 1, 2, 5)
 
 

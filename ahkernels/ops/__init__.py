@@ -109,16 +109,21 @@ def tangent_diagonal(batch: KernelBatch) -> Tensor:
     return result
 
 
-def tangent_gram(batch: KernelBatch, precision: str) -> Tensor:
+def tangent_gram(batch: KernelBatch, precision: str, out: Tensor | None = None) -> Tensor:
     """One kernel itself, K [n*o, n*o] in float64 for float64 factors and else float32, exactly symmetric.
 
     Args:
         batch: The kernel.
         precision: "highest", "high" or "medium".
+        out: Contiguous memory for K that no factor shares. In float64 it gets K with the rounding of float64, whatever
+            the factors and the precision are.
 
     Raises:
         RuntimeError: where shapes or dtypes do not fit; the message names the argument.
     """
+    if out is not None:
+        torch.ops.ahkernels.tangent_gram_out(*batch, precision, out)
+        return out
     result: Tensor = torch.ops.ahkernels.tangent_gram(*batch, precision)
     return result
 
@@ -186,7 +191,7 @@ def _plain_moments(*arguments: Any) -> Tensor:
 
 
 def _register() -> None:
-    for name in __all__:
+    for name in (*__all__, "tangent_gram_out"):
         if not hasattr(torch.ops.ahkernels, name):
             continue
         batches = 2 if name == "tangent_cross_product" else 1

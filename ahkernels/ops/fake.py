@@ -35,6 +35,10 @@ def tangent_gram(batch: KernelBatch, precision: str) -> Tensor:
     return batch.forward[0].new_empty(size, size, dtype=tile_dtype(batch.forward[0]))
 
 
+def tangent_gram_out(batch: KernelBatch, precision: str, out: Tensor) -> None:
+    """Nothing is made."""
+
+
 def tangent_moments(batch: KernelBatch, v: Tensor, precision: str, per_output: bool = False) -> Tensor:
     """[q, 4] or [q, 8]."""
     return v.new_empty(batch.kernel_count, 8 if per_output else 4)

@@ -264,6 +264,12 @@ def tangent_gram(batch: KernelBatch, precision: str) -> Tensor:
     return gram_of_panels(lambda now: sum_panel(kernel, now), scaled.steps, batch.n, batch.o, scale)
 
 
+def tangent_gram_out(batch: KernelBatch, precision: str, out: Tensor) -> None:
+    """See `ahkernels.ops.tangent_gram`: K by the device's own op, copied to `out`."""
+    batch = batch.double() if out.dtype == torch.float64 else batch
+    out.copy_(torch.ops.ahkernels.tangent_gram(*batch, precision))
+
+
 def _sum(parts: Iterable[Tensor]) -> Tensor:
     """The sum of new tensors, one after the other."""
     first, *others = parts

@@ -6,6 +6,7 @@ label correlation sum_i lambda_i / lambda_1 <u_i, y~>^2, so that the alignment i
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, eigsh
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from ahkernels.centering import Centering, require_centering
@@ -23,14 +24,16 @@ from ahkernels.statistics.alignment_numbers import inner_product
 from ahkernels.statistics.degenerate import RoundingBound, constant_part, undefined_kernel, undefined_labels
 from ahkernels.statistics.degenerate_warning import OneWarning
 from ahkernels.statistics.labels import Labels
+from ahkernels.statistics.lanczos import largest_eigenpair
 
 Array = NDArray[np.float64]
 Product = Callable[[Array], Array]
 
 # Tolerance of the eigenvector that tells whether one is missing; its eigenvalue is known to the square of that.
 _MISSING_TOLERANCE = 1e-4
-# Kernels of up to so many rows are formed, from products with the identity: cheaper than any iteration.
-_DENSE_ROWS = 512
+# Kernels of up to so many rows are formed, from products with the identity: cheaper than any iteration, of which that
+# for a single eigenvalue is the cheapest.
+_DENSE_ROWS, _DENSE_ROWS_FOR_ONE = 512, 128
 # From this tolerance on products may have the rounding of fp32.
 _FP32_TOLERANCE = 1e-5
 
@@ -62,8 +65,8 @@ def eigenpairs(
 ) -> Eigenpairs:
     """The k largest eigenvalues of C K C, or of K without centering, with their eigenvectors and no K in memory.
 
-    They come from the implicitly restarted Lanczos method of ARPACK. Products are in float64, or in the kernel's own
-    dtype for a tolerance of 1e-5 and more.
+    They come from the implicitly restarted Lanczos method of ARPACK, and a single one from a Lanczos iteration that
+    ends as soon as it may. Products are in float64, or in the kernel's own dtype for a tolerance of 1e-5 and more.
 
     Args:
         kernel: A tangent kernel.
@@ -93,28 +96,31 @@ def eigenpairs(
         raise ValueError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed: expected a whole number of at least 0, got {seed!r}")
-    operator = kernel.linear_operator(centering=centering, exact=tolerance < _FP32_TOLERANCE)
     products = 0
 
     def product(v: Array) -> Array:
         nonlocal products
         products += v.size // rows
-        found: Array = operator @ v
+        of_columns = kernel.product(torch.from_numpy(v), centering=centering, exact=tolerance < _FP32_TOLERANCE)
+        found: Array = of_columns.cpu().numpy().reshape(v.shape)
         return found
 
     random = np.random.default_rng(seed)
     start = random.standard_normal(rows)
     rounding = 1e-14 * kernel.trace()
-    iterates = rows > _DENSE_ROWS and 3 * k <= rows
-    if iterates and _vanishes(product, start, rounding):  # a zero kernel, or a constant one
+    iterates = rows > (_DENSE_ROWS_FOR_ONE if k == 1 else _DENSE_ROWS) and 3 * k <= rows
+    # A zero kernel, or a constant one; without centering the trace tells.
+    if iterates and (rounding == 0 or centering) and _vanishes(product, start, rounding):
         none = [torch.zeros(k, dtype=torch.float64), torch.eye(rows, k, dtype=torch.float64)]
         return Eigenpairs(none[0], none[1], torch.zeros(k, dtype=torch.float64), products)
-    # Beside copies of an eigenvalue ARPACK may stop too soon, by its own estimate of the residual: then once more.
-    for asked in (tolerance / 10, tolerance / 1000):
+    # Rounding adds to the residual that an iteration estimates, and beside copies of an eigenvalue ARPACK may stop too
+    # soon by its own estimate: then once more.
+    first = tolerance / 2 if k == 1 else tolerance / 10
+    for asked in (first, first / 100):
         if iterates:
             # SciPy's BLAS threads and those of the products, which spin for a while, wait for each other: 3 times
             # slower.
-            with threadpool_limits(1, user_api="blas"):
+            with _blas().limit(limits=1, user_api="blas"):
                 values, vectors = _lanczos(product, k, start, asked)
                 if k > 1:
                     values, vectors = _with_missing(product, k, values, vectors, random, asked, rounding)
@@ -151,11 +157,20 @@ def _vanishes(product: Product, start: Array, rounding: float) -> bool:
 
 def _lanczos(product: Product, k: int, start: Array, tolerance: float) -> tuple[Array, Array]:
     """The k largest eigenvalues and their vectors, in no order."""
+    if k == 1:
+        value, vector = largest_eigenpair(product, start, tolerance)
+        return np.array([value]), vector[:, None]
     rows = len(start)
     operator = LinearOperator((rows, rows), matvec=product, dtype=np.float64)
-    kept = min(rows, max(2 * k + 1, min(2 * k + 10, 20)))  # SciPy's 20 take twice the products for k = 1
+    kept = min(rows, max(2 * k + 1, min(2 * k + 10, 20)))
     values, vectors = eigsh(operator, k, which="LA", v0=start, tol=tolerance, ncv=kept)
     return values, vectors
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """The libraries of BLAS, which take a millisecond to find."""
+    return ThreadpoolController()
 
 
 def _with_missing(

@@ -91,6 +91,13 @@ def dense_kernels(
         yield kernel.to_dense(max_bytes=1 << 40)
 
 
+def dense_kernels_at(out: torch.Tensor, model: torch.nn.Module, x: object) -> torch.Tensor:
+    """K of every layer in forward order, written to out [L, n*o, n*o]."""
+    for to, (_, kernel) in zip(out, ah.iter_tangent_kernels(model, x, precision="highest"), strict=True):
+        kernel.to_dense(out=to)
+    return out
+
+
 def largest_eigenvalue(model: torch.nn.Module, x: torch.Tensor, layer: str, tolerance: float) -> torch.Tensor:
     """The largest eigenvalue of one layer's K, not centered, fp64 [1]."""
     kernel = ah.tangent_kernels(model, x, layers=[layer], precision="highest")[layer]

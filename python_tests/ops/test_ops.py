@@ -71,6 +71,38 @@ def test_tangent_gram(op, dtype, shape):
     assert (got - expected).norm() <= tolerance(dtype, sizes[3] + sizes[4]) * expected.norm()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (20, 6, 2, 9, 8, 1.0)], ids=str)
+@pytest.mark.parametrize("by_jacobian", [False, True])
+def test_tangent_gram_in_given_memory(dtype, shape, by_jacobian):
+    """Which is written as a whole; in float64 with the rounding of float64 for factors of any type."""
+    n, s, o, d, m, bias = shape
+    forward, backward = factors(n, s, o, d, m, dtype)
+    expected = reference.kernel(forward, backward, bias)
+    batch = one_layer(forward, backward, bias, by_jacobian)
+    alone = ops.tangent_gram(batch, "highest")
+    memory = torch.full((3, n * o, n * o), math.nan, dtype=alone.dtype)
+    assert ops.tangent_gram(batch, "highest", memory[1]).data_ptr() == memory[1].data_ptr()
+    assert torch.equal(memory[1], alone) and memory[[0, 2]].isnan().all()
+    exact = ops.tangent_gram(batch, "medium", torch.full(expected.shape, math.nan, dtype=torch.float64))
+    assert torch.equal(exact, exact.T)
+    assert (exact - expected).norm() <= 4e-15 * expected.norm()
+    copied = torch.full_like(exact, math.nan)
+    plain.tangent_gram_out(batch, "medium", copied)
+    assert (copied - expected).norm() <= 4e-15 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_tangent_gram_refuses_memory_that_does_not_fit(dtype):
+    batch = one_layer(*factors(4, 1, 2, 3, 5, dtype), 0.0)
+    for out in (torch.empty(8, 9, dtype=dtype), torch.empty(8, 16, dtype=dtype)[:, ::2], torch.empty(64, dtype=dtype)):
+        with pytest.raises(RuntimeError, match=r"out: expected a contiguous tensor of shape \[n\*o, n\*o\] = \[8, 8\]"):
+            ops.tangent_gram(batch, "highest", out)
+    wrong = torch.float32 if dtype == torch.float64 else torch.bfloat16
+    with pytest.raises(RuntimeError, match="out: expected float64 numbers, or float32 for factors below float64"):
+        ops.tangent_gram(batch, "highest", torch.empty(8, 8, dtype=wrong))
+
+
 @pytest.mark.parametrize("op", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -655,6 +687,7 @@ def test_opcheck():
         for op, arguments in [
             (library.centered_inner_products, (*one, [means], "highest")),
             (library.tangent_gram, (*one_layer(forward, backward, 1.0, True), "highest")),
+            (library.tangent_gram_out, (*one, "highest", torch.zeros(15, 15, dtype=torch.float64))),
             (library.tangent_product, (*one, v)),
             (library.tangent_product, (*one, v, True)),
             (library.tangent_cross_product, (*few, *one, v)),
@@ -728,13 +761,14 @@ def test_thin_ops_take_one_kernel():
     one, two = one_layer(a, g, 0.0), kernels([(a, g, 0.0)], [(a, g, 0.0)])
     for name, rest in (
         ("tangent_gram", ("highest",)),
+        ("tangent_gram", ("highest", torch.empty(8, 8))),
         ("tangent_product", (v,)),
         ("tangent_quadratic", (v,)),
         ("tangent_diagonal", ()),
         ("tangent_row_sums", ()),
         ("tangent_cross_product", (one, v)),
     ):
-        with pytest.raises(RuntimeError, match=f"{name}: layers: expected one kernel, got 2"):
+        with pytest.raises(RuntimeError, match=f"{name}(_out)?: layers: expected one kernel, got 2"):
             getattr(ops, name)(two, *rest)
     with pytest.raises(RuntimeError, match="column_layers: expected one kernel, got 2"):
         ops.tangent_cross_product(one, two, v)

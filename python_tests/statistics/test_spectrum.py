@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import ahkernels as ah
 from ahkernels.outputs import OutputSelection
+from ahkernels.statistics.lanczos import largest_eigenpair
 
 
 def of_spectrum(values: Tensor, *, o: int = 2, seed: int = 0) -> tuple[ah.TangentKernel, Tensor]:
@@ -51,6 +52,40 @@ def test_eigenpairs_against_a_dense_decomposition(name, centering, k):
     assert (found.residuals - (dense @ found.vectors - found.vectors * found.values).norm(dim=0)).abs().max() < 1e-12
     assert (found.vectors.T @ found.vectors - torch.eye(k)).abs().max() < 1e-10
     assert torch.allclose(ah.eigenvalues(kernel, k, centering=centering), found.values, rtol=1e-10)
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-5, 1e-10])
+@pytest.mark.parametrize("centering", ["global", "per_output", None])
+@pytest.mark.parametrize("name", list(spectra()))
+def test_the_largest_eigenpair_alone(name, centering, tolerance):
+    """Its iteration ends as soon as it may: the residual keeps the tolerance, and so does the eigenvalue."""
+    kernel, dense = of_spectrum(spectra()[name])
+    dense = reference.centered(dense, centering, o=2)
+    largest = float(torch.linalg.eigvalsh(dense)[-1])
+    for seed in range(3):
+        found = ah.eigenpairs(kernel, 1, centering=centering, tolerance=tolerance, seed=seed)
+        (value,), (vector,) = found.values, found.vectors.T
+        residual = float((dense @ vector - vector * value).norm())
+        assert residual <= tolerance * largest and float(found.residuals) == pytest.approx(residual, abs=1e-12)
+        assert float(vector.norm()) == pytest.approx(1, rel=1e-12)
+        assert abs(value - largest) <= tolerance * largest
+        again = ah.eigenpairs(kernel, 1, centering=centering, tolerance=tolerance, seed=seed)
+        assert torch.equal(again.vectors, found.vectors)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 19, 20, 21, 22, 60])
+def test_lanczos_iteration_on_few_rows(rows):
+    """Whose basis is full before, at and after it spans all of them."""
+    generator = np.random.default_rng(rows)
+    root = generator.standard_normal((rows, rows))
+    values, vectors = np.linalg.eigh(root @ root.T)
+    value, vector = largest_eigenpair((root @ root.T).__matmul__, generator.standard_normal(rows), 1e-13)
+    assert value == pytest.approx(values[-1], rel=1e-12)
+    assert abs(vector @ vectors[:, -1]) == pytest.approx(1, rel=1e-10)
+    assert largest_eigenpair(lambda v: 0 * v, np.ones(rows), 1e-13)[0] == 0
+    calls = []
+    largest_eigenpair(lambda v: (calls.append(v), 2 * v)[1], np.ones(rows), 1e-13)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("size", [30, 600])

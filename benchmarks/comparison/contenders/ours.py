@@ -33,10 +33,8 @@ def prepare(problem: Problem, variant: str) -> Callable[[], np.ndarray]:
             return ours.largest_eigenvalue(model, x[:n], name, EIGENVALUE_TOLERANCE).numpy()
         if task.quantity == "layer_kernels":
             rows = n * task.outputs
-            out = torch.empty(task.depth, rows, rows)
-            for of_layer, k in zip(out, ours.dense_kernels(model, x[:n]), strict=True):
-                of_layer.copy_(k)
-            return out.numpy()
+            out = torch.empty(task.depth, rows, rows, device=x.device)
+            return ours.dense_kernels_at(out, model, x[:n]).cpu().numpy()
         layers = {"network": "*"} if task.quantity == "network_kernel" else [name]
         return next(ours.dense_kernels(model, x[:n], layers)).cpu().numpy()
 

@@ -498,9 +498,12 @@ T dot(const Strided& x, int64_t k, const T* y) {
     }
     for (int64_t i = begin; i < k; ++i) sums[0] += static_cast<T>(to_float(from[i * x.k_stride])) * y[i];
   });
-  T total = 0;
-  for (int64_t lane = 0; lane < kLanes; ++lane) total += sums[lane];
-  return total * static_cast<T>(x.scale);
+#pragma GCC unroll 4
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {  // in steps that do not wait for each other
+#pragma GCC unroll 8
+    for (int64_t lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+  }
+  return sums[0] * static_cast<T>(x.scale);
 }
 
 // A vector of the numbers from `from` on.

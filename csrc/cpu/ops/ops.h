@@ -29,6 +29,8 @@ Tensor tangent_diagonal(const KernelBatch& batch);
 
 Tensor tangent_gram(const KernelBatch& batch, const std::string& precision);
 
+void tangent_gram_out(const KernelBatch& batch, const std::string& precision, const Tensor& out);
+
 Tensor tangent_product(const KernelBatch& batch, const Tensor& v, bool fp32);
 
 Tensor tangent_quadratic(const KernelBatch& batch, const Tensor& v);

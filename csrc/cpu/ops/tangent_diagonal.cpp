@@ -45,14 +45,14 @@ void diagonal_of_pairs(const LayerFactors& layer, double* out) {
   const TileKernels<double>& tiles = double_kernels();
   const int64_t longest = std::max(layer.d, layer.m), pairs = layer.s * layer.s;
   std::vector<double> scratch(thread_count() * (longest + 2 * pairs));
+  const BackwardRows backward(layer);
   for_each_item(layer.n, 32, [&](int64_t x, int64_t thread) {
     double* p = scratch.data() + thread * (longest + 2 * pairs);
     double* q = p + pairs;
     double* copy = q + pairs;
     inner_products(tiles, layer.s, layer.d, [&](int64_t position) { return layer.forward_rows(x, position); }, copy, p);
     for (int64_t i = 0; i < layer.o; ++i) {
-      inner_products(
-          tiles, layer.s, layer.m, [&](int64_t position) { return layer.backward_rows(x, position, i); }, copy, q);
+      inner_products(tiles, layer.s, layer.m, [&](int64_t position) { return backward.at(x, position, i); }, copy, q);
       double sum = 0;
       for (int64_t pair = 0; pair < pairs; ++pair) sum += (p[pair] + layer.bias) * q[pair];
       out[x * layer.o + i] = sum;

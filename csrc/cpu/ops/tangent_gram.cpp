@@ -12,6 +12,8 @@
 namespace ahkernels::cpu {
 namespace {
 
+using torch::headeronly::ScalarType;
+
 // Tiles (i, j) of a pair of panels are made for this many j before they are written, so that rows of K are written in
 // runs.
 constexpr int64_t kOutputs = 16;
@@ -19,16 +21,54 @@ constexpr int64_t kOutputs = 16;
 // The rows of this many samples are filled in together on the diagonal. A panel has a multiple of them.
 constexpr int64_t kSamples = 4;
 
-// Mirrors the block of K of two different panels, in squares that the first-level cache holds.
+// to [cols, rows] = the transpose of from [rows, cols], where change(numbers) has been called for a vector or a number.
+// Four rows and columns at a time, since single numbers would be written to as many cache lines; the last four again
+// take some of those before, so that none are left.
+template <class T, class Change>
+void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t cols, T* to, int64_t to_stride,
+               const Change& change) {
+  typedef T Quarter __attribute__((vector_size(4 * sizeof(T))));
+  typedef T Unaligned __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
+  if (rows < 4 || cols < 4) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < cols; ++c) {
+        T number = from[r * from_stride + c];
+        change(number);
+        to[c * to_stride + r] = number;
+      }
+    }
+    return;
+  }
+  for (int64_t left = 0; left < cols; left += 4) {
+    const int64_t c = std::min(left, cols - 4);
+    for (int64_t top = 0; top < rows; top += 4) {
+      const int64_t r = std::min(top, rows - 4);
+      Quarter row[4];
+      for (int64_t i = 0; i < 4; ++i) {
+        row[i] = *reinterpret_cast<const Unaligned*>(from + (r + i) * from_stride + c);
+        change(row[i]);
+      }
+      const Quarter low01 = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5),
+                    high01 = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7),
+                    low23 = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5),
+                    high23 = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+      const Quarter column[4] = {
+          __builtin_shufflevector(low01, low23, 0, 1, 4, 5), __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
+          __builtin_shufflevector(high01, high23, 0, 1, 4, 5), __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+      for (int64_t i = 0; i < 4; ++i) *reinterpret_cast<Unaligned*>(to + (c + i) * to_stride + r) = column[i];
+    }
+  }
+}
+
+// Mirrors the block of K of two different panels, in squares whose cache lines are read and written as a whole.
 template <class T>
 void mirror(const PanelPair& pair, int64_t block, int64_t size, T* out) {
-  constexpr int64_t kStep = 32;
+  constexpr int64_t kStep = 16;
   const int64_t row_end = std::min((pair.row + 1) * block, size), col_end = std::min((pair.col + 1) * block, size);
   for (int64_t col = pair.col * block; col < col_end; col += kStep) {
     for (int64_t row = pair.row * block; row < row_end; row += kStep) {
-      for (int64_t c = col; c < std::min(col + kStep, col_end); ++c) {
-        for (int64_t r = row; r < std::min(row + kStep, row_end); ++r) out[c * size + r] = out[r * size + c];
-      }
+      transpose(out + row * size + col, size, std::min(kStep, row_end - row), std::min(kStep, col_end - col),
+                out + col * size + row, size, [](auto&) {});
     }
   }
 }
@@ -84,11 +124,9 @@ void gram(const TileKernels<T>& tiles, const std::vector<LayerFactors>& layers, 
       T* gathered = scratch.at<T>(thread * kOutputs * tile_bytes);
       maker.make(i, begin, begin + outputs, [&](size_t, int64_t j) { return gathered + (j - begin) * kTileSize; });
       for (int64_t r = 0; r < maker.row_count(); ++r) {
-        T* to = out + ((pair.row * kPanel + r) * o + i) * size + pair.col * kPanel * o + begin;
-        for (int64_t j = 0; j < outputs; ++j) {
-          const T* from = gathered + j * kTileSize + r * kPanel;
-          for (int64_t c = 0; c < maker.col_count(); ++c) to[c * o + j] = from[c] * unscale * unscale_again;
-        }
+        transpose(gathered + r * kPanel, kTileSize, outputs, maker.col_count(),
+                  out + ((pair.row * kPanel + r) * o + i) * size + pair.col * kPanel * o + begin, o,
+                  [&](auto& numbers) { numbers = numbers * unscale * unscale_again; });
       }
     }
     const bool last = left[triangle_index(pair)].fetch_sub(1) == 1;
@@ -102,22 +140,43 @@ void gram(const TileKernels<T>& tiles, const std::vector<LayerFactors>& layers, 
   });
 }
 
+std::vector<LayerFactors> layers_of(const std::string& op, const KernelBatch& batch, const std::string& precision) {
+  const std::vector<LayerFactors> layers = layer_factors_of(op, batch, Scaling::kByKernel);
+  require_one_kernel(op, batch);
+  check_precision(op, precision);
+  return layers;
+}
+
+// In the numbers of `out`; in fp64 the products of factors of any type are exact up to its rounding.
+void gram(const std::vector<LayerFactors>& layers, const std::string& precision, const Tensor& out) {
+  if (out.scalar_type() == ScalarType::Double) {
+    gram(double_kernels(), layers, static_cast<double*>(out.mutable_data_ptr()));
+  } else {
+    gram(float_kernels(precision), layers, static_cast<float*>(out.mutable_data_ptr()));
+  }
+}
+
 }  // namespace
 
 Tensor tangent_gram(const KernelBatch& batch, const std::string& precision) {
-  const std::vector<LayerFactors> layers = layer_factors_of("tangent_gram", batch, Scaling::kByKernel);
-  require_one_kernel("tangent_gram", batch);
-  check_precision("tangent_gram", precision);
-  const Tensor& like = batch.forward[0];
+  const std::vector<LayerFactors> layers = layers_of("tangent_gram", batch, precision);
   const int64_t size = layers[0].n * layers[0].o;
-  if (layers[0].element == Element::kDouble) {
-    Tensor out = torch::stable::new_empty(like, {size, size});
-    gram(double_kernels(), layers, static_cast<double*>(out.mutable_data_ptr()));
-    return out;
-  }
-  Tensor out = torch::stable::new_empty(like, {size, size}, torch::headeronly::ScalarType::Float);
-  gram(float_kernels(precision), layers, static_cast<float*>(out.mutable_data_ptr()));
+  const bool in_double = layers[0].element == Element::kDouble;
+  Tensor out =
+      torch::stable::new_empty(batch.forward[0], {size, size}, in_double ? ScalarType::Double : ScalarType::Float);
+  gram(layers, precision, out);
   return out;
+}
+
+void tangent_gram_out(const KernelBatch& batch, const std::string& precision, const Tensor& out) {
+  const std::vector<LayerFactors> layers = layers_of("tangent_gram_out", batch, precision);
+  const int64_t size = layers[0].n * layers[0].o;
+  STD_TORCH_CHECK(out.dim() == 2 && out.size(0) == size && out.size(1) == size && out.is_contiguous(),
+                  "tangent_gram_out: out: expected a contiguous tensor of shape [n*o, n*o] = [", size, ", ", size, "]");
+  const bool in_double = out.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(in_double || (out.scalar_type() == ScalarType::Float && layers[0].element != Element::kDouble),
+                  "tangent_gram_out: out: expected float64 numbers, or float32 for factors below float64");
+  gram(layers, precision, out);
 }
 
 }  // namespace ahkernels::cpu

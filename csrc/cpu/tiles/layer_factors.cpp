@@ -64,12 +64,14 @@ Strided LayerFactors::forward_rows(int64_t sample, int64_t position) const {
 }
 
 Strided LayerFactors::backward_rows(int64_t sample, int64_t position, int64_t output) const {
-  const Strided all{backward.const_data_ptr(), element, 1, backward.stride(3), backward_scale};
-  Strided rows =
-      all.from_row(sample * backward.stride(0) + position * backward.stride(1) + output * backward.stride(2));
-  rows.row_stride = backward.stride(0);
-  return rows;
+  return BackwardRows(*this).at(sample, position, output);
 }
+
+BackwardRows::BackwardRows(const LayerFactors& layer)
+    : elements_{layer.backward.const_data_ptr(), layer.element, 1, layer.backward.stride(3), layer.backward_scale},
+      sample_stride_(layer.backward.stride(0)),
+      position_stride_(layer.backward.stride(1)),
+      output_stride_(layer.backward.stride(2)) {}
 
 void check_columns(const std::string& op, const LayerFactors& layer, const Tensor& v) {
   STD_TORCH_CHECK(v.dim() == 3 && v.size(0) == layer.n && v.size(1) == layer.o && v.size(2) > 0 && v.is_contiguous() &&

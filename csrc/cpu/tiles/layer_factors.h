@@ -42,6 +42,24 @@ struct LayerFactors {
   Strided backward_rows(int64_t sample, int64_t position, int64_t output) const;
 };
 
+// The rows of a layer's backward factor, for loops over single rows: a tensor takes as long to tell a stride as a short
+// row takes to be multiplied.
+class BackwardRows {
+ public:
+  explicit BackwardRows(const LayerFactors& layer);
+
+  // Rows at `position` and `output`, from `sample` on: [*, m].
+  Strided at(int64_t sample, int64_t position, int64_t output) const {
+    Strided rows = elements_.from_row(sample * sample_stride_ + position * position_stride_ + output * output_stride_);
+    rows.row_stride = sample_stride_;
+    return rows;
+  }
+
+ private:
+  const Strided elements_;
+  const int64_t sample_stride_, position_stride_, output_stride_;
+};
+
 // Whether to look for the largest magnitudes of factors.
 enum class Scaling { kNone, kByKernel, kByLayer };
 

@@ -46,19 +46,26 @@ class PackedMatrix {
   const AlignedBuffer memory_;
 };
 
-// out [a.rows, b.rows] += a b^T + constant
+// out [a.rows, b.rows] += a b^T + constant. Of a matrix with itself, tiles below the diagonal are mirrored.
 template <class T>
 void add_product(const TileKernels<T>& tiles, const PackedMatrix<T>& a, const PackedMatrix<T>& b, T constant,
                  std::vector<T>& out) {
   constexpr int64_t kTileBytes = kTileSize * static_cast<int64_t>(sizeof(T));
   AlignedBuffer scratch(thread_count() * kTileBytes);
-  for_each_item(a.panels * b.panels, 1, [&](int64_t item, int64_t thread) {
-    const int64_t row = item / b.panels * kPanel, col = item % b.panels * kPanel;
+  const bool symmetric = &a == &b;
+  const int64_t pairs = symmetric ? a.panels * (a.panels + 1) / 2 : a.panels * b.panels;
+  for_each_item(pairs, 1, [&](int64_t item, int64_t thread) {
+    const PanelPair pair = symmetric ? triangle_pair(item) : rectangle_pair(item, b.panels);
+    const int64_t row = pair.row * kPanel, col = pair.col * kPanel;
     const int64_t rows = std::min(kPanel, a.rows - row), cols = std::min(kPanel, b.rows - col);
     T* tile = scratch.at<T>(thread * kTileBytes);
-    tiles.gemm(tiles.padded(a.k), a.at(row / kPanel), b.at(col / kPanel), rows, cols, /*accumulate=*/false, tile);
+    tiles.gemm(tiles.padded(a.k), a.at(pair.row), b.at(pair.col), rows, cols, /*accumulate=*/false, tile);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < cols; ++c) out[(row + r) * b.rows + col + c] += tile[r * kPanel + c] + constant;
+    }
+    if (!symmetric || pair.row == pair.col) return;
+    for (int64_t c = 0; c < cols; ++c) {
+      for (int64_t r = 0; r < rows; ++r) out[(col + c) * b.rows + row + r] += tile[r * kPanel + c] + constant;
     }
   });
 }
@@ -207,10 +214,11 @@ class ThinProduct {
   // h_v as [(x, s), v, width] for the samples [first, first + count)
   std::vector<T> contract(int64_t first, int64_t count, int64_t begin, int64_t width) const {
     std::vector<T> h(count * layer_.s * columns_ * width, T{0});
+    const BackwardRows backward(layer_);
     for_each_item(count, 32, [&](int64_t x, int64_t) {
       for (int64_t position = 0; position < layer_.s; ++position) {
         for (int64_t i = 0; i < layer_.o; ++i) {
-          const Strided g = layer_.backward_rows(first + x, position, i).from_k(begin);
+          const Strided g = backward.at(first + x, position, i).from_k(begin);
           for (int64_t v = 0; v < columns_; ++v) {
             tiles_.axpy(static_cast<T>(v_[((first + x) * layer_.o + i) * columns_ + v]), g, width,
                         h.data() + ((x * layer_.s + position) * columns_ + v) * width);
@@ -224,10 +232,11 @@ class ThinProduct {
   // out += sum_s <g_s, t> for the samples [first, first + count) of `others`
   void expand(const LayerFactors& others, const std::vector<T>& t, int64_t first, int64_t count, int64_t begin,
               int64_t width, double* out) const {
+    const BackwardRows backward(others);
     for_each_item(count, 32, [&](int64_t x, int64_t) {
       for (int64_t position = 0; position < others.s; ++position) {
         for (int64_t i = 0; i < others.o; ++i) {
-          const Strided g = others.backward_rows(first + x, position, i).from_k(begin);
+          const Strided g = backward.at(first + x, position, i).from_k(begin);
           for (int64_t v = 0; v < columns_; ++v) {
             out[((first + x) * others.o + i) * columns_ + v] += static_cast<double>(
                 tiles_.dot(g, width, t.data() + ((x * others.s + position) * columns_ + v) * width));
