@@ -88,8 +88,8 @@ class _Chunks:
 
     def add(self, samples: slice, a: Tensor, g: Tensor) -> None:
         """Adds a [k, s, d] and g [r, k, s, m]."""
-        if len(a) == self.n:  # no copy
-            self.a, self.g = a, g
+        if len(a) == self.n:
+            self.a, self.g = _read_in_rows(a), _read_in_rows(g)
             return
         nothing = 0 if a.is_floating_point() else -1  # no word
         if self.a.shape[2] == self.g.shape[3] == 0:
@@ -103,6 +103,11 @@ class _Chunks:
             self.g = functional.pad(self.g, (0, 0, 0, missing))
         self.a[samples, : a.shape[1]] = a
         self.g[:, samples, : a.shape[1]] = g
+
+
+def _read_in_rows(factor: Tensor) -> Tensor:
+    """The same factor with the numbers of a position side by side, as products read them; mostly no copy."""
+    return factor if factor.stride(-1) == 1 else factor.contiguous()
 
 
 def one_hot(words: Tensor, dtype: torch.dtype) -> Tensor:

@@ -6,7 +6,8 @@ Jacobian sum_s g_s a_s^T has m (d + b) numbers for each of r cotangents. It cost
 then K costs n^2 e m (d + b). There are two ways to have the Jacobian. Either it is formed once, as the layer is
 captured, and kept instead of the factors; or, where the factors are smaller, the factors are kept and a slice of the
 Jacobian at a time is formed from them, again for each block of samples. The choice depends on the shapes and the memory
-budget alone: it is the cheapest of the routes that fit the budget.
+budget alone: it is the cheapest of the routes that fit the budget, and of two that cost the same, the one that holds
+less.
 
 Where none fits, the layer is cut. The route that holds least is then taken by one block of samples at a time, and each
 pair of blocks gives a part of K; of a layer without a rule, whose Jacobian comes from the model itself, slices of the
@@ -122,7 +123,8 @@ def choose_route(shape: Shape, most_numbers: int, budget: int, *, keep_factors: 
     found = [route for route in routes(shape) if not (keep_factors and route.name == "jacobian")]
     fitting = [route for route in found if route.numbers <= most_numbers]
     if fitting:
-        return min(fitting, key=lambda route: route.cost)
+        # Of two at one cost, the one that holds less: more layers fit one pass over the model then.
+        return min(fitting, key=lambda route: (route.cost, route.numbers))
     least = min(found, key=lambda route: (route.numbers, route.cost))
     return least if keep_factors else _or_root(least, shape.n * shape.r, budget)
 

@@ -48,6 +48,8 @@ def test_the_route_is_the_cheapest_that_fits():
     assert choice(1000, 4, 256, 256) == "pairs"  # 16 pairs against 256 numbers for each of m
     assert choice(1000, 1024, 27, 64) == "jacobian"  # a convolution on an image
     assert choice(1000, 1024, 27, 64, keep_factors=True) == "jacobian slices"
+    assert choice(128, 64, 2304, 256) == "jacobian slices"  # formed once, too, since K is one block
+    assert choice(128, 1024, 27, 64) == "jacobian"  # which has fewer numbers than the factors
     assert choice(1000, 64, 2304, 256) == "jacobian"
     assert choice(1000, 64, 2304, 256, 1 << 29) == "jacobian slices"  # 5.9e9 numbers, in factors 0.3e9
     assert choice(1000, 1024, 27, 64, 1) == "root"  # K has fewer numbers than that

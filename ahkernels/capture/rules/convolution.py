@@ -69,16 +69,17 @@ class ConvolutionRule:
         n, c = recorded.shape[:2]
         dims, groups = len(module.kernel_size), module.groups
         under = patches(recorded, module.kernel_size, module.stride, module.dilation)  # [n, c, positions..., kernel...]
-        order = [0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims)]
+        order = [0, 1, *range(2 + dims, 2 + 2 * dims), *range(2, 2 + dims)]
         numbers = c // groups * torch.Size(module.kernel_size).numel()
-        a = under.permute(order).reshape(n, -1, groups * numbers)
+        # Positions come last, as in the input, so that copies take whole rows of it, and 1 x 1 kernels take none.
+        columns = under.permute(order).reshape(n, groups * numbers, -1)
         g = gradient.flatten(3)  # [r, n, channels, p]
         if groups == 1:
-            return a, g.transpose(2, 3)
+            return columns.transpose(1, 2), g.transpose(2, 3)
         jacobian = torch.einsum(
-            "rngmp,npgd->rngmd", torch.unflatten(g, 2, (groups, -1)), torch.unflatten(a, 2, (groups, numbers))
+            "rngmp,ngdp->rngmd", torch.unflatten(g, 2, (groups, -1)), torch.unflatten(columns, 1, (groups, numbers))
         )
-        return a.new_empty(n, 1, 0), with_bias(jacobian.flatten(2), g, module.bias)
+        return g.new_empty(n, 1, 0), with_bias(jacobian.flatten(2), g, module.bias)
 
     def has_bias(self, module: Any) -> bool:
         """Tells whether there is a bias, or a Jacobian, whose forward Gram is all ones."""

@@ -389,6 +389,13 @@ bool fit_memory(const TileKernels<T>& tiles, const std::vector<LayerFactors>& la
   return TilesInMemory<T>::bytes(layers, TileBlock{0, panels, 0, panels, 0, o}) <= most;
 }
 
+// About how many multiply-adds the tiles of a layer take.
+inline double multiply_adds(const LayerFactors& layer) {
+  const double n = layer.n, o = layer.o, s = layer.s, d = layer.d, m = layer.m;
+  if (layer.by_jacobian) return n * o * (s + n * o / 2) * m * d;
+  return n * s * n * s * (d + o * o * m) / 2;
+}
+
 // Whether one thread takes the whole group: several would wait for one another more than they would help.
 template <class T>
 bool is_small(const TileKernels<T>& tiles, const std::vector<LayerFactors>& layers) {
@@ -411,10 +418,17 @@ std::vector<MomentsOfKernel> moments_of_batch(const TileKernels<T>& tiles, const
     for (size_t k = 0; k < group.kernels.size(); ++k) found[group.kernels[k]] = of_group[k];
   };
   std::vector<Group> groups = groups_of(batch, layers);
+  double all = 0;
+  for (const LayerFactors& layer : layers) all += multiply_adds(layer);
+  const double share = all / static_cast<double>(thread_count());
   const auto others = std::stable_partition(groups.begin(), groups.end(), [&](const Group& group) {
-    return is_small(tiles, layers_of(group, Scaling::kNone));
+    const std::vector<LayerFactors> of_group = layers_of(group, Scaling::kNone);
+    double work = 0;
+    for (const LayerFactors& layer : of_group) work += multiply_adds(layer);
+    return work <= share && is_small(tiles, of_group);
   });
-  // Small groups are taken side by side, where there are enough of them for all threads.
+  // Small groups are taken side by side, where there are enough of them for all threads. One that is more than a
+  // thread's share of the work would keep the other threads waiting.
   const int64_t small = others - groups.begin(), side_by_side = small < thread_count() ? 0 : small;
   for_each_item(side_by_side, 1, [&](int64_t item, int64_t) { measure(groups[item]); });
   for (size_t group = side_by_side; group < groups.size(); ++group) measure(groups[group]);

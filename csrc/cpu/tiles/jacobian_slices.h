@@ -2,7 +2,8 @@
 // that no whole Jacobian is held.
 //
 // The weight [m, d] is cut into tiles of kPanel x kPanel, where J is a product over positions. A slice is a few tiles
-// side by side, in the order [tile][m][d] with zeros where the weight ends. The bias comes last, as sqrt(b) sum_s g_s.
+// side by side, in the order [tile][m][d], with the rows that the weight has and zeros where its columns end. The bias
+// comes last, as sqrt(b) sum_s g_s.
 #pragma once
 
 #include <algorithm>
@@ -35,7 +36,7 @@ class JacobianSlices {
   int64_t row_numbers() const { return width_ * kTileSize; }
   int64_t numbers(int64_t slice) const {
     if (slice >= weight_slices_) return std::min(row_numbers(), layer_.m - (slice - weight_slices_) * row_numbers());
-    return std::min(width_, d_tiles_ - slice % d_slices_ * width_) * kTileSize;
+    return tiles_of(slice) * m_count(slice) * kPanel;
   }
 
   // out [(x, i), row_numbers()] for the samples [first, first + count)
@@ -54,9 +55,13 @@ class JacobianSlices {
   // Bytes of kPanel rows with a number for each position.
   int64_t packed_bytes() const { return tiles_.panel_bytes(layer_.s); }
 
+  // Tiles side by side in a slice of the weight, and their rows.
+  int64_t tiles_of(int64_t slice) const { return std::min(width_, d_tiles_ - slice % d_slices_ * width_); }
+  int64_t m_count(int64_t slice) const { return std::min(kPanel, layer_.m - slice / d_slices_ * kPanel); }
+
   void weight(int64_t slice, int64_t x, int64_t thread, T* rows) const {
-    const int64_t m_begin = slice / d_slices_ * kPanel, m_count = std::min(kPanel, layer_.m - m_begin);
-    const int64_t first_tile = slice % d_slices_ * width_, count = numbers(slice) / kTileSize;
+    const int64_t m_begin = slice / d_slices_ * kPanel, m_count = this->m_count(slice);
+    const int64_t first_tile = slice % d_slices_ * width_, count = tiles_of(slice), numbers_of_tile = m_count * kPanel;
     std::byte* packed = memory_.at<std::byte>(thread * (width_ + 1) * packed_bytes());
     const auto columns = [&](int64_t tile) { return std::min(kPanel, layer_.d - (first_tile + tile) * kPanel); };
     for (int64_t tile = 0; tile < count; ++tile) {
@@ -69,12 +74,11 @@ class JacobianSlices {
       const Strided g = transposed(layer_.backward_rows(x, 0, i), layer_.backward.stride(1));
       tiles_.pack(g.from_row(m_begin), nullptr, m_count, layer_.s, packed);
       for (int64_t tile = 0; tile < count; ++tile) {
-        T* to = rows + i * row_numbers() + tile * kTileSize;
-        if (columns(tile) < kPanel) std::fill(to, to + kTileSize, T{0});
+        // A product may write rows past m_count, where the next tile comes or the row of the slice has ended.
+        T* to = rows + i * row_numbers() + tile * numbers_of_tile;
+        if (columns(tile) < kPanel) std::fill(to, to + numbers_of_tile, T{0});
         tiles_.gemm(tiles_.padded(layer_.s), packed, packed + (1 + tile) * packed_bytes(), m_count, columns(tile),
                     /*accumulate=*/false, to);
-        // A product may write rows past m_count, from a part of the panel that was not packed.
-        std::fill(to + m_count * kPanel, to + kTileSize, T{0});
         if (mean_ == nullptr) continue;
         for (int64_t r = 0; r < m_count; ++r) {
           const double* from = mean_of(i) + (m_begin + r) * layer_.d + (first_tile + tile) * kPanel;
