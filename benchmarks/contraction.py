@@ -130,7 +130,7 @@ def compare(case: Case, best: Ceilings, repeats: int) -> dict[str, object]:
         jobs["plain torch, outputs first"] = of_kernel_in_plain_torch
     samples, scale = case.n, 1.0
     if counts["tiles"] > MOST_FLOPS:
-        samples = max(32, int(case.n * (MOST_FLOPS / counts["tiles"]) ** 0.5))
+        samples = max(64, int(case.n * (MOST_FLOPS / counts["tiles"]) ** 0.5))
         scale = counts["tiles"] / flops(samples, case.o, [case.shape])["tiles"]
     else:
         jobs["tiles"] = by_tiles
