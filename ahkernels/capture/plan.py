@@ -262,9 +262,9 @@ def _plan(
     of_structure = known(model, x, forward, selected.layers, [chosen, keep_factors, grams, evaluating])
     layers = [layer.without_rule() if layer.name in of_structure.without_rule else layer for layer in selected.layers]
     new_twin = functools.partial(Twin, model, evaluating=evaluating)
-    trace = None
+    trace, random = None, RandomNumbers(x.device)
     if of_structure.trace is not None and options.certify > 0 and not of_structure.certifies(options.certify):
-        trace = of_structure.trace.again(forward, new_twin, model, x, layers)
+        trace = of_structure.trace.again(forward, new_twin, model, x, layers, random)
     if trace is None:
         try:
             trace = trace_model(forward, new_twin, model, x, layers, of_structure.failed)
@@ -274,6 +274,8 @@ def _plan(
                 raise ValueError(wrong) from error
             _require_some_samples(forward, new_twin, x, error)
             raise
+        if trace.draws:
+            random.restore()
         of_structure.trace = RememberedTrace.of(trace)
     outputs = OutputSelection(options.outputs, trace.output.shape[1])
     item = max(model.get_parameter(name).dtype.itemsize for layer in layers for name in layer.parameters)

@@ -42,7 +42,13 @@ class RememberedTrace:
         return cls(trace) if plain and not trace.draws else None
 
     def again(
-        self, forward: Forward, new_twin: Callable[..., Twin], model: nn.Module, x: Batch, layers: Sequence[Layer]
+        self,
+        forward: Forward,
+        new_twin: Callable[..., Twin],
+        model: nn.Module,
+        x: Batch,
+        layers: Sequence[Layer],
+        random: RandomNumbers,
     ) -> Trace | None:
         """The trace for other parameters and samples; None where the model has to be traced anew.
 
@@ -52,17 +58,16 @@ class RememberedTrace:
             model: The network itself.
             x: Its inputs.
             layers: The layers to record.
+            random: The states of random numbers before.
         """
         few = x[few_samples(len(x))]
         written = [*model.parameters(), *few.tensors]
-        random, versions = RandomNumbers(x.device), [version_of(one) for one in written]
+        versions = [version_of(one) for one in written]
         try:
             call = call_model(forward, new_twin(), few, layers)
         except Exception:  # which the trace explains
-            random.restore()
             return None
-        if random.drawn():
-            random.restore()
+        if random.drawn():  # by the model, or by another thread, whose numbers are not to come once more
             return None
         if [version_of(one) for one in written] != versions or call.shapes != self._shapes:
             return None

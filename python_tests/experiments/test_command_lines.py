@@ -151,7 +151,7 @@ DEFAULTS = {
     "alignment_hierarchy": ("0.9", "0.0005", "0.003", "128", "digits", "runs/alignment_hierarchy-DATASET"),
     "depth_scaling": ("[4, 6, 10, 16, 24]", "64", "[20]", "1.0", "10", "2000", "runs/depth_scaling-DATASET"),
     "early_training": ("0.003", "256", "100", "20", "[0.0, 2.0]", "feedforward", "runs/early_training-DATASET[-MODEL]"),
-    "equilibrium": ("0.1", "20", "16", "[64, 128, 256, 512, 1024]", "10000", "24", "runs/equilibrium"),
+    "equilibrium": ("0.1", "20", "16", "[64, 128, 256, 512, 1024]", "3000", "24", "runs/equilibrium"),
     "feature_evolution": ("100", "5", "128", "0.003", "400", "20", "[0, 30, 300]", "200", "digits"),
     "frozen_networks": ("[128, 512]", "[0.01, 1.0]", "0.1", "5", "25", "digits"),
     "hyperparameters": ("0.9", "0.0005", "0.1", "[32, 128, 512]", "['sgd', 'adam']", "feedforward", "digits"),
