@@ -34,6 +34,7 @@ from ahkernels.ops.batch import Layer
 from ahkernels.ops.scaling import power_of_two
 
 _NUMBERS = 1 << 22  # that are held at a time: of T, of a block of pairs of samples, of means
+_PART_OF_FACTOR = 8  # or of T so small a part of the backward factor, so that slices are wide enough
 _NUMBERS_IN_CACHE = 1 << 19  # of the backward factor, while T is formed from them
 _NO_SCALE = 2**16  # up to this power of two, fourth powers neither overflow nor vanish in float32
 _WIDTH = 64  # pre-activations in a slice of T
@@ -145,7 +146,8 @@ def _slices(first: _Layer, second: _Layer, samples: slice, dtype: torch.dtype) -
     """
     n, symmetric = samples.stop - samples.start, first is second
     (_, o, m), columns = first.g.shape, second.g.shape[2]
-    width = max(1, min(_WIDTH, _NUMBERS // (min(len(first.g), _BLOCK) * columns)))  # the same for all blocks
+    numbers = max(_NUMBERS, first.g.numel() // _PART_OF_FACTOR)
+    width = max(1, min(_WIDTH, numbers // (min(len(first.g), _BLOCK) * columns)))  # the same for all blocks
     held = max(width, _NUMBERS // (n * columns) // width * width)  # slices that are formed together
     step = max(1, _NUMBERS_IN_CACHE // (o * max(m, columns)))
     for begin in range(0, m, held):
