@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 Order: TypeAlias = Literal["tiles", "outputs first", "parameters first"]
 
-# Flops of tiles that take as long as a flop of the other orders, at the smallest sizes where these pay, and as what is
-# done with each pair of samples once its outputs are contracted.
-_FLOP_OF_OUTPUTS, _FLOP_OF_PARAMETERS, _PAIR = 2.0, 1.5, 400
+# Flops of tiles that take as long as a flop of the other orders, but for the forward Gram, at the smallest sizes where
+# these pay; and as what is done with each pair of samples once its outputs are contracted.
+_FLOP_OF_OUTPUTS, _FLOP_OF_PARAMETERS, _PAIR = 2.0, 1.5, 300
 # Other orders are taken where they cost so small a part of what tiles do, and where that is worth their calls.
 _GAIN, _LEAST_FLOPS = 0.6, 1e9
 # The square matrix over parameters has so many rows at most.
@@ -42,8 +42,11 @@ def order_of(n: int, o: int, layers: Sequence[LayerShape], *, by_output: bool = 
     """
     costs = flops(n, o, layers, by_output=by_output)
     tiles = costs.pop("tiles")
+    gram = n**2 * sum(one.d for one in layers)
     weighed = {
-        order: count * _FLOP_OF_OUTPUTS + n**2 * _PAIR if order == "outputs first" else count * _FLOP_OF_PARAMETERS
+        order: (count - gram) * _FLOP_OF_OUTPUTS + gram + n**2 * _PAIR
+        if order == "outputs first"
+        else count * _FLOP_OF_PARAMETERS
         for order, count in costs.items()
     }
     best = min(weighed, key=weighed.__getitem__, default=None)

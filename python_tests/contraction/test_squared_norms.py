@@ -213,6 +213,7 @@ def test_order_of_shapes():
     assert order_of(128, 1000, [LayerShape(1, 512, 512, True)], by_output=True) == "outputs first"
     assert order_of(60_000, 10, [LayerShape(1, 8, 8, True)]) == "parameters first"
     assert order_of(60_000, 10, [LayerShape(9, 8, 8, True)]) == "parameters first"
+    assert order_of(10_000, 10, [LayerShape(1, 256, 10, True)]) == "outputs first"
     assert order_of(8, 100, wide) == "tiles"  # too small to be worth it
     assert order_of(1000, 1, [LayerShape(1, 8, 8, True)]) == "tiles"
     assert order_of(256, 100, [LayerShape(4, 256, 256, True)]) == "tiles"  # several positions, and many parameters
