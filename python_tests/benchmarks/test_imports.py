@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted((ROOT / "benchmarks").rglob("*.py"))
+    if ".cache" not in path.parts  # the environments of `compare`
 }
 WITHOUT_LIBRARY = "benchmarks.comparison.contenders._jax_network"  # imports jax, which only its contender has
 
