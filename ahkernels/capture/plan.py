@@ -262,8 +262,9 @@ def _plan(
     of_structure = known(model, x, forward, selected.layers, [chosen, keep_factors, grams, evaluating])
     layers = [layer.without_rule() if layer.name in of_structure.without_rule else layer for layer in selected.layers]
     new_twin = functools.partial(Twin, model, evaluating=evaluating)
-    trace, random = None, RandomNumbers(x.device)
+    trace, random = None, None
     if of_structure.trace is not None and options.certify > 0 and not of_structure.certifies(options.certify):
+        random = RandomNumbers(x.device)
         trace = of_structure.trace.again(forward, new_twin, model, x, layers, random)
     if trace is None:
         try:
@@ -274,7 +275,7 @@ def _plan(
                 raise ValueError(wrong) from error
             _require_some_samples(forward, new_twin, x, error)
             raise
-        if trace.draws:
+        if random is not None and trace.draws:
             random.restore()
         of_structure.trace = RememberedTrace.of(trace)
     outputs = OutputSelection(options.outputs, trace.output.shape[1])

@@ -31,6 +31,7 @@ from torch import Tensor
 from ahkernels.centering import Centering
 from ahkernels.ops import KernelBatch, tangent_product
 from ahkernels.ops.batch import Layer
+from ahkernels.ops.plain import steps
 from ahkernels.ops.scaling import power_of_two
 
 _NUMBERS = 1 << 22  # that are held at a time: of T, of a block of pairs of samples, of means
@@ -102,7 +103,7 @@ def _squared_norm(layers: Sequence[_Layer], n: int, dtype: torch.dtype) -> float
     total = 0.0
     for first, second in itertools.combinations_with_replacement(layers, 2):
         of_layers = 1 if first is second else 2
-        for rows, columns in itertools.combinations_with_replacement(_cuts(n, _BLOCK), 2):
+        for rows, columns in itertools.combinations_with_replacement(steps(n, _BLOCK, 1), 2):
             of_block = 1 if rows == columns else 2
             square = _of_block(first, second, rows, columns, dtype)
             total += of_layers * of_block * float(square) / first.scale / second.scale
@@ -114,7 +115,7 @@ def _of_block(first: _Layer, second: _Layer, rows: slice, columns: slice, dtype:
     samples, others = rows.stop - rows.start, columns.stop - columns.start
     same = rows == columns
     step = -(-samples // _PANELS) if same else samples
-    panels = _cuts(samples, step)
+    panels = steps(samples, step, 1)
     products = first.a.new_zeros(samples, others, dtype=dtype)  # <T_x, T_x'>
     of_columns = iter(()) if same else _slices(first, second, columns, dtype)
     for t in _slices(first, second, rows, dtype):
@@ -178,11 +179,11 @@ def _means_by_output(layers: Sequence[_Layer], dtype: torch.dtype) -> tuple[floa
     blocks = torch.zeros(o, o, dtype=torch.float64, device=layers[0].g.device)
     total = blocks.new_zeros(())
     samples = max(1, min(_SAMPLES, _NUMBERS // n))
-    for columns in _cuts(o, _OUTPUTS):
+    for columns in steps(o, _OUTPUTS, 1):
         weights = [_weights(layer, columns, dtype) for layer in layers]
-        for rows in _cuts(n, samples):
+        for rows in steps(n, samples, 1):
             of_rows = [weights_of(rows) for weights_of in weights]  # W [rows, columns, m] of each layer
-            for outputs in _cuts(o, _OTHER_OUTPUTS):
+            for outputs in steps(o, _OTHER_OUTPUTS, 1):
                 means = sum(
                     torch.bmm(layer.gradients(rows, outputs, dtype), w.mT).double() / layer.scale
                     for layer, w in zip(layers, of_rows, strict=True)
@@ -211,7 +212,3 @@ def _weights(layer: _Layer, columns: slice, dtype: torch.dtype) -> Callable[[sli
     a = layer.a.to(dtype)
     through = [a.T @ of_output(j) for j in outputs]  # [d + 1, m] of each output
     return lambda rows: torch.stack([a[rows] @ one for one in through], 1)
-
-
-def _cuts(count: int, step: int) -> list[slice]:
-    return [slice(begin, min(begin + step, count)) for begin in range(0, count, step)]

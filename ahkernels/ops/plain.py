@@ -200,7 +200,7 @@ class ScaledKernels(NamedTuple):
         """Scales the layers of a batch."""
         kernels = [[ScaledLayer.of(layer, precision) for layer in kernel] for kernel in batch.kernels()]
         scales = [smallest([layer.scale for layer in kernel]) for kernel in kernels]
-        return cls(kernels, scales, _steps(batch.n, chunk_elements(batch.backward[0]), batch.n * batch.o**2))
+        return cls(kernels, scales, steps(batch.n, chunk_elements(batch.backward[0]), batch.n * batch.o**2))
 
     def panels(self, rows: slice) -> list[Tensor]:
         """`sum_panel` of each kernel."""
@@ -292,7 +292,7 @@ def _diagonal(layer: Layer) -> Tensor:
     forward, backward, bias, by_jacobian = layer
     diagonal = forward.new_empty(backward.shape[0], backward.shape[2], dtype=torch.float64)
     s, o, m = backward.shape[1:]
-    for rows in _steps(len(backward), chunk_elements(backward), s * max(o * m, forward.shape[2], s)):
+    for rows in steps(len(backward), chunk_elements(backward), s * max(o * m, forward.shape[2], s)):
         a, g = forward[rows].double(), backward[rows].double()
         if by_jacobian:
             diagonal[rows] = 0
@@ -324,7 +324,7 @@ def _cross_product(row: Layer, column: Layer, v: Tensor) -> Tensor:
     entries = route(row.forward, column.forward, column.backward, column.bias, v, numbers)
     for samples, pre_activations, t in entries:
         g, sums = row.backward[samples][..., pre_activations], out[samples]
-        for now in _steps(len(g), numbers, g[0].numel()):
+        for now in steps(len(g), numbers, g[0].numel()):
             sums[now] += torch.einsum("xsim,xsvm->xiv", g[now].double(), t[now])
     return out
 
@@ -341,7 +341,7 @@ def _quadratic(layer: Layer, v: Tensor) -> Tensor:
     if _fewer_flops_through_samples(forward, forward, backward.shape[3], passes=1):
         for rows, pre_activations, t in _entries_through_samples(forward, forward, backward, bias, v, numbers):
             g, weights = backward[rows][..., pre_activations], v[rows]
-            for now in _steps(len(g), numbers, g[0].numel()):
+            for now in steps(len(g), numbers, g[0].numel()):
                 h = torch.einsum("xsim,xiv->xsvm", g[now].double(), weights[now])
                 forms += (h * t[now]).sum((0, 1, 3))
         return forms
@@ -404,7 +404,7 @@ def _traces(batch: KernelBatch) -> Tensor:
     return torch.stack([torch.ops.ahkernels.tangent_diagonal(*kernel).sum() for kernel in batch.split()])
 
 
-def _steps(count: int, numbers: int, numbers_of_one: int) -> list[slice]:
+def steps(count: int, numbers: int, numbers_of_one: int) -> list[slice]:
     """Slices over `count` things, of no more than `numbers` numbers each unless a single thing has more."""
     step = max(1, numbers // max(1, numbers_of_one))
     return [slice(begin, min(begin + step, count)) for begin in range(0, count, step)]
@@ -429,15 +429,15 @@ def _entries_through_samples(
     have no more than `numbers` numbers each, unless a single sample has more.
     """
     (n, s, d), (others, other_s, o, m), columns = forward.shape, other_backward.shape, v.shape[2]
-    for rows in _steps(n, numbers, s * max(others * other_s, d)):
+    for rows in steps(n, numbers, s * max(others * other_s, d)):
         a = forward[rows].double().flatten(0, 1)  # [rows * s, d]
         p = a.new_empty(len(a), others, other_s)
-        for now in _steps(others, numbers, other_s * d):
+        for now in steps(others, numbers, other_s * d):
             p[:, now] = (a @ other_forward[now].double().flatten(0, 1).T).view(len(a), -1, other_s) + bias
-        for pre_activations in _steps(m, numbers, max(len(a), s) * columns):
+        for pre_activations in steps(m, numbers, max(len(a), s) * columns):
             width = pre_activations.stop - pre_activations.start
             t = a.new_zeros(len(a), columns * width)
-            for now in _steps(others, numbers, other_s * max(o, columns) * width):
+            for now in steps(others, numbers, other_s * max(o, columns) * width):
                 g = other_backward[now, ..., pre_activations].double()
                 h = torch.einsum("xsim,xiv->xsvm", g, v[now])
                 t.addmm_(p[:, now].flatten(1), h.flatten(0, 1).flatten(1))
@@ -451,7 +451,7 @@ def _entries_through_parameters(
     n, s, d = forward.shape
     for pre_activations, weights, sums in _weights(other_forward, other_backward, v, numbers):
         columns, width, _ = weights.shape
-        for rows in _steps(n, numbers, s * max(d, columns * width)):
+        for rows in steps(n, numbers, s * max(d, columns * width)):
             t = torch.einsum("vmd,xsd->xsvm", weights, forward[rows].double())
             yield rows, pre_activations, t + bias * sums
 
@@ -463,10 +463,10 @@ def _weights(forward: Tensor, backward: Tensor, v: Tensor, numbers: int) -> Iter
     pre-activations]. M_v has no more than `numbers` numbers, unless a single pre-activation has more.
     """
     (n, s, o, m), d, columns = backward.shape, forward.shape[2], v.shape[2]
-    for pre_activations in _steps(m, numbers, columns * d):
+    for pre_activations in steps(m, numbers, columns * d):
         width = pre_activations.stop - pre_activations.start
         weights, sums = v.new_zeros(columns, width, d), v.new_zeros(columns, width)
-        for rows in _steps(n, numbers, s * max(d, max(o, columns) * width)):
+        for rows in steps(n, numbers, s * max(d, max(o, columns) * width)):
             h = torch.einsum("xsim,xiv->xsvm", backward[rows][..., pre_activations].double(), v[rows])
             weights += torch.einsum("xsvm,xsd->vmd", h, forward[rows].double())
             sums += h.sum((0, 1))
