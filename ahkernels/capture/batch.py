@@ -110,12 +110,13 @@ class Batch:
                 )
             if not tensor.is_floating_point():
                 continue
-            if len(self.tensors) == 1 and not is_finite(tensor):
-                raise ValueError(
-                    f"{name}: expected finite numbers, got nan or inf; leave those samples out: "
-                    "x[x.flatten(1).isfinite().all(1)]"
-                )
-            if bool(tensor.isnan().any()):
+            if len(self.tensors) == 1:
+                if not is_finite(tensor):
+                    raise ValueError(
+                        f"{name}: expected finite numbers, got nan or inf; leave those samples out: "
+                        "x[x.flatten(1).isfinite().all(1)]"
+                    )
+            elif bool(tensor.isnan().any()):
                 raise ValueError(f"{name}: expected numbers, got nan")
 
     def of_another_dtype(self, model: nn.Module) -> str | None:

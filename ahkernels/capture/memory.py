@@ -20,8 +20,9 @@ import torch
 if TYPE_CHECKING:
     from ahkernels.capture.plan import PlannedLayer
 
-# What a chunk of samples may take. Larger ones gain nothing on a CPU; devices take larger ones, which keep them busy.
-_CHUNK_BYTES = 128 << 20
+# What a chunk of samples may take. On a CPU half of it slows image networks, which then have one sample in a chunk, and
+# more gains little; devices take larger ones, which keep them busy.
+_CHUNK_BYTES = 256 << 20
 _DEVICE_CHUNK_BYTES = 1 << 30
 
 # Of what blocks of samples may take, the share of one that stays while all samples after it come in other blocks. A

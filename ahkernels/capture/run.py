@@ -138,6 +138,8 @@ class Capture:
                 names = plan.first_pass(rest, self.layers)
                 rest = rest[len(names) :]
                 captured = self._pass(plan.members(names))
+                if not rest:  # before the last kernels are given out, after which nobody need come back
+                    self._remember()
                 for i, name in enumerate(names):
                     members = plan.groups[name]
                     later = {member for group in names[i + 1 :] for member in plan.groups[group]}
@@ -147,10 +149,14 @@ class Capture:
                         bar.update()
                 if rest:
                     return_freed_memory()
+
+    def _remember(self) -> None:
+        """Notes a capture, with the certificate that it may have, for later ones of the same structure."""
+        of_structure = self.plan.known
         if self._certifies:
-            plan.known.certificate = {name: self.differences[name] for name in self.layers}
-            plan.known.calls = 0
-        plan.known.calls += 1
+            of_structure.certificate = {name: self.differences[name] for name in self.layers}
+            of_structure.calls = 0
+        of_structure.calls += 1
 
     def _kernel(self, name: str, layers: Sequence[Kept]) -> CapturedKernel:
         """The kernel of a group, from what was kept of its layers."""

@@ -6,16 +6,11 @@ label correlation sum_i lambda_i / lambda_1 <u_i, y~>^2, so that the alignment i
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.sparse.linalg import LinearOperator, eigsh
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from ahkernels.centering import Centering, require_centering
@@ -24,11 +19,13 @@ from ahkernels.statistics.alignment_numbers import inner_product
 from ahkernels.statistics.degenerate import RoundingBound, constant_part, undefined_kernel, undefined_labels
 from ahkernels.statistics.degenerate_warning import OneWarning
 from ahkernels.statistics.labels import Labels
-from ahkernels.statistics.lanczos import largest_eigenpair
+from ahkernels.statistics.lanczos import largest_eigenpairs
 
-Array = NDArray[np.float64]
-Product = Callable[[Array], Array]
+Product = Callable[[Tensor], Tensor]
 
+# Vectors that are multiplied at a time: one for each so many eigenvalues, and no more than so many. With more of them
+# more products are needed; with fewer it takes longer to keep a large basis orthogonal.
+_EIGENVALUES_PER_VECTOR, _MOST_IN_BLOCK = 50, 8
 # Tolerance of the eigenvector that tells whether one is missing; its eigenvalue is known to the square of that.
 _MISSING_TOLERANCE = 1e-4
 # Kernels of up to so many rows are formed, from products with the identity: cheaper than any iteration, of which that
@@ -65,15 +62,15 @@ def eigenpairs(
 ) -> Eigenpairs:
     """The k largest eigenvalues of C K C, or of K without centering, with their eigenvectors and no K in memory.
 
-    They come from the implicitly restarted Lanczos method of ARPACK, and a single one from a Lanczos iteration that
-    ends as soon as it may. Products are in float64, or in the kernel's own dtype for a tolerance of 1e-5 and more.
+    They come from a block Lanczos iteration on the kernel's device. Products are in float64, or in the kernel's own
+    dtype for a tolerance of 1e-5 and more.
 
     Args:
         kernel: A tangent kernel.
         k: Number of eigenvalues, from 1 to the number of rows.
         centering: "global", "per_output" (see `cka`) or None for K itself.
         tolerance: Bound on each residual ||K u - lambda u||, relative to the largest eigenvalue.
-        seed: Seed of the starting vector.
+        seed: Seed of the starting vectors.
 
     Raises:
         ValueError: If k, tolerance or seed is out of range, or for another centering.
@@ -98,110 +95,96 @@ def eigenpairs(
         raise ValueError(f"seed: expected a whole number of at least 0, got {seed!r}")
     products = 0
 
-    def product(v: Array) -> Array:
+    def product(v: Tensor) -> Tensor:
         nonlocal products
-        products += v.size // rows
-        of_columns = kernel.product(torch.from_numpy(v), centering=centering, exact=tolerance < _FP32_TOLERANCE)
-        found: Array = of_columns.cpu().numpy().reshape(v.shape)
-        return found
+        products += v.shape[1]
+        return kernel.product(v, centering=centering, exact=tolerance < _FP32_TOLERANCE)
 
-    random = np.random.default_rng(seed)
-    start = random.standard_normal(rows)
+    generator = torch.Generator().manual_seed(seed)
+    width = max(1, min(k // _EIGENVALUES_PER_VECTOR, _MOST_IN_BLOCK))
+
+    def random(columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=generator, dtype=torch.float64).to(kernel.device)
+
+    start = random(width)
     rounding = 1e-14 * kernel.trace()
     iterates = rows > (_DENSE_ROWS_FOR_ONE if k == 1 else _DENSE_ROWS) and 3 * k <= rows
     # A zero kernel, or a constant one; without centering the trace tells.
-    if iterates and (rounding == 0 or centering) and _vanishes(product, start, rounding):
-        none = [torch.zeros(k, dtype=torch.float64), torch.eye(rows, k, dtype=torch.float64)]
-        return Eigenpairs(none[0], none[1], torch.zeros(k, dtype=torch.float64), products)
-    # Rounding adds to the residual that an iteration estimates, and beside copies of an eigenvalue ARPACK may stop too
-    # soon by its own estimate: then once more.
-    first = tolerance / 2 if k == 1 else tolerance / 10
+    if iterates and (rounding == 0 or centering) and _vanishes(product, start[:, :1], rounding):
+        zeros = start.new_zeros(k)
+        return Eigenpairs(zeros, torch.eye(rows, k, dtype=zeros.dtype, device=zeros.device), zeros.clone(), products)
+    # Rounding adds to the residual that an iteration estimates: then once more.
+    first = tolerance / 2
     for asked in (first, first / 100):
         if iterates:
-            # SciPy's BLAS threads and those of the products, which spin for a while, wait for each other: 3 times
-            # slower.
-            with _blas().limit(limits=1, user_api="blas"):
-                values, vectors = _lanczos(product, k, start, asked)
-                if k > 1:
-                    values, vectors = _with_missing(product, k, values, vectors, random, asked, rounding)
+            values, vectors = largest_eigenpairs(product, start, k, asked)
+            if k > 1:
+                values, vectors = _with_missing(product, k, values, vectors, random, asked, rounding)
         else:
-            dense = product(np.eye(rows))
-            values, vectors = np.linalg.eigh((dense + dense.T) / 2)
-        order = np.argsort(values)[::-1][:k]
-        values, vectors = values[order], vectors[:, order]
-        residuals = np.linalg.norm(product(vectors) - vectors * values, axis=0)
-        largest = float(np.abs(values).max())
-        if residuals.max() <= max(tolerance, 1e-13 * math.sqrt(rows)) * largest + rounding:
+            dense = product(torch.eye(rows, dtype=torch.float64, device=kernel.device))
+            values, vectors = torch.linalg.eigh((dense + dense.T) / 2)
+        values, order = values.sort(descending=True)
+        values, vectors = values[:k], vectors[:, order[:k]]
+        residuals = (product(vectors) - vectors * values).norm(dim=0)
+        largest = float(values.abs().max())
+        if float(residuals.max()) <= max(tolerance, 1e-13 * math.sqrt(rows)) * largest + rounding:
             break
-        start = vectors.sum(1)
+        start = vectors @ torch.randn(k, width, generator=generator, dtype=torch.float64).to(vectors)
     else:
         raise RuntimeError(
             f"eigenpairs: expected residuals of at most {tolerance:.1e} times the largest eigenvalue, got "
-            f"{residuals.max() / largest:.1e}"
+            f"{float(residuals.max()) / largest:.1e}"
         )
-    values = values.clip(min=0)  # of a kernel none is below, but for rounding
-    found = [torch.from_numpy(np.ascontiguousarray(one)) for one in (values, vectors, residuals)]
-    return Eigenpairs(found[0], found[1], found[2], products)
+    values = values.clamp(min=0)  # of a kernel none is below, but for rounding
+    return Eigenpairs(values, vectors.contiguous(), residuals, products)
 
 
-def _vanishes(product: Product, start: Array, rounding: float) -> bool:
+def _vanishes(product: Product, start: Tensor, rounding: float) -> bool:
     """Whether the operator is zero up to rounding, by its image of a random vector and its image of that image.
 
     The first image is as small as the root mean square of the eigenvalues, the second compares with the largest one.
     """
     image = product(start)
-    if np.linalg.norm(image) > rounding * np.linalg.norm(start):
+    if float(image.norm()) > rounding * float(start.norm()):
         return False
-    return bool(np.linalg.norm(product(image)) <= rounding * np.linalg.norm(image))
-
-
-def _lanczos(product: Product, k: int, start: Array, tolerance: float) -> tuple[Array, Array]:
-    """The k largest eigenvalues and their vectors, in no order."""
-    if k == 1:
-        value, vector = largest_eigenpair(product, start, tolerance)
-        return np.array([value]), vector[:, None]
-    rows = len(start)
-    operator = LinearOperator((rows, rows), matvec=product, dtype=np.float64)
-    kept = min(rows, max(2 * k + 1, min(2 * k + 10, 20)))
-    values, vectors = eigsh(operator, k, which="LA", v0=start, tol=tolerance, ncv=kept)
-    return values, vectors
-
-
-@functools.cache
-def _blas() -> ThreadpoolController:
-    """The libraries of BLAS, which take a millisecond to find."""
-    return ThreadpoolController()
+    return float(product(image).norm()) <= rounding * float(image.norm())
 
 
 def _with_missing(
     product: Product,
     k: int,
-    values: Array,
-    vectors: Array,
-    random: np.random.Generator,
+    values: Tensor,
+    vectors: Tensor,
+    random: Callable[[int], Tensor],
     tolerance: float,
     rounding: float,
-) -> tuple[Array, Array]:
-    """The eigenpairs with further copies of repeated eigenvalues, of which Lanczos from one vector may see too few.
+) -> tuple[Tensor, Tensor]:
+    """The eigenpairs with further copies of repeated eigenvalues, of which an iteration may see too few.
 
     The last layer of a network has every eigenvalue once for each output. Eigenpairs that were found are taken out of
-    the operator until nothing is left that is larger than the k-th eigenvalue. Each search starts from a new random
-    vector, because earlier ones have no component left in the missing directions.
+    the operator until nothing is left that is larger than the k-th eigenvalue. Each search starts from new random
+    vectors, because earlier ones have no component left in the missing directions. Where a copy is missing there may be
+    many, so that each search takes twice as many pairs as the one before.
     """
 
-    def rest(v: Array) -> Array:
-        inside: Array = v - vectors @ (vectors.T @ v)
+    def rest(v: Tensor) -> Tensor:
+        inside = v - vectors @ (vectors.T @ v)
         found = product(inside)
         return found - vectors @ (vectors.T @ found)
 
-    while np.linalg.norm(rest(start := random.standard_normal(len(vectors)))) > rounding * np.linalg.norm(start):
-        least = np.sort(values)[-k] + tolerance * float(values.max()) + rounding
-        value, vector = _lanczos(rest, 1, start, _MISSING_TOLERANCE)
-        if value[0] <= least:
-            break
-        value, vector = _lanczos(rest, 1, vector[:, 0], tolerance)
-        values, vectors = np.concatenate((values, value)), np.concatenate((vectors, vector), 1)
-    return values, vectors
+    more = 1
+    while True:
+        start = random(1)
+        if float(rest(start).norm()) <= rounding * float(start.norm()):
+            return values, vectors
+        least = values.sort(descending=True).values[k - 1] + tolerance * values.max() + rounding
+        value, vector = largest_eigenpairs(rest, start, 1, _MISSING_TOLERANCE)
+        if bool(value[0] <= least):
+            return values, vectors
+        start = torch.cat((vector, random(more - 1)), 1)
+        found = largest_eigenpairs(rest, start, more, tolerance)
+        values, vectors = torch.cat((values, found[0])), torch.cat((vectors, found[1]), 1)
+        more = min(2 * more, k)
 
 
 def eigenvalues(

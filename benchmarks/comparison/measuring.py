@@ -53,7 +53,7 @@ class Settings:
     reference_limit: float = 120.0
     reference_flops: float = 1e12  # no more are spent on a reference
     patience: float = 3.0  # times its contender's fastest variant after which another variant is stopped
-    rounds: int = 5
+    rounds: int = 15
     seconds_of_rounds: float = 5.0  # for each contender; the rounds are as many as fit, one at least
 
     def limit(self, task: Task, estimates: bool = False) -> float:

@@ -22,10 +22,9 @@ SECTIONS = ("breakdown", "op_floors", "tracker_overhead", "instructions")
 CALL = "before it works, a call checks its arguments and sends one sample through the network with hooks (plan, below)"
 CALL_SHOWS = 0.1  # seconds; of longer calls it is next to nothing
 SLOWER = {
-    "layer_kernels": "each K is written in the order of samples, mirrored to be exactly symmetric, and copied into the "
-    "one tensor of all, which others write to at once",
-    "top_eigenvalue": "ARPACK takes a dozen products with the kernel before it looks whether it is done, the others "
-    "look after each",
+    "layer_kernels": "each K is written in the order of samples and mirrored to be exactly symmetric",
+    "top_eigenvalue": "the eigenpair comes from a dozen products with the factors, each a call of an op, and is held "
+    "against one more; others form K where it is small",
 }
 PASS = "the pass through the network holds the gradients of all outputs at once"
 HELD = "factors of all layers that fit the memory budget (2 GiB) are held at once, and the panels of each thread"

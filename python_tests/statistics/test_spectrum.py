@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import ahkernels as ah
 from ahkernels.outputs import OutputSelection
-from ahkernels.statistics.lanczos import largest_eigenpair
+from ahkernels.statistics.lanczos import largest_eigenpairs
 
 
 def of_spectrum(values: Tensor, *, o: int = 2, seed: int = 0) -> tuple[ah.TangentKernel, Tensor]:
@@ -73,18 +73,22 @@ def test_the_largest_eigenpair_alone(name, centering, tolerance):
         assert torch.equal(again.vectors, found.vectors)
 
 
+@pytest.mark.parametrize("width", [1, 2, 7])
 @pytest.mark.parametrize("rows", [1, 2, 5, 19, 20, 21, 22, 60])
-def test_lanczos_iteration_on_few_rows(rows):
+def test_lanczos_iteration_on_few_rows(rows, width):
     """Whose basis is full before, at and after it spans all of them."""
-    generator = np.random.default_rng(rows)
-    root = generator.standard_normal((rows, rows))
-    values, vectors = np.linalg.eigh(root @ root.T)
-    value, vector = largest_eigenpair((root @ root.T).__matmul__, generator.standard_normal(rows), 1e-13)
-    assert value == pytest.approx(values[-1], rel=1e-12)
-    assert abs(vector @ vectors[:, -1]) == pytest.approx(1, rel=1e-10)
-    assert largest_eigenpair(lambda v: 0 * v, np.ones(rows), 1e-13)[0] == 0
-    calls = []
-    largest_eigenpair(lambda v: (calls.append(v), 2 * v)[1], np.ones(rows), 1e-13)
+    generator = torch.Generator().manual_seed(rows)
+    root = torch.randn(rows, rows, generator=generator, dtype=torch.float64)
+    expected = torch.linalg.eigvalsh(root @ root.T).flip(0)
+    start = torch.randn(rows, min(rows, width), generator=generator, dtype=torch.float64)
+    for k in sorted({1, min(rows, 4), min(rows, 3 * width), rows}):
+        values, vectors = largest_eigenpairs((root @ root.T).matmul, start, k, 1e-13)
+        assert (values - expected[:k]).abs().max() <= 1e-11 * expected[0]
+        assert (root @ (root.T @ vectors) - vectors * values).norm(dim=0).max() <= 1e-10 * expected[0]
+        assert (vectors.T @ vectors - torch.eye(k)).abs().max() < 1e-12
+    assert float(largest_eigenpairs(lambda v: 0 * v, start, 1, 1e-13)[0]) == 0
+    calls: list[Tensor] = []
+    largest_eigenpairs(lambda v: (calls.append(v), 2 * v)[1], start, 1, 1e-13)
     assert len(calls) == 1
 
 

@@ -20,6 +20,8 @@ namespace ahkernels::cpu {
 
 // Samples and pre-activations are taken in slices, so that no matrix that is held is much larger than this.
 constexpr int64_t kSliceBytes = 4 << 20;
+// So many vectors are multiplied at a time: with more of them the slices of pre-activations become too thin.
+constexpr int64_t kColumnsAtOnce = 16;
 // The route through the forward Gram holds all of it, and is therefore for no more rows than this.
 constexpr int64_t kMaxForwardGram = 2048;
 
@@ -82,6 +84,7 @@ class ThinProduct {
 
   // out [rows.n, rows.o, columns] = K(rows, layer) v, for the samples of `rows`: factors of the same layer and scale
   void product(const LayerFactors& rows, double* out) const {
+    if (columns_ > kColumnsAtOnce) return product_of_groups(rows, out);
     std::fill(out, out + rows.n * rows.o * columns_, 0.0);
     for_each_slice(
         rows, 2,
@@ -142,6 +145,22 @@ class ThinProduct {
   }
 
  private:
+  // The product with groups of the columns.
+  void product_of_groups(const LayerFactors& rows, double* out) const {
+    const int64_t count = layer_.n * layer_.o, out_count = rows.n * rows.o;
+    std::vector<double> v(count * kColumnsAtOnce), of_group(out_count * kColumnsAtOnce);
+    for (int64_t first = 0; first < columns_; first += kColumnsAtOnce) {
+      const int64_t columns = std::min(kColumnsAtOnce, columns_ - first);
+      for (int64_t i = 0; i < count; ++i) {
+        for (int64_t c = 0; c < columns; ++c) v[i * columns + c] = v_[i * columns_ + first + c];
+      }
+      ThinProduct(tiles_, layer_, v.data(), columns).product(rows, of_group.data());
+      for (int64_t i = 0; i < out_count; ++i) {
+        for (int64_t c = 0; c < columns; ++c) out[i * columns_ + first + c] = of_group[i * columns + c];
+      }
+    }
+  }
+
   // Calls gram(p, begin, width), with the forward Gram p of `others` and the layer, or parameters(begin, width), for
   // slices of the pre-activations. The route through the parameters takes a pass over them for the layer and, with two
   // `passes`, one for the others.
