@@ -1,6 +1,6 @@
 """Inner products and moments of kernels, with no K in memory.
 
-They come from one pass over tiles, or of a single kernel from another order of contraction where that costs less.
+They come from one pass over tiles, or from another order of contraction where that costs less.
 
 Centering per output holds an offset for each sample and pair of outputs beside the tiles. Where that would exceed
 OFFSET_BYTES, the outputs are taken in groups.
@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ahkernels import ops
+from ahkernels import contraction, ops
 from ahkernels.centering import Centering
-from ahkernels.contraction import squared_norms
 from ahkernels.ops import KernelBatch, Moments
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def _in_another_order(
     kernel: TangentKernel, v: Tensor, centerings: Sequence[Centering]
 ) -> dict[Centering, Tensor] | None:
     """The moments [4] of a kernel for each centering, if there is a cheaper order of contraction than tiles."""
-    squares = squared_norms(kernel.batch, centerings, kernel.precision)
+    squares = contraction.inner_products(kernel.batch, centerings, kernel.precision)
     if squares is None:
         return None
     products = kernel.quadratic(torch.stack((v, v - v.mean(0), torch.ones_like(v)), 2))
@@ -66,7 +65,7 @@ def _in_another_order(
         product, of_ones = products[0], products[2]
         if one == "per_output":
             product, of_ones = products[1], products.new_tensor(kernel.sum_of_diagonal_blocks())
-        found[one] = torch.stack((product, products.new_tensor(squares[one]), trace, of_ones))
+        found[one] = torch.stack((product, squares[one].to(products).squeeze(), trace, of_ones))
     return found
 
 
@@ -88,10 +87,9 @@ def _by_tiles(kernels: Sequence[TangentKernel], v: Tensor, centerings: Sequence[
 def inner_products(kernels: Sequence[TangentKernel], centering: Centering | None) -> Tensor:
     """<C K_a C, C K_b C>_F of every two of q kernels over the same rows, float64 [q, q] on their device."""
     batch, precision = KernelBatch.of([one.factors for one in kernels]), kernels[0].precision
-    if len(kernels) == 1:
-        squares = squared_norms(batch, [centering], precision)
-        if squares is not None:
-            return torch.tensor([[squares[centering]]], dtype=torch.float64, device=kernels[0].device)
+    found = contraction.inner_products(batch, [centering], precision)
+    if found is not None:
+        return found[centering].to(kernels[0].device)
     if centering == "per_output" and _offset_bytes(kernels) > OFFSET_BYTES:
         return _over_output_pairs(kernels, lambda some, _: inner_products(some, "per_output"))
     if centering == "per_output" and kernels[0].o > 1:

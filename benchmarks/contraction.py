@@ -89,7 +89,7 @@ def as_chosen(kernel: ah.TangentKernel) -> float:
 
 
 def in_order(module: object, dtype: torch.dtype) -> Callable[[ah.TangentKernel], float]:
-    return lambda kernel: module.squared_norms(kernel.batch, ["global"], dtype)["global"]
+    return lambda kernel: module.inner_products(kernel.batch, ["global"], dtype)["global"]
 
 
 def in_plain_torch(a: torch.Tensor, g: torch.Tensor, bias: float) -> float:

@@ -32,12 +32,12 @@ class LayerShape(NamedTuple):
 
 
 def order_of(n: int, o: int, layers: Sequence[LayerShape], *, by_output: bool = False) -> Order:
-    """The order for the squared norm of a kernel of some layers with n samples and o outputs.
+    """The order for the squared norm of a kernel, or the inner products of several, with n samples and o outputs.
 
     Args:
         n: The number of samples.
         o: The number of outputs.
-        layers: The layers that the kernel is the sum of.
+        layers: The layers of the kernels.
         by_output: Whether means by the output of the columns are needed, for centering per output.
     """
     costs = flops(n, o, layers, by_output=by_output)

@@ -1,18 +1,18 @@
-"""Squared norms of a kernel with the outputs contracted first, whose cost does not grow with their square.
+"""Inner products of kernels with the outputs contracted first, whose cost does not grow with their square.
 
 With the gradients G_x [o, m] of the outputs of a sample in one layer and H_x [o, m'] in another or the same one, and
 T_x = G_x^T H_x [m, m'],
 
     <G_x G_x'^T, H_x H_x'^T>_F = <T_x, T_x'>_F,
 
-so that ||K||_F^2 of K = sum over layers of P o G G^T is a sum over pairs of layers and of samples of
-P[x, x'] P'[x, x'] <T_x, T_x'>. That takes n^2 m^2 / 4 multiply-adds for each layer however many outputs there are, and
-n o m^2 / 2 to form T, where tiles take (n o)^2 m / 2.
+so that <K, K'>_F of kernels K = sum over layers of P o G G^T is a sum over pairs of layers and of samples of
+P[x, x'] P'[x, x'] <T_x, T_x'>. ||K||_F^2 takes n^2 m^2 / 4 multiply-adds for each layer however many outputs there are,
+and n o m^2 / 2 to form T, where tiles take (n o)^2 m / 2.
 
-The norm of the centered kernel is what is left once that of the means is subtracted. With the mean M [n, o, o'] of each
-row by the output of the columns, and its mean m [o, o'] over the samples,
+The inner product of centered kernels is what is left once that of the means is subtracted. With the mean M [n, o, o'] of
+each row by the output of the columns, and its mean m [o, o'] over the samples,
 
-    ||C K C||^2 = ||K||^2 - 2 n ||M||^2 + n^2 ||m||^2
+    <C K C, C K' C> = <K, K'> - 2 n <M, M'> + n^2 <m, m'>
 
 per output, and likewise with the means over all n o columns for global centering. A kernel with ||K||^2 =
 k ||C K C||^2 loses a factor k of its digits in that.
@@ -48,25 +48,27 @@ class _Layer(NamedTuple):
     """A layer with one position, whose factors are taken times powers of two.
 
     Attributes:
+        kernel: The index of its kernel.
         a: Forward factor and the square root of the bias, scaled, float64 [n, d + 1].
         g: Backward factor [n, o, m].
         scale_g: Its power of two.
         scale: What its kernel is multiplied by in turn.
     """
 
+    kernel: int
     a: Tensor
     g: Tensor
     scale_g: float
     scale: float
 
     @classmethod
-    def of(cls, layer: Layer) -> _Layer:
+    def of(cls, layer: Layer, kernel: int) -> _Layer:
         forward, backward, bias, _ = layer
         scale_a, scale_g = float(power_of_two(forward, bias)), float(power_of_two(backward))
         if 1 / _NO_SCALE <= scale_g <= _NO_SCALE:
             scale_g = 1.0
         a = torch.nn.functional.pad(forward[:, 0].double(), (0, 1), value=math.sqrt(bias)) * scale_a
-        return cls(a, backward[:, 0], scale_g, (scale_a * scale_g) ** 2)
+        return cls(kernel, a, backward[:, 0], scale_g, (scale_a * scale_g) ** 2)
 
     def gradients(self, samples: slice, outputs: slice, dtype: torch.dtype) -> Tensor:
         """The scaled backward factor of some samples and outputs, [samples, outputs, m]."""
@@ -74,40 +76,44 @@ class _Layer(NamedTuple):
         return g if self.scale_g == 1 else g * self.scale_g
 
 
-def squared_norms(
+def inner_products(
     batch: KernelBatch, centerings: Sequence[Centering | None], dtype: torch.dtype
-) -> dict[Centering | None, float]:
-    """||C K C||_F^2 for each centering, and for None ||K||_F^2, which all the others are smaller than.
+) -> dict[Centering | None, Tensor]:
+    """<C K_a C, C K_b C>_F of q kernels for each centering, and for None <K_a, K_b>_F: float64 [q, q] on the CPU.
 
     Args:
-        batch: One kernel, of layers with one position.
+        batch: The kernels, of layers with one position.
         centerings: The centerings.
         dtype: That of products.
     """
-    layers = [_Layer.of(layer) for layer in batch.kernels()[0]]
+    layers = [_Layer.of(layer, index) for index, kernel in enumerate(batch.kernels()) for layer in kernel]
     n, rows = batch.n, batch.n * batch.o
-    whole = _squared_norm(layers, n, dtype)
-    found: dict[Centering | None, float] = {None: whole}
+    whole = _inner_products(layers, dtype)
+    found: dict[Centering | None, Tensor] = {None: whole}
     if "per_output" in centerings:
         rows_of_blocks, blocks = _means_by_output(layers, dtype)
         found["per_output"] = whole - 2 * n * rows_of_blocks + n**2 * blocks
     if "global" in centerings:
         ones = torch.ones(n, batch.o, 1, dtype=torch.float64, device=batch.backward[0].device)
-        means = tangent_product(batch, ones) / rows
-        found["global"] = float(whole - 2 * rows * means.square().sum() + rows**2 * means.mean().square())
+        means = torch.stack([tangent_product(one, ones).flatten() for one in batch.split()]) / rows
+        mean = means.mean(1)
+        found["global"] = whole - 2 * rows * (means @ means.T).cpu() + rows**2 * mean.outer(mean).cpu()
     return found
 
 
-def _squared_norm(layers: Sequence[_Layer], n: int, dtype: torch.dtype) -> float:
-    """||K||_F^2."""
-    total = 0.0
+def _inner_products(layers: Sequence[_Layer], dtype: torch.dtype) -> Tensor:
+    """<K_a, K_b>_F of the kernels of some layers, [q, q]."""
+    count, n = layers[-1].kernel + 1, len(layers[0].a)
+    found = torch.zeros(count, count, dtype=torch.float64)
     for first, second in itertools.combinations_with_replacement(layers, 2):
-        of_layers = 1 if first is second else 2
+        total = 0.0
         for rows, columns in itertools.combinations_with_replacement(steps(n, _BLOCK, 1), 2):
             of_block = 1 if rows == columns else 2
-            square = _of_block(first, second, rows, columns, dtype)
-            total += of_layers * of_block * float(square) / first.scale / second.scale
-    return total
+            total += of_block * float(_of_block(first, second, rows, columns, dtype)) / first.scale / second.scale
+        found[first.kernel, second.kernel] += total
+        if first is not second:
+            found[second.kernel, first.kernel] += total
+    return found
 
 
 def _of_block(first: _Layer, second: _Layer, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
@@ -170,28 +176,29 @@ def _slices(first: _Layer, second: _Layer, samples: slice, dtype: torch.dtype) -
             del t
 
 
-def _means_by_output(layers: Sequence[_Layer], dtype: torch.dtype) -> tuple[float, float]:
-    """||M||^2 and ||m||^2 for the means M of rows by the output of the columns, and the means m of these.
+def _means_by_output(layers: Sequence[_Layer], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """<M_a, M_b> and <m_a, m_b>, [q, q], for the means M of rows by the output of the columns, and their means m.
 
     M_x = G_x W_x^T with W_x = (1/n) sum over x' of P[x, x'] G_x'.
     """
     n, o, _ = layers[0].g.shape
-    blocks = torch.zeros(o, o, dtype=torch.float64, device=layers[0].g.device)
-    total = blocks.new_zeros(())
-    samples = max(1, min(_SAMPLES, _NUMBERS // n))
+    count = layers[-1].kernel + 1
+    blocks = torch.zeros(count, o, o, dtype=torch.float64, device=layers[0].g.device)
+    total = blocks.new_zeros(count, count)
+    samples = max(1, min(_SAMPLES, _NUMBERS // (count * n)))
     for columns in steps(o, _OUTPUTS, 1):
         weights = [_weights(layer, columns, dtype) for layer in layers]
         for rows in steps(n, samples, 1):
             of_rows = [weights_of(rows) for weights_of in weights]  # W [rows, columns, m] of each layer
             for outputs in steps(o, _OTHER_OUTPUTS, 1):
-                means = sum(
-                    torch.bmm(layer.gradients(rows, outputs, dtype), w.mT).double() / layer.scale
-                    for layer, w in zip(layers, of_rows, strict=True)
-                )
-                assert isinstance(means, Tensor)
-                total += means.square().sum()
-                blocks[outputs, columns] += means.sum(0) / n
-    return float(total), float(blocks.square().sum())
+                shape = (rows.stop - rows.start, outputs.stop - outputs.start, columns.stop - columns.start)
+                means = blocks.new_zeros(count, *shape)
+                for layer, w in zip(layers, of_rows, strict=True):
+                    product = torch.bmm(layer.gradients(rows, outputs, dtype), w.mT)
+                    means[layer.kernel] += product.double() / layer.scale
+                total += means.flatten(1) @ means.flatten(1).T
+                blocks[:, outputs, columns] += means.sum(1) / n
+    return total.cpu(), (blocks.flatten(1) @ blocks.flatten(1).T).cpu()
 
 
 def _weights(layer: _Layer, columns: slice, dtype: torch.dtype) -> Callable[[slice], Tensor]:

@@ -1,14 +1,14 @@
-"""Squared norms of a kernel with the samples contracted first, for layers with few parameters.
+"""Inner products of kernels with the samples contracted first, for layers with few parameters.
 
-K = J J^T has the norm of J^T J: with the Jacobian J [n o, P], ||C K C||_F = ||(C J)^T C J||_F, a matrix [P, P]. That
-takes n o P^2 multiply-adds, where tiles take (n o)^2 m / 2. Means leave the Jacobian in float64 before it is
+With the Jacobians J [n o, P] and H [n o, P'] of kernels K and K', <C K C, C K' C>_F = ||(C J)^T C H||_F^2, a matrix
+[P, P']. ||C K C|| takes n o P^2 multiply-adds, where tiles take (n o)^2 m / 2. Means leave the Jacobian in float64 before it is
 multiplied, so that near-constant kernels lose no digits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from ahkernels.centering import Centering
 from ahkernels.ops import KernelBatch
 from ahkernels.ops.batch import Layer
-from ahkernels.ops.plain import jacobian_slices
+from ahkernels.ops.plain import jacobian_slices, steps
 from ahkernels.ops.scaling import power_of_two
 
 _NUMBERS = 1 << 23  # of the Jacobian that are held at a time
@@ -27,24 +27,22 @@ class _Jacobian:
 
     Attributes:
         scale: What the kernel is multiplied by.
+        columns: The number of its parameters.
     """
 
-    def __init__(self, batch: KernelBatch) -> None:
-        self.layers = batch.kernels()[0]
-        self.n, self.o = batch.n, batch.o
-        self.scales = [(float(power_of_two(a, bias)), float(power_of_two(g))) for a, g, bias, _ in self.layers]
-        self.scale = min((of_a * of_g) ** 2 for of_a, of_g in self.scales)
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = layers
+        self._scales = [(float(power_of_two(a, bias)), float(power_of_two(g))) for a, g, bias, _ in layers]
+        self.scale = min((of_a * of_g) ** 2 for of_a, of_g in self._scales)
+        self.columns = sum(map(parameters, layers))
 
-    def parts(self) -> Iterator[Tensor]:
-        """J of some samples after the other, float64 [samples, o, P]."""
-        step = max(1, _NUMBERS // (self.o * sum(map(parameters, self.layers))))
-        for begin in range(0, self.n, step):
-            rows = slice(begin, begin + step)
-            yield torch.cat([self._of_layer(*one, rows) for one in zip(self.layers, self.scales, strict=True)], 2)
+    def of(self, samples: slice) -> Tensor:
+        """J of some samples, float64 [samples, o, P]."""
+        return torch.cat([self._of_layer(*one, samples) for one in zip(self._layers, self._scales, strict=True)], 2)
 
-    def _of_layer(self, layer: Layer, scales: tuple[float, float], rows: slice) -> Tensor:
+    def _of_layer(self, layer: Layer, scales: tuple[float, float], samples: slice) -> Tensor:
         of_a, of_g = scales
-        a, g = layer.forward[rows].double() * of_a, layer.backward[rows].double() * of_g
+        a, g = layer.forward[samples].double() * of_a, layer.backward[samples].double() * of_g
         slices = list(jacobian_slices(a, g, layer.bias * of_a**2, g.shape[3]))
         return torch.cat(slices, 2).mul_(math.sqrt(self.scale) / (of_a * of_g))
 
@@ -54,30 +52,36 @@ def parameters(layer: Layer) -> int:
     return layer.backward.shape[3] * (layer.forward.shape[2] + (layer.bias > 0))
 
 
-def squared_norms(
+def inner_products(
     batch: KernelBatch, centerings: Sequence[Centering | None], dtype: torch.dtype
-) -> dict[Centering | None, float]:
-    """||C K C||_F^2 for each centering, and for None ||K||_F^2.
+) -> dict[Centering | None, Tensor]:
+    """<C K_a C, C K_b C>_F of q kernels for each centering, and for None <K_a, K_b>_F: float64 [q, q] on the CPU.
 
     Args:
-        batch: One kernel, of any layers.
+        batch: The kernels, of any layers.
         centerings: The centerings.
         dtype: That of products.
     """
-    j = _Jacobian(batch)
-    sums: Tensor | float = 0.0
-    for part in j.parts():
-        sums = sums + part.sum(0)
+    jacobians = [_Jacobian(layers) for layers in batch.kernels()]
+    columns = [one.columns for one in jacobians]
+    samples = steps(batch.n, max(1, _NUMBERS // (batch.o * sum(columns))), 1)
+    sums = sum(torch.cat([one.of(some).sum(0) for one in jacobians], 1) for some in samples)
     assert isinstance(sums, Tensor)
-    means = sums / j.n  # [o, P]
+    means = sums / batch.n  # [o, P]
     gram = means.new_zeros(means.shape[1], means.shape[1])
-    for part in j.parts():
+    for some in samples:
+        part = torch.cat([one.of(some) for one in jacobians], 2)
         centered = (part - means).flatten(0, 1).to(dtype)
         gram += centered.T @ centered
     between = means - means.mean(0)
     added: dict[Centering | None, Tensor | None] = {"per_output": None, "global": between, None: means}
-    return {
-        one: float((gram if rows is None else gram + j.n * rows.T @ rows).square().sum()) / j.scale / j.scale
-        for one, rows in added.items()
-        if one in centerings or one is None
-    }
+    found: dict[Centering | None, Tensor] = {}
+    for one, rows in added.items():
+        if one in centerings or one is None:
+            square = gram if rows is None else gram + batch.n * rows.T @ rows
+            blocks = [[float(block.square().sum()) for block in row.split(columns, 1)] for row in square.split(columns)]
+            found[one] = torch.tensor(blocks, dtype=torch.float64)
+            for index, jacobian in enumerate(jacobians):
+                found[one][index] /= jacobian.scale
+                found[one][:, index] /= jacobian.scale
+    return found

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ahkernels.centering import Centering, require_centering
+from ahkernels.centering import Centering, center, require_centering
 from ahkernels.kernel import TangentKernel, require_kernel
 from ahkernels.statistics.alignment_numbers import inner_product
 from ahkernels.statistics.degenerate import RoundingBound, constant_part, undefined_kernel, undefined_labels
@@ -28,8 +28,8 @@ Product = Callable[[Tensor], Tensor]
 _EIGENVALUES_PER_VECTOR, _MOST_IN_BLOCK = 50, 8
 # Tolerance of the eigenvector that tells whether one is missing; its eigenvalue is known to the square of that.
 _MISSING_TOLERANCE = 1e-4
-# Kernels of up to so many rows are formed, from products with the identity: cheaper than any iteration, of which that
-# for a single eigenvalue is the cheapest.
+# Kernels of up to so many rows are formed: cheaper than any iteration, of which that for a single eigenvalue is the
+# cheapest.
 _DENSE_ROWS, _DENSE_ROWS_FOR_ONE = 512, 128
 # From this tolerance on products may have the rounding of fp32.
 _FP32_TOLERANCE = 1e-5
@@ -62,8 +62,8 @@ def eigenpairs(
 ) -> Eigenpairs:
     """The k largest eigenvalues of C K C, or of K without centering, with their eigenvectors and no K in memory.
 
-    They come from a block Lanczos iteration on the kernel's device. Products are in float64, or in the kernel's own
-    dtype for a tolerance of 1e-5 and more.
+    They come from a block Lanczos iteration on the kernel's device; small kernels are formed. Products are in float64,
+    or in the kernel's own dtype for a tolerance of 1e-5 and more.
 
     Args:
         kernel: A tangent kernel.
@@ -121,8 +121,7 @@ def eigenpairs(
             if k > 1:
                 values, vectors = _with_missing(product, k, values, vectors, random, asked, rounding)
         else:
-            dense = product(torch.eye(rows, dtype=torch.float64, device=kernel.device))
-            values, vectors = torch.linalg.eigh((dense + dense.T) / 2)
+            values, vectors = torch.linalg.eigh(_formed(kernel, centering))
         values, order = values.sort(descending=True)
         values, vectors = values[:k], vectors[:, order[:k]]
         residuals = (product(vectors) - vectors * values).norm(dim=0)
@@ -137,6 +136,12 @@ def eigenpairs(
         )
     values = values.clamp(min=0)  # of a kernel none is below, but for rounding
     return Eigenpairs(values, vectors.contiguous(), residuals, products)
+
+
+def _formed(kernel: TangentKernel, centering: Centering | None) -> Tensor:
+    """C K C in memory, float64."""
+    k = kernel.to_dense(out=torch.empty(kernel.shape, dtype=torch.float64, device=kernel.device))
+    return center(center(k, kernel.o, centering).T, kernel.o, centering)
 
 
 def _vanishes(product: Product, start: Tensor, rounding: float) -> bool:

@@ -1,4 +1,4 @@
-"""Squared norms with outputs or parameters contracted first, against dense kernels in fp64."""
+"""Inner products with outputs or parameters contracted first, against dense kernels in fp64."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import ahkernels as ah
-from ahkernels.contraction import order, outputs_first, parameters_first, squares
+from ahkernels.contraction import best_order, order, outputs_first, parameters_first
 from ahkernels.contraction.order import LayerShape, flops, order_of
+from ahkernels.ops import KernelBatch
 from ahkernels.statistics.cka import cka
 
 CENTERINGS = ("global", "per_output")
@@ -58,6 +59,12 @@ def check(found, layers, tolerance):
         assert found[one] == pytest.approx(square, rel=tolerance, abs=1e-12 * wanted[None]), one
 
 
+def squared_norms(route, layers, dtype):
+    """||C K C||^2 of one kernel, the sum of some layers."""
+    found = route.inner_products(ah.TangentKernel(layers).batch, CENTERINGS, dtype)
+    return {one: float(products) for one, products in found.items()}
+
+
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Every loop takes several turns."""
@@ -72,14 +79,48 @@ def small_pieces(monkeypatch):
 @pytest.mark.parametrize(("n", "o", "layers"), SHAPES, ids=NAMES)
 def test_against_dense_kernels(route, n, o, layers):
     own = factors(n, o, layers)
-    check(route.squared_norms(ah.TangentKernel(own).batch, CENTERINGS, torch.float64), own, 1e-10)
+    check(squared_norms(route, own, torch.float64), own, 1e-10)
 
 
 @pytest.mark.parametrize("route", ORDERS)
 @pytest.mark.parametrize(("n", "o", "layers"), SHAPES, ids=NAMES)
 def test_in_small_pieces(route, n, o, layers, small_pieces):
     own = factors(n, o, layers)
-    check(route.squared_norms(ah.TangentKernel(own).batch, CENTERINGS, torch.float64), own, 1e-10)
+    check(squared_norms(route, own, torch.float64), own, 1e-10)
+
+
+def of_several(route, kernels, tolerance, dtype=torch.float64):
+    """Checks all inner products of kernels, each the sum of some layers."""
+    batch = KernelBatch.of(kernels)
+    found = route.inner_products(batch, CENTERINGS, dtype)
+    assert set(found) == {None, *CENTERINGS}
+    for one, products in found.items():
+        centered = [reference.centered(dense(layers), one, batch.o) for layers in kernels]
+        norms = [float(k.norm()) for k in centered]
+        for i, first in enumerate(centered):
+            for j, second in enumerate(centered):
+                assert float(products[i, j]) == pytest.approx(
+                    float((first * second).sum()), rel=tolerance, abs=tolerance * norms[i] * norms[j]
+                )
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+@pytest.mark.parametrize("route", ORDERS)
+def test_several_kernels(route, pieces, request):
+    if pieces:
+        request.getfixturevalue("small_pieces")
+    kernels = [
+        factors(9, 4, [(1, 5, 7, True)]),
+        factors(9, 4, [(1, 3, 2, False), (1, 6, 5, True)], scale=30.0),
+        factors(9, 4, [(1, 0, 3, True)], scale=1e-3),
+    ]
+    of_several(route, kernels, 1e-10)
+
+
+@pytest.mark.parametrize("route", ORDERS)
+def test_kernels_of_different_scales(route):
+    kernels = [factors(12, 4, ONE, torch.float32, scale=scale) for scale in (1e-9, 1.0, 1e9)]
+    of_several(route, kernels, 1e-6, torch.float32)
 
 
 @pytest.mark.parametrize("layers", [[(3, 4, 5, True)], [(2, 4, 5, False), (1, 3, 6, True)]])
@@ -88,14 +129,14 @@ def test_parameters_first_with_several_positions(layers, by_jacobian):
     own = [
         ah.LayerFactors(one.forward, one.backward, one.bias, by_jacobian=by_jacobian) for one in factors(6, 3, layers)
     ]
-    check(parameters_first.squared_norms(ah.TangentKernel(own).batch, CENTERINGS, torch.float64), own, 1e-10)
+    check(squared_norms(parameters_first, own, torch.float64), own, 1e-10)
 
 
 @pytest.mark.parametrize("route", ORDERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_in_float32(route, dtype):
     own = factors(30, 6, [(1, 20, 40, True)], dtype)
-    check(route.squared_norms(ah.TangentKernel(own).batch, CENTERINGS, torch.float32), own, 1e-6)
+    check(squared_norms(route, own, torch.float32), own, 1e-6)
 
 
 @pytest.mark.parametrize("route", ORDERS)
@@ -103,14 +144,14 @@ def test_in_float32(route, dtype):
 def test_extreme_scales(route, scale):
     """Squares of numbers in float32 would overflow or vanish."""
     own = factors(12, 4, ONE, torch.float32, scale=scale)
-    check(route.squared_norms(ah.TangentKernel(own).batch, CENTERINGS, torch.float32), own, 1e-6)
+    check(squared_norms(route, own, torch.float32), own, 1e-6)
 
 
 @pytest.mark.parametrize("route", ORDERS)
 def test_layers_of_different_scales(route):
     first, second = (factors(12, 4, ONE, torch.float32, scale=scale)[0] for scale in (1e-9, 1e3))
     own = [first, second]
-    check(route.squared_norms(ah.TangentKernel(own).batch, CENTERINGS, torch.float32), own, 1e-6)
+    check(squared_norms(route, own, torch.float32), own, 1e-6)
 
 
 @pytest.mark.parametrize("route", ORDERS)
@@ -123,14 +164,14 @@ def test_any_strides_and_nothing_is_changed(route):
     expanded = ah.LayerFactors(a[:1].expand(9, 1, 6), g[:, :, :1].expand(9, 1, 4, 5), True)
     for layer in (strided, expanded):
         before = layer.forward.clone(), layer.backward.clone()
-        check(route.squared_norms(ah.TangentKernel(layer).batch, CENTERINGS, torch.float64), [layer], 1e-10)
+        check(squared_norms(route, [layer], torch.float64), [layer], 1e-10)
         assert torch.equal(layer.forward, before[0]) and torch.equal(layer.backward, before[1])
 
 
 @pytest.mark.parametrize("route", ORDERS)
 def test_zero_kernels(route):
     own = [ah.LayerFactors(torch.zeros(5, 1, 3), torch.zeros(5, 1, 2, 4), True)]
-    found = route.squared_norms(ah.TangentKernel(own).batch, CENTERINGS, torch.float32)
+    found = squared_norms(route, own, torch.float32)
     assert set(found.values()) == {0.0}
 
 
@@ -142,7 +183,7 @@ def always(monkeypatch):
     """Has an order taken at any size."""
 
     def set_order(wanted):
-        monkeypatch.setattr(squares, "order_of", lambda *_, **__: wanted)
+        monkeypatch.setattr(best_order, "order_of", lambda *_, **__: wanted)
 
     return set_order
 
@@ -166,7 +207,7 @@ def test_near_constant_kernels_keep_what_the_precision_promises(wanted, spread, 
 def test_a_constant_kernel_is_left_to_tiles(always):
     always("outputs first")
     kernel = ah.TangentKernel(ah.LayerFactors(torch.ones(6, 1, 3), torch.ones(6, 1, 2, 4), True))
-    assert squares.squared_norms(kernel.batch, CENTERINGS, "highest") is None
+    assert best_order.inner_products(kernel.batch, CENTERINGS, "highest") is None
 
 
 @pytest.mark.parametrize("wanted", ["outputs first", "parameters first"])
@@ -185,13 +226,27 @@ def test_reports_are_those_of_tiles(wanted, centering, always):
             torch.testing.assert_close(one.statistics[name], other.statistics[name], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("wanted", ["outputs first", "parameters first"])
+@pytest.mark.parametrize("centering", CENTERINGS)
+def test_similarity_is_that_of_tiles(wanted, centering, always):
+    kernels = [ah.TangentKernel(factors(30, 5, [(1, 6 + i, 4 + i, True)], torch.float32)) for i in range(3)]
+    by_tiles = ah.similarity(kernels, centering=centering), ah.cka(kernels[0], kernels[1], centering=centering)
+    always(wanted)
+    found = ah.similarity(kernels, centering=centering), ah.cka(kernels[0], kernels[1], centering=centering)
+    torch.testing.assert_close(found[0], by_tiles[0], rtol=1e-6, atol=1e-6)
+    assert found[1] == pytest.approx(by_tiles[1], rel=1e-5)
+    assert found[1] == float(found[0][0, 1])
+
+
 def test_kernels_of_one_op_in_different_orders(monkeypatch):
     """Some of the layers of a report go by tiles, and each keeps its place."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 6)).double()
     x, y = torch.randn(20, 5, dtype=torch.float64), torch.randint(0, 6, (20,))
     expected_report = ah.layerwise_alignment(model, x, y)
-    monkeypatch.setattr(squares, "order_of", lambda n, o, layers, **_: "tiles" if layers[0].m == 8 else "outputs first")
+    monkeypatch.setattr(
+        best_order, "order_of", lambda n, o, layers, **_: "tiles" if layers[0].m == 8 else "outputs first"
+    )
     found = ah.layerwise_alignment(model, x, y)
     for name in expected_report.statistics:
         torch.testing.assert_close(found.statistics[name], expected_report.statistics[name], rtol=1e-9, atol=0)
@@ -239,8 +294,8 @@ def test_explain_shows_the_order():
 
 def test_the_order_is_the_one_explained(monkeypatch):
     calls = []
-    true = outputs_first.squared_norms
-    monkeypatch.setattr(outputs_first, "squared_norms", lambda *args: calls.append(args) or true(*args))
+    true = outputs_first.inner_products
+    monkeypatch.setattr(outputs_first, "inner_products", lambda *args: calls.append(args) or true(*args))
     model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 300))
     x = torch.randn(200, 20)
     ah.layerwise_alignment(model, x, torch.arange(200), layers=["0"])
@@ -266,8 +321,8 @@ def test_regions_and_settings_of_torch_round_nothing(wanted, always, monkeypatch
         assert kernel.frobenius_norm() == norm
     dtypes = []
     for route in ORDERS:
-        true = route.squared_norms
-        monkeypatch.setattr(route, "squared_norms", lambda *args, true=true: dtypes.append(args[2]) or true(*args))
+        true = route.inner_products
+        monkeypatch.setattr(route, "inner_products", lambda *args, true=true: dtypes.append(args[2]) or true(*args))
     before = torch.backends.mkldnn.matmul.fp32_precision
     try:
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"

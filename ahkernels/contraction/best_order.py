@@ -1,11 +1,11 @@
-"""Squared norms of a centered kernel in the order of contraction that costs least and has digits enough."""
+"""Inner products of centered kernels in the order of contraction that costs least and has digits enough."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ahkernels.autocast import without_autocast
 from ahkernels.centering import Centering
@@ -21,23 +21,24 @@ _MOST_IN_FLOAT64 = 1e9
 
 
 @without_autocast()
-def squared_norms(
+def inner_products(
     batch: KernelBatch, centerings: Sequence[Centering | None], precision: str
-) -> dict[Centering | None, float] | None:
-    """||C K C||_F^2 of one kernel for each centering, if there is a cheaper order than tiles.
+) -> dict[Centering | None, Tensor] | None:
+    """<C K_a C, C K_b C>_F of q kernels for each centering, if there is a cheaper order than tiles.
 
     Args:
-        batch: One kernel.
-        centerings: The centerings; None is for the kernel as it is.
+        batch: The kernels.
+        centerings: The centerings; None is for the kernels as they are.
         precision: "highest", "high" or "medium".
 
     Returns:
-        The squares, or None where tiles cost less, or a centered norm is so small beside that of the kernel that only
-        tiles have its digits.
+        float64 [q, q] on the CPU; None where tiles cost less, or a centered kernel is so small beside the kernel that
+        only tiles have its digits.
     """
     shapes = [
         LayerShape(a.shape[1], a.shape[2], g.shape[3], bias > 0, by_jacobian)
-        for a, g, bias, by_jacobian in batch.kernels()[0]
+        for kernel in batch.kernels()
+        for a, g, bias, by_jacobian in kernel
     ]
     order = order_of(batch.n, batch.o, shapes, by_output="per_output" in centerings)
     if order == "tiles":
@@ -46,11 +47,11 @@ def squared_norms(
     if not products_are_in_float32(batch.backward[0].device):
         single = torch.float64
     if order == "parameters first":
-        return parameters_first.squared_norms(batch, centerings, single)
+        return parameters_first.inner_products(batch, centerings, single)
     most = {single: _MOST_IN_FLOAT32[precision], torch.float64: _MOST_IN_FLOAT64}
     for dtype in most:
-        found = outputs_first.squared_norms(batch, centerings, dtype)
-        least = min(found[one] for one in centerings)
-        if found[None] <= most[dtype] * least or not math.isfinite(least):
+        found = outputs_first.inner_products(batch, centerings, dtype)
+        squares = torch.stack([found[one].diagonal() for one in centerings])
+        if bool((found[None].diagonal() <= most[dtype] * squares).all()) or not bool(squares.isfinite().all()):
             return found
     return None
