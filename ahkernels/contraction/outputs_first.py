@@ -9,8 +9,8 @@ so that <K, K'>_F of kernels K = sum over layers of P o G G^T is a sum over pair
 P[x, x'] P'[x, x'] <T_x, T_x'>. ||K||_F^2 takes n^2 m^2 / 4 multiply-adds for each layer however many outputs there are,
 and n o m^2 / 2 to form T, where tiles take (n o)^2 m / 2.
 
-The inner product of centered kernels is what is left once that of the means is subtracted. With the mean M [n, o, o'] of
-each row by the output of the columns, and its mean m [o, o'] over the samples,
+The inner product of centered kernels is what is left once that of the means is subtracted. With the mean M [n, o, o']
+of each row by the output of the columns, and its mean m [o, o'] over the samples,
 
     <C K C, C K' C> = <K, K'> - 2 n <M, M'> + n^2 <m, m'>
 

@@ -1,8 +1,8 @@
 """Inner products of kernels with the samples contracted first, for layers with few parameters.
 
 With the Jacobians J [n o, P] and H [n o, P'] of kernels K and K', <C K C, C K' C>_F = ||(C J)^T C H||_F^2, a matrix
-[P, P']. ||C K C|| takes n o P^2 multiply-adds, where tiles take (n o)^2 m / 2. Means leave the Jacobian in float64 before it is
-multiplied, so that near-constant kernels lose no digits.
+[P, P']. ||C K C|| takes n o P^2 multiply-adds, where tiles take (n o)^2 m / 2. Means leave the Jacobian in float64
+before it is multiplied, so that near-constant kernels lose no digits.
 """
 
 from __future__ import annotations
@@ -79,7 +79,10 @@ def inner_products(
     for one, rows in added.items():
         if one in centerings or one is None:
             square = gram if rows is None else gram + batch.n * rows.T @ rows
-            blocks = [[float(block.square().sum()) for block in row.split(columns, 1)] for row in square.split(columns)]
+            blocks = [
+                [float(block.square().sum()) for block in torch.split(row, columns, 1)]
+                for row in torch.split(square, columns)
+            ]
             found[one] = torch.tensor(blocks, dtype=torch.float64)
             for index, jacobian in enumerate(jacobians):
                 found[one][index] /= jacobian.scale
