@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, overload
+from typing import TYPE_CHECKING, Protocol, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from ahkernels.report import AlignmentReport
 from ahkernels.statistics.alignment_numbers import AlignmentNumbers, inner_product, label_moments
 from ahkernels.statistics.degenerate import RoundingBound
 from ahkernels.statistics.degenerate_warning import Finding, OneWarning
-from ahkernels.statistics.estimate import estimate_frobenius_norm, estimated_moments, require_products
+from ahkernels.statistics.estimate import Estimate, estimate_frobenius_norm, estimated_moments, require_products
 from ahkernels.statistics.fisher import fisher_kernel
 from ahkernels.statistics.labels import Labels
 from ahkernels.statistics.layer_statistics import STATISTICS, KernelKind, statistics_in_report
@@ -47,6 +47,7 @@ def layerwise_alignment(
     centering: Centering = "global",
     statistics: Sequence[str] = (),
     products: int | None = None,
+    tolerance: float | None = None,
     **options: Unpack[CaptureKeywords],
 ) -> AlignmentReport: ...
 
@@ -60,6 +61,7 @@ def layerwise_alignment(
     centering: Centerings,
     statistics: Sequence[str] = (),
     products: int | None = None,
+    tolerance: float | None = None,
     **options: Unpack[CaptureKeywords],
 ) -> dict[Centering, AlignmentReport]: ...
 
@@ -72,6 +74,7 @@ def layerwise_alignment(
     centering: Centering | Centerings = "global",
     statistics: Sequence[str] = (),
     products: int | None = None,
+    tolerance: float | None = None,
     **options: Unpack[CaptureKeywords],
 ) -> AlignmentReport | dict[Centering, AlignmentReport]:
     """Alignment A_l of each layer's tangent kernel with the labels (equation 7), and further statistics on request.
@@ -89,9 +92,10 @@ def layerwise_alignment(
         statistics: What to measure of each layer beside alignment, ||C K C||_F and trace, which are always there: names
             in `ahkernels.STATISTICS`, which says what each means. Those of the Fisher information are for `outputs`
             "all".
-        products: None for exact norms, from all entries of each kernel. A number estimates them from so many products
-            with the kernel (see `estimate_frobenius_norm`), where the exact pass would take too long; the report then
-            has `cka_standard_error`.
+        products: A number estimates norms from so many products with each kernel (see `estimate_frobenius_norm`), where
+            the exact pass would take too long; the report then has `cka_standard_error`. Without it and a tolerance
+            norms are exact, from all entries of each kernel.
+        tolerance: Relative standard error that the estimates have to reach, with at most `products` or 1000 products.
         **options: `layers`, `outputs`, `output`, `precision`, `memory_budget`, `certify` and `progress`; see
             `CaptureOptions`.
 
@@ -116,9 +120,16 @@ def layerwise_alignment(
         >>> reports["per_output"].centering
         'per_output'
     """
-    chosen = AlignmentOptions(require_centerings(centering), statistics, products, CaptureOptions.of(options))
+    captured = CaptureOptions.of(options)
+    chosen = AlignmentOptions(require_centerings(centering), statistics, products, tolerance, captured)
     reports = alignment_reports(model, x, y, chosen, OneWarning())
     return next(iter(reports.values())) if isinstance(centering, str) else reports
+
+
+class _NormEstimate(Protocol):
+    """See `estimate_frobenius_norm`."""
+
+    def __call__(self, kernel: TangentKernel, *, centering: Centering | None) -> Estimate: ...
 
 
 @dataclass(frozen=True)
@@ -128,23 +139,32 @@ class AlignmentOptions:
     Attributes:
         centerings: The means that are removed, each for a report of its own.
         statistics: What to measure beside the alignment.
-        products: None for exact norms, or the number of products to estimate them from.
+        products: The number of products to estimate norms from, or the most of them; None for a usual one.
+        tolerance: The relative standard error of estimates; None for one that is not given. Without both norms are
+            exact.
         capture: What all measurements of a model share.
 
     Raises:
-        ValueError: For unknown `statistics`, or another number of `products`.
+        ValueError: For unknown `statistics`, another number of `products` or another `tolerance`.
         TypeError: For another type.
     """
 
     centerings: tuple[Centering, ...]
     statistics: Sequence[str]
     products: int | None
+    tolerance: float | None
     capture: CaptureOptions
 
     def __post_init__(self) -> None:
-        if self.products is not None:
-            require_products(self.products)
-        statistics_in_report(self.statistics, estimated=self.products is not None)
+        require_products(self.products, self.tolerance)
+        statistics_in_report(self.statistics, estimated=self.estimate is not None)
+
+    @property
+    def estimate(self) -> _NormEstimate | None:
+        """What estimates a norm, from a kernel and its centering; None where norms are exact."""
+        if self.products is None and self.tolerance is None:
+            return None
+        return functools.partial(estimate_frobenius_norm, products=self.products, tolerance=self.tolerance)
 
 
 def alignment_reports(
@@ -166,8 +186,8 @@ def alignment_reports(
         one_warning: Warns of the layers that have no alignment.
         evaluating: Whether to measure the network in eval mode, whatever mode it is in.
     """
-    centerings, products = options.centerings, options.products
-    names = statistics_in_report(options.statistics, estimated=products is not None)
+    centerings, estimate = options.centerings, options.estimate
+    names = statistics_in_report(options.statistics, estimated=estimate is not None)
     wanted = [STATISTICS[name] for name in names]
     kinds = {statistic.kernel for statistic in wanted}
     grams = bool(kinds & {"forward", "backward"})
@@ -189,14 +209,14 @@ def alignment_reports(
             same_rows.append({"kernel": kernel})
             if "backward" in kinds and with_grams is kernel:  # of the same factors
                 same_rows[-1]["backward"] = with_grams.backward_gram()
-        of_batch = _pending(same_rows, labels, products)
+        of_batch = _pending(same_rows, labels, estimate)
         for (name, kernel, with_grams), of_layer in zip(batch, of_batch, strict=True):
             if "forward" in kinds and with_grams is not None:
-                of_layer |= _pending([{"forward": with_grams.forward_gram()}], of_samples, products)[0]
+                of_layer |= _pending([{"forward": with_grams.forward_gram()}], of_samples, estimate)[0]
             if "backward" in kinds and with_grams is not None and with_grams is not kernel:
-                of_layer |= _pending([{"backward": with_grams.backward_gram()}], labels, products)[0]
+                of_layer |= _pending([{"backward": with_grams.backward_gram()}], labels, estimate)[0]
             if logits is not None:
-                fisher = _pending_fisher(fisher_kernel(kernel, logits), of_fisher, products)
+                fisher = _pending_fisher(fisher_kernel(kernel, logits), of_fisher, estimate)
                 of_layer["fisher"] = dict.fromkeys(centerings, fisher)
             for one in centerings if spectral else ():
                 of_layer["kernel"][one].largest = largest_eigenvalue(kernel, centering=one)
@@ -279,12 +299,12 @@ def _batches(kernels: Iterable[CapturedKernel], most_bytes: int) -> Iterator[lis
 
 
 def _pending(
-    layers: Sequence[Mapping[KernelKind, TangentKernel]], labels: Sequence[Labels], products: int | None
+    layers: Sequence[Mapping[KernelKind, TangentKernel]], labels: Sequence[Labels], estimate: _NormEstimate | None
 ) -> list[_PendingLayer]:
     """The kernels of each layer, all over the same rows, measured for each centering."""
-    if products is not None:
+    if estimate is not None:
         return [
-            {kind: _pending_estimates(kernel, labels, products) for kind, kernel in of_layer.items()}
+            {kind: _pending_estimates(kernel, labels, estimate) for kind, kernel in of_layer.items()}
             for of_layer in layers
         ]
     moments = label_moments([kernel for of_layer in layers for kernel in of_layer.values()], labels)
@@ -302,11 +322,11 @@ def _pending(
 
 
 def _pending_estimates(
-    kernel: TangentKernel, labels: Sequence[Labels], products: int
+    kernel: TangentKernel, labels: Sequence[Labels], estimate: _NormEstimate
 ) -> dict[Centering, _PendingKernel]:
     found = {}
     for one in labels:
-        norm = estimate_frobenius_norm(kernel, centering=one.centering, products=products)
+        norm = estimate(kernel, centering=one.centering)
         moments = estimated_moments(kernel, one, norm)  # now, since the kernel would be held until then
         bound = RoundingBound.of(kernel, one.centering)
         found[one.centering] = _PendingKernel(
@@ -319,12 +339,9 @@ def _given(moments: KernelMoments) -> KernelMoments:
     return moments
 
 
-def _pending_fisher(fisher: TangentKernel, labels: Labels, products: int | None) -> _PendingKernel:
+def _pending_fisher(fisher: TangentKernel, labels: Labels, estimate: _NormEstimate | None) -> _PendingKernel:
     """The kernel of a layer's Fisher information, which is not centered."""
-    if products is None:
-        norm = fisher.frobenius_norm(centering=None)
-    else:
-        norm = estimate_frobenius_norm(fisher, centering=None, products=products).value
+    norm = fisher.frobenius_norm(centering=None) if estimate is None else estimate(fisher, centering=None).value
     # There is no constant part: nothing is centered.
     moments = KernelMoments(float(inner_product(fisher, labels)), norm**2, fisher.trace(), 0.0)
     bound = RoundingBound.of(fisher, None, "Fisher information")

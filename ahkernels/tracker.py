@@ -76,7 +76,8 @@ class AlignmentTracker:
         y: Class indices [n], or targets [n, o]; kept by reference.
         centering: "global", "per_output", or a sequence of them to keep both.
         statistics: What to measure beside the alignment; see `ahkernels.layerwise_alignment`.
-        products: None for exact norms, or the number of products to estimate them from.
+        products: See `layerwise_alignment`.
+        tolerance: See `layerwise_alignment`.
         writer: An object with `add_scalar(tag, value, step)`, such as TensorBoard's SummaryWriter. Every update logs
             "{tag}/{layer}", with several centerings "{tag}/{centering}/{layer}", and the metrics under their own names.
         tag: Prefix of the layers' tags in the writer, and of their columns in tables.
@@ -89,7 +90,7 @@ class AlignmentTracker:
 
     Raises:
         TypeError: If `writer` has no `add_scalar`, or an option has another type.
-        ValueError: For another `centering`, `precision`, `statistics` or number of `products`.
+        ValueError: For another `centering`, `precision`, `statistics`, number of `products` or `tolerance`.
 
     Example:
         >>> import torch, ahkernels as ah
@@ -112,6 +113,7 @@ class AlignmentTracker:
         centering: Centering | Centerings = "global",
         statistics: Sequence[str] = (),
         products: int | None = None,
+        tolerance: float | None = None,
         writer: ScalarWriter | None = None,
         tag: str = "alignment",
         **options: Unpack[CaptureKeywords],
@@ -123,7 +125,7 @@ class AlignmentTracker:
         require_module(model)
         self.model, self.x, self.y = model, x, y
         capture = CaptureOptions.of(options)
-        self.options = AlignmentOptions(require_centerings(centering), statistics, products, capture)
+        self.options = AlignmentOptions(require_centerings(centering), statistics, products, tolerance, capture)
         self.writer, self.tag = writer, tag
         self.history: list[Measurement] = []
         self._one_warning = OneWarning()

@@ -110,7 +110,7 @@ def test_update_measures_with_the_given_options(fake: FakeMeasurement) -> None:
     (model, x, y), options = fake.calls[0]
     assert model is tracker.model and x is X and y is Y
     capture = CaptureOptions(layers=["fc*"], outputs="trace", precision="high", memory_budget=1 << 20)
-    assert options == AlignmentOptions(("global",), GRAMS, 30, capture)
+    assert options == AlignmentOptions(("global",), GRAMS, 30, None, capture)
     assert tracker.history[0].report is report
 
 

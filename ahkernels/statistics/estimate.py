@@ -1,12 +1,6 @@
 """Norm and alignment of a kernel from a few products with it: for when even one pass over its tiles takes too long.
 
-With an orthonormal basis Q of what A = C K C makes of random vectors, which holds most of its largest eigenvectors, and
-R = I - Q Q^T,
-
-    ||A||_F^2 = 2 ||A Q||_F^2 - ||Q^T A Q||_F^2 + ||R A R||_F^2.
-
-Only the last term is estimated, as the mean of ||R A R g||^2 over random g (Hutch++: Meyer, Musco, Musco and Woodruff,
-2021). It is unbiased, and the spread of the single values gives its standard error. <y~, K y~> and the trace are exact:
+The norm comes from leave-one-out estimates (`ahkernels.statistics.leave_one_out`). <y~, K y~> and the trace are exact:
 either costs less than one product.
 """
 
@@ -26,8 +20,14 @@ from ahkernels.statistics.alignment_numbers import AlignmentNumbers, inner_produ
 from ahkernels.statistics.degenerate import RoundingBound, constant_part
 from ahkernels.statistics.degenerate_warning import OneWarning
 from ahkernels.statistics.labels import Labels
+from ahkernels.statistics.leave_one_out import Sketch
 
 DEFAULT_PRODUCTS = 90
+# Where a tolerance is given: products at first, their growth until it is reached, and the most of them.
+_FIRST_PRODUCTS, _GROWTH, _MOST_PRODUCTS = 30, 1.5, 1000
+# Two thirds of the random vectors is what the standard error is worth in intervals: they then hold the exact value as
+# often as they say (`benchmarks.estimator`).
+_WORTH = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Estimate:
         value: The estimate.
         standard_error: The standard deviation of the estimate, as the random vectors show it.
         products: Number of vectors that the kernel was multiplied with.
-        samples: Number of independent values that the standard error comes from, which has samples - 1 degrees of
+        samples: Number of independent values that the standard error is worth, so that it has samples - 1 degrees of
             freedom.
     """
 
@@ -72,7 +72,8 @@ def estimate_frobenius_norm(
     kernel: TangentKernel,
     *,
     centering: Centering | None = "global",
-    products: int = DEFAULT_PRODUCTS,
+    products: int | None = None,
+    tolerance: float | None = None,
     seed: int = 0,
 ) -> Estimate:
     """||C K C||_F, or ||K||_F without centering, estimated from products with the kernel.
@@ -83,13 +84,17 @@ def estimate_frobenius_norm(
     Args:
         kernel: A tangent kernel.
         centering: "global", "per_output" (see `cka`) or None for K itself.
-        products: Number of vectors to multiply the kernel with, at least 6. A third of them find a basis, a third its
-            image, and a third the error bar.
+        products: Number of vectors to multiply the kernel with, at least 6: 90 unless a tolerance is given, otherwise
+            the most of them, 1000. With as many as the kernel has rows the norm is exact.
+        tolerance: Relative standard error to reach, between 0 and 1; products are added until it is.
         seed: Seed of the random vectors; the same seed gives the same estimate.
 
+    Returns:
+        The estimate. Where `products` do not reach the tolerance, its standard error says so.
+
     Raises:
-        TypeError: For products or a seed that is no whole number.
-        ValueError: For less than 6 products, or another centering.
+        TypeError: For products or a seed that is no whole number, or a tolerance that is no number.
+        ValueError: For less than 6 products, another tolerance or centering.
 
     Example:
         >>> import torch, ahkernels as ah
@@ -100,31 +105,34 @@ def estimate_frobenius_norm(
         >>> low, high = estimate.interval(0.999)
         >>> low <= estimate.value <= high
         True
+        >>> ah.estimate_frobenius_norm(kernel, tolerance=0.05).relative_error <= 0.05
+        True
     """
     require_kernel("kernel", kernel)
     require_centering(centering, none=True)
     generator = torch.Generator().manual_seed(_whole("seed", seed))
     rows = kernel.shape[0]
-    size = min(require_products(products) // 3, max(rows, 2))  # more would see nothing else
+    most = require_products(products, tolerance)
 
     def product(v: Tensor) -> Tensor:
         return kernel.product(v, centering=centering, exact=False)
 
-    random = torch.randn(rows, 2 * size, generator=generator, dtype=torch.float64).to(kernel.device)
-    image, tested = torch.split(product(random), size, 1)
-    g = random[:, size:]
-    largest = float(image.abs().max())
-    if largest == 0 or not math.isfinite(largest):
-        return Estimate(largest, 0.0, 2 * size, size)
-    basis, _ = torch.linalg.qr(image / largest)
-    image = product(basis)
-    inside = basis.T @ image
-    rest = tested - image @ (basis.T @ g)
-    rest -= basis @ (basis.T @ rest)
-    values = rest.square().sum(0)
-    square = float(2 * image.square().sum() - inside.square().sum() + values.mean())
-    norm = math.sqrt(square)
-    return Estimate(norm, float(values.std()) / math.sqrt(size) / (2 * norm), 2 * size + basis.shape[1], size)
+    def random(columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=generator, dtype=torch.float64).to(kernel.device)
+
+    sketch, wanted = Sketch(product, random), most if tolerance is None else min(_FIRST_PRODUCTS, most)
+    while wanted < rows:
+        sketch.grow(wanted // 2)
+        square = sketch.squared_norm()
+        norm = math.sqrt(max(square.value, 0.0))
+        error = square.standard_error / (2 * norm) if norm else 0.0
+        reached = tolerance is None or not error > tolerance * norm
+        if reached or wanted == most:
+            return Estimate(norm, error, 2 * sketch.size, max(2, round(_WORTH * sketch.size)))
+        wanted = min(int(_GROWTH * wanted), most)
+    # As many products as rows give all of the kernel.
+    norm = float(kernel.product(torch.eye(rows, dtype=torch.float64), centering=centering).norm())
+    return Estimate(norm, 0.0, 2 * sketch.size + rows, rows + 1)
 
 
 def estimate_cka(
@@ -132,7 +140,8 @@ def estimate_cka(
     y: Tensor,
     *,
     centering: Centering = "global",
-    products: int = DEFAULT_PRODUCTS,
+    products: int | None = None,
+    tolerance: float | None = None,
     seed: int = 0,
 ) -> Estimate:
     """Alignment of a kernel with labels, with an estimated norm of the kernel; `cka` is exact.
@@ -142,14 +151,15 @@ def estimate_cka(
         y: Class indices [n] or a target matrix [n, o].
         centering: "global" or "per_output": see `cka`.
         products: See `estimate_frobenius_norm`.
+        tolerance: See `estimate_frobenius_norm`.
         seed: See `estimate_frobenius_norm`.
 
     Returns:
         The estimate; nan, with a `DegenerateKernelWarning`, where the alignment is not defined.
 
     Raises:
-        ValueError: For labels that do not fit, another centering or less than 6 products; the message names the
-            argument.
+        ValueError: For labels that do not fit, another centering or tolerance, or less than 6 products; the message
+            names the argument.
         TypeError: For another type.
 
     Example:
@@ -164,7 +174,7 @@ def estimate_cka(
     require_kernel("kernel", kernel)
     require_centering(centering)
     labels = Labels(kernel.outputs, y, kernel.n, centering)
-    norm = estimate_frobenius_norm(kernel, centering=centering, products=products, seed=seed)
+    norm = estimate_frobenius_norm(kernel, centering=centering, products=products, tolerance=tolerance, seed=seed)
     bound, moments = RoundingBound.of(kernel, centering), estimated_moments(kernel, labels, norm)
     found = AlignmentNumbers.of(bound, moments, labels, relative_error=norm.relative_error)
     OneWarning().warn([found.undefined])
@@ -177,8 +187,20 @@ def estimated_moments(kernel: TangentKernel, labels: Labels, norm: Estimate) -> 
     return KernelMoments(inner, norm.value**2, kernel.trace(), constant_part(kernel, labels.centering))
 
 
-def require_products(products: object) -> int:
-    """The number of products; raises TypeError or ValueError naming `products` for less than 6 or no number."""
+def require_products(products: object, tolerance: object = None) -> int:
+    """The number of products, or the most of them with a tolerance; None stands for as many as there usually are.
+
+    Raises:
+        TypeError: Naming `products` or `tolerance`, for no number.
+        ValueError: For less than 6 products, or a tolerance that is not between 0 and 1.
+    """
+    if tolerance is not None:
+        if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)):
+            raise TypeError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
+        if not 0 < tolerance < 1:
+            raise ValueError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
+    if products is None:
+        return DEFAULT_PRODUCTS if tolerance is None else _MOST_PRODUCTS
     number = _whole("products", products)
     if number < 6:
         raise ValueError(f"products: expected at least 6, got {number}")
