@@ -5,8 +5,8 @@ other moments of an alignment, and in each order by itself (ahkernels.contractio
 "outputs first" in four lines of plain torch. All take the same numbers and must agree. Tiles that would take too long
 are timed for a part of the samples, and scaled by their flops.
 
-Then for all layers of a network of depth 10, from its forward and backward pass on. Last, how time grows with the
-number of outputs.
+Then for all layers of a network of depth 10, from its forward and backward pass on. Last, how time and memory beyond
+the factors grow with the number of outputs, and with that of samples.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 
 import ahkernels as ah
 from ahkernels import inner_products
-from ahkernels.contraction import outputs_first, parameters_first, squares
+from ahkernels.contraction import best_order, outputs_first, parameters_first
 from ahkernels.contraction.order import LayerShape, Order, flops, order_of
-from benchmarks.common import ours, plain_layer, plain_network, results, script, timing, workload
+from benchmarks.common import memory, ours, plain_layer, plain_network, results, script, timing, workload
 from benchmarks.common.ceilings import Ceilings, Work
 
 TOLERANCE = 1e-5
@@ -73,7 +73,11 @@ CASES = [
     Case(1000, 100, 16, 16),
 ]
 NETWORKS = [(256, 100, 256), (1000, 100, 256), (128, 1000, 512), (1000, 10, 32), (10_000, 10, 32)]
-GROWTH = [Case(256, o, 256, 256) for o in (2, 10, 30, 100, 300, 1000)]
+GROWTH = {
+    "outputs at n = 256, width 256": [Case(256, o, 256, 256) for o in (2, 10, 30, 100, 300, 1000)],
+    "samples at o = 10, width 32": [Case(n, 10, 32, 32) for n in (1000, 4000, 16_000, 60_000)],
+    "samples at o = 100, width 32": [Case(n, 100, 32, 32) for n in (1000, 4000, 16_000, 60_000)],
+}
 QUICK = [Case(40, 20, 8, 8), Case(30, 40, 6, 5)]
 QUICK_NETWORKS = [(20, 15, 8)]
 
@@ -89,7 +93,7 @@ def as_chosen(kernel: ah.TangentKernel) -> float:
 
 
 def in_order(module: object, dtype: torch.dtype) -> Callable[[ah.TangentKernel], float]:
-    return lambda kernel: module.inner_products(kernel.batch, ["global"], dtype)["global"]
+    return lambda kernel: float(module.inner_products(kernel.batch, ["global"], dtype)["global"])
 
 
 def in_plain_torch(a: torch.Tensor, g: torch.Tensor, bias: float) -> float:
@@ -164,7 +168,7 @@ def network(n: int, o: int, width: int, best: Ceilings, repeats: int) -> dict[st
         return plain_network.layerwise(plain_network.by_hand, alignment_in_plain_torch, model, x, target)
 
     def ours_by_tiles() -> torch.Tensor:
-        with mock.patch.object(squares, "order_of", lambda *_, **__: "tiles"):
+        with mock.patch.object(best_order, "order_of", lambda *_, **__: "tiles"):
             return ours.layerwise(model, x, y)
 
     jobs = {"ours": lambda: ours.layerwise(model, x, y)}
@@ -182,27 +186,35 @@ def network(n: int, o: int, width: int, best: Ceilings, repeats: int) -> dict[st
     return results.report(title, rows, best) | {"tiles_flops": tiles, "orders": orders}
 
 
-def growth(cases: Sequence[Case], repeats: int) -> dict[str, object]:
-    """How the time of one layer grows with the outputs, as chosen and by tiles: the exponent of the larger half."""
-    found: dict[str, dict[int, float]] = {"ours": {}, "tiles": {}}
-    for case in cases:
+def growth(title: str, cases: Sequence[Case]) -> dict[str, object]:
+    """How time and memory of one layer grow, as chosen and by tiles: seconds, MiB and the exponents of time."""
+    sizes = [case.o if title.startswith("outputs") else case.n for case in cases]
+    seconds: dict[str, dict[int, float]] = {"ours": {}, "tiles": {}}
+    mebibytes: dict[str, dict[int, float]] = {"ours": {}, "tiles": {}}
+    for size, case in zip(sizes, cases, strict=True):
         kernel = case.kernel()
-        jobs = {"ours": lambda kernel=kernel: as_chosen(kernel)}
+        jobs = {"ours": as_chosen}
         if flops(case.n, case.o, [case.shape])["tiles"] <= MOST_FLOPS:
-            jobs["tiles"] = lambda kernel=kernel: by_tiles(kernel)
-        for name, times in timing.interleaved(jobs, repeats).items():
-            found[name][case.o] = times.median
-    exponents = {name: exponent(times) for name, times in found.items()}
-    print("\ngrowth with the outputs at n = 256, width 256, seconds:")
-    for name, times in found.items():
-        shown = ", ".join(f"{o}: {seconds:.3g}" for o, seconds in times.items())
-        print(f"  {name}: {shown}; exponent {exponents[name]:.2f}")
-    return {"seconds": found, "exponents": exponents}
+            jobs["tiles"] = by_tiles
+        for name, job in jobs.items():
+            held = memory.reset_high_water_mark()
+            times = timing.interleaved({name: lambda job=job, kernel=kernel: job(kernel)}, 1, warmup=case.n <= 4000)
+            seconds[name][size] = times[name].median
+            mebibytes[name][size] = (memory.high_water_mark() - held) / 2**20
+        del kernel
+    exponents = {name: exponent(times) for name, times in seconds.items() if len(times) > 1}
+    print(f"\ngrowth with the {title}:")
+    for name, times in seconds.items():
+        shown = ", ".join(f"{size:,}: {one:.3g} s, {mebibytes[name][size]:.0f} MiB" for size, one in times.items())
+        print(f"  {name}: {shown}; exponent of time {exponents.get(name, float('nan')):.2f}", flush=True)
+    return {"title": title, "seconds": seconds, "mebibytes": mebibytes, "exponents": exponents}
 
 
 def exponent(times: Mapping[int, float]) -> float:
-    sizes = np.log(list(times))[len(times) // 2 - 1 :]
-    return float(np.polyfit(sizes, np.log(list(times.values()))[len(times) // 2 - 1 :], 1)[0])
+    """The slope of log time over log size, of the larger half of the sizes."""
+    first = max(0, min(len(times) // 2 - 1, len(times) - 2))
+    sizes, seconds = np.log(list(times))[first:], np.log(list(times.values()))[first:]
+    return float(np.polyfit(sizes, seconds, 1)[0])
 
 
 def main() -> None:
@@ -211,7 +223,7 @@ def main() -> None:
     best = script.measure_ceilings(args)
     layers = [compare(case, best, args.repeats) for case in (QUICK if args.quick else CASES)]
     networks = [network(*sizes, best, args.repeats) for sizes in (QUICK_NETWORKS if args.quick else NETWORKS)]
-    grown = growth(GROWTH[:3] if args.quick else GROWTH, args.repeats)
+    grown = [growth(title, cases[:2] if args.quick else cases) for title, cases in GROWTH.items()]
     script.save(args, best, layers=layers, networks=networks, growth=grown)
 
 

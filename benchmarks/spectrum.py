@@ -2,7 +2,7 @@
 
 One layer of width 256 with 10 outputs: the top eigenvalues of C K C from products with the factors
 (ahkernels.eigenpairs) at n = 10,000, and next to a dense decomposition of K in memory where that takes reasonable time
-and memory. The floor is the flops of that many products at the best fp64 GEMM rate of this run.
+and memory. The floor is the flops of as many products as were taken, at the best fp64 GEMM rate of this run.
 """
 
 import argparse
@@ -58,16 +58,18 @@ def compare(n: int, k: int, dense: bool, best: Ceilings, args: argparse.Namespac
 
 def main() -> None:
     parser = script.parser("spectrum", __doc__, quick="at n = 60", repeats=1, of_repeats="runs of ours")
-    parser.add_argument("--k", type=positive(int), default=200, help="eigenvalues")
+    parser.add_argument("--k", type=positive(int), nargs="*", default=[200, 20, 1000], help="eigenvalues")
     parser.add_argument("--samples", type=positive(int), nargs="*", default=[10_000], help="n without a dense one")
-    parser.add_argument("--dense", type=positive(int), nargs="*", default=[1000, 2000], help="n of both")
+    parser.add_argument(
+        "--dense", type=positive(int), nargs="*", default=[1000, 2000], help="n of both, for the first k"
+    )
     args = script.parse(parser)
     if args.quick:
-        args.k, args.samples, args.dense = 5, [80], [60]
+        args.k, args.samples, args.dense = [5, 2], [80], [60]
     best = script.measure_ceilings(args)
     with tempfile.TemporaryDirectory() as folder:
-        tables = [compare(n, args.k, False, best, args, folder) for n in args.samples]
-        tables += [compare(n, args.k, True, best, args, folder) for n in args.dense]
+        tables = [compare(n, k, False, best, args, folder) for n in args.samples for k in args.k]
+        tables += [compare(n, args.k[0], True, best, args, folder) for n in args.dense]
     script.save(args, best, tables=tables)
 
 

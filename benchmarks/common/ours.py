@@ -127,6 +127,11 @@ def estimated_norm(a: torch.Tensor, g: torch.Tensor, products: int, seed: int) -
     return ah.estimate_frobenius_norm(kernel(a, g), products=products, seed=seed)
 
 
+def norm_within(a: torch.Tensor, g: torch.Tensor, tolerance: float, seed: int) -> "ah.Estimate":
+    """||C K C||_F with a relative standard error of at most a tolerance."""
+    return ah.estimate_frobenius_norm(kernel(a, g), tolerance=tolerance, seed=seed)
+
+
 def similarity(factors: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     """Alignment of every kernel with every other, [L, L]."""
     return ah.similarity([kernel(a, g) for a, g in factors])
