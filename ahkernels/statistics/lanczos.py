@@ -22,7 +22,7 @@ _ROUNDING = 1e-14
 
 
 def largest_eigenpairs(
-    product: Callable[[Tensor], Tensor], start: Tensor, k: int, tolerance: float
+    product: Callable[[Tensor], Tensor], start: Tensor, k: int, tolerance: float, enough: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """The k largest eigenvalues of an operator and their eigenvectors.
 
@@ -33,6 +33,7 @@ def largest_eigenpairs(
         start: Any vectors [rows, b], of which none is orthogonal to an eigenvector that is looked for.
         k: Number of eigenvalues, at most the number of rows.
         tolerance: Residual ||K u - lambda u|| of each pair at which to stop, relative to the largest eigenvalue.
+        enough: A residual that is small enough, however small the largest eigenvalue is.
 
     Returns:
         The eigenvalues [k] from the largest down and their vectors [rows, k], orthonormal; the best pairs where
@@ -66,7 +67,7 @@ def largest_eigenpairs(
         looked_at = size
         values, vectors = torch.linalg.eigh(projected[:size, :size])
         residuals = (coupling @ vectors[begin:, -k:]).norm(dim=0)
-        if size == rows or bool((residuals <= tolerance * values[-1].abs()).all()):
+        if size == rows or bool((residuals <= max(tolerance * abs(float(values[-1])), enough)).all()):
             break
     return values[-k:].flip(0), (vectors[:, -k:].T @ basis[:size]).flip(0).T
 

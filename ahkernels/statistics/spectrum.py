@@ -37,7 +37,7 @@ _FP32_TOLERANCE = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Eigenpairs:
-    """The largest eigenvalues of a kernel and their eigenvectors.
+    """The largest eigenvalues of a kernel and their eigenvectors, on the kernel's device.
 
     Attributes:
         values: float64 [k], from the largest down.
@@ -117,7 +117,7 @@ def eigenpairs(
     first = tolerance / 2
     for asked in (first, first / 100):
         if iterates:
-            values, vectors = largest_eigenpairs(product, start, k, asked)
+            values, vectors = largest_eigenpairs(product, start, k, asked, rounding)
             if k > 1:
                 values, vectors = _with_missing(product, k, values, vectors, random, asked, rounding)
         else:
@@ -183,12 +183,19 @@ def _with_missing(
         if float(rest(start).norm()) <= rounding * float(start.norm()):
             return values, vectors
         least = values.sort(descending=True).values[k - 1] + tolerance * values.max() + rounding
-        value, vector = largest_eigenpairs(rest, start, 1, _MISSING_TOLERANCE)
+        value, vector = largest_eigenpairs(rest, start, 1, _MISSING_TOLERANCE, rounding)
         if bool(value[0] <= least):
             return values, vectors
         start = torch.cat((vector, random(more - 1)), 1)
-        found = largest_eigenpairs(rest, start, more, tolerance)
-        values, vectors = torch.cat((values, found[0])), torch.cat((vectors, found[1]), 1)
+        # What is left may be far smaller than the largest eigenvalue, which the tolerance is relative to: parts of the
+        # eigenvectors that were taken out come back with it.
+        enough = tolerance * float(values.max()) + rounding
+        of_more, found = largest_eigenpairs(rest, start, more, tolerance, enough)
+        of_more, found = of_more[of_more > least], found[:, of_more > least]
+        if len(of_more) == 0:
+            return values, vectors
+        found = torch.linalg.qr(found - vectors @ (vectors.T @ found)).Q
+        values, vectors = torch.cat((values, of_more)), torch.cat((vectors, found), 1)
         more = min(2 * more, k)
 
 

@@ -397,3 +397,14 @@ def test_copies_of_eigenvalues_are_all_found(copies, k):
         assert (found.values - values[:k]).abs().max() <= 1e-9
         assert (dense @ found.vectors - found.vectors * found.values).norm(dim=0).max() <= 1e-9
         assert (found.vectors.T @ found.vectors - torch.eye(k)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("small", [1e-6, 1e-9, 1e-13])
+def test_copies_of_small_eigenvalues_take_no_longer(small):
+    """The tolerance is relative to the largest eigenvalue, beside which theirs may be no more than rounding."""
+    values = torch.cat([torch.tensor([1.0, 0.5]), torch.full((40,), small), torch.full((558,), 1e-3 * small)]).double()
+    kernel, dense = of_spectrum(values)
+    found = ah.eigenpairs(kernel, 20, centering=None)
+    assert (found.values - values[:20]).abs().max() <= 1e-10
+    assert (dense @ found.vectors - found.vectors * found.values).norm(dim=0).max() <= 1e-10
+    assert found.products < 500
