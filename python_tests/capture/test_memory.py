@@ -121,4 +121,5 @@ def test_peak_is_as_explained(
 ) -> None:
     expected = ah.explain(*build(n), memory_budget=budget).peak_bytes
     peak = memory.peak(setup, build, n, statistics, budget).bytes
-    assert expected / 2 <= peak <= 2 * expected + ALLOWANCE, f"{peak / MIB:.0f} MiB, {expected / MIB:.0f} expected"
+    # Which of the gradients are freed before the last ones are made differs from run to run.
+    assert expected / 2.5 <= peak <= 2 * expected + ALLOWANCE, f"{peak / MIB:.0f} MiB, {expected / MIB:.0f} expected"
