@@ -144,3 +144,15 @@ def test_features_with_a_large_mean_before_a_norm(n):
         model = nn.Sequential(nn.Linear(6, 8), nn.GroupNorm(4, 8), nn.GELU(), nn.Linear(8, 3))
         nn.init.constant_(model[0].bias, 1e4)
         ah.tangent_kernels(model, torch.randn(n, 6), certify=1)
+
+
+@pytest.mark.parametrize("layers", [["0"], None])
+def test_a_capture_that_is_not_read_to_its_end_counts(layers, monkeypatch):
+    """`next` takes one kernel, or the first ones, and nobody comes back for what is left."""
+    references = []
+    true = run.Reference
+    monkeypatch.setattr(run, "Reference", lambda *given: references.append(given) or true(*given))
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), torch.randn(8, 4)
+    for _ in range(5):
+        next(ah.iter_tangent_kernels(model, x, layers=layers, certify=4))
+    assert len(references) == 2
