@@ -35,11 +35,7 @@ def inner_products(
         float64 [q, q] on the CPU; None where tiles cost less, or a centered kernel is so small beside the kernel that
         only tiles have its digits.
     """
-    shapes = [
-        LayerShape(a.shape[1], a.shape[2], g.shape[3], bias > 0, by_jacobian)
-        for kernel in batch.kernels()
-        for a, g, bias, by_jacobian in kernel
-    ]
+    shapes = [LayerShape.of(layer) for kernel in batch.kernels() for layer in kernel]
     order = order_of(batch.n, batch.o, shapes, by_output="per_output" in centerings)
     if order == "tiles":
         return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
+from ahkernels.ops.batch import Layer
+
 Order: TypeAlias = Literal["tiles", "outputs first", "parameters first"]
 
 # Flops of tiles that take as long as a flop of the other orders, but for the forward Gram, at the smallest sizes where
@@ -24,6 +26,12 @@ class LayerShape(NamedTuple):
     m: int
     bias: bool
     by_jacobian: bool = False
+
+    @classmethod
+    def of(cls, layer: Layer) -> LayerShape:
+        """Those of the factors of a layer."""
+        forward, backward, bias, by_jacobian = layer
+        return cls(forward.shape[1], forward.shape[2], backward.shape[3], bias > 0, by_jacobian)
 
     @property
     def parameters(self) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ahkernels.centering import Centering
+from ahkernels.contraction.order import LayerShape
 from ahkernels.ops import KernelBatch
 from ahkernels.ops.batch import Layer
 from ahkernels.ops.plain import jacobian_slices, steps
@@ -34,7 +35,7 @@ class _Jacobian:
         self._layers = layers
         self._scales = [(float(power_of_two(a, bias)), float(power_of_two(g))) for a, g, bias, _ in layers]
         self.scale = min((of_a * of_g) ** 2 for of_a, of_g in self._scales)
-        self.columns = sum(map(parameters, layers))
+        self.columns = sum(LayerShape.of(layer).parameters for layer in layers)
 
     def of(self, samples: slice) -> Tensor:
         """J of some samples, float64 [samples, o, P]."""
@@ -45,11 +46,6 @@ class _Jacobian:
         a, g = layer.forward[samples].double() * of_a, layer.backward[samples].double() * of_g
         slices = list(jacobian_slices(a, g, layer.bias * of_a**2, g.shape[3]))
         return torch.cat(slices, 2).mul_(math.sqrt(self.scale) / (of_a * of_g))
-
-
-def parameters(layer: Layer) -> int:
-    """How many columns the Jacobian of a layer has."""
-    return layer.backward.shape[3] * (layer.forward.shape[2] + (layer.bias > 0))
 
 
 def inner_products(

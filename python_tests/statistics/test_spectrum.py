@@ -347,6 +347,11 @@ def test_estimated_statistics_in_a_report():
     for name, column in exact.statistics.items():
         assert torch.allclose(found.statistics[name], column, rtol=0.2), name
     assert "cka standard error" in str(found)
+    within = ah.layerwise_alignment(model, x, y, tolerance=0.02)
+    assert ((within.cka - exact.cka).abs() <= 5 * within.cka_standard_error + 1e-5 * exact.cka).all()
+    assert (within.cka_standard_error <= 0.02 * (1 + 1e-9) * within.cka).all()
+    fewer = ah.layerwise_alignment(model, x, y, tolerance=1e-9, products=12)
+    assert (fewer.cka_standard_error > within.cka_standard_error).all()
 
 
 def test_statistics_of_layers_without_grams_and_of_dead_ones():
@@ -377,6 +382,7 @@ def test_statistics_of_layers_without_grams_and_of_dead_ones():
         ),
         (ValueError, "products: expected at least 6, got 1", {"products": 1}),
         (TypeError, "products: expected a whole number, got 'many'", {"products": "many"}),
+        (ValueError, "tolerance: expected a number between 0 and 1, got 2", {"tolerance": 2}),
     ],
 )
 def test_bad_statistics(error, message, options):
