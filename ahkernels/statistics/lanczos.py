@@ -6,10 +6,10 @@ as many copies of an eigenvalue as a block has vectors. All is done on the devic
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
+
+from ahkernels.kernel_operator import Product
 
 _LEAST_ROOM = 20  # vectors of a basis; so many take little memory beside the factors of a kernel
 _BLOCKS_BEYOND = 6  # blocks that a basis has room for beyond the wanted vectors
@@ -22,7 +22,7 @@ _ROUNDING = 1e-14
 
 
 def largest_eigenpairs(
-    product: Callable[[Tensor], Tensor], start: Tensor, k: int, tolerance: float, enough: float = 0.0
+    product: Product, start: Tensor, k: int, tolerance: float, enough: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """The k largest eigenvalues of an operator and their eigenvectors.
 

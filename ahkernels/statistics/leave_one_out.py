@@ -23,6 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ahkernels.kernel_operator import Product
+
 # Of the largest diagonal entry of a triangular factor: what is smaller is rounding.
 _ROUNDING = 1e-15
 
@@ -42,7 +44,7 @@ class Sketch:
         random: Makes random vectors [rows, columns] with independent standard normal entries.
     """
 
-    def __init__(self, product: Callable[[Tensor], Tensor], random: Callable[[int], Tensor]) -> None:
+    def __init__(self, product: Product, random: Callable[[int], Tensor]) -> None:
         self._product, self._random = product, random
         nothing = random(0)
         self._vectors, self._basis, self._image = nothing, nothing, nothing  # W, Q and A Q [rows, k]

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from ahkernels.centering import Centering, center, require_centering
 from ahkernels.kernel import TangentKernel, require_kernel
+from ahkernels.kernel_operator import Product
 from ahkernels.statistics.alignment_numbers import inner_product
 from ahkernels.statistics.degenerate import RoundingBound, constant_part, undefined_kernel, undefined_labels
 from ahkernels.statistics.degenerate_warning import OneWarning
 from ahkernels.statistics.labels import Labels
 from ahkernels.statistics.lanczos import largest_eigenpairs
-
-Product = Callable[[Tensor], Tensor]
 
 # Vectors that are multiplied at a time: one for each so many eigenvalues, and no more than so many. With more of them
 # more products are needed; with fewer it takes longer to keep a large basis orthogonal.
