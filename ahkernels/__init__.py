@@ -14,6 +14,7 @@ from ahkernels.capture import (
 from ahkernels.capture.guard import evaluating
 from ahkernels.certificate import Certificate
 from ahkernels.cross_kernel import CrossKernel
+from ahkernels.distributed import RankError
 from ahkernels.factors import LayerFactors, NonFiniteError
 from ahkernels.first_samples import first_samples
 from ahkernels.kernel import TangentKernel
@@ -59,6 +60,7 @@ __all__ = [
     "LayerFactors",
     "LayerStatistic",
     "NonFiniteError",
+    "RankError",
     "Rule",
     "TangentKernel",
     "build_info",

@@ -89,13 +89,27 @@ class CrossKernel(KernelOperator):
 
     def _product(self, v: Tensor) -> Tensor:
         v = v.detach().to(self.columns.device, torch.float64)
+        if self.columns.samples.sharded:
+            return self.rows.jvp(self.columns.vjp(v))
         v = v.reshape(self.columns.n, self.columns.o, -1).contiguous()
         return ops.tangent_cross_product(self.rows.batch, self.columns.batch, v).flatten(0, 1)
+
+    @property
+    def columns_here(self) -> int:
+        """The number of columns of the samples in this process."""
+        return self.columns.rows_here
+
+    def _require_columns(self, v: object) -> None:
+        self.columns._require_columns(v)
 
     def _tensors(self) -> Iterable[Tensor]:
         return itertools.chain(self.rows._tensors(), self.columns._tensors())
 
     def _dense(self, out: Tensor | None) -> Tensor:
+        if self.rows.samples.sharded or self.columns.samples.sharded:
+            raise ValueError(
+                "to_dense: expected kernels whose samples are all in this process, got one over several processes"
+            )
         n, o = self.rows.n, self.rows.o
         scaled = [
             [plain.ScaledLayer.of(layer, self.rows.precision) for layer in kernel.batch.kernels()[0]]

@@ -33,7 +33,8 @@ class LayerFactors:
             of the parameters at a time, instead of by pairs of positions; the kernel is the same.
         root: None for factors and for a Jacobian. Where backward is a square root of the kernel, whose columns stand
             for no parameters, an object that all factors from this one root share.
-        unchecked: Whether to leave out the search for nan and inf, which waits for the device.
+        unchecked: Whether to leave out the search for nan and inf, which waits for the device. There may be no sample
+            then.
 
     Raises:
         ValueError: If shapes, dtypes or devices do not fit; the message names the argument and the layer.
@@ -65,7 +66,7 @@ class LayerFactors:
             raise ValueError(
                 f"backward{where}: expected n and s of forward, {list(a.shape[:2])}, got {list(g.shape[:2])}"
             )
-        if 0 in g.shape[:3]:
+        if 0 in g.shape[unchecked:3]:
             raise ValueError(f"backward{where}: expected n, s and o of at least 1, got {list(g.shape[:3])}")
         if a.dtype not in _DTYPES or g.dtype != a.dtype:
             raise ValueError(

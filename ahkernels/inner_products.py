@@ -4,13 +4,16 @@ They come from one pass over tiles, or from another order of contraction where t
 
 Centering per output holds an offset for each sample and pair of outputs beside the tiles. Where that would exceed
 OFFSET_BYTES, the outputs are taken in groups.
+
+Where the samples are spread over several processes, the means of the rows come first, from products with the kernel,
+and then each process takes tiles of pairs of its samples with those of others.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +22,7 @@ from torch import Tensor
 from ahkernels import contraction, ops
 from ahkernels.centering import Centering
 from ahkernels.ops import KernelBatch, Moments
+from ahkernels.samples import Pairs, Samples
 
 if TYPE_CHECKING:
     from ahkernels.kernel import TangentKernel
@@ -38,6 +42,9 @@ def tangent_moments(
         centerings: Any of "global" and "per_output"; both come from one pass.
     """
     v = v.detach().to(kernels[0].device, torch.float64)
+    if kernels[0].samples.sharded:
+        sharded = [_from_squares(one, v, _sharded_inner_products([one], centerings)) for one in kernels]
+        return {one: Moments(*torch.stack([found[one] for found in sharded]).unbind(1)) for one in centerings}
     in_another_order = [_in_another_order(one, v, centerings) for one in kernels]
     rest = [one for one, found in zip(kernels, in_another_order, strict=True) if found is None]
     by_tiles = _by_tiles(rest, v, centerings) if rest else {}
@@ -56,12 +63,21 @@ def _in_another_order(
 ) -> dict[Centering, Tensor] | None:
     """The moments [4] of a kernel for each centering, if there is a cheaper order of contraction than tiles."""
     squares = contraction.inner_products(kernel.batch, centerings, kernel.precision)
-    if squares is None:
-        return None
-    products = kernel.quadratic(torch.stack((v, v - v.mean(0), torch.ones_like(v)), 2))
-    trace = kernel.diagonal().sum()
+    return None if squares is None else _from_squares(kernel, v, squares)
+
+
+def _from_squares(
+    kernel: TangentKernel, v: Tensor, squares: Mapping[Centering | None, Tensor]
+) -> dict[Centering, Tensor]:
+    """The moments [4] of a kernel for each centering, from its squared norm [1, 1]."""
+    samples = kernel.samples
+    of_outputs = v - samples.sum(v.sum(0)) / samples.n
+    products = kernel.quadratic(torch.stack((v, of_outputs, torch.ones_like(v)), 2))
+    trace = samples.sum(kernel.diagonal().sum())
     found: dict[Centering, Tensor] = {}
-    for one in centerings:
+    for one in squares:
+        if one is None:
+            continue
         product, of_ones = products[0], products[2]
         if one == "per_output":
             product, of_ones = products[1], products.new_tensor(kernel.sum_of_diagonal_blocks())
@@ -86,6 +102,8 @@ def _by_tiles(kernels: Sequence[TangentKernel], v: Tensor, centerings: Sequence[
 
 def inner_products(kernels: Sequence[TangentKernel], centering: Centering | None) -> Tensor:
     """<C K_a C, C K_b C>_F of every two of q kernels over the same rows, float64 [q, q] on their device."""
+    if kernels[0].samples.sharded:
+        return _sharded_inner_products(kernels, [centering])[centering].to(kernels[0].device)
     batch, precision = KernelBatch.of([one.factors for one in kernels]), kernels[0].precision
     found = contraction.inner_products(batch, [centering], precision)
     if found is not None:
@@ -101,6 +119,96 @@ def inner_products(kernels: Sequence[TangentKernel], centering: Centering | None
     return ops.centered_inner_products(batch, means, precision)
 
 
+def _sharded_inner_products(
+    kernels: Sequence[TangentKernel], centerings: Sequence[Centering | None]
+) -> dict[Centering | None, Tensor]:
+    """`inner_products` for each centering, of kernels whose samples are spread over processes."""
+    batch, precision, samples = (
+        KernelBatch.of([one.factors for one in kernels]),
+        kernels[0].precision,
+        kernels[0].samples,
+    )
+    found = contraction.inner_products(batch, centerings, precision, samples)
+    if found is not None:
+        return {one: found[one] for one in centerings}
+    found = {}
+    if batch.o == 1 and set(centerings) != {None}:
+        found = dict.fromkeys(("global", "per_output"), _per_output_by_pairs(batch, precision, samples))
+    elif "per_output" in centerings and _offset_bytes(kernels) > OFFSET_BYTES:
+        found["per_output"] = _over_output_pairs(kernels, lambda some, _: inner_products(some, "per_output"))
+    elif "per_output" in centerings:
+        found["per_output"] = _per_output_by_pairs(batch, precision, samples)
+        if "global" in centerings:
+            means = [_means_by_output(one, samples) for one in batch.split()]
+            found["global"] = found["per_output"] + _between_outputs(means, samples)
+    for one in centerings:
+        if one not in found:
+            found[one] = _by_pairs(batch, [_means(kernel, one) for kernel in kernels], precision, samples)
+    return found
+
+
+def _per_output_by_pairs(batch: KernelBatch, precision: str, samples: Samples) -> Tensor:
+    """Inner products of kernels centered per output, from deviations, [q, q]."""
+    factors = (*batch.forward, *batch.backward)
+    means = [samples.sum(one.sum(0, dtype=torch.float64)) / samples.n for one in factors]
+    means = [mean.to(torch.promote_types(one.dtype, torch.float32)) for mean, one in zip(means, factors, strict=True)]
+    of_factors = [mean.double() for mean in means]
+    split = len(batch.forward)
+    deviations = ops.deviations(batch, of_factors[:split], of_factors[split:])
+    of_rows = [_means_by_output(one, samples) for one in deviations.split()]
+    del deviations
+    return _by_pairs(batch, of_rows, precision, samples, of_factors[:split], of_factors[split:])
+
+
+def _by_pairs(
+    batch: KernelBatch,
+    means: Sequence[Tensor],
+    precision: str,
+    samples: Samples,
+    forward_means: Sequence[Tensor] = (),
+    backward_means: Sequence[Tensor] = (),
+) -> Tensor:
+    """Inner products of kernels less means, by tiles of pairs of shards, [q, q]; see `ops.pair_inner_products`."""
+    count = len(batch.forward)
+
+    def part(tensors: Sequence[Tensor], pairs: Pairs | None) -> Tensor:
+        forward, backward, given = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
+        of_these = batch._replace(forward=list(forward), backward=list(backward))
+        groups = pairs or Pairs(of_these.n, 0)
+        return ops.pair_inner_products(of_these, given, precision, *groups, forward_means, backward_means)
+
+    zero = means[0].new_zeros(batch.kernel_count, batch.kernel_count)
+    return samples.sum_over_pairs([*batch.forward, *batch.backward, *means], part, zero)
+
+
+def _means(kernel: TangentKernel, centering: Centering | None) -> Tensor:
+    """The mean of each row less half of the mean of all entries, [n, o, 1]; zeros without centering."""
+    if centering is None:
+        return torch.zeros(kernel.n, kernel.o, 1, dtype=torch.float64, device=kernel.device)
+    means = kernel.row_means()
+    return (means - kernel.samples.sum(means.sum()) / (2 * kernel.shape[0])).unsqueeze(2)
+
+
+def _means_by_output(batch: KernelBatch, samples: Samples) -> Tensor:
+    """The mean of each row of one kernel by the output of the columns less half of the mean of these, [n, o, o]."""
+    of_output = torch.eye(batch.o, dtype=torch.float64, device=batch.backward[0].device)  # a column for each
+    means = samples.product(batch, of_output.expand(batch.n, -1, -1).contiguous()) / samples.n
+    return means - samples.sum(means.sum(0)) / (2 * samples.n)
+
+
+def _between_outputs(means: Sequence[Tensor], samples: Samples) -> Tensor:
+    """The inner products [q, q] of kernels centered as a whole, less those of the same centered per output.
+
+    2n <Z_a B, Z_b B> + n^2 <B m_a B, B m_b B> with the means M [n, o, o] of rows by output, their mean m over the
+    samples, Z = M - m and B = I_o - 11^T/o; `_means_by_output` gives M - m / 2.
+    """
+    halves = [samples.sum(one.sum(0)) / samples.n for one in means]
+    deviations = [one - half for one, half in zip(means, halves, strict=True)]
+    between = torch.stack([(one - one.mean(2, keepdim=True)).flatten() for one in deviations])
+    blocks = torch.stack([(2 * (m - m.mean(0) - m.mean(1, keepdim=True) + m.mean())).flatten() for m in halves])
+    return 2 * samples.n * samples.sum(between @ between.T) + samples.n**2 * blocks @ blocks.T
+
+
 def _moments(kernels: Sequence[TangentKernel], v: Tensor, *, per_output: bool) -> tuple[Moments, ...]:
     batch = KernelBatch.of([one.factors for one in kernels])
     return ops.tangent_moments(batch, v.contiguous().unsqueeze(2), kernels[0].precision, per_output)
@@ -112,7 +220,7 @@ def _offset_bytes(kernels: Sequence[TangentKernel]) -> int:
 
 
 def _bytes_of_output_pair(kernels: Sequence[TangentKernel]) -> int:
-    return 36 * len(kernels) * kernels[0].n
+    return 36 * len(kernels) * kernels[0].samples.n
 
 
 def _over_output_pairs(
@@ -128,7 +236,9 @@ def _over_output_pairs(
         kernels: q kernels over the same rows.
         numbers: The numbers of kernels over some of the outputs, and of these outputs [k].
     """
-    fitting = math.isqrt(OFFSET_BYTES // _bytes_of_output_pair(kernels)) // 2  # outputs in one of the two groups
+    fitting = (
+        math.isqrt(OFFSET_BYTES // max(1, _bytes_of_output_pair(kernels))) // 2
+    )  # outputs in one of the two groups
     count = -(-kernels[0].o // max(fitting, _LEAST_GROUP))
     groups = torch.arange(kernels[0].o).tensor_split(count)
 

@@ -12,13 +12,14 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from ahkernels import ops, tangent_features
-from ahkernels.centering import Centering, center, near_constant, require_centering
+from ahkernels.centering import Centering, near_constant, require_centering
 from ahkernels.factors import LayerFactors, of_one_dtype
 from ahkernels.inner_products import inner_products
 from ahkernels.kernel_operator import KernelOperator, require_columns, require_tensor, scipy_operator
 from ahkernels.ops import KernelBatch
 from ahkernels.outputs import OutputSelection
 from ahkernels.precision import resolve_precision
+from ahkernels.samples import Samples
 
 _NUMBERS_JOINED = 1 << 24  # of the gradients of several outputs, side by side
 
@@ -40,9 +41,12 @@ class TangentKernel(KernelOperator):
         outputs: What the rows are; by default all outputs.
         precision: See `resolve_precision`.
         name: Name of the kernel for messages; by default that of the layer.
+        samples: The samples that it is over; by default those of the factors, and no others.
 
     Attributes:
         factors: The factors of each layer.
+        samples: The samples that it is over. Where several processes have a part of them each, factors and vectors are
+            those of the samples here, all processes call the same methods together, and numbers are the same in each.
 
     Raises:
         ValueError: If the factors do not fit each other or `outputs`.
@@ -66,6 +70,7 @@ class TangentKernel(KernelOperator):
         outputs: OutputSelection | None = None,
         precision: str | None = None,
         name: str | None = None,
+        samples: Samples | None = None,
     ) -> None:
         self.factors = (factors,) if isinstance(factors, LayerFactors) else tuple(factors)
         _require_one_shape(self.factors)
@@ -76,13 +81,14 @@ class TangentKernel(KernelOperator):
         if rows != first.o:
             raise ValueError(f"outputs: expected {first.o} rows for each sample, as in factors, got {rows}")
         self.precision = resolve_precision(precision)
+        self.samples = Samples(first.n) if samples is None else samples
         self._row_means: Tensor | None = None
 
     # ---- what it is
 
     @property
     def n(self) -> int:
-        """Number of samples."""
+        """Number of samples here; `samples.n` is that of all processes."""
         return self.factors[0].n
 
     @property
@@ -92,8 +98,19 @@ class TangentKernel(KernelOperator):
 
     @property
     def shape(self) -> torch.Size:
-        """(n*o, n*o)."""
-        return torch.Size((self.n * self.o, self.n * self.o))
+        """(n*o, n*o), with the samples of all processes."""
+        rows = self.samples.n * self.o
+        return torch.Size((rows, rows))
+
+    @property
+    def rows_here(self) -> int:
+        """The number of rows of the samples here, which is the length of vectors."""
+        return self.n * self.o
+
+    @property
+    def columns_here(self) -> int:
+        """The same as `rows_here`, since K is symmetric."""
+        return self.rows_here
 
     @property
     def device(self) -> torch.device:
@@ -120,6 +137,11 @@ class TangentKernel(KernelOperator):
         name = f"{self.name!r}, " if self.name else ""
         return f"TangentKernel({name}shape={tuple(self.shape)}, outputs={self.outputs.spec!r}, dtype={self.dtype})"
 
+    def require_finite(self) -> None:
+        """Raises NonFiniteError naming the factor and the layer if there is nan or inf."""
+        for one in self.factors:
+            one.require_finite()
+
     def near_constant(self, centering: Centering | None) -> bool:
         """Whether centering may leave so little of K that fp32 has no digits of it; see `ahkernels.centering`."""
         return near_constant(self.o, centering)
@@ -129,11 +151,14 @@ class TangentKernel(KernelOperator):
     def _product(self, v: Tensor) -> Tensor:
         return self.product(v)
 
+    def _require_columns(self, v: object) -> None:
+        self.samples.everywhere(lambda: require_columns(v, self.rows_here))
+
     def product(self, v: Tensor, *, centering: Centering | None = None, exact: bool = True) -> Tensor:
         """K v, or C K C v, on the kernel's device.
 
         Args:
-            v: [n*o] or [n*o, columns].
+            v: [n*o] or [n*o, columns], for the samples here.
             centering: None for K; "global" or "per_output" for C K C (see `ahkernels.cka`).
             exact: Whether to compute in float64; otherwise with the rounding of the kernel's dtype, in half the time.
 
@@ -145,17 +170,17 @@ class TangentKernel(KernelOperator):
             ValueError: For another centering or shape.
         """
         require_centering(centering, none=True)
-        require_columns(v, self.shape[0])
-        v = v.reshape(self.shape[0], -1) if v.dim() == 1 else v
+        self._require_columns(v)
+        v = v.unsqueeze(1) if v.dim() == 1 else v
         fp32 = not exact and self.o > 1 and not self.near_constant(centering)
-        v = center(v.detach().to(self.device, torch.float64), self.o, centering)
-        v = v.reshape(self.n, self.o, -1).contiguous()
-        return center(ops.tangent_product(self.batch, v, fp32).flatten(0, 1), self.o, centering)
+        v = self.samples.center(v.detach().to(self.device, torch.float64), self.o, centering)
+        v = v.reshape(self.n, self.o, v.shape[1]).contiguous()
+        return self.samples.center(self.samples.product(self.batch, v, fp32).flatten(0, 1), self.o, centering)
 
     def quadratic(self, v: Tensor) -> Tensor:
         """v^T K v for each column of v [n*o, columns]: float64 [columns] on the kernel's device."""
-        v = v.detach().to(self.device, torch.float64).reshape(self.n, self.o, -1).contiguous()
-        return ops.tangent_quadratic(self.batch, v)
+        v = v.detach().to(self.device, torch.float64).reshape(self.n, self.o, _columns(v)).contiguous()
+        return self.samples.quadratic(self.batch, v)
 
     def vjp(self, v: Tensor) -> Tensor:
         """Psi v = J^T v: the gradient of <v, f> by the parameters, for a weight v on each output of each sample.
@@ -175,9 +200,9 @@ class TangentKernel(KernelOperator):
             TypeError: If v is no tensor.
             ValueError: For another shape, or a layer that has only a square root of its kernel.
         """
-        require_columns(v, self.shape[0])
-        columns = v.detach().to(self.device, torch.float64).reshape(self.n, self.o, -1)
-        found = torch.cat([tangent_features.vjp(one, columns) for one in self.factors])
+        self._require_columns(v)
+        columns = v.detach().to(self.device, torch.float64).reshape(self.n, self.o, _columns(v))
+        found = self.samples.sum(torch.cat([tangent_features.vjp(one, columns) for one in self.factors]))
         return found.reshape(len(found), *v.shape[1:])
 
     def jvp(self, u: Tensor) -> Tensor:
@@ -199,7 +224,7 @@ class TangentKernel(KernelOperator):
         found = columns.new_zeros(self.n, self.o, columns.shape[1])
         for one, part in zip(self.factors, torch.split(columns, sizes), strict=True):
             found += tangent_features.jvp(one, part)
-        return found.reshape(self.shape[0], *u.shape[1:])
+        return found.reshape(self.rows_here, *u.shape[1:])
 
     def linear_operator(self, *, centering: Centering | None = None, exact: bool = True) -> LinearOperator:
         """K, or C K C, as a float64 operator on numpy vectors; arguments and products are those of `product`."""
@@ -213,32 +238,35 @@ class TangentKernel(KernelOperator):
     # ---- numbers
 
     def diagonal(self) -> Tensor:
-        """The diagonal, float64 [n*o] on the kernel's device."""
+        """The diagonal at the samples here, float64 [n*o] on the kernel's device."""
+        if self.n == 0:
+            return torch.zeros(0, dtype=torch.float64, device=self.device)
         return ops.tangent_diagonal(self.batch).flatten()
 
     def trace(self) -> float:
         """Sum of the diagonal, which is the sum of all eigenvalues."""
-        return float(self.diagonal().sum())
+        return float(self.samples.sum(self.diagonal().sum()))
 
     def row_means(self) -> Tensor:
         """Mean of each row of K, float64 [n, o] on the kernel's device; computed once."""
         if self._row_means is None:
-            self._row_means = ops.tangent_row_sums(self.batch) / self.shape[0]
+            self._row_means = self.samples.row_sums(self.batch) / self.shape[0]
         return self._row_means
 
     def sum(self) -> float:
         """Sum of all entries, from the row means."""
-        return float(self.row_means().sum()) * self.shape[0]
+        return float(self.samples.sum(self.row_means().sum())) * self.shape[0]
 
     def sum_of_diagonal_blocks(self) -> float:
         """Sum of the entries between rows of the same output."""
         ones = torch.ones(self.n, 1, 1, dtype=torch.float64, device=self.device)
-        step = max(1, _NUMBERS_JOINED * self.o // sum(factors.backward.numel() for factors in self.factors))
+        of_output = sum(one.positions * one.backward.shape[3] for one in self.factors)
+        step = max(1, _NUMBERS_JOINED // max(1, self.samples.n * of_output))  # the same in all processes
         total = 0.0
         for begin in range(0, self.o, step):
             # The blocks are those of one output whose gradient is that of all of them side by side.
             joined = [g[:, :, begin : begin + step].flatten(2).unsqueeze(2) for g in self.batch.backward]
-            total += float(ops.tangent_quadratic(self.batch._replace(backward=joined), ones))
+            total += float(self.samples.quadratic(self.batch._replace(backward=joined), ones))
         return total
 
     def frobenius_norm(self, *, centering: Centering | None = "global") -> float:
@@ -254,6 +282,11 @@ class TangentKernel(KernelOperator):
         return math.sqrt(float(inner_products([self], centering)))
 
     def _dense(self, out: Tensor | None) -> Tensor:
+        if self.samples.sharded:
+            raise ValueError(
+                "to_dense: expected a kernel whose samples are all in this process, got one over several processes; "
+                "its products, spectra and alignments need no K in memory"
+            )
         return ops.tangent_gram(self.batch, self.precision, out)
 
     def _tensors(self) -> Iterable[Tensor]:
@@ -275,7 +308,7 @@ class TangentKernel(KernelOperator):
         if self.outputs != other.outputs:
             raise ValueError(f"other: expected outputs = {self.outputs.spec!r}, got {other.outputs.spec!r}")
         names = " + ".join(name for name in (self.name, other.name) if name)
-        return TangentKernel([*self.factors, *other.factors], self.outputs, self.precision, names)
+        return TangentKernel([*self.factors, *other.factors], self.outputs, self.precision, names, self.samples)
 
     def __radd__(self, other: object) -> TangentKernel:
         """0 + K is K, so that sum() of kernels works."""
@@ -329,7 +362,11 @@ class TangentKernel(KernelOperator):
         if low < 0 or high >= self.n:
             raise ValueError(f"samples: expected indices from 0 to {self.n - 1}, got {low if low < 0 else high}")
         index = samples.to(self.device).long()
-        return self._with(self.outputs, lambda g: g[index], lambda a: a[index])
+        layers = [
+            replace(one, forward=one.forward[index], backward=one.backward[index], unchecked=True)
+            for one in self.factors
+        ]
+        return TangentKernel(layers, self.outputs, self.precision, self.name, self.samples.subset(len(index)))
 
     def with_outputs(self, outputs: Sequence[int]) -> TangentKernel:
         """The kernel of some of the rows of each sample, by their indices; its backward factors are copies."""
@@ -358,7 +395,7 @@ class TangentKernel(KernelOperator):
             ones = factors.forward.new_ones(1).expand(self.n, 1, 1, 1)
             layers.append(LayerFactors(factors.forward, ones, factors.bias, factors.layer, unchecked=True))
         selection = OutputSelection("trace", self.outputs.total)
-        return TangentKernel(layers, selection, self.precision, f"{self.name} (forward Gram)")
+        return TangentKernel(layers, selection, self.precision, f"{self.name} (forward Gram)", self.samples)
 
     def backward_gram(self) -> TangentKernel:
         """Q [n*o, n*o] = sum_{s, s'} <g_s^i(x), g_s'^j(x')>: the tangent kernel of a bias.
@@ -373,20 +410,12 @@ class TangentKernel(KernelOperator):
         for factors in of_one_dtype([one.at_one_position() for one in self.factors]):
             g = factors.backward
             layers.append(LayerFactors(g.new_empty(self.n, 1, 0), g, True, factors.layer, unchecked=True))
-        return TangentKernel(layers, self.outputs, self.precision, f"{self.name} (backward Gram)")
+        return TangentKernel(layers, self.outputs, self.precision, f"{self.name} (backward Gram)", self.samples)
 
-    def _with(
-        self,
-        outputs: OutputSelection,
-        backward: Callable[[Tensor], Tensor],
-        forward: Callable[[Tensor], Tensor] = lambda a: a,
-    ) -> TangentKernel:
-        """The kernel of changed factors."""
-        layers = [
-            replace(one, forward=forward(one.forward), backward=backward(one.backward), unchecked=True)
-            for one in self.factors
-        ]
-        return TangentKernel(layers, outputs, self.precision, self.name)
+    def _with(self, outputs: OutputSelection, backward: Callable[[Tensor], Tensor]) -> TangentKernel:
+        """The kernel of changed backward factors."""
+        layers = [replace(one, backward=backward(one.backward), unchecked=True) for one in self.factors]
+        return TangentKernel(layers, outputs, self.precision, self.name, self.samples)
 
     def _require_factored(self, method: str) -> None:
         for factors in self.factors:
@@ -397,19 +426,24 @@ class TangentKernel(KernelOperator):
                 )
 
 
+def _columns(v: Tensor) -> int:
+    return v.shape[-1] if v.dim() > 1 else 1
+
+
 def kernel_of_outputs(
-    factors: Sequence[LayerFactors], outputs: OutputSelection, precision: str, name: str
+    factors: Sequence[LayerFactors],
+    outputs: OutputSelection,
+    precision: str,
+    name: str,
+    samples: Samples | None = None,
 ) -> TangentKernel:
     """The kernel of captured factors with backward [n, s, r, m].
 
     For "trace" the gradients of the r outputs become those of one output with r*m pre-activations.
     """
     if outputs.spec == "trace":
-        factors = [
-            replace(one, backward=one.backward.reshape(*one.backward.shape[:2], 1, -1), unchecked=True)
-            for one in factors
-        ]
-    return TangentKernel(factors, outputs, precision, name)
+        factors = [replace(one, backward=one.backward.flatten(2).unsqueeze(2), unchecked=True) for one in factors]
+    return TangentKernel(factors, outputs, precision, name, samples)
 
 
 def require_kernel(argument: str, value: object) -> None:

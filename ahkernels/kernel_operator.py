@@ -43,6 +43,11 @@ class KernelOperator(ABC):
     def T(self) -> KernelOperator:
         """The transpose."""
 
+    @property
+    def columns_here(self) -> int:
+        """The number of columns of the samples in this process: the length of a vector v in K v."""
+        return self.shape[1]
+
     @abstractmethod
     def _product(self, v: Tensor) -> Tensor:
         """K v for v [columns, k] as it was given: float64 [rows, k] on the kernel's device."""
@@ -69,8 +74,12 @@ class KernelOperator(ABC):
             TypeError: If v is no tensor.
             ValueError: If v has another shape.
         """
-        require_columns(v, self.shape[1])
-        return self._product(v.reshape(self.shape[1], -1)).reshape(self.shape[0], *v.shape[1:])
+        self._require_columns(v)
+        found = self._product(v.unsqueeze(1) if v.dim() == 1 else v)
+        return found.squeeze(1) if v.dim() == 1 else found
+
+    def _require_columns(self, v: object) -> None:
+        require_columns(v, self.columns_here)
 
     def to_dense(self, *, max_bytes: int = MAX_DENSE_BYTES, out: Tensor | None = None) -> Tensor:
         """K itself on the kernel's device, [rows, columns] in `dtype`.
@@ -163,5 +172,5 @@ def require_columns(v: object, rows: int, argument: str = "v") -> None:
     shape = f"[{rows}] or [{rows}, columns]"
     require_tensor(argument, v, shape)
     assert isinstance(v, Tensor)
-    if v.dim() not in (1, 2) or v.shape[0] != rows or v.shape[-1] == 0:
+    if v.dim() not in (1, 2) or v.shape[0] != rows or 0 in v.shape[1:]:
         raise ValueError(f"{argument}: expected shape {shape}, got {list(v.shape)}")

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, overload
 import torch
 from torch import Tensor, nn
 
-from ahkernels.capture import Capture, CaptureOptions, Inputs, plan_capture
+from ahkernels.capture import CaptureOptions, Inputs, start_capture
 from ahkernels.centering import Centering, Centerings, require_centerings
+from ahkernels.distributed.group import everywhere, watched
 from ahkernels.kernel import TangentKernel
 from ahkernels.ops.moments import KernelMoments
 from ahkernels.outputs import OutputSelection
@@ -30,8 +31,7 @@ from ahkernels.statistics.spectrum import largest_eigenvalue
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ahkernels.capture import CapturedKernel, CaptureKeywords, CapturePlan
-    from ahkernels.certificate import Certificate
+    from ahkernels.capture import Capture, CapturedKernel, CaptureKeywords, ShardedCapture
 
 # How large the factors of layers are that are measured by one op, as a part of the memory budget at most.
 _BATCH_BYTES = 32 << 20
@@ -96,8 +96,8 @@ def layerwise_alignment(
             the exact pass would take too long; the report then has `cka_standard_error`. Without it and a tolerance
             norms are exact, from all entries of each kernel.
         tolerance: Relative standard error that the estimates have to reach, with at most `products` or 1000 products.
-        **options: `layers`, `outputs`, `output`, `precision`, `memory_budget`, `certify` and `progress`; see
-            `CaptureOptions`.
+        **options: `layers`, `outputs`, `output`, `precision`, `memory_budget`, `certify`, `progress` and
+            `process_group`; see `CaptureOptions`.
 
     Returns:
         The report, or for a sequence of centerings {centering: report}. An alignment that is not defined is nan, and a
@@ -120,8 +120,7 @@ def layerwise_alignment(
         >>> reports["per_output"].centering
         'per_output'
     """
-    captured = CaptureOptions.of(options)
-    chosen = AlignmentOptions(require_centerings(centering), statistics, products, tolerance, captured)
+    chosen = AlignmentOptions.of(centering, statistics, products, tolerance, options)
     reports = alignment_reports(model, x, y, chosen, OneWarning())
     return next(iter(reports.values())) if isinstance(centering, str) else reports
 
@@ -159,6 +158,34 @@ class AlignmentOptions:
         require_products(self.products, self.tolerance)
         statistics_in_report(self.statistics, estimated=self.estimate is not None)
 
+    @classmethod
+    def of(
+        cls,
+        centering: Centering | Centerings,
+        statistics: Sequence[str],
+        products: int | None,
+        tolerance: float | None,
+        options: CaptureKeywords,
+    ) -> AlignmentOptions:
+        """The options that a user gives; with a process group, an error on one rank is one on all of them."""
+
+        def checked() -> AlignmentOptions:
+            captured = CaptureOptions.of(options)
+            return cls(require_centerings(centering), statistics, products, tolerance, captured)
+
+        return everywhere(options.get("process_group"), checked)
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """What all processes must choose alike, beside the options of the capture."""
+        return {
+            "call": "layerwise_alignment",
+            "centering": self.centerings,
+            "statistics": list(self.statistics),
+            "products": self.products,
+            "tolerance": self.tolerance,
+        }
+
     @property
     def estimate(self) -> _NormEstimate | None:
         """What estimates a norm, from a kernel and its centering; None where norms are exact."""
@@ -186,21 +213,27 @@ def alignment_reports(
         one_warning: Warns of the layers that have no alignment.
         evaluating: Whether to measure the network in eval mode, whatever mode it is in.
     """
+    with watched(options.capture.process_group):
+        return _alignment_reports(model, x, y, options, one_warning, evaluating=evaluating)
+
+
+def _alignment_reports(
+    model: nn.Module, x: Inputs, y: Tensor, options: AlignmentOptions, one_warning: OneWarning, *, evaluating: bool
+) -> dict[Centering, AlignmentReport]:
     centerings, estimate = options.centerings, options.estimate
     names = statistics_in_report(options.statistics, estimated=estimate is not None)
     wanted = [STATISTICS[name] for name in names]
     kinds = {statistic.kernel for statistic in wanted}
     grams = bool(kinds & {"forward", "backward"})
-    plan = plan_capture(model, x, options.capture, grams=grams, evaluating=evaluating)
-    capture = Capture(plan)
-    n = len(plan.x)
-    labels = [Labels(plan.outputs, y, n, one) for one in centerings]  # raises before any work is done
-    samples = OutputSelection("trace", plan.outputs.total)
-    of_samples = [Labels(samples, y, n, one) for one in centerings] if "forward" in kinds else labels
-    if "fisher" in kinds and plan.outputs.spec != "all":
-        raise ValueError(f'statistics: expected those of Fisher with outputs = "all", got {plan.outputs.spec!r}')
-    of_fisher = Labels(plan.outputs, y, n, None)
-    logits = plan.logits() if "fisher" in kinds else None
+    capture = start_capture(model, x, options.capture, grams=grams, evaluating=evaluating, arguments=options.arguments)
+    samples, outputs = capture.samples, capture.outputs
+    labels = [Labels(outputs, y, samples, one) for one in centerings]  # raises before any work is done
+    traced = OutputSelection("trace", outputs.total)
+    of_samples = [Labels(traced, y, samples, one) for one in centerings] if "forward" in kinds else labels
+    if "fisher" in kinds and outputs.spec != "all":
+        raise ValueError(f'statistics: expected those of Fisher with outputs = "all", got {outputs.spec!r}')
+    of_fisher = Labels(outputs, y, samples, None)
+    logits = capture.logits() if "fisher" in kinds else None
     spectral = any(statistic.spectral for statistic in wanted if statistic.kernel == "kernel")
     pending: dict[str, _PendingLayer] = {}
     for batch in _batches(capture.kernels(), min(_BATCH_BYTES, options.capture.memory_budget // _BATCHES_IN_BUDGET)):
@@ -225,7 +258,7 @@ def alignment_reports(
     measured = {one: [_numbers(of_layer, one) for of_layer in pending.values()] for one in centerings}
     all_numbers = [numbers for layers in measured.values() for layer in layers for numbers in layer.values()]
     one_warning.warn([*map(Finding.unreached, capture.unreached), *(numbers.undefined for numbers in all_numbers)])
-    return {one: _report(list(pending), measured[one], one, names, plan, capture.certificate) for one in centerings}
+    return {one: _report(list(pending), measured[one], one, names, capture) for one in centerings}
 
 
 @dataclass
@@ -255,10 +288,9 @@ def _report(
     measured: Sequence[Mapping[KernelKind, AlignmentNumbers]],
     centering: Centering,
     names: Sequence[str],
-    plan: CapturePlan,
-    certificate: Certificate | None,
+    capture: Capture | ShardedCapture,
 ) -> AlignmentReport:
-    unmeasured, spec = AlignmentNumbers(), plan.outputs.spec
+    unmeasured, spec = AlignmentNumbers(), capture.outputs.spec
     statistics = {}
     for name in names:
         statistic = STATISTICS[name]
@@ -267,11 +299,11 @@ def _report(
     return AlignmentReport(
         layers=layers,
         statistics=statistics,
-        n=len(plan.x),
+        n=capture.samples.n,
         outputs=spec if isinstance(spec, (str, int)) else list(spec),
         centering=centering,
-        precision=plan.precision,
-        certificate=certificate,
+        precision=capture.precision,
+        certificate=capture.certificate,
     )
 
 
@@ -289,7 +321,7 @@ def _batches(kernels: Iterable[CapturedKernel], most_bytes: int) -> Iterator[lis
             batch, held = [], 0
         batch.append(captured)
         held += sum(factors.forward.nbytes + factors.backward.nbytes for factors in kernel.factors)
-        full = held >= most_bytes or kernel.device.type != "cpu" or kernel.o == 1
+        full = held >= most_bytes or kernel.device.type != "cpu" or kernel.o == 1 or kernel.samples.sharded
         del captured, kernel  # before the next pass
         if full:
             yield batch

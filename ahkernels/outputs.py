@@ -106,7 +106,7 @@ class OutputSelection:
                 raise ValueError(f"y: expected integer class indices in a tensor [n], got dtype {y.dtype}")
             if y.shape[0] != n:
                 raise ValueError(f"y: expected {n} class indices, one for each sample of x, got {y.shape[0]}")
-            low, high = (int(value) for value in y.aminmax())
+            low, high = (int(value) for value in y.aminmax()) if len(y) else (0, 0)
             if low < 0 or high >= self.total:
                 wrong = low if low < 0 else high
                 raise ValueError(

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from ahkernels.capture import CaptureOptions, Inputs
+from ahkernels.capture import Inputs
 from ahkernels.capture.guard import require_module
-from ahkernels.centering import Centering, Centerings, require_centerings
+from ahkernels.centering import Centering, Centerings
 from ahkernels.certificate import Certificate
+from ahkernels.distributed.group import Group, everywhere
 from ahkernels.layerwise import AlignmentOptions, alignment_reports
 from ahkernels.optional_import import optional_import
 from ahkernels.plotting import plot_history
@@ -81,8 +82,9 @@ class AlignmentTracker:
         writer: An object with `add_scalar(tag, value, step)`, such as TensorBoard's SummaryWriter. Every update logs
             "{tag}/{layer}", with several centerings "{tag}/{centering}/{layer}", and the metrics under their own names.
         tag: Prefix of the layers' tags in the writer, and of their columns in tables.
-        **options: `layers`, `outputs`, `output`, `precision`, `memory_budget`, `certify` and `progress`; see
-            `CaptureOptions`.
+        **options: `layers`, `outputs`, `output`, `precision`, `memory_budget`, `certify`, `progress` and
+            `process_group`; see `CaptureOptions`. With a process group, x and y are the samples of this process, all
+            processes update together and keep the same history, and rank 0 alone logs and writes files.
 
     Attributes:
         options: What to measure, and how.
@@ -124,11 +126,12 @@ class AlignmentTracker:
             )
         require_module(model)
         self.model, self.x, self.y = model, x, y
-        capture = CaptureOptions.of(options)
-        self.options = AlignmentOptions(require_centerings(centering), statistics, products, tolerance, capture)
+        self.options = AlignmentOptions.of(centering, statistics, products, tolerance, options)
         self.writer, self.tag = writer, tag
         self.history: list[Measurement] = []
         self._one_warning = OneWarning()
+        group = self.options.capture.process_group
+        self._writes = group is None or Group.of(group).rank == 0
 
     def update(self, step: int, **metrics: float) -> Measurement:
         """Measures the model now and adds the result to the history.
@@ -147,8 +150,10 @@ class AlignmentTracker:
             ValueError: If `step` does not increase, or the model's layers are not those of the history.
             NonFiniteError: If there is nan or inf in a layer's activations or gradients.
         """
-        step = self._next_step(step)
-        values = {name: _real(name, value) for name, value in metrics.items()}
+        step, values = everywhere(
+            self.options.capture.process_group,
+            lambda: (self._next_step(step), {name: _real(name, value) for name, value in metrics.items()}),
+        )
         reports = alignment_reports(self.model, self.x, self.y, self.options, self._one_warning, evaluating=True)
         row = Measurement(step, values, reports)
         if self.history and row.report.layers != self.layers:
@@ -166,7 +171,7 @@ class AlignmentTracker:
         return row
 
     def _log(self, row: Measurement) -> None:
-        if self.writer is None:
+        if self.writer is None or not self._writes:
             return
         for centering, report in row.reports.items():
             for layer, value in report.items():
@@ -232,7 +237,7 @@ class AlignmentTracker:
         table = csv.DictWriter(text, self._columns(), lineterminator="\n")
         table.writeheader()
         table.writerows(self._rows())
-        _replace(path, text.getvalue())
+        self._write(path, text.getvalue())
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Writes a list of {"step", "metrics", "reports"} with each report in full, see `AlignmentReport.to_dict`.
@@ -250,7 +255,11 @@ class AlignmentTracker:
             }
             for row in self.history
         ]
-        _replace(path, json.dumps(rows, indent=1, allow_nan=False) + "\n")
+        self._write(path, json.dumps(rows, indent=1, allow_nan=False) + "\n")
+
+    def _write(self, path: str | os.PathLike[str], text: str) -> None:
+        if self._writes:
+            _replace(path, text)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         """One {column: value} per step."""

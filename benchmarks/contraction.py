@@ -72,7 +72,15 @@ CASES = [
     Case(10_000, 10, 8, 8),
     Case(1000, 100, 16, 16),
 ]
-NETWORKS = [(256, 100, 256), (1000, 100, 256), (128, 1000, 512), (1000, 10, 32), (10_000, 10, 32)]
+NETWORKS = [
+    (256, 100, 256),
+    (1000, 100, 256),
+    (128, 1000, 512),
+    (1000, 10, 32),
+    (10_000, 10, 32),
+    (1000, 10, 100),
+    (10_000, 10, 100),
+]
 GROWTH = {
     "outputs at n = 256, width 256": [Case(256, o, 256, 256) for o in (2, 10, 30, 100, 300, 1000)],
     "samples at o = 10, width 32": [Case(n, 10, 32, 32) for n in (1000, 4000, 16_000, 60_000)],
@@ -93,7 +101,7 @@ def as_chosen(kernel: ah.TangentKernel) -> float:
 
 
 def in_order(module: object, dtype: torch.dtype) -> Callable[[ah.TangentKernel], float]:
-    return lambda kernel: float(module.inner_products(kernel.batch, ["global"], dtype)["global"])
+    return lambda kernel: float(module.inner_products(kernel.batch, ["global"], dtype, kernel.samples)["global"])
 
 
 def in_plain_torch(a: torch.Tensor, g: torch.Tensor, bias: float) -> float:

@@ -42,6 +42,7 @@ pybind11::dict build_facts() {
 pybind11::dict tiling() {
   constexpr int64_t kOutputs = 10;  // the rows of a block depend little on the outputs
   pybind11::dict sizes;
+  sizes["panel"] = ahkernels::kPanel;
   sizes["cuda_tile"] = ahkernels::kTile;
   sizes["block_rows_in_memory"] =
       ahkernels::block_side_in_memory(kOutputs, /*kernels=*/1, sizeof(float)) * ahkernels::kPanel * kOutputs;

@@ -51,6 +51,9 @@ struct Flat<implementation, Tensor (*)(const KernelBatch&, const KernelBatch&, R
 
 STABLE_TORCH_LIBRARY(ahkernels, m) {
   m.def("centered_inner_products(" AHK_BATCH ", Tensor[] row_means, str precision) -> Tensor");
+  m.def("pair_inner_products(" AHK_BATCH
+        ", Tensor[] means, str precision, int first_end, int second_begin, Tensor[] forward_means, "
+        "Tensor[] backward_means) -> Tensor");
   m.def("per_output_inner_products(" AHK_BATCH ", str precision) -> Tensor");
   m.def("tangent_cross_product(" AHK_BATCH ", " AHK_COLUMN_BATCH ", Tensor v) -> Tensor");
   m.def("tangent_diagonal(" AHK_BATCH ") -> Tensor");
@@ -66,6 +69,7 @@ STABLE_TORCH_LIBRARY(ahkernels, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(ahkernels, CPU, m) {
   AHK_IMPL(centered_inner_products);
+  AHK_IMPL(pair_inner_products);
   AHK_IMPL(per_output_inner_products);
   AHK_IMPL(tangent_cross_product);
   AHK_IMPL(tangent_diagonal);

@@ -9,7 +9,8 @@ budget: by a `call` of the model and a pass `backward`, in `blocks` of samples w
 
 `rules` have the factors of each kind of module, and `fallback` has the Jacobians of layers without a rule. `twin`
 stands in for the model in every call of it. `certify` holds what was captured against autograd, `evaluation` finds
-chance, and `structure` remembers both for later calls. `kernels` and `explain` are what users call.
+chance, and `structure` remembers both for later calls. `start` begins a capture, and `sharded` one of several processes
+together. `kernels` and `explain` are what users call.
 """
 
 from ahkernels.capture.batch import Inputs
@@ -20,6 +21,8 @@ from ahkernels.capture.options import DEFAULT_MEMORY_BUDGET, CaptureKeywords, Ca
 from ahkernels.capture.plan import CapturePlan, plan_capture
 from ahkernels.capture.rules import Rule, register_rule
 from ahkernels.capture.run import Capture, CapturedKernel
+from ahkernels.capture.sharded import ShardedCapture
+from ahkernels.capture.start import start_capture
 
 __all__ = [
     "DEFAULT_MEMORY_BUDGET",
@@ -33,9 +36,11 @@ __all__ = [
     "LayerExplanation",
     "Layers",
     "Rule",
+    "ShardedCapture",
     "explain",
     "iter_tangent_kernels",
     "plan_capture",
     "register_rule",
+    "start_capture",
     "tangent_kernels",
 ]

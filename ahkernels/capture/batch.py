@@ -130,6 +130,16 @@ class Batch:
         return None
 
 
+def is_empty(x: Inputs) -> bool:
+    """Whether x has tensors, and no sample in any of them.
+
+    Raises:
+        TypeError: See `Batch`.
+    """
+    tensors = [one for _, one in _leaves(x, "x")]
+    return bool(tensors) and all(one.dim() > 0 and one.shape[0] == 0 for one in tensors)
+
+
 def _leaves(x: Inputs, name: str) -> Iterator[tuple[str, Tensor]]:
     """The tensors in x with their names.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +14,9 @@ from ahkernels.capture.plan import PlannedLayer
 from ahkernels.capture.route import jacobian
 from ahkernels.factors import LayerFactors, sums_over_positions
 
+# All different words [k] of a layer, in order, from those of the samples here.
+Vocabulary: TypeAlias = Callable[[Tensor], Tensor]
+
 
 class Kept:
     """What is kept of one layer.
@@ -20,10 +25,11 @@ class Kept:
         n: The number of all samples.
         layer: The layer; its route says what is kept.
         grams: Whether its forward and backward Gram are asked for.
+        vocabulary: What gives the words of a layer whose forward factor is one-hot.
     """
 
-    def __init__(self, n: int, layer: PlannedLayer, *, grams: bool) -> None:
-        self.layer = layer
+    def __init__(self, n: int, layer: PlannedLayer, *, grams: bool, vocabulary: Vocabulary = torch.unique) -> None:
+        self.layer, self._vocabulary = layer, vocabulary
         self._kept, self._sums = _Chunks(n), _Chunks(n)
         self._has_sums = grams and layer.rule is not None and layer.d > 0 and layer.as_jacobian
 
@@ -61,7 +67,7 @@ class Kept:
         """The factors of all samples."""
         a, g = self._kept.a, self._kept.g
         return LayerFactors(
-            a if a.is_floating_point() else one_hot(a, g.dtype),
+            a if a.is_floating_point() else one_hot(a, g.dtype, self._vocabulary(a)),
             g.permute(1, 2, 0, 3),
             self.layer.as_jacobian or self.layer.bias,
             self.layer.name,
@@ -110,9 +116,8 @@ def _read_in_rows(factor: Tensor) -> Tensor:
     return factor if factor.stride(-1) == 1 else factor.contiguous()
 
 
-def one_hot(words: Tensor, dtype: torch.dtype) -> Tensor:
-    """One-hot vectors [n, s, d] of the d different words among [n, s, 1], without those that are -1."""
-    different, place = torch.unique(words.squeeze(2), return_inverse=True)
-    found = torch.zeros(*place.shape, len(different), dtype=dtype, device=words.device)
-    found.scatter_(2, place.unsqueeze(2), 1)
+def one_hot(words: Tensor, dtype: torch.dtype, different: Tensor) -> Tensor:
+    """One-hot vectors [n, s, d] of words [n, s, 1] among d different ones in order, without those that are -1."""
+    found = torch.zeros(*words.shape[:2], len(different), dtype=dtype, device=words.device)
+    found.scatter_(2, torch.searchsorted(different, words), 1)
     return found[:, :, 1:] if len(different) > 1 and different[0] < 0 else found.mul_(different >= 0)

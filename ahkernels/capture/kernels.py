@@ -9,8 +9,8 @@ from torch import nn
 
 from ahkernels.capture.batch import Inputs
 from ahkernels.capture.options import CaptureOptions
-from ahkernels.capture.plan import plan_capture
-from ahkernels.capture.run import Capture
+from ahkernels.capture.start import start_capture
+from ahkernels.distributed.group import everywhere, watched
 from ahkernels.kernel import TangentKernel
 from ahkernels.statistics.degenerate_warning import Finding, OneWarning
 
@@ -33,8 +33,8 @@ def tangent_kernels(
         x: What the model takes for n samples: a tensor, or a tuple, dict or dataclass of tensors [n, ...].
         keep_factors: Whether to keep the factors of layers with several positions also where their Jacobian is
             smaller. The forward and the backward Gram need the factors.
-        **options: `layers`, `outputs`, `output`, `precision`, `memory_budget`, `certify` and `progress`; see
-            `CaptureOptions`.
+        **options: `layers`, `outputs`, `output`, `precision`, `memory_budget`, `certify`, `progress` and
+            `process_group`; see `CaptureOptions`.
 
     Returns:
         Each kernel by the name of its layer or group, in forward order. The shape is [n*o, n*o] for outputs "all",
@@ -72,8 +72,8 @@ def iter_tangent_kernels(
         model: See `tangent_kernels`, as for all arguments.
         x: What the model takes for n samples: a tensor, or a tuple, dict or dataclass of tensors [n, ...].
         keep_factors: Whether to keep the factors also where the Jacobian is smaller.
-        **options: `layers`, `outputs`, `output`, `precision`, `memory_budget`, `certify` and `progress`; see
-            `CaptureOptions`.
+        **options: `layers`, `outputs`, `output`, `precision`, `memory_budget`, `certify`, `progress` and
+            `process_group`; see `CaptureOptions`.
 
     Yields:
         The name of each layer or group with its kernel, in forward order. After the last one, a
@@ -93,10 +93,11 @@ def iter_tangent_kernels(
         0 (6, 6)
         2 (6, 6)
     """
-    capture = Capture(plan_capture(model, x, CaptureOptions.of(options), keep_factors=keep_factors))
-    for name, kernel, _ in capture.kernels():
-        for layer_factors in kernel.factors:
-            layer_factors.require_finite()
-        yield name, kernel
-        del kernel, layer_factors  # before the next pass
+    chosen = everywhere(options.get("process_group"), lambda: CaptureOptions.of(options))
+    with watched(chosen.process_group):
+        capture = start_capture(model, x, chosen, keep_factors=keep_factors, arguments={"call": "tangent_kernels"})
+        for name, kernel, _ in capture.kernels():
+            kernel.samples.everywhere(kernel.require_finite)
+            yield name, kernel
+            del kernel  # before the next pass
     OneWarning().warn(map(Finding.unreached, capture.unreached))

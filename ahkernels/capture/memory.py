@@ -41,6 +41,7 @@ class Memory:
         item: Bytes of a number.
         bytes_per_sample: What the operations of the model compute for one sample.
         device: Where the model is.
+        most: The most samples that a process has, for which layers are planned alike in all of them.
     """
 
     budget: int
@@ -49,6 +50,7 @@ class Memory:
     item: int
     bytes_per_sample: int
     device: torch.device
+    most: int
 
     @property
     def samples(self) -> slice:

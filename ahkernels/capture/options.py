@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, fields
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from ahkernels.capture.choice import Layers
 from ahkernels.capture.forward import OutputOf
+from ahkernels.distributed.group import Group
 from ahkernels.outputs import Outputs
 from ahkernels.precision import resolve_precision
 
 DEFAULT_MEMORY_BUDGET = 2 << 30  # bytes
 _CERTIFY_EVERY = 32
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class CaptureKeywords(TypedDict, total=False):
@@ -25,6 +29,7 @@ class CaptureKeywords(TypedDict, total=False):
     memory_budget: int
     certify: int
     progress: bool
+    process_group: ProcessGroup | None
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,9 @@ class CaptureOptions:
         certify: How often what was captured is held against autograd: 1 in each call; k in the first call for a model
             of the same structure, shapes and options, and in every k-th after it; 0 never.
         progress: Whether to show a progress bar on stderr.
+        process_group: A group of torch.distributed whose processes measure together, each with some of the samples; all
+            of them get the results for all samples. A process may have no sample. None to measure in this process
+            alone.
 
     Raises:
         ValueError: If `precision`, `memory_budget` or `certify` is out of range; the message names it.
@@ -69,6 +77,7 @@ class CaptureOptions:
     memory_budget: int = DEFAULT_MEMORY_BUDGET
     certify: int = _CERTIFY_EVERY
     progress: bool = False
+    process_group: ProcessGroup | None = None
 
     def __post_init__(self) -> None:
         resolve_precision(self.precision)
@@ -88,6 +97,8 @@ class CaptureOptions:
 
         if not isinstance(self.progress, bool):
             raise TypeError(f"progress: expected True or False, got {self.progress!r}")
+        if self.process_group is not None:
+            Group.of(self.process_group)
 
     @classmethod
     def of(cls, keywords: CaptureKeywords) -> CaptureOptions:

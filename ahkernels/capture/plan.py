@@ -55,7 +55,7 @@ class PlannedLayer(TracedLayer):
         cls, layer: TracedLayer, model: nn.Module, outputs: OutputSelection, memory: Memory, *, keep_factors: bool
     ) -> PlannedLayer:
         """Chooses the route of a layer of a model within the memory budget."""
-        n, r, e = memory.n, outputs.rows, outputs.entries
+        n, r, e = memory.most, outputs.rows, outputs.entries
         most_numbers, budget = memory.kept // memory.item, memory.budget // memory.item
         if layer.d == 0:  # a Jacobian
             tied = layer.rule is None and bool(uses_of_table(model, layer.parameters))
@@ -212,6 +212,7 @@ def plan_capture(
     keep_factors: bool = False,
     grams: bool = False,
     evaluating: bool = False,
+    most: int = 0,
 ) -> CapturePlan:
     """Checks the arguments of a measurement, and runs a twin of the model on a few samples.
 
@@ -223,6 +224,7 @@ def plan_capture(
         keep_factors: Whether the factors are kept also where the Jacobian is smaller.
         grams: Whether forward and backward Grams are asked for.
         evaluating: Whether to measure the network in eval mode, whatever mode it is in.
+        most: The most samples that any process measures, if there are several.
 
     Returns:
         The plan.
@@ -233,7 +235,7 @@ def plan_capture(
     """
     model, batch = unwrapped(model), Batch(x)
     forward = Forward.here(options.output, batch.device)
-    return _plan(model, batch, forward, options, keep_factors, grams, evaluating)
+    return _plan(model, batch, forward, options, keep_factors, grams, evaluating, max(most, len(batch)))
 
 
 @leaving_no_trace
@@ -245,6 +247,7 @@ def _plan(
     keep_factors: bool,
     grams: bool,
     evaluating: bool,
+    most: int,
 ) -> CapturePlan:
     """Makes the plan outside of the autocast region that the user may be in."""
     precision = resolve_precision(options.precision)
@@ -258,7 +261,7 @@ def _plan(
         )
     _warn_of_hooks_on_gradients(model, selected.layers)
     versions = _versions(model)
-    chosen = str(replace(options, output=None))
+    chosen = str(replace(options, output=None, process_group=None))
     of_structure = known(model, x, forward, selected.layers, [chosen, keep_factors, grams, evaluating])
     layers = [layer.without_rule() if layer.name in of_structure.without_rule else layer for layer in selected.layers]
     new_twin = functools.partial(Twin, model, evaluating=evaluating)
@@ -280,7 +283,7 @@ def _plan(
         of_structure.trace = RememberedTrace.of(trace)
     outputs = OutputSelection(options.outputs, trace.output.shape[1])
     item = max(model.get_parameter(name).dtype.itemsize for layer in layers for name in layer.parameters)
-    memory = Memory(options.memory_budget, len(x), outputs.rows, item, trace.bytes_per_sample, x.device)
+    memory = Memory(options.memory_budget, len(x), outputs.rows, item, trace.bytes_per_sample, x.device, most)
     planned = {
         layer.name: PlannedLayer.of(layer, model, outputs, memory, keep_factors=keep_factors) for layer in trace.layers
     }

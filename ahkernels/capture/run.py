@@ -34,12 +34,14 @@ from ahkernels.capture.certify import (
 from ahkernels.capture.evaluation import require_determined
 from ahkernels.capture.fallback import jacobians
 from ahkernels.capture.guard import leaving_no_trace
-from ahkernels.capture.kept import Kept
+from ahkernels.capture.kept import Kept, Vocabulary
 from ahkernels.capture.memory import return_freed_memory
 from ahkernels.capture.plan import CapturePlan, PlannedLayer
 from ahkernels.certificate import Certificate
 from ahkernels.factors import of_one_dtype
 from ahkernels.kernel import TangentKernel, kernel_of_outputs
+from ahkernels.outputs import OutputSelection
+from ahkernels.samples import Samples
 
 # Gradients of samples one by one may be so many times as far from those of a batch as those of other batches are.
 _TIMES_SPLITS = 10
@@ -96,19 +98,39 @@ class Capture:
 
     Args:
         plan: Its plan.
+        samples: The samples that its kernels are over; by default those of the plan, and no others.
+        vocabulary: See `Kept`.
 
     Attributes:
+        samples: The samples that its kernels are over.
         layers: The planned layers by name; one whose rule fails has another plan from then on.
         differences: What the certificate found, by layer.
         unreached: The layers that were captured and that the output does not depend on.
     """
 
-    def __init__(self, plan: CapturePlan) -> None:
-        self.plan = plan
+    def __init__(
+        self, plan: CapturePlan, samples: Samples | None = None, vocabulary: Vocabulary = torch.unique
+    ) -> None:
+        self.plan, self._vocabulary = plan, vocabulary
+        self.samples = Samples(len(plan.x)) if samples is None else samples
         self.layers = dict(plan.layers)
         self.differences: dict[str, float] = {}
         self._certifies, self._calls_ago = plan.certifies, plan.known.calls
         self.unreached: list[str] = []
+
+    @property
+    def outputs(self) -> OutputSelection:
+        """The outputs that enter the kernels."""
+        return self.plan.outputs
+
+    @property
+    def precision(self) -> str:
+        """The precision of its kernels: "highest", "high" or "medium"."""
+        return self.plan.precision
+
+    def logits(self) -> Tensor:
+        """Computes f(x) [n, o]."""
+        return self.plan.logits()
 
     @property
     def certificate(self) -> Certificate | None:
@@ -161,7 +183,7 @@ class Capture:
     def _kernel(self, name: str, layers: Sequence[Kept]) -> CapturedKernel:
         """The kernel of a group, from what was kept of its layers."""
         factors = of_one_dtype([one.factors for one in layers])
-        kernel = kernel_of_outputs(factors, self.plan.outputs, self.plan.precision, name)
+        kernel = kernel_of_outputs(factors, self.plan.outputs, self.plan.precision, name, self.samples)
         return CapturedKernel(name, kernel, self._with_grams(kernel, layers))
 
     def _with_grams(self, kernel: TangentKernel, layers: Sequence[Kept]) -> TangentKernel | None:
@@ -174,7 +196,7 @@ class Capture:
             return None
         if all(one is two.factors for one, two in zip(of_layers, layers, strict=True)):
             return kernel
-        return kernel_of_outputs(of_one_dtype(of_layers), self.plan.outputs, self.plan.precision, kernel.name)
+        return kernel_of_outputs(of_one_dtype(of_layers), self.outputs, self.precision, kernel.name, self.samples)
 
     @leaving_no_trace
     def _pass(self, names: Sequence[str]) -> dict[str, Kept]:
@@ -233,7 +255,10 @@ class Capture:
         A layer whose rule fails is left out and planned anew.
         """
         plan, with_rule = self.plan, run.with_rule
-        kept = {name: Kept(block.stop - block.start, one, grams=plan.grams) for name, one in with_rule.items()}
+        kept = {
+            name: Kept(block.stop - block.start, one, grams=plan.grams, vocabulary=self._vocabulary)
+            for name, one in with_rule.items()
+        }
 
         def drop(failing: set[str]) -> None:
             for name in failing & set(with_rule):

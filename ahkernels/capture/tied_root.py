@@ -47,7 +47,7 @@ def root_of_table(plan: CapturePlan, layer: PlannedLayer) -> Tensor | None:
     n, r = len(plan.x), plan.outputs.rows
     kernel = torch.zeros(n * r, n * r, dtype=torch.float64, device=plan.x.device)
     dtype = factors.at_words.dtype
-    _add(plan, kernel, one_hot(factors.words, dtype), factors.at_words)
+    _add(plan, kernel, one_hot(factors.words, dtype, torch.unique(factors.words)), factors.at_words)
     _add(plan, kernel, factors.inputs, factors.at_outputs)
     _add_products(kernel.view(n, r, n, r), factors)
     found = square_root(kernel, dtype).view(n, r, n * r).permute(1, 0, 2)

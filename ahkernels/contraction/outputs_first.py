@@ -23,16 +23,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ahkernels.centering import Centering
-from ahkernels.ops import KernelBatch, tangent_product
+from ahkernels.ops import KernelBatch
 from ahkernels.ops.batch import Layer
 from ahkernels.ops.plain import steps
 from ahkernels.ops.scaling import power_of_two
+from ahkernels.samples import Pairs, Samples
 
 _NUMBERS = 1 << 22  # that are held at a time: of T, of a block of pairs of samples, of means
 _PART_OF_FACTOR = 8  # or of T so small a part of the backward factor, so that slices are wide enough
@@ -77,7 +78,7 @@ class _Layer(NamedTuple):
 
 
 def inner_products(
-    batch: KernelBatch, centerings: Sequence[Centering | None], dtype: torch.dtype
+    batch: KernelBatch, centerings: Sequence[Centering | None], dtype: torch.dtype, samples: Samples
 ) -> dict[Centering | None, Tensor]:
     """<C K_a C, C K_b C>_F of q kernels for each centering, and for None <K_a, K_b>_F: float64 [q, q] on the CPU.
 
@@ -85,29 +86,53 @@ def inner_products(
         batch: The kernels, of layers with one position.
         centerings: The centerings.
         dtype: That of products.
+        samples: The samples that the kernels are over.
     """
-    layers = [_Layer.of(layer, index) for index, kernel in enumerate(batch.kernels()) for layer in kernel]
-    n, rows = batch.n, batch.n * batch.o
-    whole = _inner_products(layers, dtype)
+    whole = _inner_products(batch, dtype, samples)
     found: dict[Centering | None, Tensor] = {None: whole}
     if "per_output" in centerings:
-        rows_of_blocks, blocks = _means_by_output(layers, dtype)
-        found["per_output"] = whole - 2 * n * rows_of_blocks + n**2 * blocks
+        rows_of_blocks, blocks = _means_by_output(batch, dtype, samples)
+        found["per_output"] = whole - 2 * samples.n * rows_of_blocks + samples.n**2 * blocks
     if "global" in centerings:
-        ones = torch.ones(n, batch.o, 1, dtype=torch.float64, device=batch.backward[0].device)
-        means = torch.stack([tangent_product(one, ones).flatten() for one in batch.split()]) / rows
-        mean = means.mean(1)
-        found["global"] = whole - 2 * rows * (means @ means.T).cpu() + rows**2 * mean.outer(mean).cpu()
+        rows = samples.n * batch.o
+        ones = torch.ones(batch.n, batch.o, 1, dtype=torch.float64, device=batch.backward[0].device)
+        means = torch.stack([samples.product(one, ones).flatten() for one in batch.split()]) / rows
+        mean = samples.sum(means.sum(1)) / rows
+        found["global"] = whole - 2 * rows * samples.sum(means @ means.T).cpu() + rows**2 * mean.outer(mean).cpu()
     return found
 
 
-def _inner_products(layers: Sequence[_Layer], dtype: torch.dtype) -> Tensor:
-    """<K_a, K_b>_F of the kernels of some layers, [q, q]."""
-    count, n = layers[-1].kernel + 1, len(layers[0].a)
+def _layers(batch: KernelBatch) -> list[_Layer]:
+    return [_Layer.of(layer, index) for index, kernel in enumerate(batch.kernels()) for layer in kernel]
+
+
+def _inner_products(batch: KernelBatch, dtype: torch.dtype, samples: Samples) -> Tensor:
+    """<K_a, K_b>_F of kernels, [q, q]."""
+    count = len(batch.forward)
+
+    def part(tensors: Sequence[Tensor], pairs: Pairs | None) -> Tensor:
+        layers = _layers(batch._replace(forward=list(tensors[:count]), backward=list(tensors[count:])))
+        blocks = steps(len(tensors[0]), _BLOCK, 1)
+        of_blocks = list(itertools.combinations_with_replacement(blocks, 2))
+        if pairs is not None:
+            others = [
+                slice(pairs.second_begin + one.start, pairs.second_begin + one.stop)
+                for one in steps(len(tensors[0]) - pairs.second_begin, _BLOCK, 1)
+            ]
+            of_blocks = list(itertools.product(steps(pairs.first_end, _BLOCK, 1), others))
+        return _over_blocks(layers, of_blocks, dtype)
+
+    zero = torch.zeros(batch.kernel_count, batch.kernel_count, dtype=torch.float64)
+    return samples.sum_over_pairs([*batch.forward, *batch.backward], part, zero)
+
+
+def _over_blocks(layers: Sequence[_Layer], blocks: Sequence[tuple[slice, slice]], dtype: torch.dtype) -> Tensor:
+    """The part of <K_a, K_b>_F [q, q] that blocks of pairs of samples have; those off the diagonal count twice."""
+    count = layers[-1].kernel + 1
     found = torch.zeros(count, count, dtype=torch.float64)
     for first, second in itertools.combinations_with_replacement(layers, 2):
         total = 0.0
-        for rows, columns in itertools.combinations_with_replacement(steps(n, _BLOCK, 1), 2):
+        for rows, columns in blocks:
             of_block = 1 if rows == columns else 2
             total += of_block * float(_of_block(first, second, rows, columns, dtype)) / first.scale / second.scale
         found[first.kernel, second.kernel] += total
@@ -176,29 +201,54 @@ def _slices(first: _Layer, second: _Layer, samples: slice, dtype: torch.dtype) -
             del t
 
 
-def _means_by_output(layers: Sequence[_Layer], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """<M_a, M_b> and <m_a, m_b>, [q, q], for the means M of rows by the output of the columns, and their means m.
+def _means_by_output(batch: KernelBatch, dtype: torch.dtype, samples: Samples) -> tuple[Tensor, Tensor]:
+    """<M_a, M_b> and <m_a, m_b>, [q, q], for the means M of rows by the output of the columns, and their means m."""
+    count, o = batch.kernel_count, batch.o
+    blocks = torch.zeros(count, o, o, dtype=torch.float64, device=batch.backward[0].device)
+    total = blocks.new_zeros(count, count)
+    means_of = _means_of_products(batch, samples) if samples.sharded else _means_of_weights(batch, dtype)
+    for columns in steps(o, _OUTPUTS, 1):
+        for outputs, means in means_of(columns):  # [q, samples, outputs, columns]
+            total += means.flatten(1) @ means.flatten(1).T
+            blocks[:, outputs, columns] += means.sum(1) / samples.n
+    blocks, total = samples.sum(blocks), samples.sum(total)
+    return total.cpu(), (blocks.flatten(1) @ blocks.flatten(1).T).cpu()
+
+
+_MeansOf: TypeAlias = Callable[[slice], Iterator[tuple[slice, Tensor]]]
+
+
+def _means_of_products(batch: KernelBatch, samples: Samples) -> _MeansOf:
+    """M [q, n, o, columns] for some columns, from products with the kernels."""
+
+    def of_columns(columns: slice) -> Iterator[tuple[slice, Tensor]]:
+        ones = torch.eye(batch.o, dtype=torch.float64, device=batch.backward[0].device)[:, columns]
+        v = ones.expand(batch.n, *ones.shape).contiguous()
+        yield slice(0, batch.o), torch.stack([samples.product(one, v) for one in batch.split()]) / samples.n
+
+    return of_columns
+
+
+def _means_of_weights(batch: KernelBatch, dtype: torch.dtype) -> _MeansOf:
+    """M [q, rows, outputs, columns] of some samples and outputs after others, for some columns.
 
     M_x = G_x W_x^T with W_x = (1/n) sum over x' of P[x, x'] G_x'.
     """
-    n, o, _ = layers[0].g.shape
-    count = layers[-1].kernel + 1
-    blocks = torch.zeros(count, o, o, dtype=torch.float64, device=layers[0].g.device)
-    total = blocks.new_zeros(count, count)
-    samples = max(1, min(_SAMPLES, _NUMBERS // (count * n)))
-    for columns in steps(o, _OUTPUTS, 1):
+    layers, count, n, o = _layers(batch), batch.kernel_count, batch.n, batch.o
+
+    def of_columns(columns: slice) -> Iterator[tuple[slice, Tensor]]:
         weights = [_weights(layer, columns, dtype) for layer in layers]
-        for rows in steps(n, samples, 1):
+        for rows in steps(n, max(1, min(_SAMPLES, _NUMBERS // (count * n))), 1):
             of_rows = [weights_of(rows) for weights_of in weights]  # W [rows, columns, m] of each layer
             for outputs in steps(o, _OTHER_OUTPUTS, 1):
                 shape = (rows.stop - rows.start, outputs.stop - outputs.start, columns.stop - columns.start)
-                means = blocks.new_zeros(count, *shape)
+                means = torch.zeros(count, *shape, dtype=torch.float64, device=batch.backward[0].device)
                 for layer, w in zip(layers, of_rows, strict=True):
                     product = torch.bmm(layer.gradients(rows, outputs, dtype), w.mT)
                     means[layer.kernel] += product.double() / layer.scale
-                total += means.flatten(1) @ means.flatten(1).T
-                blocks[:, outputs, columns] += means.sum(1) / n
-    return total.cpu(), (blocks.flatten(1) @ blocks.flatten(1).T).cpu()
+                yield outputs, means
+
+    return of_columns
 
 
 def _weights(layer: _Layer, columns: slice, dtype: torch.dtype) -> Callable[[slice], Tensor]:

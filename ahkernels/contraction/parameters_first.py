@@ -18,7 +18,8 @@ from ahkernels.contraction.order import LayerShape
 from ahkernels.ops import KernelBatch
 from ahkernels.ops.batch import Layer
 from ahkernels.ops.plain import jacobian_slices, steps
-from ahkernels.ops.scaling import power_of_two
+from ahkernels.ops.scaling import largest_magnitude, to_one
+from ahkernels.samples import Samples
 
 _NUMBERS = 1 << 23  # of the Jacobian that are held at a time
 
@@ -31,9 +32,11 @@ class _Jacobian:
         columns: The number of its parameters.
     """
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Sequence[Layer], samples: Samples) -> None:
         self._layers = layers
-        self._scales = [(float(power_of_two(a, bias)), float(power_of_two(g))) for a, g, bias, _ in layers]
+        magnitudes = [(largest_magnitude(a, bias), largest_magnitude(g)) for a, g, bias, _ in layers]
+        of_all = samples.maximum(torch.stack([torch.stack(both) for both in magnitudes]))
+        self._scales = [(float(of_a), float(of_g)) for of_a, of_g in to_one(of_all)]
         self.scale = min((of_a * of_g) ** 2 for of_a, of_g in self._scales)
         self.columns = sum(LayerShape.of(layer).parameters for layer in layers)
 
@@ -49,7 +52,7 @@ class _Jacobian:
 
 
 def inner_products(
-    batch: KernelBatch, centerings: Sequence[Centering | None], dtype: torch.dtype
+    batch: KernelBatch, centerings: Sequence[Centering | None], dtype: torch.dtype, samples: Samples
 ) -> dict[Centering | None, Tensor]:
     """<C K_a C, C K_b C>_F of q kernels for each centering, and for None <K_a, K_b>_F: float64 [q, q] on the CPU.
 
@@ -57,24 +60,27 @@ def inner_products(
         batch: The kernels, of any layers.
         centerings: The centerings.
         dtype: That of products.
+        samples: The samples that the kernels are over.
     """
-    jacobians = [_Jacobian(layers) for layers in batch.kernels()]
+    jacobians = [_Jacobian(layers, samples) for layers in batch.kernels()]
     columns = [one.columns for one in jacobians]
-    samples = steps(batch.n, max(1, _NUMBERS // (batch.o * sum(columns))), 1)
-    sums = sum(torch.cat([one.of(some).sum(0) for one in jacobians], 1) for some in samples)
-    assert isinstance(sums, Tensor)
-    means = sums / batch.n  # [o, P]
+    chunks = steps(batch.n, max(1, _NUMBERS // (batch.o * sum(columns))), 1)
+    means = torch.zeros(batch.o, sum(columns), dtype=torch.float64, device=batch.backward[0].device)
+    for some in chunks:
+        means += torch.cat([one.of(some).sum(0) for one in jacobians], 1)
+    means = samples.sum(means) / samples.n
     gram = means.new_zeros(means.shape[1], means.shape[1])
-    for some in samples:
+    for some in chunks:
         part = torch.cat([one.of(some) for one in jacobians], 2)
         centered = (part - means).flatten(0, 1).to(dtype)
         gram += centered.T @ centered
+    gram = samples.sum(gram)
     between = means - means.mean(0)
     added: dict[Centering | None, Tensor | None] = {"per_output": None, "global": between, None: means}
     found: dict[Centering | None, Tensor] = {}
     for one, rows in added.items():
         if one in centerings or one is None:
-            square = gram if rows is None else gram + batch.n * rows.T @ rows
+            square = gram if rows is None else gram + samples.n * rows.T @ rows
             blocks = [
                 [float(block.square().sum()) for block in torch.split(row, columns, 1)]
                 for row in torch.split(square, columns)

@@ -25,14 +25,18 @@ from torch import Tensor
 from ahkernels.autocast import without_autocast
 from ahkernels.ops import cuda, fake, plain
 from ahkernels.ops.batch import KernelBatch, flat
-from ahkernels.ops.build import build_info, load_cuda
+from ahkernels.ops.build import TILING, build_info, load_cuda
+from ahkernels.ops.deviations import deviations
 from ahkernels.ops.moments import Moments, join, separate
 
 __all__ = [
+    "TILING",
     "KernelBatch",
     "Moments",
     "build_info",
     "centered_inner_products",
+    "deviations",
+    "pair_inner_products",
     "per_output_inner_products",
     "tangent_cross_product",
     "tangent_diagonal",
@@ -59,6 +63,45 @@ def centered_inner_products(batch: KernelBatch, row_means: Sequence[Tensor], pre
         RuntimeError: where shapes or dtypes do not fit; the message names the argument.
     """
     result: Tensor = torch.ops.ahkernels.centered_inner_products(*batch, list(row_means), precision)
+    return result
+
+
+def pair_inner_products(
+    batch: KernelBatch,
+    means: Sequence[Tensor],
+    precision: str,
+    first_end: int,
+    second_begin: int,
+    forward_means: Sequence[Tensor] = (),
+    backward_means: Sequence[Tensor] = (),
+) -> Tensor:
+    """The part of the inner products of q centered kernels that some pairs of samples have, without K.
+
+    With means c of a kernel, an entry is K[(x, i), (x', j)] - c[x, i, j] - c[x', j, i]. For the centered kernel c is
+    its row means less half of the mean of all entries. Pairs are those of x < first_end with x' >= second_begin, each
+    twice, or with second_begin = 0 all pairs.
+
+    Args:
+        batch: The kernels. Samples from first_end to second_begin take no part.
+        means: c of each kernel, float64 [n, o, 1]; or with means of the factors [n, o, o].
+        precision: "highest", "high" or "medium".
+        first_end: End of the samples of the first group; n for all pairs.
+        second_begin: Begin of those of the second one; 0 for all pairs, otherwise a multiple of `TILING["panel"]`.
+        forward_means: Empty for K itself. Otherwise for each layer the mean of its forward factor, float64 [s, d] with
+            the digits of the dtype of tiles: then K and c are those of `deviations` from means, for centering per
+            output.
+        backward_means: Likewise, [s, o, m].
+
+    Returns:
+        float64 [q, q].
+
+    Raises:
+        RuntimeError: where shapes or dtypes do not fit; the message names the argument.
+    """
+    factor_means = list(forward_means), list(backward_means)
+    result: Tensor = torch.ops.ahkernels.pair_inner_products(
+        *batch, list(means), precision, first_end, second_begin, *factor_means
+    )
     return result
 
 
@@ -193,7 +236,7 @@ def _plain_moments(*arguments: Any) -> Tensor:
 def _register() -> None:
     for name in (*__all__, "tangent_gram_out"):
         if not hasattr(torch.ops.ahkernels, name):
-            continue
+            continue  # no op
         batches = 2 if name == "tangent_cross_product" else 1
         torch.library.register_fake(f"ahkernels::{name}", flat(getattr(fake, name), batches))
         # Any device without kernels of its own takes the plain-torch implementation.

@@ -17,8 +17,9 @@ except ImportError as error:
     ) from error
 
 
-# Sizes that the compiled code cuts K by (csrc/tiling.h): ``cuda_tile``, the rows and columns of a tile of the CUDA
-# kernels, and ``block_rows_in_memory``, the rows of K in a block whose tiles the CPU ops keep in memory.
+# Sizes that the compiled code cuts K by (csrc/tiling.h): ``panel``, the samples along a side of a tile of the CPU ops,
+# ``cuda_tile``, the rows and columns of a tile of the CUDA kernels, and ``block_rows_in_memory``, the rows of K in a
+# block whose tiles the CPU ops keep in memory.
 TILING: dict[str, int] = dict(_C.tiling())
 
 _FACTS: dict[str, Any] = dict(_C.build_facts())

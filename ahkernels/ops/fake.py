@@ -14,6 +14,19 @@ def centered_inner_products(batch: KernelBatch, row_means: list[Tensor], precisi
     return row_means[0].new_empty(batch.kernel_count, batch.kernel_count)
 
 
+def pair_inner_products(
+    batch: KernelBatch,
+    means: list[Tensor],
+    precision: str,
+    first_end: int,
+    second_begin: int,
+    forward_means: list[Tensor],
+    backward_means: list[Tensor],
+) -> Tensor:
+    """[q, q]."""
+    return means[0].new_empty(batch.kernel_count, batch.kernel_count)
+
+
 def per_output_inner_products(batch: KernelBatch, precision: str) -> Tensor:
     """[2, q, q]."""
     return batch.forward[0].new_empty(2, batch.kernel_count, batch.kernel_count, dtype=torch.float64)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ahkernels.centering import Centering
 from ahkernels.ops.batch import KernelBatch, Layer
+from ahkernels.ops.deviations import deviations
 from ahkernels.ops.moments import Moments
 from ahkernels.ops.scaling import power_of_two
 
@@ -115,12 +116,12 @@ def jacobian_of_weights(forward: Tensor, backward: Tensor) -> Tensor:
     return torch.einsum("xsom,xsd->xomd", backward, forward).flatten(2)
 
 
-def sum_panel(layers: Sequence[ScaledLayer], rows: slice) -> Tensor:
-    """`ScaledLayer.panel` of a kernel, at the scale of its largest layer."""
+def sum_panel(layers: Sequence[ScaledLayer], rows: slice, columns: slice | None = None) -> Tensor:
+    """`ScaledLayer.panel` of a kernel, or entries between two groups of samples, at the scale of its largest layer."""
     scale = smallest([layer.scale for layer in layers])
     panel: Tensor | None = None
     for layer in layers:
-        part = layer.panel(rows)
+        part = layer.panel(rows) if columns is None else layer.samples(rows).against(layer.samples(columns))
         if len(layers) > 1:
             part *= (scale / layer.scale).to(part.dtype)
         panel = part if panel is None else panel.add_(part)
@@ -236,6 +237,38 @@ def per_output_inner_products(batch: KernelBatch, precision: str) -> Tensor:
     return torch.stack((per_output + _between_outputs(means, scaled.scales), per_output))
 
 
+def pair_inner_products(
+    batch: KernelBatch,
+    means: list[Tensor],
+    precision: str,
+    first_end: int,
+    second_begin: int,
+    forward_means: Sequence[Tensor] = (),
+    backward_means: Sequence[Tensor] = (),
+) -> Tensor:
+    """See `ahkernels.ops.pair_inner_products`."""
+    if forward_means:
+        batch = deviations(batch, forward_means, backward_means)
+    scaled = ScaledKernels.of(batch, precision)
+    columns, o, twice = slice(second_begin, batch.n), batch.o, 2 if second_begin else 1
+    given = [mean * scale for mean, scale in zip(means, scaled.scales, strict=True)]
+    total = given[0].new_zeros(batch.kernel_count, batch.kernel_count)
+    for rows in steps(first_end, chunk_elements(batch.backward[0]), (batch.n - second_begin) * o**2):
+        panels = []
+        for kernel, mean in zip(scaled.kernels, given, strict=True):
+            panel = sum_panel(kernel, rows, columns)  # [rows, o, columns, o]
+            panel -= mean[rows].to(panel.dtype)[:, :, None]
+            panel -= mean[columns].to(panel.dtype).permute(2, 0, 1)
+            panels.append(panel)
+        for i, first in enumerate(panels):
+            for j, second in enumerate(panels):
+                total[i, j] += twice * (first * second).sum(dtype=torch.float64)
+    for i, scale in enumerate(scaled.scales):
+        total[i] /= scale
+        total[:, i] /= scale
+    return total
+
+
 def _between_outputs(means: list[Tensor], scales: list[Tensor]) -> Tensor:
     """The inner products [q, q] of kernels centered as a whole, less those of the same centered per output.
 
@@ -345,7 +378,7 @@ def _quadratic(layer: Layer, v: Tensor) -> Tensor:
                 h = torch.einsum("xsim,xiv->xsvm", g[now].double(), weights[now])
                 forms += (h * t[now]).sum((0, 1, 3))
         return forms
-    for _, weights, sums in _weights(forward, backward, v, numbers):
+    for _, weights, sums in weight_gradients(forward, backward, v, numbers):
         forms += weights.square().sum((1, 2)) + bias * sums.square().sum(1)
     return forms
 
@@ -449,14 +482,16 @@ def _entries_through_parameters(
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """The same as `_entries_through_samples`, but as M_v a + b sum h."""
     n, s, d = forward.shape
-    for pre_activations, weights, sums in _weights(other_forward, other_backward, v, numbers):
+    for pre_activations, weights, sums in weight_gradients(other_forward, other_backward, v, numbers):
         columns, width, _ = weights.shape
         for rows in steps(n, numbers, s * max(d, columns * width)):
             t = torch.einsum("vmd,xsd->xsvm", weights, forward[rows].double())
             yield rows, pre_activations, t + bias * sums
 
 
-def _weights(forward: Tensor, backward: Tensor, v: Tensor, numbers: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def weight_gradients(
+    forward: Tensor, backward: Tensor, v: Tensor, numbers: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Sums M_v of h a^T over samples and positions with h = sum_i v_i g^i, by pre-activations.
 
     Yields slices of the pre-activations, and there M_v [columns, pre-activations, d] and the sum of h [columns,

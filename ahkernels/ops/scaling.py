@@ -12,11 +12,19 @@ def power_of_two(factor: Tensor, bias: float = 0.0) -> Tensor:
     A bias is one more number of a forward factor, its square root. Within 2^-126 and 2^126, which fp32 and its
     inverse have; 1 for a factor of zeros.
     """
+    return to_one(largest_magnitude(factor, bias))
+
+
+def largest_magnitude(factor: Tensor, bias: float = 0.0) -> Tensor:
+    """The largest magnitude in a factor with its bias, a float64 scalar on its device."""
     if factor.numel():
         low, high = factor.aminmax()
-        largest = torch.maximum(-low, high).double().clamp(min=bias**0.5)
-    else:
-        largest = torch.full((), bias**0.5, dtype=torch.float64, device=factor.device)
+        return torch.maximum(-low, high).double().clamp(min=bias**0.5)
+    return torch.full((), bias**0.5, dtype=torch.float64, device=factor.device)
+
+
+def to_one(largest: Tensor) -> Tensor:
+    """The power of two that brings a magnitude to [1, 2); see `power_of_two`."""
     exponent = (torch.frexp(largest).exponent.long() - 1).clamp(-126, 126)
     exponent = torch.where(largest > 0, exponent, 0)
     return (1023 - exponent).bitwise_left_shift(52).view(torch.float64)  # 2^-exponent by its bits, exactly

@@ -15,6 +15,7 @@ from ahkernels.centering import Centering, require_centering
 from ahkernels.ops.moments import KernelMoments
 from ahkernels.outputs import OutputSelection
 from ahkernels.report import AlignmentReport
+from ahkernels.samples import Samples
 from ahkernels.signal_propagation.inputs import InputPairs
 from ahkernels.signal_propagation.network import Network
 from ahkernels.signal_propagation.propagation import last_layers, layers_within, propagate, require_depth
@@ -95,7 +96,7 @@ class LayerKernels:
         classes = y.shape[1] if y.dim() == 2 else int(y.max()) + 1 if y.numel() else 1
         if outputs not in ("all", "trace"):
             raise ValueError(f'outputs: expected "all" or "trace", got {outputs!r}')
-        labels = Labels(OutputSelection(outputs, classes), y, n, centering)
+        labels = Labels(OutputSelection(outputs, classes), y, Samples(n), centering)
         centered = labels.centered.reshape(n, classes).numpy()
         names = [f"layer{layer}" for layer in self.layers.tolist()]
         found = [

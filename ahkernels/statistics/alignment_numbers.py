@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ahkernels.centering import Centering, center
+from ahkernels.centering import Centering
 from ahkernels.factors import LayerFactors, NonFiniteError
 from ahkernels.inner_products import inner_products, tangent_moments
 from ahkernels.kernel import TangentKernel
@@ -113,12 +113,12 @@ def label_moments(kernels: Sequence[TangentKernel], labels: Sequence[Labels]) ->
     first, rows = kernels[0], labels[0].rows
     centerings = [of_centering.centering for of_centering in labels]
     if first.o > 1:
-        targets = center(rows, first.o, "global").view(first.n, first.o)
+        targets = first.samples.center(rows, first.o, "global").view(first.n, first.o)
         return tangent_moments(kernels, targets, centerings)
     # A kernel over samples may be nearly constant, so that y~^T K y~ loses digits where centered tiles do not.
     products = inner_products([*kernels, _label_kernel(first, rows)], "global")
-    traces = torch.stack([kernel.diagonal().sum() for kernel in kernels])
-    sums = torch.stack([kernel.row_means().sum() * kernel.shape[0] for kernel in kernels])
+    traces = first.samples.sum(torch.stack([kernel.diagonal().sum() for kernel in kernels]))
+    sums = first.samples.sum(torch.stack([kernel.row_means().sum() * kernel.shape[0] for kernel in kernels]))
     return dict.fromkeys(centerings, Moments(products[:-1, -1], products.diagonal()[:-1], traces, sums))
 
 
@@ -135,4 +135,5 @@ def _label_kernel(kernel: TangentKernel, labels: Tensor) -> TangentKernel:
         LayerFactors(labels.to(like.device, like.dtype).unsqueeze(1), ones, bias=False, unchecked=True),
         OutputSelection("trace", kernel.outputs.total),
         kernel.precision,
+        samples=kernel.samples,
     )

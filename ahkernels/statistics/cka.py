@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ahkernels.centering import Centering, require_centering
+from ahkernels.distributed.together import together
 from ahkernels.inner_products import inner_products
 from ahkernels.kernel import TangentKernel, require_kernel
 from ahkernels.statistics.alignment_numbers import AlignmentNumbers, label_moments
@@ -16,6 +17,7 @@ from ahkernels.statistics.degenerate_warning import OneWarning
 from ahkernels.statistics.labels import Labels
 
 
+@together
 def cka(kernel: TangentKernel, other: Tensor | TangentKernel, *, centering: Centering = "global") -> float:
     """Centered kernel alignment A(K, K') = <C K C, C K' C> / (||C K C||_F ||C K' C||_F), in [0, 1].
 
@@ -48,7 +50,7 @@ def cka(kernel: TangentKernel, other: Tensor | TangentKernel, *, centering: Cent
     require_centering(centering)
     if isinstance(other, TangentKernel):
         return float(alignment_matrix((kernel, other), ("kernel", "other"), centering)[0, 1])
-    labels = Labels(kernel.outputs, other, kernel.n, centering)
+    labels = Labels(kernel.outputs, other, kernel.samples, centering)
     (moments,) = label_moments([kernel], [labels])[centering].of_each()
     numbers = AlignmentNumbers.of(RoundingBound.of(kernel, centering), moments, labels)
     OneWarning().warn([numbers.undefined])
@@ -68,8 +70,7 @@ def alignment_matrix(kernels: Sequence[TangentKernel], arguments: Sequence[str],
     Raises:
         ValueError: If the kernels are not over the same rows, or differ in dtype or device.
     """
-    for kernel in kernels[1:]:
-        _require_alike(kernels[0], kernel)
+    kernels[0].samples.everywhere(lambda: _require_alike(kernels))
     products = inner_products(kernels, centering).cpu()
     norms = products.diagonal().sqrt()
     undefined = []
@@ -82,11 +83,19 @@ def alignment_matrix(kernels: Sequence[TangentKernel], arguments: Sequence[str],
     return (products / norms[:, None] / norms).clamp(0, 1)
 
 
-def _require_alike(kernel: TangentKernel, other: TangentKernel) -> None:
-    if kernel.n != other.n or kernel.o != other.o:
+def _require_alike(kernels: Sequence[TangentKernel]) -> None:
+    for other in kernels[1:]:
+        _require_like(kernels[0], other)
+
+
+def _require_like(kernel: TangentKernel, other: TangentKernel) -> None:
+    n, other_n = kernel.samples.n, other.samples.n
+    if n != other_n or kernel.o != other.o:
         raise ValueError(
-            f"other: expected a kernel of {kernel.n} samples and {kernel.o} rows for each, got {other.n} and {other.o}"
+            f"other: expected a kernel of {n} samples and {kernel.o} rows for each, got {other_n} and {other.o}"
         )
+    if kernel.n != other.n:
+        raise ValueError(f"other: expected a kernel of {kernel.n} samples in this process, got {other.n}")
     dtype, other_dtype = (one.factors[0].forward.dtype for one in (kernel, other))
     if dtype != other_dtype:
         raise ValueError(f"other: expected the dtype of kernel, {dtype}, got {other_dtype}")

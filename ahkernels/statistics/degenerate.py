@@ -35,7 +35,7 @@ class RoundingBound(NamedTuple):
         """The bound for a kernel that was passed as `argument` and is centered in this way."""
         # Blocks that are centered by themselves are computed with their constant part taken out first.
         dtype = torch.float64 if kernel.near_constant(centering) else kernel.dtype
-        rows = kernel.n if centering == "per_output" else kernel.shape[0]
+        rows = kernel.samples.n if centering == "per_output" else kernel.shape[0]
         return cls(argument, kernel.name, 64 * torch.finfo(dtype).eps / rows)
 
     @property

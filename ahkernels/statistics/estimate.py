@@ -14,6 +14,7 @@ from scipy.stats import t
 from torch import Tensor
 
 from ahkernels.centering import Centering, require_centering
+from ahkernels.distributed.together import together
 from ahkernels.kernel import TangentKernel, require_kernel
 from ahkernels.ops.moments import KernelMoments
 from ahkernels.statistics.alignment_numbers import AlignmentNumbers, inner_product
@@ -68,6 +69,7 @@ class Estimate:
         return f"{self.value:.6g} ± {self.standard_error:.1g}"
 
 
+@together
 def estimate_frobenius_norm(
     kernel: TangentKernel,
     *,
@@ -111,16 +113,16 @@ def estimate_frobenius_norm(
     require_kernel("kernel", kernel)
     require_centering(centering, none=True)
     generator = torch.Generator().manual_seed(_whole("seed", seed))
-    rows = kernel.shape[0]
+    samples, rows = kernel.samples, kernel.shape[0]
     most = require_products(products, tolerance)
 
     def product(v: Tensor) -> Tensor:
         return kernel.product(v, centering=centering, exact=False)
 
     def random(columns: int) -> Tensor:
-        return torch.randn(rows, columns, generator=generator, dtype=torch.float64).to(kernel.device)
+        return samples.random(kernel.o, columns, generator).to(kernel.device)
 
-    sketch, wanted = Sketch(product, random), most if tolerance is None else min(_FIRST_PRODUCTS, most)
+    sketch, wanted = Sketch(product, random, samples), most if tolerance is None else min(_FIRST_PRODUCTS, most)
     while wanted < rows:
         sketch.grow(wanted // 2)
         square = sketch.squared_norm()
@@ -131,10 +133,12 @@ def estimate_frobenius_norm(
             return Estimate(norm, error, 2 * sketch.size, max(2, round(_WORTH * sketch.size)))
         wanted = min(int(_GROWTH * wanted), most)
     # As many products as rows give all of the kernel.
-    norm = float(kernel.product(torch.eye(rows, dtype=torch.float64), centering=centering).norm())
+    every = samples.identity(kernel.o).to(kernel.device)
+    norm = float(samples.norms(kernel.product(every, centering=centering)).norm())
     return Estimate(norm, 0.0, 2 * sketch.size + rows, rows + 1)
 
 
+@together
 def estimate_cka(
     kernel: TangentKernel,
     y: Tensor,
@@ -173,7 +177,7 @@ def estimate_cka(
     """
     require_kernel("kernel", kernel)
     require_centering(centering)
-    labels = Labels(kernel.outputs, y, kernel.n, centering)
+    labels = Labels(kernel.outputs, y, kernel.samples, centering)
     norm = estimate_frobenius_norm(kernel, centering=centering, products=products, tolerance=tolerance, seed=seed)
     bound, moments = RoundingBound.of(kernel, centering), estimated_moments(kernel, labels, norm)
     found = AlignmentNumbers.of(bound, moments, labels, relative_error=norm.relative_error)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ahkernels.kernel_operator import Product
+from ahkernels.samples import Samples
 
 _LEAST_ROOM = 20  # vectors of a basis; so many take little memory beside the factors of a kernel
 _BLOCKS_BEYOND = 6  # blocks that a basis has room for beyond the wanted vectors
@@ -22,7 +23,7 @@ _ROUNDING = 1e-14
 
 
 def largest_eigenpairs(
-    product: Product, start: Tensor, k: int, tolerance: float, enough: float = 0.0
+    product: Product, start: Tensor, k: int, tolerance: float, samples: Samples, o: int, enough: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """The k largest eigenvalues of an operator and their eigenvectors.
 
@@ -33,17 +34,19 @@ def largest_eigenpairs(
         start: Any vectors [rows, b], of which none is orthogonal to an eigenvector that is looked for.
         k: Number of eigenvalues, at most the number of rows.
         tolerance: Residual ||K u - lambda u|| of each pair at which to stop, relative to the largest eigenvalue.
+        samples: The samples that the rows belong to.
+        o: The rows of each sample.
         enough: A residual that is small enough, however small the largest eigenvalue is.
 
     Returns:
         The eigenvalues [k] from the largest down and their vectors [rows, k], orthonormal; the best pairs where
         residuals stay larger.
     """
-    rows, width = start.shape
+    rows, width = samples.n * o, start.shape[1]
     room = min(rows, max(2 * k, k + _BLOCKS_BEYOND * width, _LEAST_ROOM))
-    basis = start.new_empty(room, rows)
+    basis = start.new_empty(room, len(start))
     projected = start.new_zeros(len(basis), len(basis))  # the operator between vectors of the basis, its lower half
-    block, _ = _orthonormal(start.T, basis[:0], start.new_zeros(()))
+    block, _ = _orthonormal(start.T, basis[:0], start.new_zeros(()), samples, o)
     size = looked_at = 0
     values, vectors, scale = start.new_zeros(0), start.new_zeros(0, 0), start.new_zeros(())
     for _ in range(_PRODUCTS_PER_ROW * rows // width):
@@ -55,12 +58,12 @@ def largest_eigenpairs(
         begin, size = size, size + len(block)
         basis[begin:size] = block
         image = product(block.T.contiguous()).T.clone(memory_format=torch.contiguous_format)
-        scale = torch.maximum(scale, image.norm(dim=1).max())
+        scale = torch.maximum(scale, samples.norms(image.T).max())
         for _ in range(2):
-            parts = image @ basis[:size].T
+            parts = samples.sum(image @ basis[:size].T)
             image -= parts @ basis[:size]
             projected[begin:size, :size] += parts
-        block, coupling = _orthonormal(image, basis[:size], _ROUNDING * scale)
+        block, coupling = _orthonormal(image, basis[:size], _ROUNDING * scale, samples, o)
         full = size + len(block) > room
         if size < k or not (full or size == rows or (size - looked_at) * _GROWTH_PER_LOOK >= looked_at):
             continue
@@ -72,23 +75,22 @@ def largest_eigenpairs(
     return values[-k:].flip(0), (vectors[:, -k:].T @ basis[:size]).flip(0).T
 
 
-def _orthonormal(image: Tensor, basis: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor]:
+def _orthonormal(image: Tensor, basis: Tensor, rounding: Tensor, samples: Samples, o: int) -> tuple[Tensor, Tensor]:
     """An orthonormal basis [b, rows] of vectors that are orthogonal to a basis, and the vectors in it, as [b, b].
 
     Where they have fewer dimensions, up to rounding, others take the place of the missing ones; where no dimension is
     left, there are fewer vectors.
     """
-    q, r = torch.linalg.qr(image.T)
-    width = min(len(image), image.shape[1] - len(basis))
+    q, r = samples.orthonormal(image.T)
+    width = min(len(image), samples.n * o - len(basis))
     own, norms = r.diagonal().abs(), r.norm(dim=0)
     if width == len(image) and bool((own > torch.maximum(_LITTLE_OF_ITS_OWN * norms, rounding)).all()):
         return q.T, r
     nothing = own <= rounding
-    generator = torch.Generator(q.device).manual_seed(len(basis))
-    others = torch.randn(q.shape, generator=generator, dtype=q.dtype, device=q.device)
+    others = samples.random(o, q.shape[1], torch.Generator().manual_seed(len(basis))).to(q)
     q = torch.where(nothing, others, q)[:, :width]
     for _ in range(2):
-        q = torch.linalg.qr(q - basis.T @ (basis @ q)).Q
+        q, _ = samples.orthonormal(q - basis.T @ samples.sum(basis @ q))
     return q.T, r
 
 

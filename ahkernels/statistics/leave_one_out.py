@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ahkernels.kernel_operator import Product
+from ahkernels.samples import Samples
 
 # Of the largest diagonal entry of a triangular factor: what is smaller is rounding.
 _ROUNDING = 1e-15
@@ -42,10 +43,11 @@ class Sketch:
     Args:
         product: A times vectors, float64 [rows, columns].
         random: Makes random vectors [rows, columns] with independent standard normal entries.
+        samples: The samples that the rows belong to.
     """
 
-    def __init__(self, product: Product, random: Callable[[int], Tensor]) -> None:
-        self._product, self._random = product, random
+    def __init__(self, product: Product, random: Callable[[int], Tensor], samples: Samples) -> None:
+        self._product, self._random, self._samples = product, random, samples
         nothing = random(0)
         self._vectors, self._basis, self._image = nothing, nothing, nothing  # W, Q and A Q [rows, k]
         self._triangle = nothing.new_zeros(0, 0)  # A W = Q R
@@ -61,10 +63,10 @@ class Sketch:
         rest = self._product(more)
         inside = rest.new_zeros(self.size, more.shape[1])
         for _ in range(2):
-            parts = self._basis.T @ rest
+            parts = self._samples.inner(self._basis, rest)
             rest = rest - self._basis @ parts
             inside += parts
-        basis, triangle = torch.linalg.qr(rest)
+        basis, triangle = self._samples.orthonormal(rest)
         below = rest.new_zeros(more.shape[1], self.size)
         self._triangle = torch.cat((torch.cat((self._triangle, inside), 1), torch.cat((below, triangle), 1)))
         self._vectors = torch.cat((self._vectors, more), 1)
@@ -73,8 +75,13 @@ class Sketch:
 
     def squared_norm(self) -> SquaredNorm:
         """The mean of the leave-one-out estimates."""
-        size = self.size
-        estimates = _Estimates(self._basis.T @ self._vectors, self._triangle, self._basis.T @ self._image, self._image)
+        size, inner = self.size, self._samples.inner
+        estimates = _Estimates(
+            inner(self._basis, self._vectors),
+            self._triangle,
+            inner(self._basis, self._image),
+            inner(self._image, self._image),
+        )
         left_out = estimates.directions  # what is not in the basis of each estimate
         values = estimates.values(left_out[None])
         changes = values.new_zeros(size, size)  # T_i - T_ij
@@ -95,16 +102,16 @@ class _Estimates:
         vectors: Q^T W [k, k].
         triangle: R [k, k] with A W = Q R.
         inside: Q^T A Q [k, k].
-        image: A Q [rows, k].
+        of_image: (A Q)^T A Q [k, k].
 
     Attributes:
         directions: [k, k]; column i is the direction of Q, in its coordinates, that is lost without w_i.
     """
 
-    def __init__(self, vectors: Tensor, triangle: Tensor, inside: Tensor, image: Tensor) -> None:
+    def __init__(self, vectors: Tensor, triangle: Tensor, inside: Tensor, of_image: Tensor) -> None:
         self._w, self._r = vectors, triangle
         self._h = (inside + inside.T) / 2
-        self._g = image.T @ image
+        self._g = of_image
         diagonal = triangle.diagonal().abs()
         least = max(_ROUNDING * float(diagonal.max()), torch.finfo(diagonal.dtype).tiny)
         solvable = triangle + ((diagonal < least).to(diagonal) * least).diag()

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ahkernels.cross_kernel import CrossKernel
+from ahkernels.distributed.together import together
 from ahkernels.kernel import TangentKernel, require_kernel
+from ahkernels.samples import Samples
 
 MAX_ITERATIONS = 1000
 
@@ -49,11 +51,13 @@ class KernelRegression:
             cross = CrossKernel(kernel, self.kernel)
         except ValueError as error:
             raise ValueError(f"kernel: expected one of the layers that were fitted; {error}") from error
-        columns = self.coefficients.shape[0] * self.coefficients.shape[1] // self.kernel.shape[0]
-        found = cross @ self.coefficients.reshape(self.kernel.shape[0], columns)
-        return found.reshape(kernel.n, -1)
+        rows = self.kernel.rows_here
+        columns = self.coefficients.shape[1] // self.kernel.o
+        found = cross @ self.coefficients.reshape(rows, columns)
+        return found.reshape(kernel.n, kernel.o * columns)
 
 
+@together
 def kernel_regression(
     kernel: TangentKernel,
     y: Tensor,
@@ -108,7 +112,8 @@ def kernel_regression(
     ):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
             raise ValueError(f"{argument}: expected {expected}, got {value!r}")
-    targets = kernel.outputs.labels(y, kernel.n).to(kernel.device)
+    samples = kernel.samples
+    targets = samples.everywhere(lambda: kernel.outputs.labels(y, kernel.n)).to(kernel.device)
     right = targets if kernel.outputs.per_sample else targets.reshape(-1, 1)  # [rows, columns]
     products = 0
 
@@ -119,7 +124,7 @@ def kernel_regression(
 
     precondition = _nystrom(product, kernel, min(rank, kernel.shape[0]), ridge, seed)
     alpha, residual = _conjugate_gradients(
-        lambda v: product(v) + ridge * v, right, precondition, tolerance, max_iterations
+        lambda v: product(v) + ridge * v, right, precondition, tolerance, max_iterations, samples
     )
     if not residual <= tolerance:
         raise RuntimeError(
@@ -136,21 +141,22 @@ def _nystrom(
     if rank == 0:
         return lambda r: r
     generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(kernel.shape[0], rank, generator=generator, dtype=torch.float64)
-    basis, _ = torch.linalg.qr(random.to(kernel.device))
+    samples = kernel.samples
+    basis, _ = samples.orthonormal(samples.random(kernel.o, rank, generator).to(kernel.device))
     image = product(basis)
-    shift = torch.finfo(torch.float64).eps * math.sqrt(kernel.shape[0]) * float(image.norm())
+    shift = torch.finfo(torch.float64).eps * math.sqrt(kernel.shape[0]) * float(samples.norms(image).norm())
     if shift == 0:  # a zero kernel
         return lambda r: r
     image += shift * basis  # makes the root of the small matrix exist
-    inside = basis.T @ image
+    inside = samples.inner(basis, image)
     root = torch.linalg.cholesky((inside + inside.T) / 2)
-    vectors, singular, _ = torch.linalg.svd(
-        torch.linalg.solve_triangular(root, image.T, upper=False).T, full_matrices=False
-    )
+    # U S V^T from the triangle of a QR decomposition, which has the same singular values.
+    q, triangle = samples.orthonormal(torch.linalg.solve_triangular(root, image.T, upper=False).T)
+    vectors, singular, _ = torch.linalg.svd(triangle)
+    vectors = q @ vectors
     values = (singular.square() - shift).clamp(min=0)
     shrink = (values[-1] + ridge) / (values + ridge) - 1
-    return lambda r: r + vectors @ (shrink[:, None] * (vectors.T @ r))
+    return lambda r: r + vectors @ (shrink[:, None] * samples.inner(vectors, r))
 
 
 def _conjugate_gradients(
@@ -159,24 +165,25 @@ def _conjugate_gradients(
     precondition: Callable[[Tensor], Tensor],
     tolerance: float,
     max_iterations: int,
+    samples: Samples,
 ) -> tuple[Tensor, float]:
     """The solution for each column and the greatest relative residual; columns that have converged are left alone."""
-    size = right.norm(dim=0)
+    size = samples.norms(right)
     solution, residual = torch.zeros_like(right), right.clone()
     direction = precondition(residual).clone()
-    inner = (residual * direction).sum(0)
+    inner = samples.sum((residual * direction).sum(0))
     for _ in range(max_iterations):
-        active = residual.norm(dim=0) > tolerance / 2 * size  # the recursion loses some of it
+        active = samples.norms(residual) > tolerance / 2 * size  # the recursion loses some of it
         if not bool(active.any()):
             break
         p = direction[:, active]
         image = product(p)
-        step = inner[active] / (p * image).sum(0)
+        step = inner[active] / samples.sum((p * image).sum(0))
         solution[:, active] += step * p
         residual[:, active] -= step * image
         z = precondition(residual[:, active])
-        following = (residual[:, active] * z).sum(0)
+        following = samples.sum((residual[:, active] * z).sum(0))
         direction[:, active] = z + following / inner[active] * p
         inner[active] = following
-    found = (right - product(solution)).norm(dim=0)
+    found = samples.norms(right - product(solution))
     return solution, float((found / size.where(size > 0, 1.0)).max())

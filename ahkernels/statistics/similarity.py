@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from ahkernels.centering import Centering, require_centering
+from ahkernels.distributed.together import together
 from ahkernels.kernel import TangentKernel
 from ahkernels.statistics.cka import alignment_matrix
 
 Kernels = Mapping[str, TangentKernel] | Sequence[TangentKernel]
 
 
+@together
 def similarity(kernels: Kernels, others: Kernels | None = None, *, centering: Centering = "global") -> Tensor:
     """Alignment A(K, K') (equation 6) of every kernel with every other, in one pass over the tiles of all of them.
 

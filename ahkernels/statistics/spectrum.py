@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from ahkernels.centering import Centering, center, require_centering
+from ahkernels.distributed.together import together
 from ahkernels.kernel import TangentKernel, require_kernel
 from ahkernels.kernel_operator import Product
+from ahkernels.samples import Samples
 from ahkernels.statistics.alignment_numbers import inner_product
 from ahkernels.statistics.degenerate import RoundingBound, constant_part, undefined_kernel, undefined_labels
 from ahkernels.statistics.degenerate_warning import OneWarning
@@ -51,6 +53,7 @@ class Eigenpairs:
     products: int
 
 
+@together
 def eigenpairs(
     kernel: TangentKernel,
     k: int,
@@ -85,7 +88,7 @@ def eigenpairs(
         (torch.Size([3]), torch.Size([60, 3]), True)
     """
     require_kernel("kernel", kernel)
-    rows = kernel.shape[0]
+    samples, rows = kernel.samples, kernel.shape[0]
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= rows:
         raise ValueError(f"k: expected a whole number from 1 to {rows}, the rows of the kernel, got {k!r}")
     if not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
@@ -103,27 +106,28 @@ def eigenpairs(
     width = max(1, min(k // _EIGENVALUES_PER_VECTOR, _MOST_IN_BLOCK))
 
     def random(columns: int) -> Tensor:
-        return torch.randn(rows, columns, generator=generator, dtype=torch.float64).to(kernel.device)
+        return samples.random(kernel.o, columns, generator).to(kernel.device)
 
     start = random(width)
     rounding = 1e-14 * kernel.trace()
     iterates = rows > (_DENSE_ROWS_FOR_ONE if k == 1 else _DENSE_ROWS) and 3 * k <= rows
     # A zero kernel, or a constant one; without centering the trace tells.
-    if iterates and (rounding == 0 or centering) and _vanishes(product, start[:, :1], rounding):
-        zeros = start.new_zeros(k)
-        return Eigenpairs(zeros, torch.eye(rows, k, dtype=zeros.dtype, device=zeros.device), zeros.clone(), products)
+    if iterates and (rounding == 0 or centering) and _vanishes(product, start[:, :1], rounding, samples):
+        zeros, vectors = start.new_zeros(k), samples.identity(kernel.o)[:, :k].to(start)
+        return Eigenpairs(zeros, vectors, zeros.clone(), products)
     # Rounding adds to the residual that an iteration estimates: then once more.
     first = tolerance / 2
     for asked in (first, first / 100):
         if iterates:
-            values, vectors = largest_eigenpairs(product, start, k, asked, rounding)
+            values, vectors = largest_eigenpairs(product, start, k, asked, samples, kernel.o, rounding)
             if k > 1:
-                values, vectors = _with_missing(product, k, values, vectors, random, asked, rounding)
+                found = values, vectors
+                values, vectors = _with_missing(product, k, *found, random, asked, rounding, samples, kernel.o)
         else:
-            values, vectors = torch.linalg.eigh(_formed(kernel, centering))
+            values, vectors = _of_formed(kernel, centering)
         values, order = values.sort(descending=True)
         values, vectors = values[:k], vectors[:, order[:k]]
-        residuals = (product(vectors) - vectors * values).norm(dim=0)
+        residuals = samples.norms(product(vectors) - vectors * values)
         largest = float(values.abs().max())
         if float(residuals.max()) <= max(tolerance, 1e-13 * math.sqrt(rows)) * largest + rounding:
             break
@@ -137,21 +141,28 @@ def eigenpairs(
     return Eigenpairs(values, vectors.contiguous(), residuals, products)
 
 
-def _formed(kernel: TangentKernel, centering: Centering | None) -> Tensor:
-    """C K C in memory, float64."""
-    k = kernel.to_dense(out=torch.empty(kernel.shape, dtype=torch.float64, device=kernel.device))
-    return center(center(k, kernel.o, centering).T, kernel.o, centering)
+def _of_formed(kernel: TangentKernel, centering: Centering | None) -> tuple[Tensor, Tensor]:
+    """All eigenvalues of C K C, in memory, and their vectors at the samples here."""
+    samples, o = kernel.samples, kernel.o
+    if samples.sharded:
+        k = samples.gather(kernel.product(samples.identity(o), centering=centering))
+    else:
+        k = kernel.to_dense(out=torch.empty(kernel.shape, dtype=torch.float64, device=kernel.device))
+        k = center(center(k, o, centering).T, o, centering)
+    values, vectors = torch.linalg.eigh(k)
+    return values, vectors[samples.held.start * o : samples.held.stop * o]
 
 
-def _vanishes(product: Product, start: Tensor, rounding: float) -> bool:
+def _vanishes(product: Product, start: Tensor, rounding: float, samples: Samples) -> bool:
     """Whether the operator is zero up to rounding, by its image of a random vector and its image of that image.
 
     The first image is as small as the root mean square of the eigenvalues, the second compares with the largest one.
     """
     image = product(start)
-    if float(image.norm()) > rounding * float(start.norm()):
+    of_start, of_image = samples.norms(start), samples.norms(image)
+    if bool(of_image > rounding * of_start):
         return False
-    return float(product(image).norm()) <= rounding * float(image.norm())
+    return bool(samples.norms(product(image)) <= rounding * of_image)
 
 
 def _with_missing(
@@ -162,6 +173,8 @@ def _with_missing(
     random: Callable[[int], Tensor],
     tolerance: float,
     rounding: float,
+    samples: Samples,
+    o: int,
 ) -> tuple[Tensor, Tensor]:
     """The eigenpairs with further copies of repeated eigenvalues, of which an iteration may see too few.
 
@@ -172,32 +185,33 @@ def _with_missing(
     """
 
     def rest(v: Tensor) -> Tensor:
-        inside = v - vectors @ (vectors.T @ v)
+        inside = v - vectors @ samples.inner(vectors, v)
         found = product(inside)
-        return found - vectors @ (vectors.T @ found)
+        return found - vectors @ samples.inner(vectors, found)
 
     more = 1
     while True:
         start = random(1)
-        if float(rest(start).norm()) <= rounding * float(start.norm()):
+        if bool(samples.norms(rest(start)) <= rounding * samples.norms(start)):
             return values, vectors
         least = values.sort(descending=True).values[k - 1] + tolerance * values.max() + rounding
-        value, vector = largest_eigenpairs(rest, start, 1, _MISSING_TOLERANCE, rounding)
+        value, vector = largest_eigenpairs(rest, start, 1, _MISSING_TOLERANCE, samples, o, rounding)
         if bool(value[0] <= least):
             return values, vectors
         start = torch.cat((vector, random(more - 1)), 1)
         # What is left may be far smaller than the largest eigenvalue, which the tolerance is relative to: parts of the
         # eigenvectors that were taken out come back with it.
         enough = tolerance * float(values.max()) + rounding
-        of_more, found = largest_eigenpairs(rest, start, more, tolerance, enough)
+        of_more, found = largest_eigenpairs(rest, start, more, tolerance, samples, o, enough)
         of_more, found = of_more[of_more > least], found[:, of_more > least]
         if len(of_more) == 0:
             return values, vectors
-        found = torch.linalg.qr(found - vectors @ (vectors.T @ found)).Q
+        found, _ = samples.orthonormal(found - vectors @ samples.inner(vectors, found))
         values, vectors = torch.cat((values, of_more)), torch.cat((vectors, found), 1)
         more = min(2 * more, k)
 
 
+@together
 def eigenvalues(
     kernel: TangentKernel, k: int, *, centering: Centering | None = "global", tolerance: float = 1e-10
 ) -> Tensor:
@@ -216,6 +230,7 @@ def eigenvalues(
     return eigenpairs(kernel, k, centering=centering, tolerance=tolerance).values
 
 
+@together
 def stable_rank(kernel: TangentKernel, *, centering: Centering | None = "global") -> float:
     """||C K C||_F^2 / lambda_1^2 (appendix G.1), between 1 and the rank of C K C; nan where C K C is zero.
 
@@ -243,6 +258,7 @@ def stable_rank(kernel: TangentKernel, *, centering: Centering | None = "global"
     return (norm / largest) ** 2
 
 
+@together
 def label_correlation(kernel: TangentKernel, y: Tensor, *, centering: Centering | None = "global") -> float:
     """sum_i lambda_i / lambda_1 <u_i, y~>^2 for normalised centered labels y~ (appendix G.1), in [0, 1].
 
@@ -272,7 +288,7 @@ def label_correlation(kernel: TangentKernel, y: Tensor, *, centering: Centering 
     """
     require_kernel("kernel", kernel)
     require_centering(centering, none=True)
-    labels = Labels(kernel.outputs, y, kernel.n, centering)
+    labels = Labels(kernel.outputs, y, kernel.samples, centering)
     largest = largest_eigenvalue(kernel, centering=centering)
     constant = constant_part(kernel, centering)
     undefined = undefined_kernel(RoundingBound.of(kernel, centering), largest, constant) or undefined_labels(labels)

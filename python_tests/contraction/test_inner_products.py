@@ -13,6 +13,7 @@ import ahkernels as ah
 from ahkernels.contraction import best_order, order, outputs_first, parameters_first
 from ahkernels.contraction.order import LayerShape, flops, order_of
 from ahkernels.ops import KernelBatch
+from ahkernels.samples import Samples
 from ahkernels.statistics.cka import cka
 
 CENTERINGS = ("global", "per_output")
@@ -61,7 +62,8 @@ def check(found, layers, tolerance):
 
 def squared_norms(route, layers, dtype):
     """||C K C||^2 of one kernel, the sum of some layers."""
-    found = route.inner_products(ah.TangentKernel(layers).batch, CENTERINGS, dtype)
+    kernel = ah.TangentKernel(layers)
+    found = route.inner_products(kernel.batch, CENTERINGS, dtype, kernel.samples)
     return {one: float(products) for one, products in found.items()}
 
 
@@ -92,7 +94,7 @@ def test_in_small_pieces(route, n, o, layers, small_pieces):
 def of_several(route, kernels, tolerance, dtype=torch.float64):
     """Checks all inner products of kernels, each the sum of some layers."""
     batch = KernelBatch.of(kernels)
-    found = route.inner_products(batch, CENTERINGS, dtype)
+    found = route.inner_products(batch, CENTERINGS, dtype, Samples(batch.n))
     assert set(found) == {None, *CENTERINGS}
     for one, products in found.items():
         centered = [reference.centered(dense(layers), one, batch.o) for layers in kernels]

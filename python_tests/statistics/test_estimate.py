@@ -11,6 +11,7 @@ import torch
 from test_spectrum import of_spectrum, random_kernel, spectra
 
 import ahkernels as ah
+from ahkernels.samples import Samples
 from ahkernels.statistics.leave_one_out import Sketch
 
 
@@ -92,6 +93,7 @@ def test_error_bars_over_many_seeds(name, count):
         sketch = Sketch(
             lambda v: values[:, None] * v,
             lambda columns, generator=generator: torch.randn(600, columns, generator=generator, dtype=torch.float64),
+            Samples(600),
         )
         sketch.grow(count // 2)
         square = sketch.squared_norm()
@@ -115,6 +117,7 @@ def test_the_error_is_smaller_than_by_three_equal_parts():
         sketch = Sketch(
             lambda v: values[:, None] * v,
             lambda columns, generator=generator: torch.randn(600, columns, generator=generator, dtype=torch.float64),
+            Samples(600),
         )
         sketch.grow(15)
         leave_one_out.append(sketch.squared_norm().value - exact)
@@ -142,7 +145,7 @@ def test_estimates_are_those_of_bases_without_one_vector(size):
         drawn.append(torch.randn(30, columns, generator=generator, dtype=torch.float64))
         return drawn[-1]
 
-    sketch = Sketch(lambda v: a @ v, random)
+    sketch = Sketch(lambda v: a @ v, random, Samples(30))
     for part in (size // 2, size):
         sketch.grow(part)
     w = torch.cat(drawn, 1)

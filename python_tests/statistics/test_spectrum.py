@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import ahkernels as ah
 from ahkernels.outputs import OutputSelection
+from ahkernels.samples import Samples
 from ahkernels.statistics.lanczos import largest_eigenpairs
 
 
@@ -82,13 +83,13 @@ def test_lanczos_iteration_on_few_rows(rows, width):
     expected = torch.linalg.eigvalsh(root @ root.T).flip(0)
     start = torch.randn(rows, min(rows, width), generator=generator, dtype=torch.float64)
     for k in sorted({1, min(rows, 4), min(rows, 3 * width), rows}):
-        values, vectors = largest_eigenpairs((root @ root.T).matmul, start, k, 1e-13)
+        values, vectors = largest_eigenpairs((root @ root.T).matmul, start, k, 1e-13, Samples(rows), 1)
         assert (values - expected[:k]).abs().max() <= 1e-11 * expected[0]
         assert (root @ (root.T @ vectors) - vectors * values).norm(dim=0).max() <= 1e-10 * expected[0]
         assert (vectors.T @ vectors - torch.eye(k)).abs().max() < 1e-12
-    assert float(largest_eigenpairs(lambda v: 0 * v, start, 1, 1e-13)[0]) == 0
+    assert float(largest_eigenpairs(lambda v: 0 * v, start, 1, 1e-13, Samples(rows), 1)[0]) == 0
     calls: list[Tensor] = []
-    largest_eigenpairs(lambda v: (calls.append(v), 2 * v)[1], start, 1, 1e-13)
+    largest_eigenpairs(lambda v: (calls.append(v), 2 * v)[1], start, 1, 1e-13, Samples(rows), 1)
     assert len(calls) == 1
 
 

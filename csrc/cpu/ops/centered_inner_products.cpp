@@ -42,7 +42,7 @@ void inner_products(const TileKernels<T>& tiles, const std::vector<LayerFactors>
   const auto done = [&](const TileBlock& part) {
     for (int64_t p = 0; p < part.items() * products; ++p) totals[p % products] += partials[p];
   };
-  walk_tiles(tiles, layers, centering, begin, visit, done);
+  walk_tiles(tiles, layers, centering, all_tiles(layers), begin, visit, done);
 
   const std::vector<double> scales = kernel_scales(layers);
   int64_t product = 0;

@@ -17,6 +17,10 @@ using torch::stable::Tensor;
 Tensor centered_inner_products(const KernelBatch& batch, const std::vector<Tensor>& row_means,
                                const std::string& precision);
 
+Tensor pair_inner_products(const KernelBatch& batch, const std::vector<Tensor>& means, const std::string& precision,
+                           int64_t first_end, int64_t second_begin, const std::vector<Tensor>& forward_means,
+                           const std::vector<Tensor>& backward_means);
+
 Tensor per_output_inner_products(const KernelBatch& batch, const std::string& precision);
 
 Tensor tangent_moments(const KernelBatch& batch, const Tensor& v, const std::string& precision, bool per_output);

@@ -42,7 +42,7 @@ void inner_products(const TileKernels<T>& tiles, const std::vector<LayerFactors>
     sums.done(part);
     for (int64_t p = 0; p < part.items() * products; ++p) totals[p % products] += partials[p];
   };
-  walk_tiles(tiles, layers, centering, begin, visit, done, BlockSums<T>::item_bytes(layers));
+  walk_tiles(tiles, layers, centering, all_tiles(layers), begin, visit, done, BlockSums<T>::item_bytes(layers));
 
   if constexpr (std::is_same_v<T, float>) {
     for (int64_t a = 0; a < count; ++a) {

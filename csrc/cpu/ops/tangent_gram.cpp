@@ -134,7 +134,7 @@ void gram(const TileKernels<T>& tiles, const std::vector<LayerFactors>& layers, 
   };
   const auto nothing = [](const TileBlock&) {};
   const std::vector<NearConstantCentering<T>> not_centered(layers.size());
-  walk_tiles(tiles, layers, not_centered, nothing, visit, nothing);
+  walk_tiles(tiles, layers, not_centered, all_tiles(layers), nothing, visit, nothing);
   for_each_item(ceil_div(n, kSamples), 1, [&](int64_t item, int64_t) {
     mirror_diagonal(item * kSamples, std::min(kSamples, n - item * kSamples), n, o, out);
   });

@@ -252,7 +252,7 @@ std::vector<MomentsOfKernel> from_passing_tiles(const TileKernels<T>& tiles, con
     item_sums.at(index, 0).add(tiles.product_form_and_square(*products, scratch.of_thread(thread)), /*weight=*/2);
   };
   const auto done = [&](const TileBlock&) { item_sums.done(); };
-  walk_tiles(tiles, layers, centering, begin, visit, done);
+  walk_tiles(tiles, layers, centering, all_tiles(layers), begin, visit, done);
 
   std::vector<MomentsOfKernel> found(count);
   for (int64_t k = 0; k < count; ++k) {
@@ -315,7 +315,7 @@ void sum_blocks(const TileKernels<T>& tiles, const std::vector<LayerFactors>& la
     sums.done(part);
     item_sums.done();
   };
-  walk_tiles(tiles, layers, centering, begin, visit, done, BlockSums<T>::item_bytes(layers));
+  walk_tiles(tiles, layers, centering, all_tiles(layers), begin, visit, done, BlockSums<T>::item_bytes(layers));
 }
 
 template <class T>

@@ -185,7 +185,7 @@ void require_one_kernel(const std::string& op, const KernelBatch& batch, const s
 }
 
 std::vector<LayerFactors> layer_factors_of(const std::string& op, const KernelBatch& batch, Scaling scaling,
-                                           bool per_output) {
+                                           std::optional<bool> near_constant) {
   check_counts(op, batch);
   const std::vector<size_t> kernels = kernels_of_layers(op, batch);
   std::vector<LayerFactors> layers;
@@ -203,7 +203,7 @@ std::vector<LayerFactors> layer_factors_of(const std::string& op, const KernelBa
                        g.size(3),
                        kernels[i],
                        /*by_jacobian=*/false,
-                       /*near_constant=*/per_output || g.size(2) == 1};
+                       near_constant.value_or(g.size(2) == 1)};
     layer.by_jacobian =
         layer.s > 1 && (batch.by_jacobian[i] || (layer.near_constant && offset_bytes(layer) > kOffsetBytes));
     if (scaling != Scaling::kNone) find_scales(layer);

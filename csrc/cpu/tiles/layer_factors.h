@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -63,10 +64,10 @@ class BackwardRows {
 // Whether to look for the largest magnitudes of factors.
 enum class Scaling { kNone, kByKernel, kByLayer };
 
-// The layers of a batch in its order. `op` is named in errors. With `per_output` the kernels are to be centered per
-// output.
+// The layers of a batch in its order. `op` is named in errors. Unless it is said whether they are near constant, those
+// over samples alone are.
 std::vector<LayerFactors> layer_factors_of(const std::string& op, const KernelBatch& batch, Scaling scaling,
-                                           bool per_output = false);
+                                           std::optional<bool> near_constant = std::nullopt);
 
 // Checks that there is one kernel in the batch; errors call its numbers of layers `argument`.
 void require_one_kernel(const std::string& op, const KernelBatch& batch, const std::string& argument = "layers");

@@ -68,24 +68,27 @@ void add_offsets(const C* __restrict p, const C* __restrict q_products, double p
 }  // namespace
 
 template <class T>
-NearConstantCentering<T>::NearConstantCentering(const TileKernels<double>& tiles, const LayerFactors& layer)
+NearConstantCentering<T>::NearConstantCentering(const TileKernels<double>& tiles, const LayerFactors& layer,
+                                                const FactorMeans& means)
     : o(layer.o) {
   if (!layer.near_constant) return;
-  if (layer.by_jacobian) {
+  if (layer.by_jacobian && means.given) {
+    of_jacobian(layer, means);
+  } else if (layer.by_jacobian) {
     of_jacobian(tiles, layer);
   } else if (layer.o == 1) {
-    of_factors<double>(tiles, double_kernels(), layer);
+    of_factors<double>(tiles, double_kernels(), layer, means);
   } else if constexpr (std::is_same_v<T, double>) {
-    of_factors<double>(tiles, double_kernels(), layer);
+    of_factors<double>(tiles, double_kernels(), layer, means);
   } else {
-    of_factors<float>(tiles, float_kernels("highest"), layer);
+    of_factors<float>(tiles, float_kernels("highest"), layer, means);
   }
 }
 
 template <class T>
 template <class C>
 void NearConstantCentering<T>::of_factors(const TileKernels<double>& tiles, const TileKernels<C>& dots,
-                                          const LayerFactors& layer) {
+                                          const LayerFactors& layer, const FactorMeans& means) {
   const int64_t n = layer.n, s = layer.s;
   std::vector<Strided> forward, backward;
   for (int64_t position = 0; position < s; ++position) forward.push_back(layer.forward_rows(0, position));
@@ -94,8 +97,13 @@ void NearConstantCentering<T>::of_factors(const TileKernels<double>& tiles, cons
     for (Strided& of_row : samples) of_row.scale = 1;
     return samples;
   };
-  forward_mean = mean<T>(tiles, n, layer.d, unscaled(forward));
-  backward_mean = mean<T>(tiles, n, layer.m, unscaled(backward));
+  if (means.given) {
+    forward_mean.assign(means.forward, means.forward + s * layer.d);
+    backward_mean.assign(means.backward, means.backward + s * o * layer.m);
+  } else {
+    forward_mean = mean<T>(tiles, n, layer.d, unscaled(forward));
+    backward_mean = mean<T>(tiles, n, layer.m, unscaled(backward));
+  }
   std::vector<double> forward_constant, backward_constant;
   std::vector<C> forward_linear, backward_linear;
   products(dots, n, layer.d, forward_mean, forward, forward_constant, forward_linear);
@@ -155,6 +163,24 @@ void NearConstantCentering<T>::of_jacobian(const TileKernels<double>& tiles, con
     for (int64_t x = 0; x < n; ++x) constant[ij] += products[x * o * o + ij] / static_cast<double>(n);
     for (int64_t x = 0; x < n; ++x) h[ij * n + x] = products[x * o * o + ij] - constant[ij];
   }
+}
+
+template <class T>
+void NearConstantCentering<T>::of_jacobian(const LayerFactors& layer, const FactorMeans& means) {
+  const int64_t s = layer.s, m = layer.m, d = layer.d;
+  const double scale = layer.forward_scale * layer.backward_scale;
+  jacobian_mean.assign(o * m * (d + 1), 0.0);
+  for_each_item(o * m, 16, [&](int64_t item, int64_t) {
+    const int64_t j = item / m, c = item % m;
+    double* to = jacobian_mean.data() + j * m * (d + 1);
+    for (int64_t position = 0; position < s; ++position) {
+      const double g = means.backward[(position * o + j) * m + c] * scale;
+      for (int64_t k = 0; k < d; ++k) to[c * d + k] += g * means.forward[position * d + k];
+      to[m * d + c] += g * std::sqrt(layer.bias);
+    }
+  });
+  h.assign(o * o * layer.n, 0.0);
+  constant.assign(o * o, 0.0);
 }
 
 template struct NearConstantCentering<float>;

@@ -26,6 +26,13 @@
 
 namespace ahkernels::cpu {
 
+// The means of a layer's factors over more samples than those at hand, [s, d] and [s, o, m] in fp64; unless they are
+// given, the means of the samples at hand are taken.
+struct FactorMeans {
+  bool given = false;
+  const double *forward = nullptr, *backward = nullptr;
+};
+
 // Means and offsets of a near-constant layer, times the layer's scales unless it says otherwise; empty for other
 // layers. T is the type of tiles.
 template <class T>
@@ -37,11 +44,12 @@ struct NearConstantCentering {
   std::vector<T> p0, p;               // [s][s'] and [s][s'][stride]
   std::vector<T> q0, q;               // [s][s'][i][j] and [s][s'][i][j][stride]
   std::vector<double> jacobian_mean;  // [o][m d + m], of the weight and then of a bias; instead of all of the above
-  std::vector<double> h;              // [i][j][n]
-  std::vector<double> constant;       // [i][j] sum of p0 q0_ij over pairs of positions, or <J0^i, J0^j>
+  // Zeros for a Jacobian with given means, where nobody asks for them.
+  std::vector<double> h;         // [i][j][n]
+  std::vector<double> constant;  // [i][j] sum of p0 q0_ij over pairs of positions, or <J0^i, J0^j>
 
   NearConstantCentering() = default;
-  NearConstantCentering(const TileKernels<double>& tiles, const LayerFactors& layer);
+  NearConstantCentering(const TileKernels<double>& tiles, const LayerFactors& layer, const FactorMeans& means = {});
 
   bool active() const { return !h.empty(); }
   // The mean of a layer with one position, for rows packed as [o][m] from number `begin` on; null where there is none.
@@ -62,8 +70,10 @@ struct NearConstantCentering {
  private:
   // Products with means are in numbers of type C: fp64 for one output, since row means come from them.
   template <class C>
-  void of_factors(const TileKernels<double>& tiles, const TileKernels<C>& dots, const LayerFactors& layer);
+  void of_factors(const TileKernels<double>& tiles, const TileKernels<C>& dots, const LayerFactors& layer,
+                  const FactorMeans& means);
   void of_jacobian(const TileKernels<double>& tiles, const LayerFactors& layer);
+  void of_jacobian(const LayerFactors& layer, const FactorMeans& means);
 };
 
 // One for each layer.

@@ -75,15 +75,21 @@ class ItemInMemory {
   const PanelPair pair_;
 };
 
-// Like walk_packed(), over all of K and for any layers. A visitor asks only for tiles (i, j) with j >=
-// first_column(item).
+// All tiles of K.
+inline TileBlock all_tiles(const std::vector<LayerFactors>& layers) {
+  const int64_t panels = ceil_div(layers[0].n, kPanel);
+  return {0, panels, 0, panels, 0, layers[0].o};
+}
+
+// Like walk_packed(), for any layers: over `whole`, which has all outputs. A visitor asks only for tiles (i, j) with j
+// >= first_column(item).
 template <class T, class Begin, class Visit, class Done>
 void walk_tiles(const TileKernels<T>& tiles, const std::vector<LayerFactors>& layers,
-                const std::vector<NearConstantCentering<T>>& centering, const Begin& begin, const Visit& visit,
-                const Done& done, int64_t held_bytes = 0) {
+                const std::vector<NearConstantCentering<T>>& centering, const TileBlock& whole, const Begin& begin,
+                const Visit& visit, const Done& done, int64_t held_bytes = 0) {
   const int64_t panels = ceil_div(layers[0].n, kPanel), o = layers[0].o, kernels = kernel_count(layers);
   if (fits_packed(tiles, layers)) {
-    walk_packed(tiles, layers, centering, TileBlock{0, panels, 0, panels, 0, o}, begin, visit, done, held_bytes);
+    walk_packed(tiles, layers, centering, whole, begin, visit, done, held_bytes);
     return;
   }
   // Squares of panels with all outputs, or a single pair of panels with as many outputs as fit.
@@ -92,10 +98,11 @@ void walk_tiles(const TileKernels<T>& tiles, const std::vector<LayerFactors>& la
   const int64_t outputs = panel_pairs_in_memory(o, kernels, sizeof(T)) >= 1
                               ? o
                               : std::clamp<int64_t>(kTilesInMemoryBytes / item_bytes, 1, o);
-  for (int64_t row = 0; row < panels; row += side) {
-    for (int64_t col = 0; col <= row; col += side) {
+  for (int64_t row = whole.row_begin; row < whole.row_end; row += side) {
+    const int64_t col_end = whole.diagonal() ? row + 1 : whole.col_end;
+    for (int64_t col = whole.col_begin; col < col_end; col += side) {
       for (int64_t output = 0; output < o; output += outputs) {
-        const TileBlock block{row,    std::min(row + side, panels), col, std::min(col + side, panels),
+        const TileBlock block{row,    std::min(row + side, whole.row_end), col, std::min(col + side, whole.col_end),
                               output, std::min(output + outputs, o)};
         TilesInMemory<T> kept(tiles, layers, centering, block);
         begin(block);

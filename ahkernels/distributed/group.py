@@ -1,0 +1,258 @@
+"""A process group as measurements use it: few collectives, and an error on every rank where one of them fails.
+
+An ordinary error, such as labels that do not fit, is told to the other ranks by the exchange that comes next, so that
+the group stays fit for use. Where a rank fails between two exchanges, or dies, the others are in the middle of a
+collective. They find its message in the group's store, or the backend tells them that a connection is lost; then those
+that are left find out in the store who is missing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_Result = TypeVar("_Result")
+
+# Seconds: the longest pause between two looks at a collective, from one look at the store to the next, and for what the
+# ranks that are left say of themselves.
+_LONGEST_PAUSE, _LOOK, _ANSWER = 1e-3, 0.5, 5.0
+
+
+class RankError(RuntimeError):
+    """Another rank of the process group could not go on; the message names it and says why."""
+
+
+_groups: dict[str | None, Group] = {}  # by the name of the process group
+
+
+class Group:
+    """The ranks of a process group.
+
+    Args:
+        process_group: A group of torch.distributed, which this process is in.
+
+    Attributes:
+        rank: The rank of this process in the group.
+        size: The number of ranks.
+
+    Raises:
+        TypeError: For anything but a process group.
+        ValueError: For a group that this process is not in.
+    """
+
+    def __init__(self, process_group: Any) -> None:
+        if not dist.is_available() or not isinstance(process_group, dist.ProcessGroup):
+            raise TypeError(
+                "process_group: expected a group of torch.distributed, such as torch.distributed.group.WORLD after "
+                f"init_process_group, got {type(process_group).__name__}"
+            )
+        self.rank, self.size = dist.get_rank(process_group), dist.get_world_size(process_group)
+        if self.rank < 0:
+            raise ValueError("process_group: expected a group with this process in it, got another")
+        self._group = process_group
+        self._name = process_group.group_name
+        self._calls = itertools.count()
+        self._call = ""
+
+    @classmethod
+    def of(cls, process_group: Any) -> Group:
+        """The ranks of a process group; the same object for the same group."""
+        name = getattr(process_group, "group_name", None)
+        found = _groups.get(name)
+        if found is None or found._group is not process_group:
+            found = _groups[name] = cls(process_group)
+        return found
+
+    # ---- collectives
+
+    def sum(self, part: Tensor) -> Tensor:
+        """The sum of the tensors of all ranks, the same bits on each."""
+        found = part.detach().clone(memory_format=torch.contiguous_format)
+        self._wait(dist.all_reduce(found, group=self._group, async_op=True))
+        return found
+
+    def maximum(self, part: Tensor) -> Tensor:
+        """The largest numbers of the tensors of all ranks."""
+        found = part.detach().clone(memory_format=torch.contiguous_format)
+        self._wait(dist.all_reduce(found, dist.ReduceOp.MAX, group=self._group, async_op=True))
+        return found
+
+    def gather(self, part: Tensor, counts: Sequence[int] | None = None) -> list[Tensor]:
+        """The tensor of each rank.
+
+        Args:
+            part: The tensor of this rank.
+            counts: The lengths of the first dimension on each rank; None where all are the same.
+        """
+        most = len(part) if counts is None else max(counts)
+        padded = part.new_zeros(most, *part.shape[1:])
+        padded[: len(part)] = part
+        found = [torch.empty_like(padded) for _ in range(self.size)]
+        self._wait(dist.all_gather(found, padded, group=self._group, async_op=True))
+        return found if counts is None else [one[:count] for one, count in zip(found, counts, strict=True)]
+
+    def shift(self, send: Tensor, to: int, receive: Tensor, of: int) -> Callable[[], None]:
+        """Starts to send rows to one rank and to receive some of another; call what it returns to wait for them.
+
+        Args:
+            send: Contiguous rows for the rank `to`; there may be none.
+            to: A rank.
+            receive: Contiguous memory for the rows of the rank `of`.
+            of: A rank.
+        """
+        if 0 in send.shape[1:]:
+            return lambda: None
+        sent, received = [0] * self.size, [0] * self.size
+        sent[to], received[of] = send.numel(), receive.numel()
+        # Bytes, which every backend carries.
+        work = dist.all_to_all_single(
+            receive.view(-1).view(torch.uint8),
+            send.reshape(-1).view(torch.uint8),
+            [count * receive.itemsize for count in received],
+            [count * send.itemsize for count in sent],
+            group=self._group,
+            async_op=True,
+        )
+        return lambda: self._wait(work)
+
+    # ---- agreement
+
+    def exchange(self, value: Any) -> list[Any]:
+        """What each rank has to tell, fit for JSON; raises RankError where a rank tells of an error instead."""
+        found = self._exchange({"value": value})
+        self._raise_for_others(found)
+        return [one["value"] for one in found]
+
+    def everywhere(self, action: Callable[[], _Result]) -> _Result:
+        """Does something on every rank.
+
+        Where one of them fails, it raises its own error, and the others raise RankError.
+        """
+        return self.collect(lambda: (action(), None))[0]
+
+    def collect(self, action: Callable[[], tuple[_Result, Any]]) -> tuple[_Result, list[Any]]:
+        """Does something on every rank, and exchanges what each has to tell of it, fit for JSON; see `everywhere`."""
+        try:
+            result, value = action()
+        except RankError:  # the others know
+            raise
+        except Exception as error:
+            self._exchange({"error": f"{type(error).__name__}: {error}"})
+            raise
+        return result, self.exchange(value)
+
+    def _raise_for_others(self, found: Sequence[dict[str, Any]]) -> None:
+        failed = {rank: one["error"] for rank, one in enumerate(found) if "error" in one}
+        if failed:
+            raise RankError("; ".join(f"rank {rank} stopped: {error}" for rank, error in failed.items()))
+
+    def _exchange(self, message: dict[str, Any]) -> list[dict[str, Any]]:
+        text = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
+        counts = [int(one) for one in self.gather(self._carried(torch.tensor([len(text)])))]
+        return [json.loads(bytes(one.cpu().tolist())) for one in self.gather(self._carried(text), counts)]
+
+    def _carried(self, tensor: Tensor) -> Tensor:
+        """A tensor where the backend of the group takes it."""
+        carries_cpu = "cpu" in dist.get_backend_config(self._group)
+        return tensor if carries_cpu else tensor.cuda()
+
+    # ---- faults
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """A call that all ranks take part in: an error inside is told to those that wait in a collective."""
+        if self._call:  # inside of another one
+            yield
+            return
+        self._call = f"ahkernels/{self._name}/{next(self._calls)}"
+        try:
+            yield
+        except (RankError, GeneratorExit):
+            raise
+        except BaseException as error:
+            self._say("failed", f"rank {self.rank} stopped: {type(error).__name__}: {error}")
+            raise
+        finally:
+            self._call = ""
+
+    def _wait(self, work: Any) -> None:
+        """Waits for a collective; raises RankError if another rank cannot take part any more."""
+        pause, look = 1e-5, time.monotonic() + _LOOK
+        try:
+            while not work.is_completed():
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                if time.monotonic() > look:
+                    self._raise_for_failed()
+                    look = time.monotonic() + _LOOK
+            work.wait()
+        except RankError:
+            raise
+        except RuntimeError as error:
+            raise RankError(self._lost(error)) from error
+
+    def _raise_for_failed(self) -> None:
+        failed = self._said("failed")
+        if failed is not None:
+            raise RankError(f"{failed}; make a new process group before the next call")
+
+    def _lost(self, error: Exception) -> str:
+        """What is to be said where the backend gives up, once the ranks that are left have told of themselves."""
+        self._raise_for_failed()
+        self._say(f"left/{self.rank}", "yes")
+        missing, end = [rank for rank in range(self.size) if rank != self.rank], time.monotonic() + _ANSWER
+        while missing and time.monotonic() < end:
+            missing = [rank for rank in missing if self._said(f"left/{rank}") is None]
+            time.sleep(_LONGEST_PAUSE)
+        who = ", ".join(map(str, missing)) or "none, so that a connection between ranks is lost"
+        reason = str(error).partition("\n")[0]
+        return f"process_group: expected an answer of every rank, got none of rank {who}; the backend says: {reason}"
+
+    def _say(self, what: str, text: str) -> None:
+        self._in_time(lambda store: store.set(f"{self._call}/{what}", text))
+
+    def _said(self, what: str) -> str | None:
+        key = f"{self._call}/{what}"
+
+        def read(store: Any) -> str | None:
+            return bytes(store.get(key)).decode() if store.check([key]) else None
+
+        return self._in_time(read)
+
+    def _in_time(self, action: Callable[[Any], _Result]) -> _Result | None:
+        """What an action with the group's store gives; None where the store does not answer."""
+        found: list[_Result] = []
+
+        def act() -> None:
+            try:
+                found.append(action(dist.distributed_c10d._get_default_store()))
+            except Exception:  # the process with the store is gone
+                return
+
+        thread = threading.Thread(target=act, daemon=True)
+        thread.start()
+        thread.join(_ANSWER)
+        return found[0] if found else None
+
+
+def watched(process_group: Any) -> AbstractContextManager[None]:
+    """See `Group.watched`; nothing without a group."""
+    return nullcontext() if process_group is None else Group.of(process_group).watched()
+
+
+def everywhere(process_group: Any, action: Callable[[], _Result]) -> _Result:
+    """See `Group.everywhere`; without a group it is done here alone."""
+    if process_group is None:
+        return action()
+    group = Group.of(process_group)
+    with group.watched():
+        return group.everywhere(action)

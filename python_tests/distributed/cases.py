@@ -1,0 +1,148 @@
+"""Networks and data that are measured by one process and by several, and what is measured of them."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+import ahkernels as ah
+from ahkernels.contraction import best_order
+
+N, CLASSES = 23, 4
+# Shares of the samples: with and without empty ones, and fewer than there are ranks.
+SHARDS = {
+    1: [[23]],
+    2: [[12, 11], [23, 0]],
+    3: [[8, 8, 7], [0, 1, 22]],
+    4: [[6, 6, 6, 5], [0, 20, 0, 3]],
+}
+
+
+class Words(nn.Module):
+    """A small transformer over words, whose table gets different words in different shards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(40, 6, padding_idx=0)
+        self.encoder = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.head(self.encoder(self.table(words)).mean(1))
+
+
+def model(name: str, dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(1)
+    made = {
+        "mlp": lambda: nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, CLASSES)),
+        "conv": lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.GroupNorm(1, 3), nn.Conv2d(3, 4, 3), nn.Flatten(),
+            nn.Linear(36, CLASSES),
+        ),
+        "words": Words,
+    }[name]()  # fmt: skip
+    return made.to(dtype).eval()
+
+
+def data(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(2)
+    y = torch.randint(CLASSES, (N,))
+    if name == "words":
+        return torch.randint(40, (N, 5)), y
+    x = torch.randn(N, 5, dtype=dtype) if name == "mlp" else torch.randn(N, 1, 5, 5, dtype=dtype)
+    return x + 0.3, y
+
+
+def shares(tensor: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    return list(torch.split(tensor, list(counts)))
+
+
+def in_order(order: str | None) -> contextlib.AbstractContextManager[Any]:
+    """Has inner products taken in an order of contraction, whatever it costs."""
+    if order is None:
+        return contextlib.nullcontext()
+    return mock.patch.object(best_order, "order_of", lambda *_, **__: order)
+
+
+def reports(group: Any, name: str, dtype: torch.dtype, x: Tensor, y: Tensor, order: str | None, options: dict) -> dict:
+    """All that a report has, by centering, statistic and layer."""
+    with in_order(order), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ah.DegenerateKernelWarning)  # of the last layer's backward Gram
+        found = ah.layerwise_alignment(model(name, dtype), x, y, process_group=group, **options)
+    found = found if isinstance(found, dict) else {found.centering: found}
+    return {
+        f"{centering} {statistic} {layer}": float(value)
+        for centering, report in found.items()
+        for statistic, values in report.statistics.items()
+        for layer, value in zip(report.layers, values, strict=True)
+    } | {"n": float(next(iter(found.values())).n)}
+
+
+def statistics(group: Any, name: str, dtype: torch.dtype, x: Tensor, y: Tensor, outputs: Any) -> dict[str, Tensor]:
+    """Statistics of kernels; what begins with "rows" has a row for each row of the samples here."""
+    network = model(name, dtype)
+    kernels = ah.tangent_kernels(network, x, outputs=outputs, process_group=group, keep_factors=True)
+    found: dict[str, Any] = {}
+    for layer, kernel in kernels.items():
+        torch.manual_seed(3)
+        start = kernel.samples.held.start * kernel.o
+        v = torch.randn(N * kernel.o, 3, dtype=torch.float64)[start : start + kernel.rows_here]
+        row = f"rows {layer} {kernel.o}"
+        found[f"{row} product"] = kernel @ v
+        found[f"{row} of one"] = kernel @ v[:, 0]
+        for centering in ("global", "per_output", None):
+            found[f"{row} product {centering}"] = kernel.product(v, centering=centering)
+            found[f"{layer} norm {centering}"] = kernel.frobenius_norm(centering=centering)
+            found[f"{layer} eigenvalues {centering}"] = ah.eigenvalues(kernel, 3, centering=centering)
+        found[f"{row} means"] = kernel.row_means().flatten()
+        found[f"{layer} trace"] = kernel.trace()
+        found[f"{layer} sum"] = kernel.sum()
+        found[f"{layer} sum of blocks"] = kernel.sum_of_diagonal_blocks()
+        found[f"{layer} vjp"] = kernel.vjp(v)
+        found[f"{row} jvp"] = kernel.jvp(kernel.vjp(v))
+        for centering in ("global", "per_output"):
+            found[f"{layer} cka {centering}"] = ah.cka(kernel, y, centering=centering)
+            found[f"{layer} rank {centering}"] = ah.stable_rank(kernel, centering=centering)
+            found[f"{layer} correlation {centering}"] = ah.label_correlation(kernel, y, centering=centering)
+            found[f"{layer} estimate {centering}"] = ah.estimate_cka(kernel, y, centering=centering, products=12).value
+        norm = ah.estimate_frobenius_norm(kernel, products=14, seed=4)
+        found[f"{layer} estimated norm"] = [norm.value, norm.standard_error]
+        fit = ah.kernel_regression(kernel, y, ridge=0.1 * kernel.trace() / kernel.shape[0], rank=4, tolerance=1e-13)
+        found[f"rows {layer} 1 regression"] = fit.coefficients
+        found[f"rows {layer} 1 predictions"] = fit.predict(kernel)
+    found["similarity"] = ah.similarity(kernels)
+    found["similarity per output"] = ah.similarity(kernels, centering="per_output")
+    whole = sum(kernels.values())
+    found["whole"] = [whole.trace(), whole.frobenius_norm(), ah.cka(whole, y)]
+    if outputs == "all":
+        logits = network(x).detach()
+        fishers = [ah.fisher_kernel(kernel, logits) for kernel in kernels.values()]
+        found["fisher"] = [ah.stable_rank(fisher, centering=None) for fisher in fishers]
+    return {key: torch.as_tensor(value, dtype=torch.float64) for key, value in found.items()}
+
+
+def of_many(group: Any, dtype: torch.dtype, count: int) -> dict[str, float]:
+    """A report of random samples: so many of them here, behind those of the ranks before."""
+    import torch.distributed as dist
+
+    counts = [count]
+    if group is not None:
+        counts = [0] * dist.get_world_size(group)
+        dist.all_gather_object(counts, count, group=group)
+    rank = 0 if group is None else dist.get_rank(group)
+    torch.manual_seed(4)
+    x, y = torch.randn(sum(counts), 5, dtype=dtype), torch.randint(CLASSES, (sum(counts),))
+    begin = sum(counts[:rank])
+    here = slice(begin, begin + count)
+    return reports(group, "mlp", dtype, x[here], y[here], None, {"centering": ("global", "per_output")})
+
+
+def dense(group: Any, x: Tensor) -> None:
+    """What a kernel over several processes refuses."""
+    ah.tangent_kernels(model("mlp", torch.float32), x, process_group=group)["0"].to_dense()

@@ -1,0 +1,13 @@
+"""One pool of processes for all tests of a session."""
+
+from __future__ import annotations
+
+import pytest
+
+from python_tests.distributed.ranks import ranks_of
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory):
+    with ranks_of(4, tmp_path_factory.mktemp("ranks")) as pool:
+        yield pool
