@@ -43,6 +43,8 @@ class Group:
     Attributes:
         rank: The rank of this process in the group.
         size: The number of ranks.
+        traffic: Bytes that this rank has given to collectives so far, by kind: "sum" and "gather", once each, however
+            often the backend sends them on, and "shift", which go to one other rank.
 
     Raises:
         TypeError: For anything but a process group.
@@ -58,6 +60,7 @@ class Group:
         self.rank, self.size = dist.get_rank(process_group), dist.get_world_size(process_group)
         if self.rank < 0:
             raise ValueError("process_group: expected a group with this process in it, got another")
+        self.traffic = {"sum": 0, "gather": 0, "shift": 0}
         self._group = process_group
         self._name = process_group.group_name
         self._calls = itertools.count()
@@ -77,6 +80,7 @@ class Group:
     def sum(self, part: Tensor) -> Tensor:
         """The sum of the tensors of all ranks, the same bits on each."""
         found = part.detach().clone(memory_format=torch.contiguous_format)
+        self.traffic["sum"] += found.nbytes
         self._wait(dist.all_reduce(found, group=self._group, async_op=True))
         return found
 
@@ -96,6 +100,7 @@ class Group:
         most = len(part) if counts is None else max(counts)
         padded = part.new_zeros(most, *part.shape[1:])
         padded[: len(part)] = part
+        self.traffic["gather"] += padded.nbytes
         found = [torch.empty_like(padded) for _ in range(self.size)]
         self._wait(dist.all_gather(found, padded, group=self._group, async_op=True))
         return found if counts is None else [one[:count] for one, count in zip(found, counts, strict=True)]
@@ -111,6 +116,7 @@ class Group:
         """
         if 0 in send.shape[1:]:
             return lambda: None
+        self.traffic["shift"] += send.nbytes
         sent, received = [0] * self.size, [0] * self.size
         sent[to], received[of] = send.numel(), receive.numel()
         # Bytes, which every backend carries.

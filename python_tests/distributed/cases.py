@@ -143,6 +143,21 @@ def of_many(group: Any, dtype: torch.dtype, count: int) -> dict[str, float]:
     return reports(group, "mlp", dtype, x[here], y[here], None, {"centering": ("global", "per_output")})
 
 
+def traffic(group: Any, n: int, o: int, d: int, m: int) -> tuple[int, int, int]:
+    """Bytes that a rank with n samples sends for the norm of a layer, by tiles, centered per output."""
+    from ahkernels.distributed import Group, ShardedSamples
+    from ahkernels.inner_products import _per_output_by_pairs
+    from ahkernels.ops import KernelBatch
+
+    found = Group.of(group)
+    samples = ShardedSamples(found, found.exchange(n))
+    before = dict(found.traffic)
+    batch = KernelBatch([torch.randn(n, 1, d)], [torch.randn(n, 1, o, m)], [1.0], [False], [1])
+    _per_output_by_pairs(batch, "highest", samples)
+    after = found.traffic
+    return after["shift"] - before["shift"], after["sum"] - before["sum"], after["gather"] - before["gather"]
+
+
 def dense(group: Any, x: Tensor) -> None:
     """What a kernel over several processes refuses."""
     ah.tangent_kernels(model("mlp", torch.float32), x, process_group=group)["0"].to_dense()

@@ -118,6 +118,24 @@ def test_statistics_of_kernels(ranks, counts, name, outputs):
             torch.testing.assert_close(one, value, rtol=0, atol=1e-9 * scale, msg=lambda text, key=key: key + text)
 
 
+@pytest.mark.parametrize("counts", [[30], [30, 31], [7, 0, 20], [10, 11, 12, 13]], ids=str)
+def test_bytes_that_are_sent(ranks, counts):
+    """Of factors and means to half of the other ranks; and sums over samples, whatever their number is."""
+    size, o, d, m = len(counts), 3, 4, 5
+    found = ranks.all(size, cases.traffic, counts, *([one] * size for one in (o, d, m)))
+    of_sample = 4 * (d + o * m) + 8 * o * o
+    for rank, (shifted, summed, gathered) in enumerate(found):
+        sent = counts[rank] * ((size - 1) // 2)
+        if size % 2 == 0:  # of those opposite to one another, the lower one sends its second half
+            lower = rank < size // 2
+            sent += counts[rank] - counts[rank] // 2 if lower else counts[rank]
+        assert shifted == of_sample * sent
+        means = 8 * (d + o * m)
+        weights = 8 * o * m * (d + 1 + 1)  # of the deviations, with the bias as an input and a place for sums
+        assert summed == means + weights + 8 * o * o
+        assert gathered == 8
+
+
 def test_same_bits_from_run_to_run(ranks):
     options = {"centering": BOTH, "statistics": ALL}
     runs = [measured(ranks, "mlp", torch.float32, [5, 9, 9], None, options) for _ in range(5)]

@@ -1,0 +1,186 @@
+"""Claim tested: several processes, each with some of the samples, share the work of an alignment; counts foretell bytes.
+
+An MLP with random images, its alignment per output and in global centering, exactly. One process with one thread is
+timed without a group, and then so are groups of 1, 2, ... of them, one thread and one core each, with gloo. Every rank
+tells its peak of memory and what it sent, beside the bytes that the shapes foretell.
+
+From two sizes on one process the time is split into a part that grows as n and one that grows as n^2. With links of
+stated speeds that gives times for more ranks than this machine has cores. They are projections: each rank is taken to
+be as fast as a core of this machine, links to carry their speed, and transfers to go on under the tiles.
+
+Under torchrun, `torchrun --nproc-per-node 8 -m benchmarks.distributed`, the ranks are those of torchrun: on GPUs with
+NCCL, where there are any. Rank 0 writes the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import ahkernels as ah
+from ahkernels.distributed import Group
+from ahkernels.distributed.samples import meetings
+from benchmarks.common import machine, memory, script, workload
+from benchmarks.common.arguments import positive
+
+OUTPUTS = 10
+LINKS = {"10 Gbit/s Ethernet": 1.25e9, "100 Gbit/s InfiniBand": 12.5e9, "NVLink, 450 GB/s": 450e9}
+PROJECTED = (1, 2, 4, 8, 16, 64)
+
+
+def shares(n: int, ranks: int) -> list[int]:
+    """Samples of each rank, as equal as can be."""
+    return [n // ranks + (rank < n % ranks) for rank in range(ranks)]
+
+
+def foretold(n: int, ranks: int, shapes: Sequence[tuple[int, int]], item: int) -> list[int]:
+    """Bytes of factors and means that each rank sends to others while pairs of samples meet, from the shapes alone.
+
+    A layer [d, m] without a bias has (d + o m) numbers for each sample, and o^2 means in float64.
+    """
+    of_sample = sum((d + OUTPUTS * m) * item + 8 * OUTPUTS**2 for d, m in shapes)
+    counts = shares(n, ranks)
+    return [of_sample * sum(one.send.stop - one.send.start for one in meetings(rank, counts)) for rank in range(ranks)]
+
+
+def measure(n: int, args: argparse.Namespace, group: Any, device: torch.device) -> dict[str, Any]:
+    """One measurement of n samples, of which this rank has some: seconds, peak and traffic of this rank."""
+    model = workload.mlp(args.depth, args.width, outputs=OUTPUTS).to(device)
+    x, y = workload.images(n, outputs=OUTPUTS)
+    if group is not None:
+        counts = shares(n, dist.get_world_size())
+        begin = sum(counts[: dist.get_rank()])
+        x, y = x[begin : begin + counts[dist.get_rank()]], y[begin : begin + counts[dist.get_rank()]]
+    x, y = x.to(device), y.to(device)
+    options = {"centering": ("global", "per_output"), "precision": "highest", "process_group": group, "certify": 0}
+    ah.layerwise_alignment(model, x[:64], y[:64], **options)  # threads, libraries and connections start here
+    seconds, found = [], {}
+    held = memory.reset_high_water_mark()
+    before = dict(Group.of(group).traffic) if group is not None else {}
+    for _ in range(args.repeats):
+        if group is not None:
+            dist.barrier()
+        start = time.perf_counter()
+        found = ah.layerwise_alignment(model, x, y, **options)
+        seconds.append(time.perf_counter() - start)
+    after = dict(Group.of(group).traffic) if group is not None else {}
+    return {
+        "seconds": seconds,
+        "peak": memory.high_water_mark() - held,
+        "traffic": {kind: (after[kind] - before[kind]) // args.repeats for kind in after},
+        "cka": {centering: report.cka.tolist() for centering, report in found.items()},
+        "shapes": [list(reversed(weight.shape)) for weight in model.parameters()],
+        "item": next(model.parameters()).itemsize,
+    }
+
+
+def as_rank(args: argparse.Namespace) -> None:
+    """One rank of those that torchrun has started; rank 0 writes what all have found."""
+    rank = int(os.environ["LOCAL_RANK"])
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(rank)
+    else:
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank % len(os.sched_getaffinity(0))]})
+        torch.set_num_threads(1)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
+    group = None if args.alone else dist.group.WORLD
+    own = {n: measure(n, args, group, device) for n in (args.samples, *((args.samples // 2,) if args.alone else ()))}
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    if dist.get_rank() == 0:
+        args.raw.write_text(json.dumps(found)) if args.raw else report_ranks(args, found)
+    dist.destroy_process_group()
+
+
+def started(args: argparse.Namespace, ranks: int, *, alone: bool) -> list[dict[str, Any]]:
+    """What so many ranks have found, each in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "raw.json"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        command += ["-m", "benchmarks.distributed", "--raw", str(raw), "--samples", str(args.samples)]
+        command += ["--width", str(args.width), "--depth", str(args.depth), "--repeats", str(args.repeats)]
+        command += ["--alone"] * alone
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        found: list[dict[str, Any]] = json.loads(raw.read_text())
+    return found
+
+
+def report_ranks(
+    args: argparse.Namespace, found: Sequence[dict[str, Any]], alone: float | None = None
+) -> dict[str, Any]:
+    """A table of the ranks of one group, printed."""
+    of_ranks = [one[str(args.samples)] if str(args.samples) in one else one[args.samples] for one in found]
+    seconds = statistics.median(max(rounds) for rounds in zip(*(one["seconds"] for one in of_ranks), strict=True))
+    expected = foretold(args.samples, len(of_ranks), of_ranks[0]["shapes"], of_ranks[0]["item"])
+    faster = f", {alone / seconds:.2f} times as fast as one process without a group" if alone else ""
+    print(f"\n{len(of_ranks)} ranks, n = {args.samples:,}: {seconds:.2f} s{faster}")
+    for rank, (one, bytes_sent) in enumerate(zip(of_ranks, expected, strict=True)):
+        traffic = ", ".join(f"{kind} {number / 2**20:.1f} MiB" for kind, number in one["traffic"].items())
+        print(f"  rank {rank}: peak {one['peak'] / 2**20:.0f} MiB; {traffic}; foretold {bytes_sent / 2**20:.1f} MiB")
+    return {"ranks": len(of_ranks), "seconds": seconds, "of_ranks": of_ranks, "foretold": expected}
+
+
+def projected(linear: float, square: float, args: argparse.Namespace, shapes: Sequence[tuple[int, int]]) -> list[dict]:
+    """Seconds for more ranks: linear and square parts over the ranks, and what the links take beyond the tiles."""
+    rows = []
+    print("\nprojected seconds, each rank as fast as this core")
+    for ranks in PROJECTED:
+        sent = max(foretold(args.samples, ranks, shapes, 4))
+        reduced = 2 * (ranks - 1) / ranks * sum(8 * d * m * (OUTPUTS + 5) for d, m in shapes)
+        tiles = square / ranks
+        row = {"ranks": ranks, "sent": sent, "reduced": reduced}
+        for link, speed in LINKS.items():
+            row[link] = linear / ranks + max(tiles, sent / speed) + reduced / speed
+        rows.append(row)
+        print(f"  {ranks} ranks: " + ", ".join(f"{row[link]:.2f} with {link}" for link in LINKS))
+    return rows
+
+
+def main() -> None:
+    parser = script.parser("distributed", __doc__, quick="on few samples", repeats=5)
+    parser.add_argument("--samples", type=positive(int), default=4000, help="n, of all ranks together")
+    parser.add_argument("--width", type=positive(int), default=256, help="units in a hidden layer")
+    parser.add_argument("--depth", type=positive(int), default=4, help="layers")
+    parser.add_argument("--ranks", type=positive(int), nargs="+", default=[1, 2], help="sizes of groups")
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--raw", type=Path, help=argparse.SUPPRESS)
+    if "LOCAL_RANK" in os.environ:
+        args = parser.parse_args()
+        as_rank(args)
+        return
+    args = script.parse(parser)
+    if args.quick:
+        args.samples, args.width, args.depth, args.repeats = 200, 32, 2, 1
+    (found,) = started(args, 1, alone=True)
+    whole, half = (statistics.median(found[str(n)]["seconds"]) for n in (args.samples, args.samples // 2))
+    print(f"\none process without a group: n = {args.samples:,} {whole:.2f} s, n = {args.samples // 2:,} {half:.2f} s")
+    square = max(0.0, 2 * (whole - 2 * half))
+    groups = [report_ranks(args, started(args, ranks, alone=False), whole) for ranks in args.ranks]
+    for group in groups:
+        for centering, values in groups[0]["of_ranks"][0]["cka"].items():
+            got = group["of_ranks"][0]["cka"][centering]
+            alone = found[str(args.samples)]["cka"][centering]
+            if max(abs(a - b) for a, b in zip(got, alone, strict=True)) > 1e-5:
+                raise AssertionError(f"{group['ranks']} ranks differ from one process: {got} and {values}")
+    rows = projected(whole - square, square, args, groups[0]["of_ranks"][0]["shapes"])
+    sizes = {"samples": args.samples, "width": args.width, "depth": args.depth, "outputs": OUTPUTS}
+    timed = {"alone": found, "groups": groups, "projected": rows, "links": LINKS}
+    script.save(args, sizes=sizes, processor=machine.describe(), **timed)
+
+
+if __name__ == "__main__":
+    main()
