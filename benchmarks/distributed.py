@@ -1,4 +1,4 @@
-"""Claim tested: several processes, each with some of the samples, share the work of an alignment; counts foretell bytes.
+"""Claim tested: processes that have some of the samples each share the work of an alignment, and send what is counted.
 
 An MLP with random images, its alignment per output and in global centering, exactly. One process with one thread is
 timed without a group, and then so are groups of 1, 2, ... of them, one thread and one core each, with gloo. Every rank

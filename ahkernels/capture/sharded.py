@@ -19,9 +19,10 @@ from ahkernels.capture.batch import Batch, Inputs, is_empty
 from ahkernels.capture.options import CaptureOptions
 from ahkernels.capture.plan import CapturePlan, plan_capture
 from ahkernels.capture.run import Capture, CapturedKernel
-from ahkernels.capture.wrappers import unwrapped
+from ahkernels.capture.wrappers import unwrapped, without_wrappers
 from ahkernels.certificate import Certificate
 from ahkernels.distributed import Group, ShardedSamples
+from ahkernels.distributed.whole import whole_model
 from ahkernels.factors import LayerFactors
 from ahkernels.kernel import TangentKernel
 from ahkernels.outputs import OutputSelection
@@ -68,11 +69,13 @@ class ShardedCapture:
         evaluating: bool,
     ) -> None:
         group = Group.of(options.process_group)
+        model = group.everywhere(lambda: without_wrappers(model))
         n, told = group.collect(lambda: _told_first(x, options, {**arguments, "keep_factors": keep_factors}))
         _require_alike(told, [rank for rank, _ in enumerate(told)])
         counts = [one["samples"] for one in told]
         if not any(counts):
             raise ValueError("x: expected at least one sample on some rank, got none on any")
+        model = whole_model(model)
         own = replace(
             options,
             memory_budget=max(1, int(_SHARE_OF_CAPTURE * options.memory_budget)),

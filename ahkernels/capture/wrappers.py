@@ -9,6 +9,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from ahkernels.capture.guard import require_module
+from ahkernels.distributed.whole import is_cut_up
 
 _BY_ATTRIBUTE: dict[type[nn.Module], str] = {
     DistributedDataParallel: "module",
@@ -26,10 +27,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
         TypeError: For anything but a module.
         ValueError: If the parameters are cut up over several processes.
     """
+    model = without_wrappers(model)
+    _require_whole(model)
+    return model
+
+
+def without_wrappers(model: nn.Module) -> nn.Module:
+    """The same, also where its parameters are cut up."""
     require_module(model)
     while (inner := _inside(model)) is not None:
         model = inner
-    _require_whole(model)
     return model
 
 
@@ -55,12 +62,13 @@ def _require_whole(model: nn.Module) -> None:
         if type(module).__name__ == "FullyShardedDataParallel":
             raise ValueError(_SHARDED.format(what=f"FullyShardedDataParallel {name!r}" if name else "one by FSDP"))
     for name, parameter in model.named_parameters():
-        if hasattr(parameter, "device_mesh") and hasattr(parameter, "placements"):  # a DTensor
+        if is_cut_up(parameter):
             raise ValueError(_SHARDED.format(what=f"{name!r} as a {type(parameter.data).__name__}"))
 
 
 _SHARDED = (
-    "model: expected whole parameters in this process, got {what}, whose parameters are cut up over processes; write "
+    "model: expected whole parameters in this process, got {what}, whose parameters are cut up over processes; pass "
+    "process_group=, whose ranks gather them if they are DTensors (fully_shard, parallelize_module), or write "
     "whole.load_state_dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))) with the "
     "functions of torch.distributed.checkpoint.state_dict, and measure `whole`, a model that is not sharded"
 )

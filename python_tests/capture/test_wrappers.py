@@ -120,7 +120,7 @@ class FullyShardedDataParallel(nn.Module):
 
 
 def test_sharded_parameters(tmp_path):
-    with pytest.raises(ValueError, match=r"cut up over processes; write whole\.load_state_dict"):
+    with pytest.raises(ValueError, match=r"cut up over processes; .* or write whole\.load_state_dict"):
         ah.tangent_kernels(FullyShardedDataParallel(network()), X)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

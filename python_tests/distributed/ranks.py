@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +22,9 @@ class Failed(Exception):
     """What a rank raised, as its type and message."""
 
 
-def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
+def _serve(rank: int, size: int, store: str, seconds: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    timeout = datetime.timedelta(seconds=TIMEOUT)
+    timeout = datetime.timedelta(seconds=seconds)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timeout)
     groups = {ranks: dist.new_group(list(range(ranks)), timeout=timeout) for ranks in range(1, size + 1)}
     pipe.send("ready")
@@ -58,7 +59,10 @@ class Ranks:
         found = []
         for rank, pipe in enumerate(self._pipes[:ranks]):
             assert pipe.poll(2 * TIMEOUT), f"rank {rank} of {ranks} hangs in {function.__name__}"
-            result, error = pipe.recv()
+            try:
+                result, error = pipe.recv()
+            except EOFError:
+                result, error = None, ("died", "")
             found.append(result if error is None else Failed(*error))
         return found
 
@@ -71,14 +75,15 @@ class Ranks:
 
 
 @contextmanager
-def ranks_of(size: int, folder: Path) -> Iterator[Ranks]:
-    """A pool of so many processes."""
+def ranks_of(size: int, folder: Path, seconds: int = TIMEOUT) -> Iterator[Ranks]:
+    """A pool of so many processes, whose collectives may take so many seconds."""
     context = mp.get_context("spawn")
     pipes, processes = [], []
     for rank in range(size):
         here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(rank, size, str(folder / "store"), there), daemon=True)
+        process = context.Process(target=_serve, args=(rank, size, str(folder / "store"), seconds, there), daemon=True)
         process.start()
+        there.close()  # so that the pipe ends with the process
         pipes.append(here)
         processes.append(process)
     for pipe in pipes:
@@ -88,7 +93,8 @@ def ranks_of(size: int, folder: Path) -> Iterator[Ranks]:
         yield Ranks(pipes)
     finally:
         for pipe in pipes:
-            pipe.send(None)
+            with contextlib.suppress(BrokenPipeError):
+                pipe.send(None)
         for process in processes:
             process.join(10)
             process.kill()

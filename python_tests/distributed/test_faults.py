@@ -1,0 +1,65 @@
+"""A rank that dies or lags ends the calls of the others, which name it and leave their models as they were."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import torch
+
+import ahkernels as ah
+from ahkernels import layerwise
+from python_tests.distributed.cases import data, model, shares
+from python_tests.distributed.ranks import ranks_of
+
+COUNTS = [9, 6, 8]
+SECONDS = 4  # that a collective may take
+
+
+def measured(group, x, y, fault):
+    """While rank 2 dies or lags in the middle, what another finds: an error, after how long, and an unchanged model."""
+    network = model("mlp", torch.float64)
+    before = {name: one.clone() for name, one in network.state_dict().items()}
+    if group.rank() == 2:
+        moments = layerwise.label_moments
+
+        def in_the_middle(*args):
+            if fault == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(4 * SECONDS)
+            return moments(*args)
+
+        layerwise.label_moments = in_the_middle
+    start = time.monotonic()
+    try:
+        ah.layerwise_alignment(network, x, y, process_group=group)
+        error = None
+    except ah.RankError as raised:
+        error = str(raised)
+    same = all(torch.equal(one, before[name]) for name, one in network.state_dict().items())
+    hooks = any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    return error, time.monotonic() - start, same and not hooks and all(one.grad is None for one in network.parameters())
+
+
+def run(tmp_path, fault):
+    x, y = data("mlp", torch.float64)
+    with ranks_of(3, tmp_path, SECONDS) as pool:
+        return pool.run(3, measured, shares(x, COUNTS), shares(y, COUNTS), [fault] * 3)
+
+
+def test_a_rank_that_is_killed(tmp_path):
+    *others, killed = run(tmp_path, "dies")
+    assert killed.args[0] == "died"
+    for error, seconds, unchanged in others:
+        assert "got none of rank 2" in error
+        assert seconds < 4 * SECONDS
+        assert unchanged
+
+
+def test_a_rank_that_lags(tmp_path):
+    *others, _ = run(tmp_path, "lags")
+    for error, seconds, unchanged in others:
+        assert "got none of rank 2" in error
+        assert SECONDS / 2 < seconds < 4 * SECONDS
+        assert unchanged
