@@ -13,7 +13,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -185,7 +185,8 @@ class Group:
         except (RankError, GeneratorExit):
             raise
         except BaseException as error:
-            self._say("failed", f"rank {self.rank} stopped: {type(error).__name__}: {error}")
+            with suppress(TimeoutError):
+                self._say("failed", f"rank {self.rank} stopped: {type(error).__name__}: {error}")
             raise
         finally:
             self._call = ""
@@ -204,24 +205,35 @@ class Group:
         except RankError:
             raise
         except RuntimeError as error:
-            raise RankError(self._lost(error)) from error
+            reason = str(error).partition("\n")[0]
+            raise RankError(self._lost(f"the backend says: {reason}")) from error
 
     def _raise_for_failed(self) -> None:
-        failed = self._said("failed")
-        if failed is not None:
-            raise RankError(f"{failed}; make a new process group before the next call")
+        """Raises RankError if another rank has said that it cannot go on."""
+        with suppress(TimeoutError):
+            failed = self._said("failed")
+            if failed is not None:
+                raise RankError(f"{failed}; make a new process group before the next call")
+            if self._said("lost") is not None:
+                raise RankError(self._lost("another rank has got no answer"))
 
-    def _lost(self, error: Exception) -> str:
-        """What is to be said where the backend gives up, once the ranks that are left have told of themselves."""
-        self._raise_for_failed()
-        self._say(f"left/{self.rank}", "yes")
+    def _lost(self, reason: str) -> str:
+        """What is to be said where a collective has no end: who does not answer when all ranks that wait are called."""
         missing, end = [rank for rank in range(self.size) if rank != self.rank], time.monotonic() + _ANSWER
-        while missing and time.monotonic() < end:
-            missing = [rank for rank in missing if self._said(f"left/{rank}") is None]
-            time.sleep(_LONGEST_PAUSE)
-        who = ", ".join(map(str, missing)) or "none, so that a connection between ranks is lost"
-        reason = str(error).partition("\n")[0]
-        return f"process_group: expected an answer of every rank, got none of rank {who}; the backend says: {reason}"
+        store = ""
+        try:
+            failed = self._said("failed")
+            if failed is not None:
+                return f"{failed}; make a new process group before the next call"
+            self._say("lost", "yes")  # so that the others come here, too
+            self._say(f"left/{self.rank}", "yes")
+            while missing and time.monotonic() < end:
+                missing = [rank for rank in missing if self._said(f"left/{rank}") is None]
+                time.sleep(_LONGEST_PAUSE)
+        except TimeoutError:
+            store = " (the store of the group does not answer any more)"
+        who = f"rank {', '.join(map(str, missing))}" if missing else "none: a connection between two ranks is lost"
+        return f"process_group: expected an answer of every rank, got none of {who}{store}; {reason}"
 
     def _say(self, what: str, text: str) -> None:
         self._in_time(lambda store: store.set(f"{self._call}/{what}", text))
@@ -234,20 +246,20 @@ class Group:
 
         return self._in_time(read)
 
-    def _in_time(self, action: Callable[[Any], _Result]) -> _Result | None:
-        """What an action with the group's store gives; None where the store does not answer."""
+    def _in_time(self, action: Callable[[Any], _Result]) -> _Result:
+        """What an action with the group's store gives; raises TimeoutError where the store does not answer."""
         found: list[_Result] = []
 
         def act() -> None:
-            try:
+            with suppress(Exception):  # the process with the store is gone
                 found.append(action(dist.distributed_c10d._get_default_store()))
-            except Exception:  # the process with the store is gone
-                return
 
         thread = threading.Thread(target=act, daemon=True)
         thread.start()
         thread.join(_ANSWER)
-        return found[0] if found else None
+        if not found:
+            raise TimeoutError
+        return found[0]
 
 
 def watched(process_group: Any) -> AbstractContextManager[None]:
