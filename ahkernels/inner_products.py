@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ahkernels import contraction, ops
 from ahkernels.centering import Centering
+from ahkernels.distributed import pairs
 from ahkernels.ops import KernelBatch, Moments
-from ahkernels.samples import Pairs, Samples
 
 if TYPE_CHECKING:
     from ahkernels.kernel import TangentKernel
@@ -104,7 +104,7 @@ def inner_products(kernels: Sequence[TangentKernel], centering: Centering | None
     """<C K_a C, C K_b C>_F of every two of q kernels over the same rows, float64 [q, q] on their device."""
     if kernels[0].samples.sharded:
         return _sharded_inner_products(kernels, [centering])[centering].to(kernels[0].device)
-    batch, precision = KernelBatch.of([one.factors for one in kernels]), kernels[0].precision
+    batch, precision = kernel_batch(kernels), kernels[0].precision
     found = contraction.inner_products(batch, [centering], precision)
     if found is not None:
         return found[centering].to(kernels[0].device)
@@ -123,94 +123,35 @@ def _sharded_inner_products(
     kernels: Sequence[TangentKernel], centerings: Sequence[Centering | None]
 ) -> dict[Centering | None, Tensor]:
     """`inner_products` for each centering, of kernels whose samples are spread over processes."""
-    batch, precision, samples = (
-        KernelBatch.of([one.factors for one in kernels]),
-        kernels[0].precision,
-        kernels[0].samples,
-    )
+    batch, precision, samples = kernel_batch(kernels), kernels[0].precision, kernels[0].samples
     found = contraction.inner_products(batch, centerings, precision, samples)
     if found is not None:
         return {one: found[one] for one in centerings}
     found = {}
-    if batch.o == 1 and set(centerings) != {None}:
-        found = dict.fromkeys(("global", "per_output"), _per_output_by_pairs(batch, precision, samples))
-    elif "per_output" in centerings and _offset_bytes(kernels) > OFFSET_BYTES:
-        found["per_output"] = _over_output_pairs(kernels, lambda some, _: inner_products(some, "per_output"))
-    elif "per_output" in centerings:
-        found["per_output"] = _per_output_by_pairs(batch, precision, samples)
-        if "global" in centerings:
-            means = [_means_by_output(one, samples) for one in batch.split()]
-            found["global"] = found["per_output"] + _between_outputs(means, samples)
     for one in centerings:
-        if one not in found:
-            found[one] = _by_pairs(batch, [_means(kernel, one) for kernel in kernels], precision, samples)
-    return found
+        if one in found:
+            continue
+        if one is None:
+            found[None] = pairs.as_they_are(batch, precision, samples)
+        elif batch.o == 1:
+            found["global"] = found["per_output"] = pairs.per_output(batch, precision, samples)[0]
+        elif "per_output" in centerings and _offset_bytes(kernels) <= OFFSET_BYTES:
+            both = pairs.per_output(batch, precision, samples, and_global="global" in centerings)
+            found["per_output"], found["global"] = both[0], both[0] if both[1] is None else both[1]
+        elif one == "per_output":
+            found[one] = _over_output_pairs(kernels, lambda some, _: inner_products(some, "per_output"))
+        else:
+            found[one] = pairs.of_rows(batch, [kernel.row_means() for kernel in kernels], precision, samples)
+    return {one: found[one] for one in centerings}
 
 
-def _per_output_by_pairs(batch: KernelBatch, precision: str, samples: Samples) -> Tensor:
-    """Inner products of kernels centered per output, from deviations, [q, q]."""
-    factors = (*batch.forward, *batch.backward)
-    means = [samples.sum(one.sum(0, dtype=torch.float64)) / samples.n for one in factors]
-    means = [mean.to(torch.promote_types(one.dtype, torch.float32)) for mean, one in zip(means, factors, strict=True)]
-    of_factors = [mean.double() for mean in means]
-    split = len(batch.forward)
-    deviations = ops.deviations(batch, of_factors[:split], of_factors[split:])
-    of_rows = [_means_by_output(one, samples) for one in deviations.split()]
-    del deviations
-    return _by_pairs(batch, of_rows, precision, samples, of_factors[:split], of_factors[split:])
-
-
-def _by_pairs(
-    batch: KernelBatch,
-    means: Sequence[Tensor],
-    precision: str,
-    samples: Samples,
-    forward_means: Sequence[Tensor] = (),
-    backward_means: Sequence[Tensor] = (),
-) -> Tensor:
-    """Inner products of kernels less means, by tiles of pairs of shards, [q, q]; see `ops.pair_inner_products`."""
-    count = len(batch.forward)
-
-    def part(tensors: Sequence[Tensor], pairs: Pairs | None) -> Tensor:
-        forward, backward, given = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
-        of_these = batch._replace(forward=list(forward), backward=list(backward))
-        groups = pairs or Pairs(of_these.n, 0)
-        return ops.pair_inner_products(of_these, given, precision, *groups, forward_means, backward_means)
-
-    zero = means[0].new_zeros(batch.kernel_count, batch.kernel_count)
-    return samples.sum_over_pairs([*batch.forward, *batch.backward, *means], part, zero)
-
-
-def _means(kernel: TangentKernel, centering: Centering | None) -> Tensor:
-    """The mean of each row less half of the mean of all entries, [n, o, 1]; zeros without centering."""
-    if centering is None:
-        return torch.zeros(kernel.n, kernel.o, 1, dtype=torch.float64, device=kernel.device)
-    means = kernel.row_means()
-    return (means - kernel.samples.sum(means.sum()) / (2 * kernel.shape[0])).unsqueeze(2)
-
-
-def _means_by_output(batch: KernelBatch, samples: Samples) -> Tensor:
-    """The mean of each row of one kernel by the output of the columns less half of the mean of these, [n, o, o]."""
-    of_output = torch.eye(batch.o, dtype=torch.float64, device=batch.backward[0].device)  # a column for each
-    means = samples.product(batch, of_output.expand(batch.n, -1, -1).contiguous()) / samples.n
-    return means - samples.sum(means.sum(0)) / (2 * samples.n)
-
-
-def _between_outputs(means: Sequence[Tensor], samples: Samples) -> Tensor:
-    """The inner products [q, q] of kernels centered as a whole, less those of the same centered per output.
-
-    2n <Z_a B, Z_b B> + n^2 <B m_a B, B m_b B> with the means M [n, o, o] of rows by output, their mean m over the
-    samples, Z = M - m and B = I_o - 11^T/o; `_means_by_output` gives M - m / 2.
-    """
-    halves = [samples.sum(one.sum(0)) / samples.n for one in means]
-    deviations = [one - half for one, half in zip(means, halves, strict=True)]
-    between = torch.stack([(one - one.mean(2, keepdim=True)).flatten() for one in deviations])
-    blocks = torch.stack([(2 * (m - m.mean(0) - m.mean(1, keepdim=True) + m.mean())).flatten() for m in halves])
-    return 2 * samples.n * samples.sum(between @ between.T) + samples.n**2 * blocks @ blocks.T
+def kernel_batch(kernels: Sequence[TangentKernel]) -> KernelBatch:
+    """The kernels as the ops take them."""
+    return KernelBatch.of([one.factors for one in kernels])
 
 
 def _moments(kernels: Sequence[TangentKernel], v: Tensor, *, per_output: bool) -> tuple[Moments, ...]:
-    batch = KernelBatch.of([one.factors for one in kernels])
+    batch = kernel_batch(kernels)
     return ops.tangent_moments(batch, v.contiguous().unsqueeze(2), kernels[0].precision, per_output)
 
 

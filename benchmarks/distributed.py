@@ -55,6 +55,11 @@ def foretold(n: int, ranks: int, shapes: Sequence[tuple[int, int]], item: int) -
     return [of_sample * sum(one.send.stop - one.send.start for one in meetings(rank, counts)) for rank in range(ranks)]
 
 
+def counted(group: Any) -> tuple[dict[str, int], dict[str, float]]:
+    """Bytes and seconds so far; nothing without a group."""
+    return ({}, {}) if group is None else (dict(Group.of(group).traffic), dict(Group.of(group).waited))
+
+
 def measure(n: int, args: argparse.Namespace, group: Any, device: torch.device) -> dict[str, Any]:
     """One measurement of n samples, of which this rank has some: seconds, peak and traffic of this rank."""
     model = workload.mlp(args.depth, args.width, outputs=OUTPUTS).to(device)
@@ -68,18 +73,19 @@ def measure(n: int, args: argparse.Namespace, group: Any, device: torch.device) 
     ah.layerwise_alignment(model, x[:64], y[:64], **options)  # threads, libraries and connections start here
     seconds, found = [], {}
     held = memory.reset_high_water_mark()
-    before = dict(Group.of(group).traffic) if group is not None else {}
+    before, waited_before = counted(group)
     for _ in range(args.repeats):
         if group is not None:
             dist.barrier()
         start = time.perf_counter()
         found = ah.layerwise_alignment(model, x, y, **options)
         seconds.append(time.perf_counter() - start)
-    after = dict(Group.of(group).traffic) if group is not None else {}
+    after, waited = counted(group)
     return {
         "seconds": seconds,
         "peak": memory.high_water_mark() - held,
         "traffic": {kind: (after[kind] - before[kind]) // args.repeats for kind in after},
+        "waited": {kind: (waited[kind] - waited_before[kind]) / args.repeats for kind in waited},
         "cka": {centering: report.cka.tolist() for centering, report in found.items()},
         "shapes": [list(reversed(weight.shape)) for weight in model.parameters()],
         "item": next(model.parameters()).itemsize,
@@ -130,7 +136,9 @@ def report_ranks(
     print(f"\n{len(of_ranks)} ranks, n = {args.samples:,}: {seconds:.2f} s{faster}")
     for rank, (one, bytes_sent) in enumerate(zip(of_ranks, expected, strict=True)):
         traffic = ", ".join(f"{kind} {number / 2**20:.1f} MiB" for kind, number in one["traffic"].items())
+        waited = ", ".join(f"{kind} {seconds:.2f} s" for kind, seconds in one["waited"].items())
         print(f"  rank {rank}: peak {one['peak'] / 2**20:.0f} MiB; {traffic}; foretold {bytes_sent / 2**20:.1f} MiB")
+        print(f"    waited: {waited}")
     return {"ranks": len(of_ranks), "seconds": seconds, "of_ranks": of_ranks, "foretold": expected}
 
 

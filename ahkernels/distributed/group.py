@@ -45,6 +45,7 @@ class Group:
         size: The number of ranks.
         traffic: Bytes that this rank has given to collectives so far, by kind: "sum" and "gather", once each, however
             often the backend sends them on, and "shift", which go to one other rank.
+        waited: Seconds that this rank has waited for collectives so far, by kind.
 
     Raises:
         TypeError: For anything but a process group.
@@ -61,6 +62,7 @@ class Group:
         if self.rank < 0:
             raise ValueError("process_group: expected a group with this process in it, got another")
         self.traffic = {"sum": 0, "gather": 0, "shift": 0}
+        self.waited = {"sum": 0.0, "gather": 0.0, "shift": 0.0}
         self._group = process_group
         self._name = process_group.group_name
         self._calls = itertools.count()
@@ -81,13 +83,13 @@ class Group:
         """The sum of the tensors of all ranks, the same bits on each."""
         found = part.detach().clone(memory_format=torch.contiguous_format)
         self.traffic["sum"] += found.nbytes
-        self._wait(dist.all_reduce(found, group=self._group, async_op=True))
+        self._wait(dist.all_reduce(found, group=self._group, async_op=True), "sum")
         return found
 
     def maximum(self, part: Tensor) -> Tensor:
         """The largest numbers of the tensors of all ranks."""
         found = part.detach().clone(memory_format=torch.contiguous_format)
-        self._wait(dist.all_reduce(found, dist.ReduceOp.MAX, group=self._group, async_op=True))
+        self._wait(dist.all_reduce(found, dist.ReduceOp.MAX, group=self._group, async_op=True), "sum")
         return found
 
     def gather(self, part: Tensor, counts: Sequence[int] | None = None) -> list[Tensor]:
@@ -102,7 +104,7 @@ class Group:
         padded[: len(part)] = part
         self.traffic["gather"] += padded.nbytes
         found = [torch.empty_like(padded) for _ in range(self.size)]
-        self._wait(dist.all_gather(found, padded, group=self._group, async_op=True))
+        self._wait(dist.all_gather(found, padded, group=self._group, async_op=True), "gather")
         return found if counts is None else [one[:count] for one, count in zip(found, counts, strict=True)]
 
     def shift(self, send: Tensor, to: int, receive: Tensor, of: int) -> Callable[[], None]:
@@ -128,7 +130,7 @@ class Group:
             group=self._group,
             async_op=True,
         )
-        return lambda: self._wait(work)
+        return lambda: self._wait(work, "shift")
 
     # ---- agreement
 
@@ -191,9 +193,10 @@ class Group:
         finally:
             self._call = ""
 
-    def _wait(self, work: Any) -> None:
+    def _wait(self, work: Any, kind: str) -> None:
         """Waits for a collective; raises RankError if another rank cannot take part any more."""
-        pause, look = 1e-5, time.monotonic() + _LOOK
+        start = time.monotonic()
+        pause, look = 1e-5, start + _LOOK
         try:
             while not work.is_completed():
                 time.sleep(pause)
@@ -207,6 +210,7 @@ class Group:
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise RankError(self._lost(f"the backend says: {reason}")) from error
+        self.waited[kind] += time.monotonic() - start
 
     def _raise_for_failed(self) -> None:
         """Raises RankError if another rank has said that it cannot go on."""

@@ -143,17 +143,36 @@ def of_many(group: Any, dtype: torch.dtype, count: int) -> dict[str, float]:
     return reports(group, "mlp", dtype, x[here], y[here], None, {"centering": ("global", "per_output")})
 
 
+def near_constant(group: Any, n: int, spread: float) -> list[float]:
+    """Centered norms of a kernel whose blocks are so close to constant; n is the number of samples here."""
+    from ahkernels.distributed import Group, ShardedSamples
+
+    counts = [n] if group is None else Group.of(group).exchange(n)
+    begin = 0 if group is None else sum(counts[: group.rank()])
+    generator = torch.Generator().manual_seed(5)
+
+    def factor(*shape: int) -> Tensor:
+        mean = torch.randn(1, *shape, generator=generator, dtype=torch.float64)
+        made = mean + spread * torch.randn(sum(counts), *shape, generator=generator, dtype=torch.float64)
+        return made.float()[begin : begin + n]
+
+    samples = None if group is None else ShardedSamples(Group.of(group), counts)
+    factors = ah.LayerFactors(factor(1, 30), factor(1, 4, 20), bias=True, unchecked=True)
+    kernel = ah.TangentKernel(factors, precision="highest", samples=samples)
+    return [kernel.frobenius_norm(centering="per_output"), kernel.frobenius_norm(centering="global")]
+
+
 def traffic(group: Any, n: int, o: int, d: int, m: int) -> tuple[int, int, int]:
     """Bytes that a rank with n samples sends for the norm of a layer, by tiles, centered per output."""
     from ahkernels.distributed import Group, ShardedSamples
-    from ahkernels.inner_products import _per_output_by_pairs
+    from ahkernels.distributed.pairs import per_output
     from ahkernels.ops import KernelBatch
 
     found = Group.of(group)
     samples = ShardedSamples(found, found.exchange(n))
     before = dict(found.traffic)
     batch = KernelBatch([torch.randn(n, 1, d)], [torch.randn(n, 1, o, m)], [1.0], [False], [1])
-    _per_output_by_pairs(batch, "highest", samples)
+    per_output(batch, "highest", samples)
     after = found.traffic
     return after["shift"] - before["shift"], after["sum"] - before["sum"], after["gather"] - before["gather"]
 

@@ -118,6 +118,14 @@ def test_statistics_of_kernels(ranks, counts, name, outputs):
             torch.testing.assert_close(one, value, rtol=0, atol=1e-9 * scale, msg=lambda text, key=key: key + text)
 
 
+@pytest.mark.parametrize("spread", [1e-1, 1e-3, 1e-5, 1e-7])
+def test_blocks_close_to_constant_keep_their_digits(ranks, spread):
+    counts = [70, 0, 41, 50]
+    wanted = cases.near_constant(None, sum(counts), spread)
+    for one in ranks.all(4, cases.near_constant, counts, [spread] * 4):
+        assert one == pytest.approx(wanted, rel=1e-5)
+
+
 @pytest.mark.parametrize("counts", [[30], [30, 31], [7, 0, 20], [10, 11, 12, 13]], ids=str)
 def test_bytes_that_are_sent(ranks, counts):
     """Of factors and means to half of the other ranks; and sums over samples, whatever their number is."""
@@ -131,8 +139,8 @@ def test_bytes_that_are_sent(ranks, counts):
             sent += counts[rank] - counts[rank] // 2 if lower else counts[rank]
         assert shifted == of_sample * sent
         means = 8 * (d + o * m)
-        weights = 8 * o * m * (d + 1 + 1)  # of the deviations, with the bias as an input and a place for sums
-        assert summed == means + weights + 8 * o * o
+        deviations = 8 * o * m * (d + 1)  # their mean
+        assert summed == means + deviations + 2 * 8 * o * o
         assert gathered == 8
 
 
