@@ -43,7 +43,7 @@ def tangent_moments(
     """
     v = v.detach().to(kernels[0].device, torch.float64)
     if kernels[0].samples.sharded:
-        sharded = [_from_squares(one, v, _sharded_inner_products([one], centerings)) for one in kernels]
+        sharded = [_from_squares(one, v, *_sharded_inner_products([one], centerings)) for one in kernels]
         return {one: Moments(*torch.stack([found[one] for found in sharded]).unbind(1)) for one in centerings}
     in_another_order = [_in_another_order(one, v, centerings) for one in kernels]
     rest = [one for one, found in zip(kernels, in_another_order, strict=True) if found is None]
@@ -63,26 +63,35 @@ def _in_another_order(
 ) -> dict[Centering, Tensor] | None:
     """The moments [4] of a kernel for each centering, if there is a cheaper order of contraction than tiles."""
     squares = contraction.inner_products(kernel.batch, centerings, kernel.precision)
-    return None if squares is None else _from_squares(kernel, v, squares)
+    return None if squares is None else _from_squares(kernel, v, squares, {})
 
 
 def _from_squares(
-    kernel: TangentKernel, v: Tensor, squares: Mapping[Centering | None, Tensor]
+    kernel: TangentKernel,
+    v: Tensor,
+    squares: Mapping[Centering | None, Tensor],
+    sums: Mapping[Centering | None, Tensor],
 ) -> dict[Centering, Tensor]:
-    """The moments [4] of a kernel for each centering, from its squared norm [1, 1]."""
+    """The moments [4] of a kernel for each centering, from its squared norm [1, 1], and its sum [1] if it is known."""
     samples = kernel.samples
-    of_outputs = v - samples.sum(v.sum(0)) / samples.n
-    products = kernel.quadratic(torch.stack((v, of_outputs, torch.ones_like(v)), 2))
+    columns = {"global": v, "per_output": v - samples.sum(v.sum(0)) / samples.n}
+    products = dict(zip(columns, kernel.quadratic(torch.stack(list(columns.values()), 2)), strict=True))
     trace = samples.sum(kernel.diagonal().sum())
     found: dict[Centering, Tensor] = {}
     for one in squares:
-        if one is None:
-            continue
-        product, of_ones = products[0], products[2]
-        if one == "per_output":
-            product, of_ones = products[1], products.new_tensor(kernel.sum_of_diagonal_blocks())
-        found[one] = torch.stack((product, squares[one].to(products).squeeze(), trace, of_ones))
+        if one is not None:
+            product = products[one]
+            of_ones = sums[one] if one in sums else product.new_tensor(_sum(kernel, one))
+            found[one] = torch.stack((product, squares[one].to(product).squeeze(), trace, of_ones.squeeze()))
     return found
+
+
+def _sum(kernel: TangentKernel, centering: Centering) -> float:
+    """The sum of the entries that a centering takes means of."""
+    if centering == "per_output":
+        return kernel.sum_of_diagonal_blocks()
+    ones = torch.ones(kernel.rows_here, 1, dtype=torch.float64, device=kernel.device)
+    return float(kernel.quadratic(ones))
 
 
 def _by_tiles(kernels: Sequence[TangentKernel], v: Tensor, centerings: Sequence[Centering]) -> dict[Centering, Moments]:
@@ -103,7 +112,7 @@ def _by_tiles(kernels: Sequence[TangentKernel], v: Tensor, centerings: Sequence[
 def inner_products(kernels: Sequence[TangentKernel], centering: Centering | None) -> Tensor:
     """<C K_a C, C K_b C>_F of every two of q kernels over the same rows, float64 [q, q] on their device."""
     if kernels[0].samples.sharded:
-        return _sharded_inner_products(kernels, [centering])[centering].to(kernels[0].device)
+        return _sharded_inner_products(kernels, [centering]).found[centering].to(kernels[0].device)
     batch, precision = kernel_batch(kernels), kernels[0].precision
     found = contraction.inner_products(batch, [centering], precision)
     if found is not None:
@@ -121,28 +130,31 @@ def inner_products(kernels: Sequence[TangentKernel], centering: Centering | None
 
 def _sharded_inner_products(
     kernels: Sequence[TangentKernel], centerings: Sequence[Centering | None]
-) -> dict[Centering | None, Tensor]:
+) -> pairs.InnerProducts:
     """`inner_products` for each centering, of kernels whose samples are spread over processes."""
     batch, precision, samples = kernel_batch(kernels), kernels[0].precision, kernels[0].samples
     found = contraction.inner_products(batch, centerings, precision, samples)
     if found is not None:
-        return {one: found[one] for one in centerings}
+        return pairs.InnerProducts({one: found[one] for one in centerings}, {})
     found = {}
+    sums: dict[Centering | None, Tensor] = {}
     for one in centerings:
         if one in found:
             continue
         if one is None:
             found[None] = pairs.as_they_are(batch, precision, samples)
         elif batch.o == 1:
-            found["global"] = found["per_output"] = pairs.per_output(batch, precision, samples)[0]
+            both = pairs.per_output(batch, precision, samples, and_global=False)
+            found["global"] = found["per_output"] = both.found["per_output"]
         elif "per_output" in centerings and _offset_bytes(kernels) <= OFFSET_BYTES:
             both = pairs.per_output(batch, precision, samples, and_global="global" in centerings)
-            found["per_output"], found["global"] = both[0], both[0] if both[1] is None else both[1]
+            found |= both.found
+            sums |= both.sums
         elif one == "per_output":
             found[one] = _over_output_pairs(kernels, lambda some, _: inner_products(some, "per_output"))
         else:
             found[one] = pairs.of_rows(batch, [kernel.row_means() for kernel in kernels], precision, samples)
-    return {one: found[one] for one in centerings}
+    return pairs.InnerProducts({one: found[one] for one in centerings}, sums)
 
 
 def kernel_batch(kernels: Sequence[TangentKernel]) -> KernelBatch:

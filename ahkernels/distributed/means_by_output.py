@@ -81,27 +81,38 @@ class MeansByOutput(NamedTuple):
 
 
 def _add_means(to: Tensor, layer: Layer, a0: Tensor, g0: Tensor, samples: Samples) -> None:
-    """Adds <psi_x,i, D_j> of a layer to [n, o, o]."""
+    """Adds <psi_x,i, D_j> of a layer to [n, o, o].
+
+    Products have the rounding of tiles. That of means enters a centered norm by its square alone, since the entries of
+    a centered row add up to zero.
+    """
     (n, s, o, m), d, numbers = layer.backward.shape, a0.shape[1], chunk_elements(to)
+    dtype = torch.promote_types(layer.backward.dtype, torch.float32)
     with_bias = functional.pad(a0, (0, 1), value=layer.bias**0.5)
     for outputs in steps(o, 2 * numbers, m * (d + 1)):
         count = outputs.stop - outputs.start
         weights, sums = to.new_zeros(count * m, d), to.new_zeros(s, count, m)
         chunks = steps(n, numbers, s * max(d, 2 * o * m))
         for rows in chunks:
-            a, g = _deviation(layer.forward[rows], a0), layer.backward[rows, :, outputs].double()
+            a, g = _deviation(layer.forward[rows], a0), layer.backward[rows, :, outputs].to(dtype)
             weights += g.flatten(2).flatten(0, 1).T @ a.flatten(0, 1)
-            sums += _deviation(layer.backward[rows, :, outputs], g0[:, outputs]).sum(0)
+            sums += _deviation(layer.backward[rows, :, outputs], g0[:, outputs]).sum(0, dtype=torch.float64)
         mean = samples.sum(torch.cat((weights.flatten(), sums.flatten()))) / samples.n
         weights, sums = mean[: weights.numel()].view(count, m, d), mean[weights.numel() :].view(sums.shape)
         weights = functional.pad(weights, (0, 1)) + torch.einsum("sjm,sd->jmd", sums, with_bias)  # D
-        at_mean = torch.einsum("jmd,sd->sjm", weights, with_bias)
+        at_mean = torch.einsum("jmd,sd->sjm", weights, with_bias).to(dtype)
+        of_inputs = weights[..., :d].flatten(0, 1).to(dtype)
         for rows in chunks:
-            g = layer.backward[rows].double()
-            at_samples = _deviation(layer.forward[rows], a0) @ weights[..., :d].flatten(0, 1).T  # [rows, s, j m]
+            g = layer.backward[rows].to(dtype)
+            at_samples = _deviation(layer.forward[rows], a0) @ of_inputs.T  # [rows, s, j m]
             at_samples = at_samples.view(*g.shape[:2], count, m)
-            to[rows, :, outputs] += torch.einsum("xsim,xsjm->xij", g, at_samples)
-            to[rows, :, outputs] += torch.einsum("xsim,sjm->xij", _deviation(layer.backward[rows], g0), at_mean)
+            to[rows, :, outputs] += _over_positions(g, at_samples)
+            to[rows, :, outputs] += _over_positions(_deviation(layer.backward[rows], g0), at_mean.expand_as(at_samples))
+
+
+def _over_positions(g: Tensor, h: Tensor) -> Tensor:
+    """sum_s,m g h [rows, i, j] of [rows, s, i, m] and [rows, s, j, m]."""
+    return (g.transpose(1, 2).flatten(2) @ h.transpose(1, 2).flatten(2).mT).double()
 
 
 def _add_offsets(h: Tensor, constant: Tensor, layer: Layer, a0: Tensor, g0: Tensor) -> None:
@@ -111,17 +122,17 @@ def _add_offsets(h: Tensor, constant: Tensor, layer: Layer, a0: Tensor, g0: Tens
     p0 = a0 @ a0.T + layer.bias
     constant += torch.einsum("isjt,st->ij", of_means, p0)
     for rows in steps(len(h), chunk_elements(h), s * max(s * o * o, o * m)):
-        g, a = layer.backward[rows], layer.forward[rows]
-        p = _deviation(a, a0) @ a0.T  # <a', a0> [rows, s, s']
-        q = torch.einsum("xsim,tjm->xsitj", _deviation(g, g0), g0)  # <g', g0>
+        a, g = _deviation(layer.forward[rows], a0), _deviation(layer.backward[rows], g0)
+        p = a.double() @ a0.T  # <a', a0> [rows, s, s']
+        q = (g @ g0.flatten(0, 1).to(g).T).double().view(*g.shape[:3], s, o)  # <g', g0> [rows, s, i, s', j]
         # (p0 + p) q + p q0
         h[rows] += torch.einsum("xst,xsitj->xij", p + p0, q) + torch.einsum("xst,isjt->xij", p, of_means)
 
 
 def _deviation(factor: Tensor, mean: Tensor) -> Tensor:
-    """A factor less its mean, as tiles have it, in float64."""
+    """A factor less its mean, as tiles have it."""
     dtype = torch.promote_types(factor.dtype, torch.float32)
-    return (factor.to(dtype) - mean.to(dtype)).double()
+    return factor.to(dtype) - mean.to(dtype)
 
 
 def less_half(means: Tensor, samples: Samples) -> Tensor:

@@ -6,30 +6,48 @@ Means come first, from sums over the samples of all processes, and leave the til
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ahkernels import ops
+from ahkernels.centering import Centering
 from ahkernels.distributed.means_by_output import MeanFactors, MeansByOutput, between_outputs, less_half
 from ahkernels.ops import KernelBatch
 from ahkernels.samples import Pairs, Samples
 
 
-def per_output(
-    batch: KernelBatch, precision: str, samples: Samples, *, and_global: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Inner products [q, q] of kernels centered per output, and on demand of the same centered as a whole."""
+class InnerProducts(NamedTuple):
+    """What there is of q kernels for some centerings.
+
+    Attributes:
+        found: Inner products [q, q] for each centering.
+        sums: The sums [q] of the entries that the centering takes means of, where they are known.
+    """
+
+    found: dict[Centering | None, Tensor]
+    sums: dict[Centering | None, Tensor]
+
+
+def per_output(batch: KernelBatch, precision: str, samples: Samples, *, and_global: bool) -> InnerProducts:
+    """Inner products of kernels centered per output, and on demand of the same centered as a whole."""
     factors = MeanFactors.of(batch, samples)
     means = [
         MeansByOutput.of(kernel, of_kernel, samples)
         for kernel, of_kernel in zip(batch.split(), factors.split(batch), strict=True)
     ]
     between = between_outputs([one.of_kernel for one in means], samples) if and_global else None
+    on_blocks = torch.stack([one.of_kernel.diagonal(dim1=1, dim2=2).sum() for one in means])
+    of_all = torch.stack([one.of_kernel.sum() for one in means])
+    sums = samples.sum(torch.stack((of_all, on_blocks))) * samples.n
     of_deviations = [less_half(one.of_deviations, samples) for one in means]
     del means
-    found = _by_tiles(batch, of_deviations, precision, samples, factors)
-    return found, None if between is None else found + between
+    squares = _by_tiles(batch, of_deviations, precision, samples, factors)
+    found: dict[Centering | None, Tensor] = {"per_output": squares}
+    if between is not None:
+        found["global"] = squares + between
+    return InnerProducts(found, {"global": sums[0], "per_output": sums[1]})
 
 
 def of_rows(batch: KernelBatch, row_means: Sequence[Tensor], precision: str, samples: Samples) -> Tensor:

@@ -140,7 +140,8 @@ def test_bytes_that_are_sent(ranks, counts):
         assert shifted == of_sample * sent
         means = 8 * (d + o * m)
         deviations = 8 * o * m * (d + 1)  # their mean
-        assert summed == means + deviations + 2 * 8 * o * o
+        sums = 8 * (o * o + 2 + o * o)
+        assert summed == means + deviations + sums
         assert gathered == 8
 
 
