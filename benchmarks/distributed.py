@@ -6,7 +6,7 @@ tells its peak of memory and what it sent, beside the bytes that the shapes fore
 
 From two sizes on one process the time is split into a part that grows as n and one that grows as n^2. With links of
 stated speeds that gives times for more ranks than this machine has cores. They are projections: each rank is taken to
-be as fast as a core of this machine, links to carry their speed, and transfers to go on under the tiles.
+be as fast as a core of this machine, links to carry their speed without latency, and transfers to go on under tiles.
 
 Under torchrun, `torchrun --nproc-per-node 8 -m benchmarks.distributed`, the ranks are those of torchrun: on GPUs with
 NCCL, where there are any. Rank 0 writes the results.
@@ -184,7 +184,8 @@ def main() -> None:
             alone = found[str(args.samples)]["cka"][centering]
             if max(abs(a - b) for a, b in zip(got, alone, strict=True)) > 1e-5:
                 raise AssertionError(f"{group['ranks']} ranks differ from one process: {got} and {values}")
-    rows = projected(whole - square, square, args, groups[0]["of_ranks"][0]["shapes"])
+    # What one rank of a group takes beyond the tiles, which comes with a product more than one process alone needs.
+    rows = projected(groups[0]["seconds"] - square, square, args, groups[0]["of_ranks"][0]["shapes"])
     sizes = {"samples": args.samples, "width": args.width, "depth": args.depth, "outputs": OUTPUTS}
     timed = {"alone": found, "groups": groups, "projected": rows, "links": LINKS}
     script.save(args, sizes=sizes, processor=machine.describe(), **timed)

@@ -28,7 +28,16 @@ _LONGEST_PAUSE, _LOOK, _ANSWER = 1e-3, 0.5, 5.0
 
 
 class RankError(RuntimeError):
-    """Another rank of the process group could not go on; the message names it and says why."""
+    """Another rank of the process group could not go on; the message names it and says why.
+
+    Example:
+        >>> import ahkernels as ah
+        >>> try:
+        ...     raise ah.RankError("rank 1 stopped: ValueError: y: expected 128 class indices, got 127")
+        ... except RuntimeError as error:
+        ...     print(error)
+        rank 1 stopped: ValueError: y: expected 128 class indices, got 127
+    """
 
 
 _groups: dict[str | None, Group] = {}  # by the name of the process group
