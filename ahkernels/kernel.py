@@ -229,6 +229,11 @@ class TangentKernel(KernelOperator):
     def linear_operator(self, *, centering: Centering | None = None, exact: bool = True) -> LinearOperator:
         """K, or C K C, as a float64 operator on numpy vectors; arguments and products are those of `product`."""
         require_centering(centering, none=True)
+        if self.samples.sharded:
+            raise ValueError(
+                "linear_operator: expected a kernel whose samples are all in this process, got one over several "
+                "processes; `product` takes the rows of the samples here"
+            )
 
         def product(v: Tensor) -> Tensor:
             return self.product(v, centering=centering, exact=exact)

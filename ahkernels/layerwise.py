@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ahkernels.capture import CaptureOptions, Inputs, start_capture
 from ahkernels.centering import Centering, Centerings, require_centerings
 from ahkernels.distributed.group import everywhere, watched
+from ahkernels.distributed.layers import reports_by_layers
 from ahkernels.kernel import TangentKernel
 from ahkernels.ops.moments import KernelMoments
 from ahkernels.outputs import OutputSelection
@@ -214,6 +215,14 @@ def alignment_reports(
         evaluating: Whether to measure the network in eval mode, whatever mode it is in.
     """
     with watched(options.capture.process_group):
+        if options.capture.process_group is not None and options.capture.shard == "layers":
+
+            def alone(
+                model: nn.Module, x: Inputs, y: Tensor, own: AlignmentOptions
+            ) -> dict[Centering, AlignmentReport]:
+                return _alignment_reports(model, x, y, own, one_warning, evaluating=evaluating)
+
+            return reports_by_layers(model, x, y, options, alone, evaluating=evaluating)
         return _alignment_reports(model, x, y, options, one_warning, evaluating=evaluating)
 
 

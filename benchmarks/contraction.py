@@ -79,7 +79,6 @@ NETWORKS = [
     (1000, 10, 32),
     (10_000, 10, 32),
     (1000, 10, 100),
-    (10_000, 10, 100),
 ]
 GROWTH = {
     "outputs at n = 256, width 256": [Case(256, o, 256, 256) for o in (2, 10, 30, 100, 300, 1000)],
@@ -225,12 +224,22 @@ def exponent(times: Mapping[int, float]) -> float:
     return float(np.polyfit(sizes, seconds, 1)[0])
 
 
+def sizes(text: str) -> tuple[int, int, int]:
+    """An argument such as 1000,10,100."""
+    n, o, width = map(int, text.split(","))
+    return n, o, width
+
+
 def main() -> None:
     parser = script.parser("contraction", __doc__, quick="on tiny problems", repeats=3)
+    parser.add_argument("--networks", type=sizes, nargs="+", metavar="N,O,WIDTH", help="time these networks alone")
     args = script.parse(parser)
     best = script.measure_ceilings(args)
+    if args.networks:
+        script.save(args, best, networks=[network(*one, best, args.repeats) for one in args.networks])
+        return
     layers = [compare(case, best, args.repeats) for case in (QUICK if args.quick else CASES)]
-    networks = [network(*sizes, best, args.repeats) for sizes in (QUICK_NETWORKS if args.quick else NETWORKS)]
+    networks = [network(*one, best, args.repeats) for one in (QUICK_NETWORKS if args.quick else NETWORKS)]
     grown = [growth(title, cases[:2] if args.quick else cases) for title, cases in GROWTH.items()]
     script.save(args, best, layers=layers, networks=networks, growth=grown)
 

@@ -78,10 +78,15 @@ class Batch:
         return *self.names, *kinds, str(_rebuilt(self._structure, lambda _: None))
 
     @property
+    def structure(self) -> Inputs:
+        """The tensors in the structure in which the user gave them; mappings become dicts."""
+        tensors = iter(self.tensors)
+        return _rebuilt(self._structure, lambda _: next(tensors))
+
+    @property
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The positional and the keyword arguments of a call of the model."""
-        tensors = iter(self.tensors)
-        x = _rebuilt(self._structure, lambda _: next(tensors))
+        x = self.structure
         if isinstance(x, tuple):
             return x, {}
         return ((), dict(x)) if isinstance(x, Mapping) else ((x,), {})

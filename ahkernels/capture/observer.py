@@ -11,6 +11,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+# A dispatch mode imports this module, whose functions have the default process group of that moment among their default
+# arguments. A group that they keep alive beyond destroy_process_group() may abort the process as it ends.
+if torch.distributed.is_available():
+    import torch.distributed.nn.functional
+
 # For one thread at a time to observe: torch has flags for all threads that say whether there is a dispatch mode.
 OBSERVING = threading.RLock()
 

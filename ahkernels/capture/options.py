@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from ahkernels.capture.choice import Layers
 from ahkernels.capture.forward import OutputOf
@@ -30,6 +30,7 @@ class CaptureKeywords(TypedDict, total=False):
     certify: int
     progress: bool
     process_group: ProcessGroup | None
+    shard: Literal["samples", "layers"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ class CaptureOptions:
         progress: Whether to show a progress bar on stderr.
         process_group: A group of torch.distributed whose processes measure together, each with some of the samples; all
             of them get the results for all samples. A process may have no sample. None to measure in this process
-            alone.
+            alone. It is kept as an `ahkernels.distributed.Group`.
+        shard: What the processes of a group share out. "samples": each works on its own. "layers", for reports alone:
+            all of them get all samples, and each measures some of the layers; for few samples and many layers.
 
     Raises:
         ValueError: If `precision`, `memory_budget` or `certify` is out of range; the message names it.
@@ -77,7 +80,8 @@ class CaptureOptions:
     memory_budget: int = DEFAULT_MEMORY_BUDGET
     certify: int = _CERTIFY_EVERY
     progress: bool = False
-    process_group: ProcessGroup | None = None
+    process_group: ProcessGroup | Group | None = None
+    shard: Literal["samples", "layers"] = "samples"
 
     def __post_init__(self) -> None:
         resolve_precision(self.precision)
@@ -97,8 +101,10 @@ class CaptureOptions:
 
         if not isinstance(self.progress, bool):
             raise TypeError(f"progress: expected True or False, got {self.progress!r}")
+        if self.shard not in ("samples", "layers"):
+            raise ValueError(f'shard: expected "samples" or "layers", got {self.shard!r}')
         if self.process_group is not None:
-            Group.of(self.process_group)
+            object.__setattr__(self, "process_group", Group.of(self.process_group))
 
     @classmethod
     def of(cls, keywords: CaptureKeywords) -> CaptureOptions:

@@ -28,9 +28,9 @@ from ahkernels.kernel import TangentKernel
 from ahkernels.outputs import OutputSelection
 from ahkernels.precision import resolve_precision
 
-# While two kernels' samples meet, a process holds its own factors once more, and those of another process twice: so
-# much of the budget is for the capture.
-_SHARE_OF_CAPTURE = 0.5
+# While the samples of two processes meet, each has its own factors of a layer once more, and those of the other twice.
+# With this part of the budget for the capture, of which three quarters are kept, a layer four times over fits it.
+_SHARE_OF_CAPTURE = 1 / 3
 
 
 class ShardedCapture:
@@ -70,8 +70,8 @@ class ShardedCapture:
     ) -> None:
         group = Group.of(options.process_group)
         model = group.everywhere(lambda: without_wrappers(model))
-        n, told = group.collect(lambda: _told_first(x, options, {**arguments, "keep_factors": keep_factors}))
-        _require_alike(told, [rank for rank, _ in enumerate(told)])
+        n, told = group.collect(lambda: told_of_call(x, options, {**arguments, "keep_factors": keep_factors}))
+        require_alike(told, [rank for rank, _ in enumerate(told)])
         counts = [one["samples"] for one in told]
         if not any(counts):
             raise ValueError("x: expected at least one sample on some rank, got none on any")
@@ -83,7 +83,7 @@ class ShardedCapture:
         )
 
         def planned() -> tuple[CapturePlan | None, dict[str, Any]]:
-            numbers = _told_of_numbers(unwrapped(model))
+            numbers = told_of_numbers(unwrapped(model))
             if n == 0:
                 return None, {"same": {"model": numbers}}
             how = {"keep_factors": keep_factors, "grams": grams, "evaluating": evaluating, "most": max(counts)}
@@ -93,7 +93,7 @@ class ShardedCapture:
 
         plan, plans = group.collect(planned)
         with_samples = [rank for rank, count in enumerate(counts) if count]
-        _require_alike(plans, [*with_samples, *(rank for rank, count in enumerate(counts) if not count)])
+        require_alike(plans, [*with_samples, *(rank for rank, count in enumerate(counts) if not count)])
         found = plans[with_samples[0]]
         self._group, self._plan, self._kernels = group, plan, list(found["kernels"])
         self._device = next(unwrapped(model).parameters()).device
@@ -189,16 +189,17 @@ class ShardedCapture:
             self.certificate = Certificate(largest, max(one.calls_ago for one in found))
 
 
-def _told_first(x: Inputs, options: CaptureOptions, arguments: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+def told_of_call(x: Inputs, options: CaptureOptions, arguments: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """The number of samples here, and what each rank tells of its call."""
     n = 0 if is_empty(x) else len(Batch(x))
     chosen = {
-        name: str(getattr(options, name)) for name in ("layers", "outputs", "precision", "memory_budget", "certify")
+        name: str(getattr(options, name))
+        for name in ("layers", "outputs", "precision", "memory_budget", "certify", "shard")
     }
     return n, {"samples": n, "same": {**{name: str(one) for name, one in arguments.items()}, **chosen}}
 
 
-def _told_of_numbers(model: nn.Module) -> list[str]:
+def told_of_numbers(model: nn.Module) -> list[str]:
     """Each parameter and buffer with a checksum of its bits."""
     return [
         f"{name} ({str(one.dtype).removeprefix('torch.')} {list(one.shape)}, checksum {_checksum(one)})"
@@ -262,7 +263,7 @@ def _require_room(plan: CapturePlan) -> None:
             raise ValueError(_NO_ROOM.format(name=layer.name))
 
 
-def _require_alike(told: Sequence[Any], ranks: Sequence[int]) -> None:
+def require_alike(told: Sequence[Any], ranks: Sequence[int]) -> None:
     """Raises ValueError naming the first thing in which some ranks differ, the same on each of them."""
     first = told[ranks[0]]["same"]
     for rank in ranks[1:]:

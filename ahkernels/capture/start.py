@@ -39,6 +39,11 @@ def start_capture(
         TypeError: See `plan_capture`.
     """
     how = {"keep_factors": keep_factors, "grams": grams, "evaluating": evaluating}
+    if options.shard == "layers":
+        raise ValueError(
+            'shard: expected "samples" where kernels are returned or no process group is given, got "layers", which '
+            "is for reports of several processes"
+        )
     if options.process_group is None:
         return Capture(plan_capture(model, x, options, **how))
     return ShardedCapture(model, x, options, arguments or {}, **how)

@@ -12,6 +12,7 @@ import itertools
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
@@ -72,7 +73,8 @@ class Group:
             raise ValueError("process_group: expected a group with this process in it, got another")
         self.traffic = {"sum": 0, "gather": 0, "shift": 0}
         self.waited = {"sum": 0.0, "gather": 0.0, "shift": 0.0}
-        self._group = process_group
+        # A group that outlives destroy_process_group() ends the process with an abort.
+        self._reference = weakref.ref(process_group)
         self._name = process_group.group_name
         self._calls = itertools.count()
         self._call = ""
@@ -80,26 +82,36 @@ class Group:
     @classmethod
     def of(cls, process_group: Any) -> Group:
         """The ranks of a process group; the same object for the same group."""
+        if isinstance(process_group, Group):
+            return process_group
         name = getattr(process_group, "group_name", None)
         found = _groups.get(name)
-        if found is None or found._group is not process_group:
+        if found is None or found._reference() is not process_group:
             found = _groups[name] = cls(process_group)
+        return found
+
+    @property
+    def _group(self) -> dist.ProcessGroup:
+        found = self._reference()
+        if found is None:
+            raise RuntimeError("process_group: expected one that is in use, got one that has been destroyed")
         return found
 
     # ---- collectives
 
     def sum(self, part: Tensor) -> Tensor:
         """The sum of the tensors of all ranks, the same bits on each."""
-        found = part.detach().clone(memory_format=torch.contiguous_format)
-        self.traffic["sum"] += found.nbytes
-        self._wait(dist.all_reduce(found, group=self._group, async_op=True), "sum")
-        return found
+        return self._reduced(part, dist.ReduceOp.SUM)
 
     def maximum(self, part: Tensor) -> Tensor:
         """The largest numbers of the tensors of all ranks."""
-        found = part.detach().clone(memory_format=torch.contiguous_format)
-        self._wait(dist.all_reduce(found, dist.ReduceOp.MAX, group=self._group, async_op=True), "sum")
-        return found
+        return self._reduced(part, dist.ReduceOp.MAX)
+
+    def _reduced(self, part: Tensor, how: Any) -> Tensor:
+        found = self._carried(part.detach()).clone(memory_format=torch.contiguous_format)
+        self.traffic["sum"] += found.nbytes
+        self._wait(dist.all_reduce(found, how, group=self._group, async_op=True), "sum")
+        return found.to(part.device)
 
     def gather(self, part: Tensor, counts: Sequence[int] | None = None) -> list[Tensor]:
         """The tensor of each rank.
@@ -109,12 +121,13 @@ class Group:
             counts: The lengths of the first dimension on each rank; None where all are the same.
         """
         most = len(part) if counts is None else max(counts)
-        padded = part.new_zeros(most, *part.shape[1:])
+        padded = self._carried(part.new_zeros(most, *part.shape[1:]))
         padded[: len(part)] = part
         self.traffic["gather"] += padded.nbytes
         found = [torch.empty_like(padded) for _ in range(self.size)]
         self._wait(dist.all_gather(found, padded, group=self._group, async_op=True), "gather")
-        return found if counts is None else [one[:count] for one, count in zip(found, counts, strict=True)]
+        here = [one.to(part.device) for one in found]
+        return here if counts is None else [one[:count] for one, count in zip(here, counts, strict=True)]
 
     def shift(self, send: Tensor, to: int, receive: Tensor, of: int) -> Callable[[], None]:
         """Starts to send rows to one rank and to receive some of another; call what it returns to wait for them.
@@ -174,13 +187,13 @@ class Group:
 
     def _exchange(self, message: dict[str, Any]) -> list[dict[str, Any]]:
         text = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
-        counts = [int(one) for one in self.gather(self._carried(torch.tensor([len(text)])))]
-        return [json.loads(bytes(one.cpu().tolist())) for one in self.gather(self._carried(text), counts)]
+        counts = [int(one) for one in self.gather(torch.tensor([len(text)]))]
+        return [json.loads(bytes(one.tolist())) for one in self.gather(text, counts)]
 
     def _carried(self, tensor: Tensor) -> Tensor:
-        """A tensor where the backend of the group takes it."""
-        carries_cpu = "cpu" in dist.get_backend_config(self._group)
-        return tensor if carries_cpu else tensor.cuda()
+        """A tensor on a device whose tensors the backend of the group takes."""
+        devices = [one.partition(":")[0] for one in str(dist.get_backend_config(self._group)).split(",")]
+        return tensor if tensor.device.type in devices else tensor.to(devices[0])
 
     # ---- faults
 

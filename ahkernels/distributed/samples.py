@@ -124,25 +124,59 @@ class ShardedSamples(Samples):
     # ---- products with a kernel
 
     def product(self, batch: KernelBatch, v: Tensor, fp32: bool = False) -> Tensor:
-        """K v, in float64: J^T v here, its sum over the ranks, and J times that."""
+        """K v, in float64: J^T v here, its sum over the ranks, and J times that.
+
+        Where all samples have fewer numbers than the weights, their forward factors and their shares of J^T v are
+        gathered instead.
+        """
         found = torch.zeros_like(v)
         for layer in batch.kernels()[0]:
-            for pre_activations, weight, sums in self._weights(layer, v):
-                width, d = weight.shape[1:]
-                for rows in steps(self.count, chunk_elements(v), layer.forward.shape[1] * max(d, v.shape[2] * width)):
-                    a = layer.forward[rows].double()
-                    t = torch.einsum("vmd,xsd->xsvm", weight, a) + layer.bias * sums
-                    g = layer.backward[rows][..., pre_activations].double()
-                    found[rows] += torch.einsum("xsim,xsvm->xiv", g, t)
+            fewer = self.fewer_bytes_through_samples(layer, v.shape[2])
+            for rows, pre_activations, t in (self._through_samples if fewer else self._through_parameters)(layer, v):
+                g = layer.backward[rows][..., pre_activations].double()
+                found[rows] += torch.einsum("xsim,xsvm->xiv", g, t)
         return found
 
     def quadratic(self, batch: KernelBatch, v: Tensor) -> Tensor:
-        """v^T K v = ||J^T v||^2 for each column."""
+        """v^T K v for each column: ||J^T v||^2, or from K v."""
         forms = v.new_zeros(v.shape[2])
-        for layer in batch.kernels()[0]:
-            for _, weight, sums in self._weights(layer, v):
-                forms += weight.square().sum((1, 2)) + layer.bias * sums.square().sum(1)
+        for kernel in batch.kernels():
+            for layer in kernel:
+                if self.fewer_bytes_through_samples(layer, v.shape[2]):
+                    of_layer = batch._replace(
+                        forward=[layer.forward], backward=[layer.backward], bias=[layer.bias], by_jacobian=[False],
+                        layers=[1],
+                    )  # fmt: skip
+                    forms += self.sum((v * self.product(of_layer, v)).sum((0, 1)))
+                    continue
+                for _, weight, sums in self._weights(layer, v):
+                    forms += weight.square().sum((1, 2)) + layer.bias * sums.square().sum(1)
         return forms
+
+    def fewer_bytes_through_samples(self, layer: Layer, columns: int) -> bool:
+        """Whether the inputs and h of all samples are fewer bytes than J^T v, which a sum sends and receives."""
+        (s, d), m = layer.forward.shape[1:], layer.backward.shape[3]
+        through_samples = max(1, self.group.size - 1) * self.n * s * (d * layer.forward.itemsize + columns * m * 8)
+        return d > 0 and through_samples < 2 * columns * m * (d + 1) * 8
+
+    def _through_parameters(self, layer: Layer, v: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Slices of the samples here and of the pre-activations, and M_v a + b sum h there [rows, s, columns, m]."""
+        s, d = layer.forward.shape[1:]
+        for pre_activations, weight, sums in self._weights(layer, v):
+            width = weight.shape[1]
+            for rows in steps(self.count, chunk_elements(v), s * max(d, v.shape[2] * width)):
+                t = torch.einsum("vmd,xsd->xsvm", weight, layer.forward[rows].double())
+                yield rows, pre_activations, t + layer.bias * sums
+
+    def _through_samples(self, layer: Layer, v: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+        """The same as sums of (<a, a'> + b) h' over the samples of all ranks, with h = sum_i v_i g^i."""
+        (n, s, _, m), columns = layer.backward.shape, v.shape[2]
+        h = torch.einsum("xsim,xiv->xsvm", layer.backward.double(), v)
+        a = torch.cat(self.group.gather(layer.forward, self.counts)).double().flatten(0, 1)
+        h = torch.cat(self.group.gather(h, self.counts)).view(len(a), columns * m)
+        for rows in steps(n, chunk_elements(v), s * max(len(a), columns * m)):
+            p = layer.forward[rows].double().flatten(0, 1) @ a.T + layer.bias
+            yield rows, slice(0, m), (p @ h).view(-1, s, columns, m)
 
     def row_sums(self, batch: KernelBatch) -> Tensor:
         """K 1 of one kernel."""
@@ -164,9 +198,9 @@ class ShardedSamples(Samples):
     ) -> Tensor:
         """See `Samples.sum_over_pairs`; parts are added in the order of the ranks, so that all have the same bits."""
         joined = _Joined(tensors, max(self.counts))
-        total = part(tensors, None) if self.count else zero
         steps_of_ring = list(meetings(self.group.rank, self.counts))
         arrived = [joined.start(self.group, one) for one in steps_of_ring[:1]]
+        total = part(tensors, None) if self.count else zero
         for index, meeting in enumerate(steps_of_ring):
             arrived.pop()()
             received = meeting.receive.stop - meeting.receive.start

@@ -162,6 +162,50 @@ def near_constant(group: Any, n: int, spread: float) -> list[float]:
     return [kernel.frobenius_norm(centering="per_output"), kernel.frobenius_norm(centering="global")]
 
 
+class Logged:
+    """A writer that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.tags: list[str] = []
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.tags.append(tag)
+
+
+def tracked(group: Any, x: Tensor, y: Tensor, folder: Any, shard: str) -> dict[str, Any]:
+    """A tracker of a model in training mode, with its files and its writer."""
+    network = model("mlp", torch.float64).train()
+    writer = Logged()
+    tracker = ah.AlignmentTracker(network, x, y, process_group=group, shard=shard, writer=writer)
+    for step in range(2):
+        tracker.update(step, loss=1.0)
+        with torch.no_grad():
+            network[0].weight.mul_(0.9)
+    path = folder / f"{group.rank()}.csv"
+    tracker.to_csv(path)
+    return {"cka": tracker.cka, "steps": tracker.steps, "logged": len(writer.tags), "written": path.exists()}
+
+
+def wide(group: Any, n: int) -> list[Tensor]:
+    """Products, forms and norms of a layer that is wider than there are samples; n is the number of samples here."""
+    from ahkernels.distributed import Group, ShardedSamples
+
+    counts = [n] if group is None else Group.of(group).exchange(n)
+    begin = 0 if group is None else sum(counts[: group.rank()])
+    generator = torch.Generator().manual_seed(6)
+    a, g, v = (
+        torch.randn(sum(counts), *shape, generator=generator, dtype=torch.float64)[begin : begin + n]
+        for shape in ((2, 70), (2, 3, 90), (3, 2))
+    )
+    samples = None if group is None else ShardedSamples(Group.of(group), counts)
+    kernel = ah.TangentKernel(ah.LayerFactors(a, g, bias=True, unchecked=True), precision="highest", samples=samples)
+    if samples is not None:
+        assert samples.fewer_bytes_through_samples(kernel.batch.kernels()[0][0], 2)
+    v = v.flatten(0, 1)
+    numbers = torch.tensor([kernel.frobenius_norm(), kernel.sum(), *kernel.quadratic(v)], dtype=torch.float64)
+    return [kernel @ v, numbers]
+
+
 def traffic(group: Any, n: int, o: int, d: int, m: int) -> tuple[int, int, int]:
     """Bytes that a rank with n samples sends for the norm of a layer, by tiles, centered per output."""
     from ahkernels.distributed import Group, ShardedSamples

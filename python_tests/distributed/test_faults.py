@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import torch
@@ -63,3 +65,26 @@ def test_a_rank_that_lags(tmp_path):
         assert "got none of rank 2" in error
         assert SECONDS / 2 < seconds < 4 * SECONDS
         assert unchanged
+
+
+FREED = """
+import tempfile, weakref
+import torch, torch.distributed as dist
+import ahkernels as ah
+dist.init_process_group("gloo", init_method="file://" + tempfile.mkdtemp() + "/store", rank=0, world_size=1)
+group = weakref.ref(dist.group.WORLD)
+model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+x, y = torch.randn(9, 3), torch.arange(9) % 2
+tracker = ah.AlignmentTracker(model, x, y, process_group=dist.group.WORLD)
+kernels = ah.tangent_kernels(model, x, process_group=dist.group.WORLD)
+tracker.update(0)
+dist.destroy_process_group()
+assert group() is None
+"""
+
+
+def test_a_destroyed_group_is_freed():
+    """Though trackers and kernels of it are there; otherwise the process may abort as it ends."""
+    subprocess.run(
+        [sys.executable, "-c", FREED], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )

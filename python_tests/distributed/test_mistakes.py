@@ -81,6 +81,8 @@ MISTAKES = {
     "another budget": ({"options": {0: {"memory_budget": 1 << 20}}}, "ValueError", "memory_budget: expected"),
     "another certify": ({"options": {2: {"certify": 0}}}, "ValueError", "certify: expected"),
     "estimates on one rank": ({"options": {2: {"products": 12}}}, "ValueError", "products: expected"),
+    "layers on one rank": ({"options": {2: {"shard": "layers"}}}, "", "expected"),
+    "an unknown shard": ({"options": {0: {"shard": "rows"}}}, "ValueError", "shard: expected"),
     "a deeper model": ({"network": {2: deeper}}, "ValueError", "layers: expected"),
     "a model in float32": ({"network": {2: in_float32}}, "ValueError", "x: expected the dtype"),
     "a model that diverged": ({"network": {2: diverged}}, "ValueError", "model: expected 2.weight (float64"),

@@ -126,6 +126,15 @@ def test_blocks_close_to_constant_keep_their_digits(ranks, spread):
         assert one == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.parametrize("counts", [[5], [2, 3], [0, 4, 1]], ids=str)
+def test_wide_layers_go_through_samples(ranks, counts):
+    product, numbers = cases.wide(None, 5)
+    found = ranks.all(len(counts), cases.wide, counts)
+    torch.testing.assert_close(torch.cat([of_rank for of_rank, _ in found]), product, rtol=1e-11, atol=1e-9)
+    for _, one in found:
+        torch.testing.assert_close(one, numbers, rtol=1e-11, atol=0)
+
+
 @pytest.mark.parametrize("counts", [[30], [30, 31], [7, 0, 20], [10, 11, 12, 13]], ids=str)
 def test_bytes_that_are_sent(ranks, counts):
     """Of factors and means to half of the other ranks; and sums over samples, whatever their number is."""
@@ -149,6 +158,25 @@ def test_same_bits_from_run_to_run(ranks):
     options = {"centering": BOTH, "statistics": ALL}
     runs = [measured(ranks, "mlp", torch.float32, [5, 9, 9], None, options) for _ in range(5)]
     assert all(repr(run) == repr(runs[0]) for run in runs)
+
+
+@pytest.mark.parametrize(("counts", "name"), [([12, 11], "conv"), ([7, 6, 5, 5], "words"), ([23], "mlp")], ids=str)
+def test_layers_over_ranks(ranks, counts, name):
+    """Each rank measures some of the layers for all samples: the very numbers of one process."""
+    options = {"centering": BOTH, "statistics": ALL}
+    wanted = alone(name, torch.float64, repr(options))
+    for one in measured(ranks, name, torch.float64, counts, None, options | {"shard": "layers"}):
+        close(one, wanted, 1e-14)
+
+
+@pytest.mark.parametrize("shard", ["samples", "layers"])
+def test_a_tracker_writes_on_rank_0_alone(ranks, tmp_path, shard):
+    x, y = data("mlp", torch.float64)
+    counts = [8, 7, 8]
+    found = ranks.all(3, cases.tracked, shares(x, counts), shares(y, counts), [tmp_path] * 3, [shard] * 3)
+    assert all(torch.equal(one["cka"], found[0]["cka"]) and one["steps"] == [0, 1] for one in found)
+    assert [one["written"] for one in found] == [True, False, False]
+    assert [one["logged"] for one in found] == [8, 0, 0]
 
 
 def test_estimates_do_not_depend_on_the_shards(ranks):
