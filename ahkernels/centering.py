@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
-from torch import Tensor
-
 Centering: TypeAlias = Literal["global", "per_output"]
 Centerings: TypeAlias = list[Centering] | tuple[Centering, ...]  # no str, which is a sequence, too
 CENTERINGS: tuple[Centering, ...] = ("global", "per_output")
@@ -46,13 +44,3 @@ def near_constant(o: int, centering: Centering | None) -> bool:
     (o = 1), each such block is centered by itself.
     """
     return centering is not None and (o == 1 or centering == "per_output")
-
-
-def center(v: Tensor, o: int, centering: Centering | None) -> Tensor:
-    """C v for columns v [n*o, columns], in which row x*o + i is output i of sample x."""
-    if centering is None:
-        return v
-    if centering == "global":
-        return v - v.mean(0)
-    by_output = v.view(-1, o, v.shape[1])
-    return (by_output - by_output.mean(0)).view_as(v)

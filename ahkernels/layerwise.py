@@ -299,7 +299,7 @@ def _report(
     names: Sequence[str],
     capture: Capture | ShardedCapture,
 ) -> AlignmentReport:
-    unmeasured, spec = AlignmentNumbers(), capture.outputs.spec
+    unmeasured = AlignmentNumbers()
     statistics = {}
     for name in names:
         statistic = STATISTICS[name]
@@ -309,7 +309,7 @@ def _report(
         layers=layers,
         statistics=statistics,
         n=capture.samples.n,
-        outputs=spec if isinstance(spec, (str, int)) else list(spec),
+        outputs=capture.outputs.plain_spec,
         centering=centering,
         precision=capture.precision,
         certificate=capture.certificate,

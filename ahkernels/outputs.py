@@ -57,6 +57,11 @@ class OutputSelection:
         return [self.spec] if isinstance(self.spec, int) else list(self.spec)
 
     @property
+    def plain_spec(self) -> str | int | list[int]:
+        """The argument as a report has it, with a list for any sequence."""
+        return self.spec if isinstance(self.spec, (str, int)) else list(self.spec)
+
+    @property
     def per_sample(self) -> bool:
         """Whether the kernel is n x n over samples; labels then enter as the kernel Y Y^T of the rows of Y."""
         return self.spec in ("trace", "sum")

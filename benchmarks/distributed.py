@@ -8,8 +8,8 @@ From two sizes on one process the time is split into a part that grows as n and 
 stated speeds that gives times for more ranks than this machine has cores. They are projections: each rank is taken to
 be as fast as a core of this machine, links to carry their speed without latency, and transfers to go on under tiles.
 
-Under torchrun, `torchrun --nproc-per-node 8 -m benchmarks.distributed`, the ranks are those of torchrun: on GPUs with
-NCCL, where there are any. Rank 0 writes the results.
+Under torchrun, `torchrun --nproc-per-node 8 -m benchmarks.distributed --output FILE`, the ranks are those of torchrun:
+on GPUs with NCCL, where there are any. Rank 0 writes the file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import torch.distributed as dist
 import ahkernels as ah
 from ahkernels.distributed import Group
 from ahkernels.distributed.samples import meetings
-from benchmarks.common import machine, memory, script, workload
+from benchmarks.common import memory, script, workload
 from benchmarks.common.arguments import positive
 
 OUTPUTS = 10
@@ -104,11 +104,15 @@ def as_rank(args: argparse.Namespace) -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
     group = None if args.alone else dist.group.WORLD
-    own = {n: measure(n, args, group, device) for n in (args.samples, *((args.samples // 2,) if args.alone else ()))}
+    own = {
+        str(n): measure(n, args, group, device) for n in (args.samples, *((args.samples // 2,) if args.alone else ()))
+    }
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, own)
-    if dist.get_rank() == 0:
-        args.raw.write_text(json.dumps(found)) if args.raw else report_ranks(args, found)
+    if dist.get_rank() == 0 and args.raw:
+        args.raw.write_text(json.dumps(found))
+    elif dist.get_rank() == 0:
+        script.save(args, sizes=sizes_of(args), groups=[report_ranks(args, found)])
     dist.destroy_process_group()
 
 
@@ -129,7 +133,7 @@ def report_ranks(
     args: argparse.Namespace, found: Sequence[dict[str, Any]], alone: float | None = None
 ) -> dict[str, Any]:
     """A table of the ranks of one group, printed."""
-    of_ranks = [one[str(args.samples)] if str(args.samples) in one else one[args.samples] for one in found]
+    of_ranks = [one[str(args.samples)] for one in found]
     seconds = statistics.median(max(rounds) for rounds in zip(*(one["seconds"] for one in of_ranks), strict=True))
     expected = foretold(args.samples, len(of_ranks), of_ranks[0]["shapes"], of_ranks[0]["item"])
     faster = f", {alone / seconds:.2f} times as fast as one process without a group" if alone else ""
@@ -158,6 +162,10 @@ def projected(linear: float, square: float, args: argparse.Namespace, shapes: Se
     return rows
 
 
+def sizes_of(args: argparse.Namespace) -> dict[str, int]:
+    return {"samples": args.samples, "width": args.width, "depth": args.depth, "outputs": OUTPUTS}
+
+
 def main() -> None:
     parser = script.parser("distributed", __doc__, quick="on few samples", repeats=5)
     parser.add_argument("--samples", type=positive(int), default=4000, help="n, of all ranks together")
@@ -179,16 +187,13 @@ def main() -> None:
     square = max(0.0, 2 * (whole - 2 * half))
     groups = [report_ranks(args, started(args, ranks, alone=False), whole) for ranks in args.ranks]
     for group in groups:
-        for centering, values in groups[0]["of_ranks"][0]["cka"].items():
+        for centering, alone in found[str(args.samples)]["cka"].items():
             got = group["of_ranks"][0]["cka"][centering]
-            alone = found[str(args.samples)]["cka"][centering]
             if max(abs(a - b) for a, b in zip(got, alone, strict=True)) > 1e-5:
-                raise AssertionError(f"{group['ranks']} ranks differ from one process: {got} and {values}")
+                raise AssertionError(f"{group['ranks']} ranks differ from one process: {got} and {alone}")
     # What one rank of a group takes beyond the tiles, which comes with a product more than one process alone needs.
     rows = projected(groups[0]["seconds"] - square, square, args, groups[0]["of_ranks"][0]["shapes"])
-    sizes = {"samples": args.samples, "width": args.width, "depth": args.depth, "outputs": OUTPUTS}
-    timed = {"alone": found, "groups": groups, "projected": rows, "links": LINKS}
-    script.save(args, sizes=sizes, processor=machine.describe(), **timed)
+    script.save(args, sizes=sizes_of(args), alone=found, groups=groups, projected=rows, links=LINKS)
 
 
 if __name__ == "__main__":

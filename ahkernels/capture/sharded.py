@@ -8,7 +8,7 @@ is looked at before any work is done.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -192,10 +192,8 @@ class ShardedCapture:
 def told_of_call(x: Inputs, options: CaptureOptions, arguments: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """The number of samples here, and what each rank tells of its call."""
     n = 0 if is_empty(x) else len(Batch(x))
-    chosen = {
-        name: str(getattr(options, name))
-        for name in ("layers", "outputs", "precision", "memory_budget", "certify", "shard")
-    }
+    own = ("output", "progress", "process_group")  # may differ from rank to rank, or cannot be compared
+    chosen = {one.name: str(getattr(options, one.name)) for one in fields(options) if one.name not in own}
     return n, {"samples": n, "same": {**{name: str(one) for name, one in arguments.items()}, **chosen}}
 
 

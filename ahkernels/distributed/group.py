@@ -76,6 +76,8 @@ class Group:
         # A group that outlives destroy_process_group() ends the process with an abort.
         self._reference = weakref.ref(process_group)
         self._name = process_group.group_name
+        config = str(dist.get_backend_config(process_group))  # such as "cpu:gloo,cuda:nccl"
+        self._devices = [one.partition(":")[0] for one in config.split(",")]
         self._calls = itertools.count()
         self._call = ""
 
@@ -192,8 +194,7 @@ class Group:
 
     def _carried(self, tensor: Tensor) -> Tensor:
         """A tensor on a device whose tensors the backend of the group takes."""
-        devices = [one.partition(":")[0] for one in str(dist.get_backend_config(self._group)).split(",")]
-        return tensor if tensor.device.type in devices else tensor.to(devices[0])
+        return tensor if tensor.device.type in self._devices else tensor.to(self._devices[0])
 
     # ---- faults
 

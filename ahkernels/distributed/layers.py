@@ -129,12 +129,11 @@ def _merged(plan: CapturePlan, n: int, centering: Centering, told: list[Mapping[
     certificates = [Certificate.from_dict(one["certificate"]) for one in told if one["certificate"] is not None]
     differences = {layer: value for one in certificates for layer, value in one.differences.items()}
     calls_ago = max((one.calls_ago for one in certificates), default=0)
-    spec = plan.outputs.spec
     return AlignmentReport(
         layers=list(plan.groups),
         statistics=statistics,
         n=n,
-        outputs=spec if isinstance(spec, (str, int)) else list(spec),
+        outputs=plan.outputs.plain_spec,
         centering=centering,
         precision=plan.precision,
         certificate=Certificate(differences, calls_ago) if certificates else None,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -95,10 +94,6 @@ class ShardedSamples(Samples):
         """See `Group.everywhere`."""
         return self.group.everywhere(action)
 
-    def watched(self) -> AbstractContextManager[None]:
-        """See `Group.watched`."""
-        return self.group.watched()
-
     def sum(self, part: Tensor) -> Tensor:
         """The sum of what each process has."""
         return self.group.sum(part)
@@ -131,26 +126,26 @@ class ShardedSamples(Samples):
         """
         found = torch.zeros_like(v)
         for layer in batch.kernels()[0]:
-            fewer = self.fewer_bytes_through_samples(layer, v.shape[2])
-            for rows, pre_activations, t in (self._through_samples if fewer else self._through_parameters)(layer, v):
-                g = layer.backward[rows][..., pre_activations].double()
-                found[rows] += torch.einsum("xsim,xsvm->xiv", g, t)
+            self._add_product(found, layer, v)
         return found
+
+    def _add_product(self, to: Tensor, layer: Layer, v: Tensor) -> None:
+        fewer = self.fewer_bytes_through_samples(layer, v.shape[2])
+        for rows, pre_activations, t in (self._through_samples if fewer else self._through_parameters)(layer, v):
+            g = layer.backward[rows][..., pre_activations].double()
+            to[rows] += torch.einsum("xsim,xsvm->xiv", g, t)
 
     def quadratic(self, batch: KernelBatch, v: Tensor) -> Tensor:
         """v^T K v for each column: ||J^T v||^2, or from K v."""
         forms = v.new_zeros(v.shape[2])
-        for kernel in batch.kernels():
-            for layer in kernel:
-                if self.fewer_bytes_through_samples(layer, v.shape[2]):
-                    of_layer = batch._replace(
-                        forward=[layer.forward], backward=[layer.backward], bias=[layer.bias], by_jacobian=[False],
-                        layers=[1],
-                    )  # fmt: skip
-                    forms += self.sum((v * self.product(of_layer, v)).sum((0, 1)))
-                    continue
-                for _, weight, sums in self._weights(layer, v):
-                    forms += weight.square().sum((1, 2)) + layer.bias * sums.square().sum(1)
+        for layer in batch.kernels()[0]:
+            if self.fewer_bytes_through_samples(layer, v.shape[2]):
+                product = torch.zeros_like(v)
+                self._add_product(product, layer, v)
+                forms += self.sum((v * product).sum((0, 1)))
+                continue
+            for _, weight, sums in self._weights(layer, v):
+                forms += weight.square().sum((1, 2)) + layer.bias * sums.square().sum(1)
         return forms
 
     def fewer_bytes_through_samples(self, layer: Layer, columns: int) -> bool:
@@ -225,7 +220,6 @@ class _Joined:
     def __init__(self, tensors: Sequence[Tensor], most: int) -> None:
         count, panel = len(tensors[0]), TILING["panel"]
         self.second_begin = -(-count // panel) * panel
-        self._count = count
         self._joined = [one.new_empty(self.second_begin + most, *one.shape[1:]) for one in tensors]
         self._coming = [one.new_empty(most, *one.shape[1:]) for one in tensors]
         for to, one in zip(self._joined, tensors, strict=True):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ahkernels.centering import Centering, center, require_centering
+from ahkernels.centering import Centering, require_centering
 from ahkernels.distributed.together import together
 from ahkernels.kernel import TangentKernel, require_kernel
 from ahkernels.kernel_operator import Product
@@ -148,7 +148,7 @@ def _of_formed(kernel: TangentKernel, centering: Centering | None) -> tuple[Tens
         k = samples.gather(kernel.product(samples.identity(o), centering=centering))
     else:
         k = kernel.to_dense(out=torch.empty(kernel.shape, dtype=torch.float64, device=kernel.device))
-        k = center(center(k, o, centering).T, o, centering)
+        k = samples.center(samples.center(k, o, centering).T, o, centering)
     values, vectors = torch.linalg.eigh(k)
     return values, vectors[samples.held.start * o : samples.held.stop * o]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import ahkernels as ah
-from ahkernels.centering import Centering, center
+from ahkernels.centering import Centering
 from experiments.common.data import Samples
 from experiments.common.measuring import CENTERINGS
 from experiments.common.store import Row
@@ -34,7 +34,8 @@ class NullLevel:
         orders = np.stack([rng.permutation(len(labels)) for _ in range(SHUFFLES)])
         shuffled = functional.one_hot(labels[torch.from_numpy(orders).to(labels.device)], classes).double()
         columns = shuffled.flatten(1).T  # [n * o, shuffles]
-        self._targets = {centering: _unit(center(columns, classes, centering)) for centering in CENTERINGS}
+        rows = ah.samples.Samples(len(labels))
+        self._targets = {centering: _unit(rows.center(columns, classes, centering)) for centering in CENTERINGS}
 
     def alignments(self, model: nn.Module, reports: Mapping[Centering, ah.AlignmentReport]) -> dict[Centering, Tensor]:
         """The alignment with each shuffle, [layers, shuffles], by centering.
