@@ -163,8 +163,10 @@ def compare(case: Case, best: Ceilings, repeats: int) -> dict[str, object]:
     return table | {"chosen": chosen, "flops": counts, "scaled_by": scale}
 
 
-def network(n: int, o: int, width: int, best: Ceilings, repeats: int) -> dict[str, object]:
-    """One table: alignment of all layers of a network."""
+def network(
+    n: int, o: int, width: int, best: Ceilings, repeats: int, memory_budget: int | None = None
+) -> dict[str, object]:
+    """One table: alignment of all layers of a network, ours within a memory budget in bytes or the default one."""
     model, (x, y) = workload.mlp(10, width, outputs=o), workload.images(n, outputs=o)
     target = torch.nn.functional.one_hot(y, o).float()
     shapes = [LayerShape(1, *reversed(weight.shape), False) for weight in model.parameters()]
@@ -174,11 +176,14 @@ def network(n: int, o: int, width: int, best: Ceilings, repeats: int) -> dict[st
     def by_hand() -> torch.Tensor:
         return plain_network.layerwise(plain_network.by_hand, alignment_in_plain_torch, model, x, target)
 
+    def alignments() -> torch.Tensor:
+        return ours.layerwise_within(memory_budget, model, x, y, precision="highest")
+
     def ours_by_tiles() -> torch.Tensor:
         with mock.patch.object(best_order, "order_of", lambda *_, **__: "tiles"):
-            return ours.layerwise(model, x, y)
+            return alignments()
 
-    jobs = {"ours": lambda: ours.layerwise(model, x, y)}
+    jobs = {"ours": alignments}
     if n * width**2 <= MOST_NUMBERS:
         jobs["plain torch, outputs first"] = by_hand
     if tiles <= 4 * MOST_FLOPS:
@@ -190,7 +195,8 @@ def network(n: int, o: int, width: int, best: Ceilings, repeats: int) -> dict[st
     rows = [results.Row(name, timings[name], Work(least + passes, 0), errors[name]) for name in jobs]
     orders = sorted({order_of(n, o, [one]) for one in shapes})
     title = f"all layers of an MLP of depth 10, width {width}, n = {n:,}, o = {o:,}: {', '.join(orders)}"
-    return results.report(title, rows, best) | {"tiles_flops": tiles, "orders": orders}
+    table = results.report(title, rows, best)
+    return table | {"tiles_flops": tiles, "orders": orders, "memory_budget": memory_budget}
 
 
 def growth(title: str, cases: Sequence[Case]) -> dict[str, object]:
@@ -233,10 +239,12 @@ def sizes(text: str) -> tuple[int, int, int]:
 def main() -> None:
     parser = script.parser("contraction", __doc__, quick="on tiny problems", repeats=3)
     parser.add_argument("--networks", type=sizes, nargs="+", metavar="N,O,WIDTH", help="time these networks alone")
+    parser.add_argument("--memory-budget", type=float, metavar="GIB", help="of our calls for --networks")
     args = script.parse(parser)
     best = script.measure_ceilings(args)
     if args.networks:
-        script.save(args, best, networks=[network(*one, best, args.repeats) for one in args.networks])
+        budget = int(args.memory_budget * 2**30) if args.memory_budget else None
+        script.save(args, best, networks=[network(*one, best, args.repeats, budget) for one in args.networks])
         return
     layers = [compare(case, best, args.repeats) for case in (QUICK if args.quick else CASES)]
     networks = [network(*one, best, args.repeats) for one in (QUICK_NETWORKS if args.quick else NETWORKS)]
