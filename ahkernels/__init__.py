@@ -17,6 +17,7 @@ from ahkernels.cross_kernel import CrossKernel
 from ahkernels.distributed import RankError
 from ahkernels.factors import LayerFactors, NonFiniteError
 from ahkernels.first_samples import first_samples
+from ahkernels.history import AlignmentHistory, Measurement
 from ahkernels.kernel import TangentKernel
 from ahkernels.layerwise import layerwise_alignment
 from ahkernels.measurement_grid import measurement_grid
@@ -40,12 +41,13 @@ from ahkernels.statistics import (
     similarity,
     stable_rank,
 )
-from ahkernels.tracker import AlignmentTracker
+from ahkernels.tracker import AlignmentTracker, ScalarWriter
 
 __version__ = "0.1.0"
 
 __all__ = [
     "STATISTICS",
+    "AlignmentHistory",
     "AlignmentReport",
     "AlignmentTracker",
     "CaptureOptions",
@@ -59,9 +61,11 @@ __all__ = [
     "LayerExplanation",
     "LayerFactors",
     "LayerStatistic",
+    "Measurement",
     "NonFiniteError",
     "RankError",
     "Rule",
+    "ScalarWriter",
     "TangentKernel",
     "build_info",
     "cka",

@@ -13,8 +13,8 @@ from ahkernels.optional_import import optional_import
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from ahkernels.history import Measurement
     from ahkernels.report import AlignmentReport
-    from ahkernels.tracker import Measurement
 
 # Okabe-Ito colours: told apart with any colour vision.
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#E69F00", "#009E73"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import html
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from ahkernels.centering import Centering, require_centering
 from ahkernels.certificate import Certificate
+from ahkernels.files.numbers import from_json_number, to_json_number
+from ahkernels.files.results import read_result, write_result
 from ahkernels.optional_import import optional_import
 from ahkernels.plotting import plot_report
 from ahkernels.statistics.layer_statistics import ALWAYS, STATISTICS
@@ -22,6 +25,7 @@ from ahkernels.table import Column, text_table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
+    from xarray import Dataset
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -200,12 +204,8 @@ class AlignmentReport(Mapping[str, float]):
     def to_dict(self) -> dict[str, Any]:
         """What was measured and how as plain Python, ready for JSON.
 
-        A value that is not finite becomes None, since JSON knows neither nan nor inf.
+        As JSON knows neither nan nor inf, nan becomes None, and inf the string "inf".
         """
-        statistics = {
-            name: [value if math.isfinite(value) else None for value in values.tolist()]
-            for name, values in self.statistics.items()
-        }
         return {
             "layers": list(self.layers),
             "n": self.n,
@@ -213,8 +213,62 @@ class AlignmentReport(Mapping[str, float]):
             "precision": self.precision,
             "centering": self.centering,
             "certificate": None if self.certificate is None else self.certificate.to_dict(),
-            **statistics,
+            "statistics": {name: list(map(to_json_number, one.tolist())) for name, one in self.statistics.items()},
         }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> AlignmentReport:
+        """The report that `to_dict` gave.
+
+        Raises:
+            ValueError: For anything else.
+        """
+        try:
+            return cls(
+                layers=list(map(str, state["layers"])),
+                statistics={
+                    name: torch.tensor(list(map(from_json_number, values)), dtype=torch.float64)
+                    for name, values in state["statistics"].items()
+                },
+                n=int(state["n"]),
+                outputs=state["outputs"],
+                precision=state["precision"],
+                centering=state["centering"],
+                certificate=None if state["certificate"] is None else Certificate.from_dict(state["certificate"]),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"state: expected what to_dict() of a report gives, got one with {error!r}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes all numbers and settings in the format of the file's ending: .json, .csv or .npz.
+
+        Any of them reads back exactly with `load`. The file is replaced whole or not at all.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ValueError: For another ending.
+            FileNotFoundError: If the folder does not exist.
+        """
+        write_result(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> AlignmentReport:
+        """Reads a file that `save` wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ValueError: If it is no such file.
+            FileNotFoundError: If there is no such file.
+        """
+        content = read_result(path)
+        try:
+            return cls.from_dict(content)
+        except ValueError as error:
+            raise ValueError(f"path: expected a report that save() wrote, got {str(path)!r}: {error}") from error
 
     def to_dataframe(self) -> DataFrame:
         """One row for each layer, whose name is the index, and one column for each statistic.
@@ -226,6 +280,18 @@ class AlignmentReport(Mapping[str, float]):
         index = pandas.Index(self.layers, name="layer")
         frame: DataFrame = pandas.DataFrame({k: v.numpy() for k, v in self.statistics.items()}, index=index)
         return frame
+
+    def to_xarray(self) -> Dataset:
+        """An xarray Dataset: "value" over layer and statistic.
+
+        Raises:
+            ImportError: If xarray is not installed.
+        """
+        xarray = optional_import("xarray", "to_xarray()", "pip install xarray")
+        values = torch.stack(list(self.statistics.values()), 1).numpy()
+        coordinates = {"layer": self.layers, "statistic": list(self.statistics)}
+        found: Dataset = xarray.Dataset({"value": (("layer", "statistic"), values)}, coordinates)
+        return found
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Alignment by layer; forward and backward alignment, where known, as dashed and dotted lines.

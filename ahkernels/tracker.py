@@ -1,18 +1,11 @@
-"""Layerwise alignment along a training run: measure, keep, log, save, resume and plot."""
+"""Measures a model as it trains, and logs what it measures."""
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
-import json
-import math
 import numbers
 import operator
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -21,47 +14,35 @@ from torch import Tensor
 from ahkernels.capture import Inputs
 from ahkernels.capture.guard import require_module
 from ahkernels.centering import Centering, Centerings
-from ahkernels.certificate import Certificate
 from ahkernels.distributed.group import Group, everywhere
+from ahkernels.history import AlignmentHistory, Measurement
 from ahkernels.layerwise import AlignmentOptions, alignment_reports
-from ahkernels.optional_import import optional_import
-from ahkernels.plotting import plot_history
-from ahkernels.report import AlignmentReport
 from ahkernels.statistics.degenerate_warning import OneWarning
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from pandas import DataFrame
     from typing_extensions import Unpack
 
     from ahkernels.capture import CaptureKeywords
 
 
 class ScalarWriter(Protocol):
-    """Anything that logs scalars as TensorBoard's SummaryWriter does."""
+    """Anything that logs scalars as TensorBoard's SummaryWriter does.
+
+    Example:
+        >>> import torch, ahkernels as ah
+        >>> class Printer:
+        ...     def add_scalar(self, tag, value, step):
+        ...         print(step, tag)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> tracker = ah.AlignmentTracker(model, torch.randn(20, 4), torch.arange(20) % 3, writer=Printer())
+        >>> measurement = tracker.update(0)
+        0 alignment/0
+        0 alignment/2
+    """
 
     def add_scalar(self, tag: str, value: float, step: int, /) -> object:
         """Log one value."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One row of a tracker's history.
-
-    Attributes:
-        step: Training step.
-        metrics: What was kept beside the alignments.
-        reports: {centering: report}, in the order in which they were asked for.
-    """
-
-    step: int
-    metrics: dict[str, float]
-    reports: dict[Centering, AlignmentReport]
-
-    @property
-    def report(self) -> AlignmentReport:
-        """The only report, or the first of several."""
-        return next(iter(self.reports.values()))
 
 
 class AlignmentTracker:
@@ -81,14 +62,14 @@ class AlignmentTracker:
         tolerance: See `layerwise_alignment`.
         writer: An object with `add_scalar(tag, value, step)`, such as TensorBoard's SummaryWriter. Every update logs
             "{tag}/{layer}", with several centerings "{tag}/{centering}/{layer}", and the metrics under their own names.
-        tag: Prefix of the layers' tags in the writer, and of their columns in tables.
+        tag: Prefix of the layers' tags in the writer.
         **options: `layers`, `outputs`, `output`, `precision`, `memory_budget`, `certify`, `progress` and
             `process_group`; see `CaptureOptions`. With a process group, x and y are the samples of this process, all
             processes update together and keep the same history, and rank 0 alone logs and writes files.
 
     Attributes:
         options: What to measure, and how.
-        history: One `Measurement` (step, metrics, reports) for each update, in order.
+        history: An `AlignmentHistory`, with one `Measurement` (step, metrics, reports) for each update.
 
     Raises:
         TypeError: If `writer` has no `add_scalar`, or an option has another type.
@@ -128,12 +109,12 @@ class AlignmentTracker:
         self.model, self.x, self.y = model, x, y
         self.options = AlignmentOptions.of(centering, statistics, products, tolerance, options)
         self.writer, self.tag = writer, tag
-        self.history: list[Measurement] = []
+        self.history = AlignmentHistory()
         self._one_warning = OneWarning()
         group = self.options.capture.process_group
         self._writes = group is None or Group.of(group).rank == 0
 
-    def update(self, step: int, **metrics: float) -> Measurement:
+    def update(self, step: int, **metrics: float | Tensor) -> Measurement:
         """Measures the model now and adds the result to the history.
 
         Layers whose alignment is not defined are named in a `DegenerateKernelWarning`, once in the life of the tracker.
@@ -156,140 +137,87 @@ class AlignmentTracker:
         )
         reports = alignment_reports(self.model, self.x, self.y, self.options, self._one_warning, evaluating=True)
         row = Measurement(step, values, reports)
-        if self.history and row.report.layers != self.layers:
-            raise ValueError(f"model: expected the layers of the history {self.layers}, got {row.report.layers}")
-        if self.history and list(reports) != list(self.history[0].reports):
-            raise ValueError(
-                f"centering: expected that of the history {list(self.history[0].reports)}, got {list(reports)}"
-            )
-        try:
-            self._log(row)
-        except Exception:
-            self.history.append(row)  # what was measured is not lost
-            raise
-        self.history.append(row)  # last of all, so that an interrupted update leaves the history as it was
+        self.history.append(row)
+        self._log(row)  # after that, so that what was measured is not lost
         return row
 
     def _log(self, row: Measurement) -> None:
         if self.writer is None or not self._writes:
             return
         for centering, report in row.reports.items():
+            prefix = self.tag if len(row.reports) == 1 else f"{self.tag}/{centering}"
             for layer, value in report.items():
-                self.writer.add_scalar(f"{self._prefix(self.tag, centering)}/{layer}", value, row.step)
+                self.writer.add_scalar(f"{prefix}/{layer}", value, row.step)
         for name, value in row.metrics.items():
             self.writer.add_scalar(name, value, row.step)
-
-    def _prefix(self, name: str, centering: Centering) -> str:
-        """Prefix of a layer's tag or column; the centering is in it where there are several."""
-        return name if len(self.options.centerings) == 1 else f"{name}/{centering}"
 
     def _next_step(self, step: int) -> int:
         try:
             step = operator.index(step)
         except TypeError:
             raise TypeError(f"step: expected an integer, got {type(step).__name__}") from None
-        if self.history and step <= self.history[-1].step:
+        if self.history and step <= self.history[-1].step:  # before any work is done
             raise ValueError(f"step: expected more than {self.history[-1].step}, the last one, got {step}")
         return step
 
     # ---- what was measured
 
+    def __len__(self) -> int:
+        return len(self.history)
+
+    def __bool__(self) -> bool:
+        return True  # also before the first update
+
     @property
     def steps(self) -> list[int]:
         """The step of each update, strictly increasing."""
-        return [row.step for row in self.history]
+        return self.history.steps
 
     @property
     def layers(self) -> list[str]:
         """Names of the measured layers in forward order; empty before the first update."""
-        return list(self.history[0].report.layers) if self.history else []
+        return self.history.layers
 
     @property
     def cka(self) -> Tensor:
         """[steps, L] float64: alignment of every layer at every step, with the first centering if there are several."""
-        if not self.history:
-            return torch.empty(0, 0, dtype=torch.float64)
-        return torch.stack([row.report.cka for row in self.history])
+        return self.history.cka
 
-    # ---- tables
+    def __str__(self) -> str:
+        """The history as a table."""
+        return str(self.history)
 
-    def to_dataframe(self) -> DataFrame:
-        """A pandas DataFrame with the columns of `to_csv`.
+    __repr__ = __str__
 
-        Raises:
-            ImportError: If pandas is not installed.
-        """
-        pandas = optional_import("pandas", "to_dataframe()", "pip install pandas")
-        frame: DataFrame = pandas.DataFrame(list(self._rows()), columns=self._columns())
-        return frame
+    def _repr_html_(self) -> str:
+        return self.history._repr_html_()
 
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Writes one line for each step: the step, its metrics and every statistic of every layer.
-
-        The columns of layers are "{tag}/{layer}" for the alignment and "{statistic}/{layer}" for all else, such as
-        "trace/fc1"; with several centerings, the centering stands before the layer. Numbers read back exactly; a metric
-        that a step did not have is empty. The file is replaced whole or not at all.
-
-        Raises:
-            FileNotFoundError: If the folder does not exist.
-        """
-        text = io.StringIO(newline="")
-        table = csv.DictWriter(text, self._columns(), lineterminator="\n")
-        table.writeheader()
-        table.writerows(self._rows())
-        self._write(path, text.getvalue())
-
-    def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Writes a list of {"step", "metrics", "reports"} with each report in full, see `AlignmentReport.to_dict`.
-
-        Values that are not finite become null. The file is replaced whole or not at all.
-
-        Raises:
-            FileNotFoundError: If the folder does not exist.
-        """
-        rows = [
-            {
-                "step": row.step,
-                "metrics": {name: v if math.isfinite(v) else None for name, v in row.metrics.items()},
-                "reports": {centering: report.to_dict() for centering, report in row.reports.items()},
-            }
-            for row in self.history
-        ]
-        self._write(path, json.dumps(rows, indent=1, allow_nan=False) + "\n")
-
-    def _write(self, path: str | os.PathLike[str], text: str) -> None:
-        if self._writes:
-            _replace(path, text)
-
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        """One {column: value} per step."""
-        for row in self.history:
-            cells: dict[str, Any] = {"step": row.step, **row.metrics}
-            for centering, report in row.reports.items():
-                for field, values in report.statistics.items():
-                    name = self._prefix(self.tag if field == "cka" else field, centering)
-                    cells.update(zip((f"{name}/{layer}" for layer in report.layers), values.tolist(), strict=True))
-            yield cells
-
-    def _columns(self) -> list[str]:
-        """Every column that some row has: step, then metrics, then alignments."""
-        metrics = dict.fromkeys(name for row in self.history for name in row.metrics)
-        rest = dict.fromkeys(name for row in self._rows() for name in row)
-        return list({"step": None, **metrics, **rest})
+    def plot(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
+        """Draws the history; see `AlignmentHistory.plot`."""
+        return self.history.plot(axes)
 
     # ---- saving and resuming
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the history, on rank 0 alone where there is a process group; see `AlignmentHistory.save`."""
+        if self._writes:
+            self.history.save(path)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Takes over the history of a file that `save` wrote; the next update goes on from its last step.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ValueError: If it is no such file, or has other centerings. The tracker then stays as it is.
+            FileNotFoundError: If there is no such file.
+        """
+        self._take(AlignmentHistory.load(path), "path")
+
     def state_dict(self) -> dict[str, Any]:
-        """The history as tensors and plain types, fit for torch.save and torch.load(weights_only=True)."""
-        rows = [
-            {
-                "step": row.step,
-                "metrics": dict(row.metrics),
-                "reports": {centering: _state_of(report) for centering, report in row.reports.items()},
-            }
-            for row in self.history
-        ]
-        return {"history": rows}
+        """The history as plain types, fit for torch.save and torch.load(weights_only=True)."""
+        return self.history.to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over the history of `state_dict`; the next update goes on from its last step.
@@ -297,63 +225,15 @@ class AlignmentTracker:
         Raises:
             ValueError: If `state` is not such a history. The tracker then stays as it is.
         """
-        try:
-            history = [
-                Measurement(
-                    int(row["step"]),
-                    dict(row["metrics"]),
-                    {centering: _report_of(report) for centering, report in row["reports"].items()},
-                )
-                for row in state["history"]
-            ]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"state: expected what state_dict() returns, got one with {error!r}") from error
-        steps = [row.step for row in history]
-        if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
-            raise ValueError(f"state: expected strictly increasing steps, got {steps}")
+        self._take(AlignmentHistory.from_dict(state), "state")
+
+    def _take(self, history: AlignmentHistory, argument: str) -> None:
         wanted = list(self.options.centerings)
-        found = [[(key, report.centering) for key, report in row.reports.items()] for row in history]
-        wrong = [[key for key, _ in row] for row in found if row != [(one, one) for one in wanted]]
-        if wrong:
-            raise ValueError(f"state: expected the centering of this tracker, {wanted}, got {wrong[0]}")
-        if any(row.report.layers != history[0].report.layers for row in history):
-            raise ValueError("state: expected the same layers at every step")
+        if history and history.centerings != wanted:
+            raise ValueError(
+                f"{argument}: expected a history with the centering of this tracker, {wanted}, got {history.centerings}"
+            )
         self.history = history
-
-    # ---- picture
-
-    def plot(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
-        """Draws the run as in figures 2 and 7 of the paper.
-
-        On the left is the alignment of each layer against the step, coloured by depth, with the metrics that have
-        "loss" in their name on an axis of their own. On the right is the alignment by layer at the last step. If there
-        are several centerings, the first is drawn.
-
-        Args:
-            axes: Two matplotlib axes to draw on; by default those of a new figure.
-
-        Returns:
-            The two axes.
-
-        Raises:
-            ImportError: If matplotlib is not installed.
-            ValueError: If there is nothing to plot yet, or `axes` are not two.
-        """
-        return plot_history(self.history, axes)
-
-
-def _state_of(report: AlignmentReport) -> dict[str, Any]:
-    """The fields of a report as tensors and plain types."""
-    state = {field.name: getattr(report, field.name) for field in fields(report)}
-    return state | {"certificate": None if report.certificate is None else report.certificate.to_dict()}
-
-
-def _report_of(state: Mapping[str, Any]) -> AlignmentReport:
-    """The report that `_state_of` took apart."""
-    certificate = state["certificate"]
-    return AlignmentReport(
-        **{**state, "certificate": None if certificate is None else Certificate.from_dict(certificate)}
-    )
 
 
 def _real(name: str, value: object) -> float:
@@ -365,19 +245,3 @@ def _real(name: str, value: object) -> float:
     elif isinstance(value, numbers.Real):
         return float(value)
     raise TypeError(f"{name}: expected a real number or a 0-d tensor, got {got}")
-
-
-def _replace(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file whole or, on any failure, leave what was there."""
-    path = Path(path).resolve()
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path: expected a file in an existing folder, got {path}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

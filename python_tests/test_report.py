@@ -192,14 +192,12 @@ def test_to_dict_is_strict_json_with_none_for_nan() -> None:
     plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert plain == {
         "layers": ["fc1", "fc2", "fc3"],
-        "cka": [0.5, None, 0.25],
-        "centered_norm": [1.0, 20.0, 300.0],
-        "trace": [1.0, None, 2.0],
         "n": 64,
         "outputs": [0, 2],
         "precision": "highest",
         "centering": "global",
         "certificate": None,
+        "statistics": {"cka": [0.5, None, 0.25], "centered_norm": [1.0, 20.0, 300.0], "trace": [1.0, "inf", 2.0]},
     }
 
 

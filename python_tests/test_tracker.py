@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -276,25 +274,18 @@ def test_several_centerings_are_kept_side_by_side(fake: FakeMeasurement, tmp_pat
     writer, both = Writer(), ("per_output", "global")
     tracker = make(writer=writer, centering=both)
     measurement = tracker.update(0)
-    assert tracker.history == [measurement] and list(measurement.reports) == list(both)
+    assert list(tracker.history) == [measurement] and list(measurement.reports) == list(both)
     assert measurement.report is measurement.reports["per_output"]
     assert [tag for tag, _, _ in writer.scalars] == [
         f"alignment/{one}/{layer}" for one in both for layer in ("fc1", "dead", "fc2")
     ]
-    tracker.to_csv(tmp_path / "run.csv")
-    header = (tmp_path / "run.csv").read_text().splitlines()[0].split(",")
-    fields = ("alignment", "centered_norm", "trace")
-    assert header == ["step", *[f"{f}/{c}/{layer}" for c in both for f in fields for layer in tracker.layers]]
-    tracker.to_json(tmp_path / "run.json")
-    (row,) = json.loads((tmp_path / "run.json").read_text())
-    assert [report["centering"] for report in row["reports"].values()] == list(both)
     torch.save(tracker.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     other = make(centering=both)
     other.load_state_dict(state)
     assert same(other.state_dict(), tracker.state_dict())
     other.update(1)
-    with pytest.raises(ValueError, match=r"^state: expected the centering of this tracker, \['global'\], got"):
+    with pytest.raises(ValueError, match=r"^state: expected a history with the centering of this"):
         make().load_state_dict(state)
 
 
@@ -304,7 +295,7 @@ def test_a_state_of_other_centerings_is_refused(fake: FakeMeasurement, change: s
     tracker.update(0)
     tracker.update(1)
     state = tracker.state_dict()
-    reports = state["history"][1]["reports"]
+    reports = state["measurements"][1]["reports"]
     if change == "empty":
         reports.clear()
     elif change == "missing":
@@ -312,101 +303,28 @@ def test_a_state_of_other_centerings_is_refused(fake: FakeMeasurement, change: s
     else:
         reports["global"], reports["per_output"] = reports["per_output"], reports["global"]
     other = make(centering=("global", "per_output"))
-    with pytest.raises(ValueError, match=r"^state: expected the centering of this tracker"):
+    with pytest.raises(ValueError, match=r"^state: expected "):
         other.load_state_dict(state)
-    assert other.history == []
+    assert len(other.history) == 0
 
 
 def test_strings_of_numpy_become_plain_ones(fake: FakeMeasurement) -> None:
     tracker = make(centering=np.str_("per_output"))  # type: ignore[arg-type]
     tracker.update(0)
-    assert [type(key) for key in tracker.state_dict()["history"][0]["reports"]] == [str]
+    assert [type(key) for key in tracker.state_dict()["measurements"][0]["reports"]] == [str]
 
 
 def test_one_centering_in_a_sequence_gives_a_dictionary_and_plain_names(fake: FakeMeasurement) -> None:
     tracker = make(centering=["per_output"])
+    writer = Writer()
+    tracker.writer = writer
     assert list(tracker.update(0).reports) == ["per_output"]
-    assert "alignment/fc1" in tracker._columns()
+    assert writer.scalars[0][0] == "alignment/fc1"
 
 
 def test_writer_is_checked_at_construction() -> None:
     with pytest.raises(TypeError, match=r"^writer: expected an object with add_scalar\(.*\), got str$"):
         make(writer="runs/")
-
-
-# ---- files
-
-
-def test_csv_round_trip(fake: FakeMeasurement, tmp_path: Path) -> None:
-    tracker = filled(statistics=GRAMS)
-    tracker.to_csv(tmp_path / "run.csv")
-    with (tmp_path / "run.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    parts = ["alignment", "forward_cka", "backward_cka", "centered_norm", "trace"]
-    columns = [f"{part}/{layer}" for part in parts for layer in tracker.layers]
-    assert list(rows[0]) == ["step", "loss", "accuracy", *columns]
-    assert [int(row["step"]) for row in rows] == tracker.steps
-    assert [row["loss"] for row in rows] == [repr(1 / 3), "nan", ""]
-    read = [[float(row[f"alignment/{layer}"]) for layer in tracker.layers] for row in rows]
-    assert same(torch.tensor(read, dtype=torch.float64), tracker.cka)
-
-
-def test_json_round_trip(fake: FakeMeasurement, tmp_path: Path) -> None:
-    tracker = filled()
-    tracker.to_json(tmp_path / "run.json")
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is not JSON")
-
-    rows = json.loads((tmp_path / "run.json").read_text(), parse_constant=refuse)
-    assert [row["step"] for row in rows] == tracker.steps
-    assert [row["metrics"] for row in rows] == [{"loss": 1 / 3}, {"loss": None, "accuracy": 0.5}, {}]
-    assert [row["reports"] for row in rows] == [{"global": row.report.to_dict()} for row in tracker.history]
-    assert rows[0]["reports"]["global"]["cka"][1] is None
-
-
-def test_files_of_an_empty_history(tmp_path: Path) -> None:
-    make().to_csv(tmp_path / "run.csv")
-    make().to_json(tmp_path / "run.json")
-    assert (tmp_path / "run.csv").read_text() == "step\n"
-    assert json.loads((tmp_path / "run.json").read_text()) == []
-
-
-@pytest.mark.parametrize("method", ["to_csv", "to_json"])
-def test_a_failed_write_leaves_the_old_file(
-    fake: FakeMeasurement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
-    def fail(descriptor: int) -> None:
-        raise OSError("disk full")
-
-    path = tmp_path / "run"
-    path.write_text("precious")
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        getattr(filled(), method)(path)
-    assert path.read_text() == "precious"
-    assert list(tmp_path.iterdir()) == [path], "no temporary file stays behind"
-
-
-def test_files_are_replaced_through_a_link(fake: FakeMeasurement, tmp_path: Path) -> None:
-    target, link = tmp_path / "target.json", tmp_path / "link.json"
-    target.write_text("old")
-    link.symlink_to(target)
-    filled().to_json(link)
-    assert link.is_symlink() and len(json.loads(target.read_text())) == 3
-
-
-def test_missing_folder_names_the_path(fake: FakeMeasurement, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"path: expected a file in an existing folder, got .*nowhere"):
-        filled().to_csv(tmp_path / "nowhere" / "run.csv")
-
-
-def test_to_dataframe_has_the_columns_of_the_csv(fake: FakeMeasurement, tmp_path: Path) -> None:
-    pandas = pytest.importorskip("pandas")
-    tracker = filled()
-    tracker.to_csv(tmp_path / "run.csv")
-    read = pandas.read_csv(tmp_path / "run.csv")
-    pandas.testing.assert_frame_equal(tracker.to_dataframe(), read, rtol=1e-14)
 
 
 # ---- resuming
@@ -431,28 +349,28 @@ def test_state_does_not_follow_later_updates(fake: FakeMeasurement) -> None:
     tracker = filled()
     state = tracker.state_dict()
     tracker.update(1000)
-    assert len(state["history"]) == 3
+    assert len(state["measurements"]) == 3
 
 
 def drop_report(state: dict[str, Any]) -> None:
-    del state["history"][1]["reports"]
+    del state["measurements"][1]["reports"]
 
 
 def swap_steps(state: dict[str, Any]) -> None:
-    state["history"].reverse()
+    state["measurements"].reverse()
 
 
 def rename_layers(state: dict[str, Any]) -> None:
-    state["history"][2]["reports"]["global"]["layers"] = ["a", "b", "c"]
+    state["measurements"][2]["reports"]["global"]["layers"] = ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (dict.clear, "expected what state_dict"),
-        (drop_report, "expected what state_dict"),
-        (swap_steps, "expected strictly increasing steps, got"),
-        (rename_layers, "expected the same layers"),
+        (dict.clear, r"expected what to_dict\(\) of a history gives"),
+        (drop_report, r"expected what to_dict\(\) of a measurement gives"),
+        (swap_steps, "expected .*step: expected more than 100, the last one, got 10"),
+        (rename_layers, "expected .*model: expected the layers of the history"),
     ],
 )
 def test_bad_state_is_refused_and_changes_nothing(
@@ -462,7 +380,7 @@ def test_bad_state_is_refused_and_changes_nothing(
     damage(state)
     tracker = make()
     tracker.update(5)
-    with pytest.raises(ValueError, match=f"^state: {message}"):
+    with pytest.raises(ValueError, match=f"^state: .*{message}"):
         tracker.load_state_dict(state)
     assert tracker.steps == [5]
 
