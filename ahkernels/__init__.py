@@ -16,6 +16,7 @@ from ahkernels.certificate import Certificate
 from ahkernels.cross_kernel import CrossKernel
 from ahkernels.distributed import RankError
 from ahkernels.factors import LayerFactors, NonFiniteError
+from ahkernels.files.kernels import load_kernels, save_kernels
 from ahkernels.first_samples import first_samples
 from ahkernels.history import AlignmentHistory, Measurement
 from ahkernels.kernel import TangentKernel
@@ -81,8 +82,10 @@ __all__ = [
     "kernel_regression",
     "label_correlation",
     "layerwise_alignment",
+    "load_kernels",
     "measurement_grid",
     "register_rule",
+    "save_kernels",
     "signal_propagation",
     "similarity",
     "stable_rank",

@@ -20,7 +20,8 @@ WITHOUT = {
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if "._" not in name])
-def test_examples(name):
+def test_examples(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the files of examples go
     module = importlib.import_module(name)
     result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.failed == 0
