@@ -13,6 +13,7 @@ from ahkernels.capture import (
 )
 from ahkernels.capture.guard import evaluating
 from ahkernels.certificate import Certificate
+from ahkernels.checkpoints import measure_checkpoints
 from ahkernels.cross_kernel import CrossKernel
 from ahkernels.distributed import RankError
 from ahkernels.factors import LayerFactors, NonFiniteError
@@ -83,6 +84,7 @@ __all__ = [
     "label_correlation",
     "layerwise_alignment",
     "load_kernels",
+    "measure_checkpoints",
     "measurement_grid",
     "register_rule",
     "save_kernels",

@@ -89,6 +89,8 @@ class AlignmentHistory(Sequence[Measurement]):
 
     Args:
         measurements: The measurements, with increasing steps, the same layers and the same centerings.
+        settings: What they were measured with, by the name of the argument, such as "layers", and digests of "x" and
+            "y". A tracker takes over no history with others. Nothing where that is not known.
 
     Raises:
         ValueError: If a step does not increase, or a measurement has other layers or centerings than the first.
@@ -107,7 +109,8 @@ class AlignmentHistory(Sequence[Measurement]):
         True
     """
 
-    def __init__(self, measurements: Iterable[Measurement] = ()) -> None:
+    def __init__(self, measurements: Iterable[Measurement] = (), settings: Mapping[str, str] | None = None) -> None:
+        self.settings = dict(settings or {})
         self._measurements: list[Measurement] = []
         for one in measurements:
             self.append(one)
@@ -142,7 +145,7 @@ class AlignmentHistory(Sequence[Measurement]):
 
     def __getitem__(self, index: int | slice) -> Measurement | AlignmentHistory:
         if isinstance(index, slice):
-            return AlignmentHistory(self._measurements[index])
+            return AlignmentHistory(self._measurements[index], self.settings)
         return self._measurements[index]
 
     def __len__(self) -> int:
@@ -212,7 +215,7 @@ class AlignmentHistory(Sequence[Measurement]):
 
     def to_dict(self) -> dict[str, Any]:
         """The history as plain Python, ready for JSON; see `AlignmentReport.to_dict`."""
-        return {"measurements": [one.to_dict() for one in self]}
+        return {"settings": self.settings, "measurements": [one.to_dict() for one in self]}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> AlignmentHistory:
@@ -222,15 +225,17 @@ class AlignmentHistory(Sequence[Measurement]):
             ValueError: For anything else.
         """
         try:
-            return cls([Measurement.from_dict(one) for one in state["measurements"]])
-        except (KeyError, TypeError, ValueError) as error:
+            settings = {str(name): str(value) for name, value in state.get("settings", {}).items()}
+            return cls([Measurement.from_dict(one) for one in state["measurements"]], settings)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"state: expected what to_dict() of a history gives, got one with {error!r}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes all numbers and settings in the format of the file's ending: .json, .csv or .npz.
+        """Writes the history in the format of the file's ending: .json, .csv or .npz.
 
-        Any of them reads back exactly with `load`. A CSV file has a line for each step, centering and layer, with a
-        column for each statistic; an npz file has arrays [steps, L]. The file is replaced whole or not at all.
+        Any of them reads back exactly with `load`; a CSV file alone lacks the settings. It has a line for each step,
+        centering and layer, with a column for each statistic; an npz file has arrays [steps, L]. The file is replaced
+        whole or not at all.
 
         Args:
             path: The file.

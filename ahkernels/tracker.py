@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import numbers
 import operator
 import os
@@ -17,6 +18,7 @@ from ahkernels.centering import Centering, Centerings
 from ahkernels.distributed.group import Group, everywhere
 from ahkernels.history import AlignmentHistory, Measurement
 from ahkernels.layerwise import AlignmentOptions, alignment_reports
+from ahkernels.settings import require_settings, settings_of
 from ahkernels.statistics.degenerate_warning import OneWarning
 
 if TYPE_CHECKING:
@@ -201,7 +203,7 @@ class AlignmentTracker:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the history, on rank 0 alone where there is a process group; see `AlignmentHistory.save`."""
         if self._writes:
-            self.history.save(path)
+            self._with_settings().save(path)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Takes over the history of a file that `save` wrote; the next update goes on from its last step.
@@ -210,20 +212,22 @@ class AlignmentTracker:
             path: The file.
 
         Raises:
-            ValueError: If it is no such file, or has other centerings. The tracker then stays as it is.
+            ValueError: If it is no such file, or was measured with other samples, labels or options. The tracker then
+                stays as it is.
             FileNotFoundError: If there is no such file.
         """
         self._take(AlignmentHistory.load(path), "path")
 
     def state_dict(self) -> dict[str, Any]:
         """The history as plain types, fit for torch.save and torch.load(weights_only=True)."""
-        return self.history.to_dict()
+        return self._with_settings().to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over the history of `state_dict`; the next update goes on from its last step.
 
         Raises:
-            ValueError: If `state` is not such a history. The tracker then stays as it is.
+            ValueError: If `state` is no such history, or was measured with other samples, labels or options. The
+                tracker then stays as it is.
         """
         self._take(AlignmentHistory.from_dict(state), "state")
 
@@ -233,7 +237,17 @@ class AlignmentTracker:
             raise ValueError(
                 f"{argument}: expected a history with the centering of this tracker, {wanted}, got {history.centerings}"
             )
+        if history:
+            require_settings(history.settings, self._settings, argument)
         self.history = history
+
+    def _with_settings(self) -> AlignmentHistory:
+        self.history.settings = self._settings
+        return self.history
+
+    @functools.cached_property
+    def _settings(self) -> dict[str, str]:
+        return settings_of(self.x, self.y, self.options)
 
 
 def _real(name: str, value: object) -> float:

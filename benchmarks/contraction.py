@@ -164,9 +164,9 @@ def compare(case: Case, best: Ceilings, repeats: int) -> dict[str, object]:
 
 
 def network(
-    n: int, o: int, width: int, best: Ceilings, repeats: int, memory_budget: int | None = None
+    n: int, o: int, width: int, best: Ceilings, repeats: int, memory_budget: int = 2 << 30
 ) -> dict[str, object]:
-    """One table: alignment of all layers of a network, ours within a memory budget in bytes or the default one."""
+    """One table: alignment of all layers of a network, ours within a memory budget in bytes."""
     model, (x, y) = workload.mlp(10, width, outputs=o), workload.images(n, outputs=o)
     target = torch.nn.functional.one_hot(y, o).float()
     shapes = [LayerShape(1, *reversed(weight.shape), False) for weight in model.parameters()]
@@ -239,11 +239,11 @@ def sizes(text: str) -> tuple[int, int, int]:
 def main() -> None:
     parser = script.parser("contraction", __doc__, quick="on tiny problems", repeats=3)
     parser.add_argument("--networks", type=sizes, nargs="+", metavar="N,O,WIDTH", help="time these networks alone")
-    parser.add_argument("--memory-budget", type=float, metavar="GIB", help="of our calls for --networks")
+    parser.add_argument("--memory-budget", type=float, metavar="GIB", default=2, help="of our calls for --networks")
     args = script.parse(parser)
     best = script.measure_ceilings(args)
     if args.networks:
-        budget = int(args.memory_budget * 2**30) if args.memory_budget else None
+        budget = int(args.memory_budget * 2**30)
         script.save(args, best, networks=[network(*one, best, args.repeats, budget) for one in args.networks])
         return
     layers = [compare(case, best, args.repeats) for case in (QUICK if args.quick else CASES)]

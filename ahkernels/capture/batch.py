@@ -75,7 +75,12 @@ class Batch:
     def key(self) -> Hashable:
         """All that the samples of two batches have in common if this is equal: structure, constants, shapes, dtypes."""
         kinds = [(tuple(one.shape), one.dtype, one.device) for one in self.tensors]
-        return *self.names, *kinds, str(_rebuilt(self._structure, lambda _: None))
+        return *self.names, *kinds, self.constants
+
+    @property
+    def constants(self) -> str:
+        """The structure and what all samples share, as text."""
+        return str(_rebuilt(self._structure, lambda _: None))
 
     @property
     def structure(self) -> Inputs:

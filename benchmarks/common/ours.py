@@ -34,9 +34,9 @@ def layerwise(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, products
 
 
 def layerwise_within(
-    budget: int | None, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, **options: object
+    budget: int, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, **options: object
 ) -> torch.Tensor:
-    """Alignment of the layers, fp64 [L], within a memory budget in bytes, or the default one with None."""
+    """Alignment of the layers, fp64 [L], within a memory budget in bytes; options of `layerwise_alignment`."""
     return ah.layerwise_alignment(model, x, y, memory_budget=budget, **options).cka
 
 

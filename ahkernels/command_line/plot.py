@@ -1,0 +1,32 @@
+"""Draws a history that a tracker or `ahkernels measure` has written."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ahkernels.history import AlignmentHistory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The history and the picture."""
+    parser.add_argument("history", metavar="HISTORY", help="a file that save() wrote: .json, .csv or .npz")
+    parser.add_argument("--output", required=True, type=Path, help="the picture: .png, .pdf, .svg, ...")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the picture and prints its name."""
+    history = AlignmentHistory.load(arguments.history)
+    save_figure(history.plot()[0], arguments.output)
+    print(arguments.output)
+
+
+def save_figure(ax: Axes, path: Path) -> None:
+    """Writes the figure that axes are in."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.savefig(path, dpi=150)
