@@ -109,9 +109,7 @@ def test_a_killed_series_goes_on_and_ends_in_the_same_file(folder: Path) -> None
     command += ["--checkpoints", *checkpoints, "--output"]
     for path in checkpoints:
         Path(path).write_bytes(Path("step0.pt").read_bytes())
-    process = subprocess.Popen(
-        [*command, "--checkpoints", *checkpoints, "--output", "killed"], env=environment, cwd=folder
-    )
+    process = subprocess.Popen([*command, "killed"], env=environment, cwd=folder)
     path = folder / "killed" / "history.json"
     while not path.exists():
         assert process.poll() is None
@@ -122,9 +120,7 @@ def test_a_killed_series_goes_on_and_ends_in_the_same_file(folder: Path) -> None
     assert 1 <= done < 20
     assert not (folder / "killed" / "history.csv").exists()
     for output in ("killed", "whole"):
-        subprocess.run(
-            [*command, "--checkpoints", *checkpoints, "--output", output], env=environment, cwd=folder, check=True
-        )
+        subprocess.run([*command, output], env=environment, cwd=folder, check=True)
     for name in ("history.json", "history.csv"):
         assert (folder / "killed" / name).read_bytes() == (folder / "whole" / name).read_bytes()
 
