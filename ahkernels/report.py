@@ -6,7 +6,7 @@ import difflib
 import html
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,10 +45,12 @@ class AlignmentReport(Mapping[str, float]):
         centering: Which mean kernel and labels lost: "global" (equation 6) or "per_output" (the paper's figures).
         certificate: How well what was captured of each layer agreed with autograd, and how many calls ago that was
             looked at; None where it never was.
+        kinds: The type of each layer's module, such as "Linear"; "" for a group of several types, and where the type
+            is not known, which is what no kinds at all stand for.
 
     Raises:
-        ValueError: If a layer's name comes twice, a statistic is unknown or missing, a tensor does not hold one value
-            for each layer, or for another centering.
+        ValueError: If a layer's name comes twice, a statistic is unknown or missing, a tensor or `kinds` does not hold
+            one value for each layer, or for another centering.
         TypeError: If `certificate` has another type.
 
     Example:
@@ -57,6 +59,8 @@ class AlignmentReport(Mapping[str, float]):
         >>> report = ah.layerwise_alignment(model, torch.randn(20, 4), torch.arange(20) % 3)
         >>> list(report), report["2"] == float(report.cka[1]), report.peak in report
         (['0', '2'], True, True)
+        >>> report.kinds
+        ['Linear', 'Linear']
     """
 
     layers: list[str]
@@ -66,6 +70,7 @@ class AlignmentReport(Mapping[str, float]):
     precision: str
     centering: Centering = "global"
     certificate: Certificate | None = None
+    kinds: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         require_centering(self.centering)
@@ -74,6 +79,9 @@ class AlignmentReport(Mapping[str, float]):
         object.__setattr__(self, "layers", list(self.layers))
         if len(set(self.layers)) != len(self.layers):
             raise ValueError(f"layers: expected distinct names, got {self.layers}")
+        object.__setattr__(self, "kinds", list(self.kinds) or [""] * len(self.layers))
+        if len(self.kinds) != len(self.layers):
+            raise ValueError(f"kinds: expected one for each of the {len(self.layers)} layers, got {self.kinds}")
         wrong = [*(set(ALWAYS) - set(self.statistics)), *(set(self.statistics) - set(STATISTICS))]
         if wrong:
             expected = f"{', '.join(ALWAYS)} and others of {', '.join(STATISTICS)}"
@@ -208,6 +216,7 @@ class AlignmentReport(Mapping[str, float]):
         }
         return {
             "layers": list(self.layers),
+            "kinds": list(self.kinds),
             "n": self.n,
             "outputs": list(self.outputs) if isinstance(self.outputs, (list, tuple)) else self.outputs,
             "precision": self.precision,
