@@ -21,6 +21,7 @@ from ahkernels.kernel import TangentKernel
 from ahkernels.layerwise import layerwise_alignment
 from ahkernels.measurement_grid import measurement_grid
 from ahkernels.ops import build_info
+from ahkernels.plotting import plot_similarity, plot_spectrum
 from ahkernels.report import AlignmentReport
 from ahkernels.statistics import (
     STATISTICS,
@@ -78,6 +79,8 @@ __all__ = [
     "label_correlation",
     "layerwise_alignment",
     "measurement_grid",
+    "plot_similarity",
+    "plot_spectrum",
     "register_rule",
     "signal_propagation",
     "similarity",

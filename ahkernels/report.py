@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
+    from ahkernels.plotting.null_level import NullLevel
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AlignmentReport(Mapping[str, float]):
@@ -236,16 +238,23 @@ class AlignmentReport(Mapping[str, float]):
         frame: DataFrame = pandas.DataFrame({k: v.numpy() for k, v in self.statistics.items()}, index=index)
         return frame
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Alignment by layer; forward and backward alignment, where known, as dashed and dotted lines.
+    def plot(self, ax: Axes | None = None, *, null: NullLevel | None = None) -> Axes:
+        """Alignment by layer, each layer marked by its kind, with a ring around the peak and a cross for each nan.
+
+        Few layers are labelled by name, many by block. Forward and backward alignments, where known, are dashed and
+        dotted lines on an axis at the right. Standard errors of estimates are vertical lines.
 
         Args:
-            ax: The matplotlib axes to draw on; by default those of a new figure.
+            ax: The matplotlib axes to draw on; by default those of a new figure. They may have another report already.
+            null: The alignment to expect by chance, drawn in grey: a number, [L] values, or the report of a measurement
+                with shuffled labels.
 
         Returns:
             The axes drawn on.
 
         Raises:
             ImportError: If matplotlib is not installed.
+            TypeError: If `null` has another type.
+            ValueError: For a null level of other layers.
         """
-        return plot_report(self, ax)
+        return plot_report(self, ax, null=null)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ahkernels.capture import CaptureKeywords
+    from ahkernels.plotting.null_level import NullLevel
 
 
 class ScalarWriter(Protocol):
@@ -322,24 +323,26 @@ class AlignmentTracker:
 
     # ---- picture
 
-    def plot(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
+    def plot(self, ax: Sequence[Axes] | None = None, *, null: NullLevel | None = None) -> Sequence[Axes]:
         """Draws the run as in figures 2 and 7 of the paper.
 
         On the left is the alignment of each layer against the step, coloured by depth, with the metrics that have
-        "loss" in their name on an axis of their own. On the right is the alignment by layer at the last step. If there
-        are several centerings, the first is drawn.
+        "loss" in their name on an axis of their own. On the right is the alignment by layer at the last step, as
+        `AlignmentReport.plot` draws it, but in the colours of the left. If there are several centerings, the first is
+        drawn.
 
         Args:
-            axes: Two matplotlib axes to draw on; by default those of a new figure.
+            ax: Two matplotlib axes to draw on; by default those of a new figure.
+            null: The alignment by chance, on the right; see `AlignmentReport.plot`.
 
         Returns:
             The two axes.
 
         Raises:
             ImportError: If matplotlib is not installed.
-            ValueError: If there is nothing to plot yet, or `axes` are not two.
+            ValueError: If there is nothing to plot yet, or `ax` are not two, or for a null level of other layers.
         """
-        return plot_history(self.history, axes)
+        return plot_history(self.history, ax, null=null)
 
 
 def _state_of(report: AlignmentReport) -> dict[str, Any]:
