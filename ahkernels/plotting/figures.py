@@ -44,9 +44,10 @@ def size_in_points(ax: Axes) -> tuple[float, float]:
 
 def width_of_text(text: str, size: float) -> float:
     """Width of a line of text in points, in a font of so many points."""
-    from matplotlib.textpath import TextPath
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
 
-    return float(TextPath((0, 0), text, size=size, usetex=False).get_extents().width) if text.strip() else 0.0
+    return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0])
 
 
 def text_size(parameter: Literal["xtick.labelsize", "ytick.labelsize", "legend.fontsize"]) -> float:

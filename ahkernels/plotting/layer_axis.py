@@ -57,8 +57,9 @@ def label_layers(axis: XAxis | YAxis, layers: Sequence[str]) -> list[Block]:
     axis.set_ticks([block.middle for block in numbers], [str(block.number) for block in numbers], minor=True)
     families, style = room.for_names(families_of(blocks))
     axis.set_ticks([family.middle for family in families], [shown(family.family) for family in families], **style)
-    axis.set_tick_params(which="both", length=0)
-    axis.set_tick_params(which="major", pad=_PAD + (room.beyond_numbers if numbers else 0))
+    if _grouped(blocks):
+        axis.set_tick_params(which="minor", length=0)
+    axis.set_tick_params(which="major", length=0, pad=_PAD + (room.beyond_numbers if numbers else 0))
     return blocks
 
 
@@ -69,8 +70,7 @@ def separate_blocks(ax: Axes, blocks: Sequence[Block]) -> None:
         ax: The axes.
         blocks: Those that `label_layers` has returned for the x-axis.
     """
-    layers = blocks[-1].stop if blocks else 0
-    if layers >= 2 * len(blocks) and size_in_points(ax)[0] >= _NARROWEST_BAND * len(blocks):
+    if _grouped(blocks) and size_in_points(ax)[0] >= _NARROWEST_BAND * len(blocks):
         for block in blocks[1::2]:
             ax.axvspan(block.start + 0.5, block.stop + 0.5, color="0.95", zorder=0, lw=0)
     for family in families_of(blocks)[1:]:
@@ -81,6 +81,11 @@ def families_of(blocks: Sequence[Block]) -> list[Block]:
     """The families of blocks that stand beside one another, each as one block; those without a name are left out."""
     runs = [list(members) for _, members in itertools.groupby(blocks, key=lambda block: block.family)]
     return [Block(run[0].family, None, run[0].start, run[-1].stop) for run in runs if run[0].family]
+
+
+def _grouped(blocks: Sequence[Block]) -> bool:
+    """Whether blocks have two layers or more on average."""
+    return bool(blocks) and blocks[-1].stop >= 2 * len(blocks)
 
 
 def _short_names(layers: Sequence[str]) -> list[str]:
@@ -120,11 +125,13 @@ class _Room:
         return self._apart(blocks, [one / math.sin(math.radians(_ANGLE)) for one in line]), _SLANTED
 
     def for_numbers(self, blocks: Sequence[Block]) -> list[Block]:
-        """The blocks whose numbers are shown: multiples of the least round number for which there is room."""
+        """The blocks whose numbers are shown, as many as have room: 0, 50, 100, ..., or 1, 51, 101, ... of odd ones."""
+        numbers = [(block.number, block) for block in blocks if block.number is not None]
         for step in _STEPS:
-            some = [block for block in blocks if block.number is not None and block.number % step == 0]
+            round_ones = [block for number, block in numbers if number % step == 0]
+            some = round_ones or [block for number, block in numbers if number % step == 1]
             breadths = [_LINE * self.size if self.upright else self._width(str(block.number)) for block in some]
-            if len(self._apart(some, breadths)) == len(some):
+            if some and len(self._apart(some, breadths)) == len(some):
                 return some
         return []
 

@@ -34,5 +34,5 @@ def add_layer_bar(ax: Axes | Sequence[Axes], layers: Sequence[str]) -> None:
     colours = ScalarMappable(BoundaryNorm(edges, count), ListedColormap(layer_colours(count)))
     bar = first.figure.colorbar(colours, ax=ax, pad=0.02, aspect=25, spacing="proportional")
     bar.ax.tick_params(which="both", length=0)
-    bar.ax.set_title("layer", fontsize="medium")
+    bar.ax.set_title("layer", fontsize="medium", loc="right")  # a layout leaves no room for more at the right
     label_layers(bar.ax.yaxis, layers)

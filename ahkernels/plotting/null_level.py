@@ -53,5 +53,5 @@ def draw_null_levels(ax: Axes, levels: Sequence[float]) -> None:
     left, right = ax.get_xlim()
     x = [left, *range(1, len(levels) + 1), right]
     y = [levels[0], *levels, levels[-1]]
-    ax.fill_between(x, 0, y, color="0.8", lw=0, alpha=0.7, zorder=1)
-    ax.plot(x, y, color="0.5", lw=1, zorder=1.5, label="null level")
+    ax.fill_between(x, 0, y, color="0.85", lw=0, zorder=1)
+    ax.plot(x, y, color="0.6", lw=0.8, zorder=1.5, label="null level")

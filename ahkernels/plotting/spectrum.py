@@ -17,6 +17,7 @@ from ahkernels.plotting.legend import add_legend
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_ZERO = 1e-10  # of the largest eigenvalue
 _MOST_IN_LEGEND = 8  # more layers than this have a bar of colours
 
 
@@ -24,7 +25,8 @@ def plot_spectrum(eigenvalues: Tensor | Mapping[str, Tensor], ax: Axes | None = 
     """Draws the eigenvalues of one kernel or of several, from the largest down, on logarithmic axes.
 
     A dot on each curve is at its stable rank, the sum of the squares of the eigenvalues that are given over the largest
-    square: that of `ahkernels.stable_rank` where the others are small. Eigenvalues of zero do not show.
+    square: that of `ahkernels.stable_rank` where the others are small. Eigenvalues of less than 1e-10 of the
+    largest, the tolerance of `ahkernels.eigenvalues`, do not show.
 
     Args:
         eigenvalues: [k], as `ahkernels.eigenvalues` returns them, or {layer: [k]}.
@@ -67,12 +69,13 @@ def plot_spectrum(eigenvalues: Tensor | Mapping[str, Tensor], ax: Axes | None = 
 
 
 def _spectrum(name: str, values: Tensor) -> Tensor:
-    """The eigenvalues that a logarithmic axis shows, in descending order."""
+    """The eigenvalues that are not zero, in descending order."""
     found = torch.as_tensor(values).detach().to("cpu", torch.float64)
     if found.dim() != 1:
         of = f" of layer {name!r}" if name else ""
         raise ValueError(f"eigenvalues: expected shape [k]{of}, got {list(found.shape)}")
-    return found[found > 0].sort(descending=True).values
+    least = _ZERO * found.max() if len(found) else 0.0
+    return found[(found > 0) & (found >= least)].sort(descending=True).values
 
 
 def _stable_rank(values: Tensor) -> tuple[list[float], list[float]]:

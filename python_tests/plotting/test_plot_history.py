@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgba
 from ahkernels.plotting import plot_history
 from python_tests.plotting.reports import (
     NAN,
-    NETWORKS,
+    SOME,
     history,
     mlp,
     report,
@@ -24,10 +24,10 @@ from python_tests.plotting.reports import (
 
 
 def others(ax: Axes, label: str) -> list[Axes]:
-    return [one for one in ax.figure.axes if label in (one.get_ylabel(), one.get_title())]
+    return [one for one in ax.figure.axes if label in (one.get_ylabel(), one.get_title("right"))]
 
 
-@pytest.mark.parametrize("layers", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("layers", SOME.values(), ids=SOME)
 def test_everything_can_be_read(layers: list[tuple[str, str]]) -> None:
     left, _ = plot_history(history(layers), null=0.2)
     require_readable(left.figure)

@@ -85,7 +85,7 @@ def test_blocks_of_a_transformer_are_numbered_and_shaded() -> None:
     ax = report(vit()).plot()
     assert x_labels(ax, minor=True) == [str(number) for number in range(12)]
     assert ax.get_xticks(minor=True).tolist() == [5.5 + 6 * number for number in range(12)]
-    assert x_labels(ax) == ["patch_embed, …", "blocks", "norm, head"]
+    assert x_labels(ax) == ["patch_embed, (root)", "blocks", "norm, head"]
     bands = [patch.get_extents().transformed(ax.transData.inverted()).bounds for patch in ax.patches]
     assert [(round(x, 6), round(width, 6)) for x, _, width, _ in bands] == [
         *((2.5 + 12 * number, 6) for number in range(6)),
@@ -105,9 +105,15 @@ def test_stages_of_a_convolutional_network_stand_below_their_blocks() -> None:
 def test_many_plain_layers_have_round_numbers_at_their_places() -> None:
     ax = report(mlp(300)).plot()
     labels, places = x_labels(ax, minor=True), ax.get_xticks(minor=True)
-    assert labels == ["0", "100", "200", "300", "400", "500"]
-    assert places.tolist() == [1, 51, 101, 151, 201, 251]
+    assert labels == [str(50 * number) for number in range(12)]
+    assert places.tolist() == [1 + 25 * number for number in range(12)]
     assert not ax.patches, "blocks of one layer are not shaded"
+
+
+def test_odd_numbers_of_layers_are_thinned_out_too() -> None:
+    ax = report([(str(2 * layer + 1), "Linear") for layer in range(200)]).plot()
+    assert x_labels(ax, minor=True) == ["1", "51", "101", "151", "201", "251", "301", "351"]
+    assert ax.get_xticks(minor=True).tolist() == [1, 26, 51, 76, 101, 126, 151, 176] and not x_labels(ax)
 
 
 def test_layers_without_an_alignment_have_a_cross_at_the_bottom() -> None:
