@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _MOST_BLOCKS = 32  # of one level; with more, a level above is taken if there is one
-_LONGEST_LIST = 20  # characters of the names of layers that stand beside one another
+_LONGEST_LIST = 16  # characters of the names of layers that stand beside one another
 
 _NUMBER = re.compile(r"[._]*(\d+)$")
 

@@ -50,7 +50,7 @@ def width_of_text(text: str, size: float) -> float:
     return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0])
 
 
-def text_size(parameter: Literal["xtick.labelsize", "ytick.labelsize", "legend.fontsize"]) -> float:
+def text_size(parameter: Literal["xtick.labelsize", "ytick.labelsize", "axes.labelsize", "legend.fontsize"]) -> float:
     """The font size in points that a parameter of matplotlib stands for."""
     from matplotlib import rcParams
     from matplotlib.font_manager import FontProperties

@@ -10,7 +10,7 @@ from ahkernels.plotting.figures import BLACK, import_pyplot
 from ahkernels.plotting.layer_colours import add_layer_bar, layer_colours
 from ahkernels.plotting.legend import add_legend
 from ahkernels.plotting.null_level import NullLevel, null_levels
-from ahkernels.plotting.report import alignment_label, draw_report
+from ahkernels.plotting.report import draw_report, label_alignments
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ def plot_history(
     for layer, colour in enumerate(colours):
         left.plot(steps, [float(row.report.cka[layer]) for row in history], color=colour, marker=marker, lw=1.2)
     scale_steps(left, steps)
-    left.set_ylabel(alignment_label(report.centering))
+    label_alignments(left, report.centering)
     losses = loss_curves(history)
     if losses:
         other = left.twinx()
@@ -75,5 +75,7 @@ def scale_steps(ax: Axes, steps: Sequence[int]) -> None:
     """Shows training steps along x, on a logarithmic scale from the first one on that is not zero."""
     ax.set_xlabel("training step")
     positive = [step for step in steps if step > 0]
-    if positive:
+    if len(steps) == 1:
+        ax.set_xticks(steps)
+    elif positive:
         ax.set_xscale("symlog", linthresh=positive[0], linscale=0.5)

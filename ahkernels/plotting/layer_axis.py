@@ -19,7 +19,8 @@ _ANGLE = 40  # degrees, of names along x that are too long to stand side by side
 _LEVEL: dict[str, Any] = {"rotation": 0, "ha": "center", "rotation_mode": "default"}
 _SLANTED: dict[str, Any] = {"rotation": _ANGLE, "ha": "right", "rotation_mode": "anchor"}
 _LONGEST_NAME = 24  # characters
-_LINE, _GAP = 1.3, 0.6  # distances of two lines of text and of two words in a line, in font sizes
+# Least distances of two lines of text, of two that are slanted, and of two words in a line, in font sizes.
+_LINE, _SLANTED_LINE, _GAP = 1.3, 1.1 / math.sin(math.radians(_ANGLE)), 0.6
 _STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # between the numbers of blocks that are shown
 _NARROWEST_BAND = 5.0  # points
 _PAD = 3.5  # points between an axis and its labels
@@ -116,13 +117,12 @@ class _Room:
 
     def for_names(self, blocks: Sequence[Block]) -> tuple[list[Block], dict[str, Any]]:
         """The blocks whose families have room, and how the labels stand."""
-        line = [_LINE * self.size] * len(blocks)
         if self.upright:
-            return self._apart(blocks, line), {}
+            return self._apart(blocks, [_LINE * self.size] * len(blocks)), {}
         kept = self._apart(blocks, [self._width(shown(block.family)) for block in blocks])
         if len(kept) == len(blocks):
             return kept, _LEVEL
-        return self._apart(blocks, [one / math.sin(math.radians(_ANGLE)) for one in line]), _SLANTED
+        return self._apart(blocks, [_SLANTED_LINE * self.size] * len(blocks)), _SLANTED
 
     def for_numbers(self, blocks: Sequence[Block]) -> list[Block]:
         """The blocks whose numbers are shown, as many as have room: 0, 50, 100, ..., or 1, 51, 101, ... of odd ones."""

@@ -10,7 +10,8 @@ from ahkernels.plotting.figures import size_in_points, text_size, width_of_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_HANDLE = 3.5  # width of a handle and the space around it, in font sizes
+_HANDLE = 3.3  # width of a handle and the space around it, in font sizes
+_WIDER = 1.15  # axes are when a layout engine has put them in place
 
 
 def add_legend(axes: Sequence[Axes], title: str = "") -> None:
@@ -36,7 +37,7 @@ def add_legend(axes: Sequence[Axes], title: str = "") -> None:
         handletextpad=0.5,
         columnspacing=1.2,
         labelspacing=0.3,
-        ncols=_columns(widths, size_in_points(ax)[0]),
+        ncols=_columns(widths, _WIDER * size_in_points(ax)[0]),
         frameon=False,
     )
     legend.set_zorder(10)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ahkernels.centering import Centering
-from ahkernels.plotting.figures import PURPLE, SKY, new_axes
+from ahkernels.plotting.figures import PURPLE, SKY, new_axes, size_in_points, text_size, width_of_text
 from ahkernels.plotting.layer_axis import label_layers, separate_blocks, shown
 from ahkernels.plotting.layer_curve import LayerCurve
 from ahkernels.plotting.legend import add_legend
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 UNDEFINED = "not defined (nan)"  # in legends
 _LONGEST_PEAK = 40  # characters of its name
 _MARGIN = 0.012  # at the ends of the x-axis, as a part of the layers
+_HEIGHT_LEFT = 0.85  # by a legend above the axes
 _GRAMS = "Gram alignment"  # label of the axis at the right
 
 
@@ -63,7 +64,7 @@ def draw_curve(ax: Axes, report: AlignmentReport, colours: Sequence[Colour] | No
     ax.set_xlim(1 - margin, max(len(report) + margin, 1 + margin, right))
     separate_blocks(ax, label_layers(ax.xaxis, report.layers))
     ax.set_xlabel("layer, from input to output")
-    ax.set_ylabel(alignment_label(report.centering))
+    label_alignments(ax, report.centering)
     error = 0.0 if report.cka_standard_error is None else report.cka_standard_error.nan_to_num()
     # The axis starts at zero, and still grows with what comes later.
     ax.update_datalim([(1, 0), *_ends(report.cka - error), *_ends(report.cka + error)])
@@ -76,9 +77,12 @@ def peak_label(report: AlignmentReport) -> str:
     return f"peak: {shown(report.peak, _LONGEST_PEAK)}" if report.peak else ""
 
 
-def alignment_label(centering: Centering) -> str:
-    """The label of an axis along alignments."""
-    return "alignment with the labels (CKA)" + (", per output" if centering == "per_output" else "")
+def label_alignments(ax: Axes, centering: Centering) -> None:
+    """Labels the y-axis, along which there are alignments, in as many words as it has room for."""
+    end = ", per output" if centering == "per_output" else ""
+    long, short = f"alignment with the labels (CKA){end}", f"alignment (CKA){end}"
+    fits = width_of_text(long, text_size("axes.labelsize")) <= _HEIGHT_LEFT * size_in_points(ax)[1]
+    ax.set_ylabel(long if fits else short)
 
 
 def _draw_grams(ax: Axes, report: AlignmentReport) -> list[Axes]:

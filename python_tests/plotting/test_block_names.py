@@ -19,7 +19,7 @@ def names(layers: list[tuple[str, str]]) -> list[str]:
 
 def test_a_transformer_has_its_blocks() -> None:
     numbered = [("blocks", number, 6) for number in range(12)]
-    assert summary(names(vit())) == [("patch_embed, (root)", None, 2), *numbered, ("norm, head", None, 2)]
+    assert summary(names(vit())) == [("patch_embed, …", None, 2), *numbered, ("norm, head", None, 2)]
 
 
 def test_stages_of_a_convolutional_network_are_families() -> None:

@@ -89,6 +89,7 @@ def test_the_bar_is_labelled_at_the_layers_as_the_axis_is(layers: list[tuple[str
 def test_one_step_is_visible() -> None:
     left, right = plot_history(history(mlp(3), steps=[0]))
     assert {line.get_marker() for line in left.lines} == {"o"}
+    assert left.get_xticks().tolist() == [0]
     assert right.get_legend().get_title().get_text() == "step 0"
     require_readable(left.figure)
 

@@ -56,6 +56,18 @@ def test_few_layers_have_their_names_and_a_ring_is_around_the_peak() -> None:
     assert ax.get_ylim()[0] <= 0 and 0.5 < ax.get_ylim()[1] < 0.6
 
 
+def test_names_that_are_too_long_to_stand_side_by_side_are_slanted() -> None:
+    ax = report(NETWORKS["names"]).plot()
+    assert x_labels(ax) == [f"fc{layer}" for layer in range(1, 21)]
+    assert {label.get_rotation() for label in ax.get_xticklabels()} == {40}
+
+
+def test_small_axes_have_a_short_label() -> None:
+    small, large = pyplot.subplots(2, 1, height_ratios=[1, 4])[1]
+    assert report(THREE, VALUES).plot(small).get_ylabel() == "alignment (CKA)"
+    assert report(THREE, VALUES).plot(large).get_ylabel() == "alignment with the labels (CKA)"
+
+
 def test_long_names_lose_what_all_share() -> None:
     labels = x_labels(report(NETWORKS["long names"]).plot())
     assert labels == [f"…part{layer}" for layer in range(8)]
@@ -85,7 +97,7 @@ def test_blocks_of_a_transformer_are_numbered_and_shaded() -> None:
     ax = report(vit()).plot()
     assert x_labels(ax, minor=True) == [str(number) for number in range(12)]
     assert ax.get_xticks(minor=True).tolist() == [5.5 + 6 * number for number in range(12)]
-    assert x_labels(ax) == ["patch_embed, (root)", "blocks", "norm, head"]
+    assert x_labels(ax) == ["patch_embed, …", "blocks", "norm, head"]
     bands = [patch.get_extents().transformed(ax.transData.inverted()).bounds for patch in ax.patches]
     assert [(round(x, 6), round(width, 6)) for x, _, width, _ in bands] == [
         *((2.5 + 12 * number, 6) for number in range(6)),
@@ -206,6 +218,13 @@ def test_two_reports_on_the_same_axes() -> None:
     require_readable(figure)
     report(THREE[:2], [0.1, 0.2]).plot(ax)
     assert ax.get_xlim()[1] >= 3.5, "the third layer is still to be seen"
+
+
+def test_reports_beside_one_another() -> None:
+    figure, axes = pyplot.subplots(2, 2, figsize=(9, 6.5), layout="constrained")
+    for ax, name in zip(axes.flat, ("vit", "resnet50", "names", "mlp of 300 layers"), strict=True):
+        report(NETWORKS[name]).plot(ax, null=0.1)
+    require_readable(figure)
 
 
 def test_matplotlib_is_imported_for_a_plot_alone() -> None:
