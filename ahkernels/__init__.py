@@ -24,6 +24,7 @@ from ahkernels.kernel import TangentKernel
 from ahkernels.layerwise import layerwise_alignment
 from ahkernels.measurement_grid import measurement_grid
 from ahkernels.ops import build_info
+from ahkernels.plotting import plot_similarity, plot_spectrum
 from ahkernels.report import AlignmentReport
 from ahkernels.statistics import (
     STATISTICS,
@@ -86,6 +87,8 @@ __all__ = [
     "load_kernels",
     "measure_checkpoints",
     "measurement_grid",
+    "plot_similarity",
+    "plot_spectrum",
     "register_rule",
     "save_kernels",
     "signal_propagation",

@@ -17,7 +17,7 @@ from ahkernels.files.csv_format import table
 from ahkernels.files.numbers import from_json_number, to_json_number
 from ahkernels.files.results import read_result, write_result
 from ahkernels.optional_import import optional_import
-from ahkernels.plotting import plot_history
+from ahkernels.plotting import animate_history, plot_history
 from ahkernels.report import AlignmentReport
 from ahkernels.table import Column, text_table
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
     from xarray import Dataset
+
+    from ahkernels.plotting.null_level import NullLevel
 
 _MOST_ROWS = 12  # of a printed history
 _FIRST_ROWS = 3
@@ -318,24 +320,45 @@ class AlignmentHistory(Sequence[Measurement]):
 
     # ---- pictures
 
-    def plot(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
+    def plot(self, ax: Sequence[Axes] | None = None, *, null: NullLevel | None = None) -> Sequence[Axes]:
         """Draws the run as in figures 2 and 7 of the paper.
 
         On the left is the alignment of each layer against the step, coloured by depth, with the metrics that have
-        "loss" in their name on an axis of their own. On the right is the alignment by layer at the last step. If there
-        are several centerings, the first is drawn.
+        "loss" in their name on an axis of their own. On the right is the alignment by layer at the last step, as
+        `AlignmentReport.plot` draws it, but in the colours of the left. If there are several centerings, the first is
+        drawn.
 
         Args:
-            axes: Two matplotlib axes to draw on; by default those of a new figure.
+            ax: Two matplotlib axes to draw on; by default those of a new figure.
+            null: The alignment by chance, on the right; see `AlignmentReport.plot`.
 
         Returns:
             The two axes.
 
         Raises:
             ImportError: If matplotlib is not installed.
-            ValueError: If there is nothing to plot yet, or `axes` are not two.
+            ValueError: If there is nothing to plot yet, or `ax` are not two, or for a null level of other layers.
         """
-        return plot_history(self, axes)
+        return plot_history(self, ax, null=null)
+
+    def animate(self, path: str | os.PathLike[str], *, fps: int = 5, dpi: float = 100, progress: bool = False) -> None:
+        """Writes an animation of the alignment by layer along training, a frame for each measurement.
+
+        Beside it are the metrics that have "loss" in their name, if there are some. If there are several centerings,
+        the first is drawn. The file is replaced whole or not at all.
+
+        Args:
+            path: The file, which ends with .gif, or with .html for a page with controls.
+            fps: Frames per second.
+            dpi: Pixels per inch, of 10 x 4.4 inches with losses and 6.4 x 4.4 without.
+            progress: Whether to show a progress bar on stderr.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If there is nothing to draw yet, `path` ends otherwise, or `fps` or `dpi` is not positive.
+            FileNotFoundError: If the folder does not exist.
+        """
+        animate_history(self, path, fps=fps, dpi=dpi, progress=progress)
 
 
 def _shown(report: AlignmentReport) -> str:

@@ -313,6 +313,7 @@ def _report(
         centering=centering,
         precision=capture.precision,
         certificate=capture.certificate,
+        kinds=capture.kinds,
     )
 
 

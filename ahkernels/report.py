@@ -7,7 +7,7 @@ import html
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
     from xarray import Dataset
+
+    from ahkernels.plotting.null_level import NullLevel
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,10 +51,12 @@ class AlignmentReport(Mapping[str, float]):
         centering: Which mean kernel and labels lost: "global" (equation 6) or "per_output" (the paper's figures).
         certificate: How well what was captured of each layer agreed with autograd, and how many calls ago that was
             looked at; None where it never was.
+        kinds: The type of each layer's module, such as "Linear"; "" for a group of several types, and where the type
+            is not known, which is what no kinds at all stand for.
 
     Raises:
-        ValueError: If a layer's name comes twice, a statistic is unknown or missing, a tensor does not hold one value
-            for each layer, or for another centering.
+        ValueError: If a layer's name comes twice, a statistic is unknown or missing, a tensor or `kinds` does not hold
+            one value for each layer, or for another centering.
         TypeError: If `certificate` has another type.
 
     Example:
@@ -61,6 +65,8 @@ class AlignmentReport(Mapping[str, float]):
         >>> report = ah.layerwise_alignment(model, torch.randn(20, 4), torch.arange(20) % 3)
         >>> list(report), report["2"] == float(report.cka[1]), report.peak in report
         (['0', '2'], True, True)
+        >>> report.kinds
+        ['Linear', 'Linear']
     """
 
     layers: list[str]
@@ -70,6 +76,7 @@ class AlignmentReport(Mapping[str, float]):
     precision: str
     centering: Centering = "global"
     certificate: Certificate | None = None
+    kinds: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         require_centering(self.centering)
@@ -78,6 +85,9 @@ class AlignmentReport(Mapping[str, float]):
         object.__setattr__(self, "layers", list(self.layers))
         if len(set(self.layers)) != len(self.layers):
             raise ValueError(f"layers: expected distinct names, got {self.layers}")
+        object.__setattr__(self, "kinds", list(self.kinds) or [""] * len(self.layers))
+        if len(self.kinds) != len(self.layers):
+            raise ValueError(f"kinds: expected one for each of the {len(self.layers)} layers, got {self.kinds}")
         wrong = [*(set(ALWAYS) - set(self.statistics)), *(set(self.statistics) - set(STATISTICS))]
         if wrong:
             expected = f"{', '.join(ALWAYS)} and others of {', '.join(STATISTICS)}"
@@ -208,6 +218,7 @@ class AlignmentReport(Mapping[str, float]):
         """
         return {
             "layers": list(self.layers),
+            "kinds": list(self.kinds),
             "n": self.n,
             "outputs": list(self.outputs) if isinstance(self.outputs, (list, tuple)) else self.outputs,
             "precision": self.precision,
@@ -226,6 +237,7 @@ class AlignmentReport(Mapping[str, float]):
         try:
             return cls(
                 layers=list(map(str, state["layers"])),
+                kinds=list(map(str, state["kinds"])),
                 statistics={
                     name: torch.tensor(list(map(from_json_number, values)), dtype=torch.float64)
                     for name, values in state["statistics"].items()
@@ -293,16 +305,23 @@ class AlignmentReport(Mapping[str, float]):
         found: Dataset = xarray.Dataset({"value": (("layer", "statistic"), values)}, coordinates)
         return found
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Alignment by layer; forward and backward alignment, where known, as dashed and dotted lines.
+    def plot(self, ax: Axes | None = None, *, null: NullLevel | None = None) -> Axes:
+        """Alignment by layer, each layer marked by its kind, with a ring around the peak and a cross for each nan.
+
+        Few layers are labelled by name, many by block. Forward and backward alignments, where known, are dashed and
+        dotted lines on an axis at the right. Standard errors of estimates are vertical lines.
 
         Args:
-            ax: The matplotlib axes to draw on; by default those of a new figure.
+            ax: The matplotlib axes to draw on; by default those of a new figure. They may have another report already.
+            null: The alignment to expect by chance, drawn in grey: a number, [L] values, or the report of a measurement
+                with shuffled labels.
 
         Returns:
             The axes drawn on.
 
         Raises:
             ImportError: If matplotlib is not installed.
+            TypeError: If `null` has another type.
+            ValueError: For a null level of other layers.
         """
-        return plot_report(self, ax)
+        return plot_report(self, ax, null=null)

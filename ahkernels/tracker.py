@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ahkernels.capture import CaptureKeywords
+    from ahkernels.plotting.null_level import NullLevel
 
 
 class ScalarWriter(Protocol):
@@ -194,9 +195,13 @@ class AlignmentTracker:
     def _repr_html_(self) -> str:
         return self.history._repr_html_()
 
-    def plot(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
+    def plot(self, ax: Sequence[Axes] | None = None, *, null: NullLevel | None = None) -> Sequence[Axes]:
         """Draws the history; see `AlignmentHistory.plot`."""
-        return self.history.plot(axes)
+        return self.history.plot(ax, null=null)
+
+    def animate(self, path: str | os.PathLike[str], **options: Any) -> None:
+        """Writes an animation of the history; see `AlignmentHistory.animate`."""
+        self.history.animate(path, **options)
 
     # ---- saving and resuming
 

@@ -1,4 +1,4 @@
-"""AlignmentReport: mapping, peak, tables, conversions, plot and error messages."""
+"""AlignmentReport: mapping, peak, tables, conversions and error messages."""
 
 from __future__ import annotations
 
@@ -44,6 +44,14 @@ def test_positional_order_of_fields() -> None:
     assert [v.item() for v in (report.cka, report.centered_norm, report.trace)] == [1, 2, 3]
     assert list(report.statistics) == ["cka", "centered_norm", "trace"]
     assert (report.n, report.outputs, report.precision) == (7, [0, 2], "high")
+
+
+def test_kinds_are_of_the_layers_or_unknown() -> None:
+    assert make().kinds == ["", "", ""]
+    report = make(kinds=("Linear", "", "Conv2d"))
+    assert report.kinds == report.to_dict()["kinds"] == ["Linear", "", "Conv2d"]
+    with pytest.raises(ValueError, match=r"^kinds: expected one for each of the 3 layers, got \['Linear'\]"):
+        make(kinds=["Linear"])
 
 
 def test_statistics_by_name() -> None:
@@ -192,6 +200,7 @@ def test_to_dict_is_strict_json_with_none_for_nan() -> None:
     plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert plain == {
         "layers": ["fc1", "fc2", "fc3"],
+        "kinds": ["", "", ""],
         "n": 64,
         "outputs": [0, 2],
         "precision": "highest",
@@ -230,50 +239,3 @@ def test_missing_packages_say_what_to_install(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=hint):
         getattr(make(), method)()
-
-
-# ---- plot
-
-
-@pytest.fixture
-def pyplot() -> Any:
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    yield pyplot
-    pyplot.close("all")
-
-
-def test_plot_labels_layers_by_name(pyplot: Any) -> None:
-    ax = make().plot()
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["fc1", "fc2", "fc3"]
-    assert "layer" in ax.get_xlabel() and "CKA" in ax.get_ylabel()
-    assert list(ax.lines[0].get_ydata()) == [0.125, 0.5, 0.25]
-    assert ax.get_legend() is None
-    assert ax.get_ylim()[0] <= 0
-
-
-def test_plot_draws_on_the_given_axes_and_its_parts_dashed_and_dotted(pyplot: Any) -> None:
-    ax = pyplot.subplots()[1]
-    assert decomposed().plot(ax) is ax
-    assert [line.get_linestyle() for line in ax.lines] == ["-", "--", ":"]
-    assert len(ax.get_legend().get_texts()) == 3
-
-
-def test_plot_of_many_layers_has_no_names(pyplot: Any) -> None:
-    values = torch.linspace(0, 1, 40)
-    report = make(layers=[f"fc{i}" for i in range(40)], cka=values, centered_norm=values, trace=values)
-    ax = report.plot()
-    assert not any("fc" in tick.get_text() for tick in ax.get_xticklabels())
-    assert "index" in ax.get_xlabel()
-
-
-def test_second_report_on_the_same_axes_is_not_cut_off(pyplot: Any) -> None:
-    ax = make().plot()
-    make(cka=torch.tensor([0.9, 0.8, 0.7])).plot(ax)
-    assert ax.get_ylim()[1] >= 0.9
-
-
-def test_plot_with_nan_is_drawable(pyplot: Any) -> None:
-    make(cka=torch.tensor([NAN, 0.1, NAN])).plot().figure.canvas.draw()

@@ -125,6 +125,12 @@ class CapturePlan:
     versions: Mapping[str, int]
 
     @property
+    def kinds(self) -> list[str]:
+        """The type of the modules of each group, "" where there are several."""
+        of_groups = [{type(self.layers[name].module).__name__ for name in members} for members in self.groups.values()]
+        return [kinds.pop() if len(kinds) == 1 else "" for kinds in of_groups]
+
+    @property
     def certifies(self) -> bool:
         """Whether this capture is held against autograd."""
         return self.known.certifies(self.options.certify)

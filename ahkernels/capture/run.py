@@ -124,6 +124,11 @@ class Capture:
         return self.plan.outputs
 
     @property
+    def kinds(self) -> list[str]:
+        """The type of the module of each kernel; see `CapturePlan.kinds`."""
+        return self.plan.kinds
+
+    @property
     def precision(self) -> str:
         """The precision of its kernels: "highest", "high" or "medium"."""
         return self.plan.precision

@@ -49,6 +49,7 @@ class ShardedCapture:
         samples: The samples of all ranks.
         outputs: The outputs that enter the kernels.
         precision: The precision of its kernels.
+        kinds: The type of the module of each kernel; see `CapturePlan.kinds`.
         certificate: Once all kernels have been taken, the largest differences of any rank.
         unreached: Then, the layers that the output does not depend on at any sample.
 
@@ -100,6 +101,7 @@ class ShardedCapture:
         self.samples = ShardedSamples(group, counts)
         self.outputs = OutputSelection(options.outputs, found["outputs"])
         self.precision = resolve_precision(options.precision)
+        self.kinds: list[str] = found["kinds"]
         self._capture = None if plan is None else Capture(plan, self.samples, self._vocabulary)
         self.certificate: Certificate | None = None
         self.unreached: list[str] = []
@@ -216,6 +218,7 @@ def _told_of_plan(plan: CapturePlan, numbers: list[str]) -> dict[str, Any]:
     return {
         "outputs": plan.outputs.total,
         "kernels": list(plan.groups),
+        "kinds": plan.kinds,
         "same": {
             "layers": [f"{one.name} ({type(one.module).__name__}, {one.route.name})" for one in plan.layers.values()],
             "outputs": f"{plan.outputs.total} outputs of the model",

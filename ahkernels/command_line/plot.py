@@ -15,13 +15,18 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The history and the picture."""
     parser.add_argument("history", metavar="HISTORY", help="a file that save() wrote: .json, .csv or .npz")
-    parser.add_argument("--output", required=True, type=Path, help="the picture: .png, .pdf, .svg, ...")
+    parser.add_argument(
+        "--output", required=True, type=Path, help="a picture (.png, .pdf, .svg) or an animation (.gif, .html)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the picture and prints its name."""
     history = AlignmentHistory.load(arguments.history)
-    save_figure(history.plot()[0], arguments.output)
+    if arguments.output.suffix in (".gif", ".html"):
+        history.animate(arguments.output, progress=True)
+    else:
+        save_figure(history.plot()[0], arguments.output)
     print(arguments.output)
 
 

@@ -137,4 +137,5 @@ def _merged(plan: CapturePlan, n: int, centering: Centering, told: list[Mapping[
         centering=centering,
         precision=plan.precision,
         certificate=Certificate(differences, calls_ago) if certificates else None,
+        kinds=plan.kinds,
     )

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from ahkernels.files.numbers import from_json_number, to_json_number
 
 _METRICS = "metrics/"
-_BEFORE, _AFTER = ("centering", "layer"), ("n", "outputs", "precision", "certificate", "certificate_calls_ago")
+_BEFORE, _AFTER = ("centering", "layer", "kind"), ("n", "outputs", "precision", "certificate", "certificate_calls_ago")
 
 
 def write(file: BinaryIO, content: Mapping[str, Any]) -> None:
@@ -48,6 +48,7 @@ def _lines(measurement: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         certificate = report["certificate"]
         for index, layer in enumerate(report["layers"]):
             line = {**steps, **metrics, "centering": report["centering"], "layer": layer}
+            line["kind"] = report["kinds"][index]
             line |= {name: from_json_number(values[index]) for name, values in report["statistics"].items()}
             line |= {"n": report["n"], "outputs": json.dumps(report["outputs"]), "precision": report["precision"]}
             if certificate is not None:
@@ -109,6 +110,7 @@ def _report(lines: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         certificate = {"differences": differences, "calls_ago": int(first["certificate_calls_ago"])}
     return {
         "layers": [line["layer"] for line in lines],
+        "kinds": [line["kind"] for line in lines],
         "n": int(first["n"]),
         "outputs": json.loads(first["outputs"]),
         "precision": first["precision"],

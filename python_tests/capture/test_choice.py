@@ -30,6 +30,7 @@ class Mixed(nn.Module):
 
 
 X, Y = torch.randn(7, 6), torch.arange(7) % 3
+LINEAR = ["Scaled", "Linear"]
 ALL = ["(root)", "convolution", "norm", "hidden", "out"]
 
 
@@ -126,3 +127,16 @@ def test_a_module_with_the_name_of_the_model_itself():
 def test_modules_that_are_refused_have_a_name():
     with pytest.raises(ValueError, match=r"got BatchNorm1d '\(root\)' with the statistics of its batch"):
         ah.tangent_kernels(nn.BatchNorm1d(6), X)
+
+
+def test_kinds_of_layers_and_groups() -> None:
+    report = ah.layerwise_alignment(Mixed(), X, Y)
+    assert report.kinds == [one.kind for one in ah.explain(Mixed(), X)] == ["Mixed", "Conv1d", "GroupNorm", *LINEAR]
+    groups = {"body": ["convolution", "norm"], "dense": ["hidden"], "ends": ["(root)", "out"], "linear": nn.Linear}
+    grouped = ah.layerwise_alignment(Mixed(), X, Y, layers=groups)
+    assert dict(zip(grouped.layers, grouped.kinds, strict=True)) == {
+        "ends": "",
+        "body": "",
+        "dense": "Scaled",
+        "linear": "",
+    }

@@ -71,7 +71,7 @@ def in_order(order: str | None) -> contextlib.AbstractContextManager[Any]:
 
 
 def reports(group: Any, name: str, dtype: torch.dtype, x: Tensor, y: Tensor, order: str | None, options: dict) -> dict:
-    """All that a report has, by centering, statistic and layer."""
+    """All that a report has, by centering, statistic and layer; the kinds of layers are in the keys."""
     with in_order(order), warnings.catch_warnings():
         warnings.simplefilter("ignore", ah.DegenerateKernelWarning)  # of the last layer's backward Gram
         found = ah.layerwise_alignment(model(name, dtype), x, y, process_group=group, **options)
@@ -81,7 +81,11 @@ def reports(group: Any, name: str, dtype: torch.dtype, x: Tensor, y: Tensor, ord
         for centering, report in found.items()
         for statistic, values in report.statistics.items()
         for layer, value in zip(report.layers, values, strict=True)
-    } | {"n": float(next(iter(found.values())).n)}
+    } | {
+        f"{centering} {report.n} {layer} {kind}": 1.0
+        for centering, report in found.items()
+        for layer, kind in zip(report.layers, report.kinds, strict=True)
+    }
 
 
 def statistics(group: Any, name: str, dtype: torch.dtype, x: Tensor, y: Tensor, outputs: Any) -> dict[str, Tensor]:

@@ -33,7 +33,12 @@ def one_layer(name: str) -> AlignmentReport:
     return AlignmentReport([name], dict.fromkeys(("cka", "centered_norm", "trace"), torch.ones(1)), 4, "all", "highest")
 
 
-CERTIFIED = report(more=["stable_rank"], outputs=[2, 0], certificate=Certificate({"fc1": 1e-9, "(root)": NAN}, 4))
+CERTIFIED = report(
+    more=["stable_rank"],
+    outputs=[2, 0],
+    kinds=["Linear", "", "a, kind"],
+    certificate=Certificate({"fc1": 1e-9, "(root)": NAN}, 4),
+)
 HISTORIES = {
     "empty": AlignmentHistory(),
     "one step": AlignmentHistory([Measurement(7, {}, {"global": CERTIFIED})]),
@@ -125,7 +130,7 @@ def test_a_csv_has_a_line_for_each_step_centering_and_layer(tmp_path: Path) -> N
     with (tmp_path / "run.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     fields = ["cka", "centered_norm", "trace", "n", "outputs", "precision"]
-    assert list(rows[0]) == ["step", "metrics/loss", "centering", "layer", *fields]
+    assert list(rows[0]) == ["step", "metrics/loss", "centering", "layer", "kind", *fields]
     assert [row["layer"] for row in rows] == 4 * LAYERS
     first = history[0].reports["per_output"]
     assert [float(row["trace"]) for row in rows[:3]] == first.trace.tolist()

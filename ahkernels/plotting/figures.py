@@ -1,0 +1,58 @@
+"""Where pictures are drawn: matplotlib, new axes, and how much text has room on them."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
+
+from ahkernels.optional_import import optional_import
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INSTALL = 'pip install "ahkernels[plot]"'
+GREY = "0.45"  # of lines that lead the eye
+# Okabe-Ito colours, told apart with any colour vision.
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
+    *("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"),
+)
+
+
+def import_pyplot(what: str) -> ModuleType:
+    """Imports matplotlib.pyplot.
+
+    Args:
+        what: The function that needs it.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    return optional_import("matplotlib.pyplot", what, INSTALL)
+
+
+def new_axes(what: str, layout: str = "constrained") -> Axes:
+    """The axes of a new figure; see `import_pyplot`."""
+    ax: Axes = import_pyplot(what).subplots(layout=layout)[1]
+    return ax
+
+
+def size_in_points(ax: Axes) -> tuple[float, float]:
+    """Width and height, as they are before a layout engine makes room for labels."""
+    extent, dpi = ax.get_window_extent(), ax.figure.dpi
+    return extent.width / dpi * 72, extent.height / dpi * 72
+
+
+def width_of_text(text: str, size: float) -> float:
+    """Width of a line of text in points, in a font of so many points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0])
+
+
+def text_size(parameter: Literal["xtick.labelsize", "ytick.labelsize", "axes.labelsize", "legend.fontsize"]) -> float:
+    """The font size in points that a parameter of matplotlib stands for."""
+    from matplotlib import rcParams
+    from matplotlib.font_manager import FontProperties
+
+    return float(FontProperties(size=rcParams[parameter]).get_size_in_points())
