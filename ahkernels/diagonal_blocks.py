@@ -44,7 +44,7 @@ def _add_blocks(to: Tensor, layer: Layer, a0: Tensor, g0: Tensor) -> None:
     """Adds <psi_x,i, psi_x,j> of a layer to [n, o, o]."""
     (_, s, o, m), d = layer.backward.shape, layer.forward.shape[2]
     of_sample = 2 * s * (d + 2 * o * m) + (0 if layer.by_jacobian else 4 * s * s)
-    for rows in steps(len(to), chunk_elements(to), of_sample):
+    for rows in steps(len(to), chunk_elements(to) // 16, of_sample):  # so few that copies in float64 stay in the cache
         some = KernelBatch([layer.forward[rows].double()], [layer.backward[rows].double()], [layer.bias], [False], [1])
         deviating = deviations(some, [a0], [g0])
         (a,), (g,) = deviating.forward, deviating.backward

@@ -134,7 +134,8 @@ def title(args: argparse.Namespace, dataset: data.Dataset, last: Row) -> str:
         f"{args.dataset}, {len(dataset.train_y):,} training images: train accuracy {last['train_accuracy']:.1%}, "
         f"test accuracy {counted(last['test_accuracy'], len(dataset.test_y))}\n"
         f"depth {args.depth}, width {args.width}, learning rate {args.lr:g}, batch size {args.batch_size}, "
-        f"{args.epochs} epochs, seed {args.seed}; {kernels}, {args.subsets} subsets of each size"
+        f"{args.epochs} epochs, seed {args.seed}\n"
+        f"{kernels}; mean ± standard deviation over {args.subsets} random subsets"
     )
 
 
