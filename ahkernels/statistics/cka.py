@@ -43,14 +43,14 @@ def cka(
         centering: "global": C = I - 11^T/(on), one mean over all samples and outputs (equation 6). "per_output":
             C = (I_n - 11^T/n) (x) I_o, each output over the samples, as in the figures of the paper. For kernels over
             samples alone both are the same.
-        debiased: Whether to leave out the products of each sample with itself, which raise alignments of few samples.
-            <C K C, C K' C> and the squares of both norms then come from the unbiased estimator of HSIC (Song et al.,
-            2012, equation 5; Nguyen, Raghu and Kornblith, 2021), whose mean over samples does not depend on n. The
-            alignment lies in [-1, 1], and around 0 where kernel and labels have nothing in common. It is for kernels
-            over samples alone (`outputs` "trace", "sum" or one output), and for several outputs with centering
-            "per_output": it is the estimator over samples, summed over pairs of outputs, since samples are drawn by
-            chance and outputs are not. The mean over outputs that "global" takes contains products of a sample with
-            itself, too, which one pass does not tell apart.
+        debiased: Whether to leave out the products of each sample with itself, on which alignments of few samples
+            depend much. <C K C, C K' C> and the squares of both norms then come from the unbiased estimator of HSIC
+            (Song et al., 2012, equation 5; Nguyen, Raghu and Kornblith, 2021), whose mean over samples does not depend
+            on n. The alignment then lies in [-1, 1], and around 0 where kernel and labels have nothing in common. It is
+            for kernels over samples alone (`outputs` "trace", "sum" or one output), and for several outputs with
+            centering "per_output". There it is the estimator over samples, summed over pairs of outputs, since samples
+            are drawn by chance and outputs are not. The mean over outputs that "global" takes contains products of a
+            sample with itself, too, which one pass does not tell apart.
 
     Returns:
         The alignment; nan, with a `DegenerateKernelWarning`, if either centered kernel is zero.

@@ -33,7 +33,7 @@ def similarity(
         others: L' kernels to compare them with; None to compare them with one another.
         centering: "global" or "per_output": see `cka`.
         debiased: Whether to leave out the products of each sample with itself, which make kernels look alike where
-            samples are few: see `cka`. It takes one number more of each sample and kernel, and no further pass.
+            samples are few: see `cka`. It takes the diagonal of each kernel, and no further pass.
 
     Returns:
         float64 [L, L'] on the CPU; nan, with a `DegenerateKernelWarning`, where a centered kernel is zero.
