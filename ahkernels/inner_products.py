@@ -103,7 +103,7 @@ def _by_tiles(kernels: Sequence[TangentKernel], v: Tensor, centerings: Sequence[
         def of_outputs(some: Sequence[TangentKernel], outputs: Tensor) -> Tensor:
             return _moments(some, v[:, outputs], per_output=True)[1].stacked()
 
-        found["per_output"] = Moments(*_over_output_pairs(kernels, of_outputs).unbind(1))
+        found["per_output"] = Moments(*over_output_pairs(kernels, of_outputs).unbind(1))
     elif "per_output" in centerings:
         found["global"], found["per_output"] = _moments(kernels, v, per_output=True)
     return {one: found[one] for one in centerings}
@@ -118,7 +118,7 @@ def inner_products(kernels: Sequence[TangentKernel], centering: Centering | None
     if found is not None:
         return found[centering].to(kernels[0].device)
     if centering == "per_output" and _offset_bytes(kernels) > OFFSET_BYTES:
-        return _over_output_pairs(kernels, lambda some, _: inner_products(some, "per_output"))
+        return over_output_pairs(kernels, lambda some, _: inner_products(some, "per_output"))
     if centering == "per_output" and kernels[0].o > 1:
         return ops.per_output_inner_products(batch, precision)[1]
     if centering is None:
@@ -151,7 +151,7 @@ def _sharded_inner_products(
             found |= both.found
             sums |= both.sums
         elif one == "per_output":
-            found[one] = _over_output_pairs(kernels, lambda some, _: inner_products(some, "per_output"))
+            found[one] = over_output_pairs(kernels, lambda some, _: inner_products(some, "per_output"))
         else:
             found[one] = pairs.of_rows(batch, [kernel.row_means() for kernel in kernels], precision, samples)
     return pairs.InnerProducts({one: found[one] for one in centerings}, sums)
@@ -176,7 +176,7 @@ def _bytes_of_output_pair(kernels: Sequence[TangentKernel]) -> int:
     return 36 * len(kernels) * kernels[0].samples.n
 
 
-def _over_output_pairs(
+def over_output_pairs(
     kernels: Sequence[TangentKernel], numbers: Callable[[Sequence[TangentKernel], Tensor], Tensor]
 ) -> Tensor:
     """Numbers that are sums over pairs of outputs, from kernels over so many outputs at a time as OFFSET_BYTES allow.
@@ -189,6 +189,8 @@ def _over_output_pairs(
         kernels: q kernels over the same rows.
         numbers: The numbers of kernels over some of the outputs, and of these outputs [k].
     """
+    if _offset_bytes(kernels) <= OFFSET_BYTES:
+        return numbers(kernels, torch.arange(kernels[0].o, device=kernels[0].device))
     fitting = (
         math.isqrt(OFFSET_BYTES // max(1, _bytes_of_output_pair(kernels))) // 2
     )  # outputs in one of the two groups

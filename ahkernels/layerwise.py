@@ -21,6 +21,7 @@ from ahkernels.ops.moments import KernelMoments
 from ahkernels.outputs import OutputSelection
 from ahkernels.report import AlignmentReport
 from ahkernels.statistics.alignment_numbers import AlignmentNumbers, inner_product, label_moments
+from ahkernels.statistics.debiased import bias_of_inner_products, require_debiased
 from ahkernels.statistics.degenerate import RoundingBound
 from ahkernels.statistics.degenerate_warning import Finding, OneWarning
 from ahkernels.statistics.estimate import Estimate, estimate_frobenius_norm, estimated_moments, require_products
@@ -92,7 +93,8 @@ def layerwise_alignment(
             gives a report for each, from one capture and one pass. For "trace", "sum" and one output both are the same.
         statistics: What to measure of each layer beside alignment, ||C K C||_F and trace, which are always there: names
             in `ahkernels.STATISTICS`, which says what each means. Those of the Fisher information are for `outputs`
-            "all".
+            "all". "debiased_cka" is for kernels over samples alone (`outputs` "trace", "sum" or one output) or
+            `centering` "per_output", and for exact norms: see `cka`.
         products: A number estimates norms from so many products with each kernel (see `estimate_frobenius_norm`), where
             the exact pass would take too long; the report then has `cka_standard_error`. Without it and a tolerance
             norms are exact, from all entries of each kernel.
@@ -244,6 +246,9 @@ def _alignment_reports(
     of_fisher = Labels(outputs, y, samples, None)
     logits = capture.logits() if "fisher" in kinds else None
     spectral = any(statistic.spectral for statistic in wanted if statistic.kernel == "kernel")
+    debiased = any(statistic.debiased for statistic in wanted)
+    if debiased:
+        require_debiased("statistics", samples.n, 1 if outputs.per_sample else len(outputs.indices), centerings)
     pending: dict[str, _PendingLayer] = {}
     for batch in _batches(capture.kernels(), min(_BATCH_BYTES, options.capture.memory_budget // _BATCHES_IN_BUDGET)):
         same_rows: list[dict[KernelKind, TangentKernel]] = []
@@ -262,11 +267,16 @@ def _alignment_reports(
                 of_layer["fisher"] = dict.fromkeys(centerings, fisher)
             for one in centerings if spectral else ():
                 of_layer["kernel"][one].largest = largest_eigenvalue(kernel, centering=one)
+            if debiased:
+                bias = bias_of_inner_products([kernel], labels[0].centered)
+                for one in centerings:  # with several, they are the same
+                    of_layer["kernel"][one].bias = bias
             pending[name] = of_layer
         del batch, same_rows, kernel, with_grams  # before the next pass
     measured = {one: [_numbers(of_layer, one) for of_layer in pending.values()] for one in centerings}
     all_numbers = [numbers for layers in measured.values() for layer in layers for numbers in layer.values()]
-    one_warning.warn([*map(Finding.unreached, capture.unreached), *(numbers.undefined for numbers in all_numbers)])
+    findings = (finding for numbers in all_numbers for finding in numbers.findings)
+    one_warning.warn([*map(Finding.unreached, capture.unreached), *findings])
     return {one: _report(list(pending), measured[one], one, names, capture) for one in centerings}
 
 
@@ -279,10 +289,13 @@ class _PendingKernel:
     labels: Labels
     largest: float = math.nan
     relative_error: float = 0.0
+    bias: Tensor | None = None
 
     def numbers(self) -> AlignmentNumbers:
         """The numbers as floats, which waits for the device."""
-        return AlignmentNumbers.of(self.bound, self.moments(), self.labels, self.largest, self.relative_error)
+        return AlignmentNumbers.of(
+            self.bound, self.moments(), self.labels, self.largest, self.relative_error, self.bias
+        )
 
 
 _PendingLayer: TypeAlias = dict[KernelKind, dict[Centering, _PendingKernel]]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ahkernels import ops
 from ahkernels.centering import Centering
-from ahkernels.distributed.means_by_output import MeanFactors, MeansByOutput, between_outputs, less_half
+from ahkernels.means_by_output import MeanFactors, MeansByOutput, between_outputs, less_half
 from ahkernels.ops import KernelBatch
 from ahkernels.samples import Pairs, Samples
 

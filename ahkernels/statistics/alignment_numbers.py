@@ -15,7 +15,15 @@ from ahkernels.inner_products import inner_products, tangent_moments
 from ahkernels.kernel import TangentKernel
 from ahkernels.ops.moments import KernelMoments, Moments
 from ahkernels.outputs import OutputSelection
-from ahkernels.statistics.degenerate import RoundingBound, undefined_kernel, undefined_labels
+from ahkernels.statistics.debiased import debiased_alignments
+from ahkernels.statistics.degenerate import (
+    ROUNDING_IN_FLOAT64,
+    RoundingBound,
+    undefined_debiased,
+    undefined_debiased_labels,
+    undefined_kernel,
+    undefined_labels,
+)
 from ahkernels.statistics.degenerate_warning import Finding
 from ahkernels.statistics.labels import Labels
 
@@ -31,6 +39,8 @@ class AlignmentNumbers(NamedTuple):
         largest: The largest eigenvalue lambda_1 of C K C.
         relative_error: Standard error of the norm over the norm; 0 where it is exact.
         undefined: Why the alignment is not defined; None where it is.
+        debiased_cka: The alignment without the bias of few samples, in [-1, 1].
+        debiased_undefined: Why that is not defined, where the alignment is.
     """
 
     inner_product: float = math.nan
@@ -40,6 +50,8 @@ class AlignmentNumbers(NamedTuple):
     largest: float = math.nan
     relative_error: float = 0.0
     undefined: Finding | None = None
+    debiased_cka: float = math.nan
+    debiased_undefined: Finding | None = None
 
     @classmethod
     def of(
@@ -49,6 +61,7 @@ class AlignmentNumbers(NamedTuple):
         labels: Labels,
         largest: float = math.nan,
         relative_error: float = 0.0,
+        bias: Tensor | None = None,
     ) -> AlignmentNumbers:
         """The numbers of a kernel from its moments.
 
@@ -58,6 +71,7 @@ class AlignmentNumbers(NamedTuple):
             labels: The labels that they were measured with.
             largest: See `largest`, which is 0 for a kernel that is zero.
             relative_error: See `relative_error`.
+            bias: That of the inner products [2, 2] of the kernel and that of the labels; None to leave it where it is.
 
         Raises:
             NonFiniteError: If the moments say that there was nan or inf in a factor.
@@ -73,12 +87,28 @@ class AlignmentNumbers(NamedTuple):
         undefined = undefined or undefined_labels(labels)
         if undefined:
             inner_product = math.nan
-        return cls(inner_product, norm, trace, labels.norm or math.nan, largest, relative_error, undefined)
+        found = cls(inner_product, norm, trace, labels.norm or math.nan, largest, relative_error, undefined)
+        return found if bias is None or undefined else found._debiased(square, bound, bias)
+
+    def _debiased(self, square: float, bound: RoundingBound, bias: Tensor) -> AlignmentNumbers:
+        """The same with the debiased alignment, from ||C K C||_F^2 without the rounding of a root."""
+        of_both = [[square, self.inner_product], [self.inner_product, self.labels_norm**2]]
+        products = torch.tensor(of_both, dtype=torch.float64)
+        found = debiased_alignments(products, bias.cpu(), (bound.of_square, ROUNDING_IN_FLOAT64))
+        of_kernel, of_labels = found.diagonal().isnan().tolist()
+        undefined = undefined_debiased_labels() if of_labels else None
+        undefined = undefined_debiased(bound) if of_kernel else undefined
+        return self._replace(debiased_cka=float(found[0, 1]), debiased_undefined=undefined)
 
     @property
     def cka(self) -> float:
         """The alignment A(K, K') (equation 7), in [0, 1]."""
         return within_unit_interval(self.inner_product / self.norm / self.labels_norm) if self.norm else math.nan
+
+    @property
+    def findings(self) -> tuple[Finding | None, ...]:
+        """Why the alignment, or the debiased one, is not defined."""
+        return self.undefined, self.debiased_undefined
 
     @property
     def cka_standard_error(self) -> float:

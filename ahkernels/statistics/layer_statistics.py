@@ -22,6 +22,7 @@ class LayerStatistic:
         formula: The number from those that were measured of this kernel.
         shown: The number as text in a table.
         spectral: Whether the formula needs the largest eigenvalue.
+        debiased: Whether the formula needs the bias of few samples, which is there for exact norms alone.
     """
 
     meaning: str
@@ -29,6 +30,7 @@ class LayerStatistic:
     formula: Callable[[AlignmentNumbers], float]
     shown: Callable[[float], str]
     spectral: bool = False
+    debiased: bool = False
 
 
 def _short(number: float) -> str:
@@ -51,6 +53,13 @@ STATISTICS: dict[str, LayerStatistic] = {
         "kernel",
         lambda numbers: numbers.cka_standard_error,
         "{:.0e}".format,
+    ),
+    "debiased_cka": LayerStatistic(
+        "alignment without the bias of few samples, in [-1, 1], around 0 for labels that carry no information",
+        "kernel",
+        lambda numbers: numbers.debiased_cka,
+        _short,
+        debiased=True,
     ),
     "forward_cka": LayerStatistic(
         "alignment of the forward Gram alone; nan for layers that have none, such as norms",
@@ -116,7 +125,7 @@ def statistics_in_report(asked: Sequence[str], *, estimated: bool) -> list[str]:
 
     Raises:
         TypeError: If `asked` is no sequence of names; the message names `statistics`.
-        ValueError: For a name that is not in `STATISTICS`.
+        ValueError: For a name that is not in `STATISTICS`, or one that estimated norms do not give.
     """
     may_ask = [name for name in STATISTICS if name != _ESTIMATED]
     expected = f"statistics: expected a sequence of {', '.join(may_ask)}"
@@ -125,5 +134,9 @@ def statistics_in_report(asked: Sequence[str], *, estimated: bool) -> list[str]:
     for name in asked:
         if name not in may_ask:
             raise ValueError(f"{expected}, got {name!r}")
+        if estimated and STATISTICS[name].debiased:
+            raise ValueError(
+                f"statistics: expected exact norms for {name!r}, got products or a tolerance to estimate them"
+            )
     wanted = {*ALWAYS, *asked, *([_ESTIMATED] if estimated else [])}
     return [name for name in STATISTICS if name in wanted]

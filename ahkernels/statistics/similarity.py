@@ -10,12 +10,19 @@ from ahkernels.centering import Centering, require_centering
 from ahkernels.distributed.together import together
 from ahkernels.kernel import TangentKernel
 from ahkernels.statistics.cka import alignment_matrix
+from ahkernels.statistics.debiased import require_flag
 
 Kernels = Mapping[str, TangentKernel] | Sequence[TangentKernel]
 
 
 @together
-def similarity(kernels: Kernels, others: Kernels | None = None, *, centering: Centering = "global") -> Tensor:
+def similarity(
+    kernels: Kernels,
+    others: Kernels | None = None,
+    *,
+    centering: Centering = "global",
+    debiased: bool = False,
+) -> Tensor:
     """Alignment A(K, K') (equation 6) of every kernel with every other, in one pass over the tiles of all of them.
 
     No kernel is held in memory. With the kernels of one network at two times, the diagonal says how far each has moved:
@@ -25,13 +32,16 @@ def similarity(kernels: Kernels, others: Kernels | None = None, *, centering: Ce
         kernels: L kernels over the same rows, such as those of `tangent_kernels`.
         others: L' kernels to compare them with; None to compare them with one another.
         centering: "global" or "per_output": see `cka`.
+        debiased: Whether to leave out the products of each sample with itself, which make kernels look alike where
+            samples are few: see `cka`. It takes the diagonal of each kernel, and no further pass.
 
     Returns:
         float64 [L, L'] on the CPU; nan, with a `DegenerateKernelWarning`, where a centered kernel is zero.
 
     Raises:
         TypeError: For anything but kernels.
-        ValueError: For no kernels or another centering, or if rows, dtypes or devices do not fit.
+        ValueError: For no kernels or another centering, if rows, dtypes or devices do not fit, or if there are no
+            debiased alignments.
 
     Example:
         >>> import torch, ahkernels as ah
@@ -40,9 +50,10 @@ def similarity(kernels: Kernels, others: Kernels | None = None, *, centering: Ce
         torch.Size([2, 2])
     """
     require_centering(centering)
+    require_flag(debiased)
     rows, columns = _listed("kernels", kernels), [] if others is None else _listed("others", others)
     together = rows + columns
-    found = alignment_matrix(together, ["kernel"] * len(together), centering)
+    found = alignment_matrix(together, ["kernel"] * len(together), centering, debiased=debiased)
     return found[: len(rows), len(rows) :] if columns else found
 
 

@@ -115,6 +115,7 @@ def statistics(group: Any, name: str, dtype: torch.dtype, x: Tensor, y: Tensor, 
             found[f"{layer} rank {centering}"] = ah.stable_rank(kernel, centering=centering)
             found[f"{layer} correlation {centering}"] = ah.label_correlation(kernel, y, centering=centering)
             found[f"{layer} estimate {centering}"] = ah.estimate_cka(kernel, y, centering=centering, products=12).value
+        found[f"{layer} debiased cka"] = ah.cka(kernel, y, centering="per_output", debiased=True)
         norm = ah.estimate_frobenius_norm(kernel, products=14, seed=4)
         found[f"{layer} estimated norm"] = [norm.value, norm.standard_error]
         fit = ah.kernel_regression(kernel, y, ridge=0.1 * kernel.trace() / kernel.shape[0], rank=4, tolerance=1e-13)
@@ -122,6 +123,7 @@ def statistics(group: Any, name: str, dtype: torch.dtype, x: Tensor, y: Tensor, 
         found[f"rows {layer} 1 predictions"] = fit.predict(kernel)
     found["similarity"] = ah.similarity(kernels)
     found["similarity per output"] = ah.similarity(kernels, centering="per_output")
+    found["debiased similarity"] = ah.similarity(kernels, centering="per_output", debiased=True)
     whole = sum(kernels.values())
     found["whole"] = [whole.trace(), whole.frobenius_norm(), ah.cka(whole, y)]
     if outputs == "all":

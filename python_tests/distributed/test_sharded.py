@@ -92,7 +92,8 @@ def test_every_order_of_contraction_is_sharded(ranks, counts, order):
 @pytest.mark.parametrize("outputs", ["trace", "sum", 2, [3, 0]], ids=str)
 @pytest.mark.parametrize("counts", ALL_SHARDS if EVERYTHING else [[0, 12, 11]], ids=str)
 def test_every_choice_of_outputs_is_sharded(ranks, counts, outputs):
-    options = {"centering": BOTH, "outputs": outputs, "statistics": ALL}
+    over_samples = [] if isinstance(outputs, list) else ["debiased_cka"]
+    options = {"centering": BOTH, "outputs": outputs, "statistics": [*ALL, *over_samples]}
     wanted = alone("conv", torch.float64, repr(options))
     for one in measured(ranks, "conv", torch.float64, counts, None, options):
         close(one, wanted, 1e-12)

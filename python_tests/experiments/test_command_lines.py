@@ -55,6 +55,12 @@ SHARED = [
 # The same for the options of single studies.
 OWN = {
     "alignment_hierarchy": [(["--iterations", "some"], "--iterations", "authors")],
+    "cka_bias": [
+        (["--sizes", "3"], "--sizes", "expected a whole number of at least 4, got '3'"),
+        (["--sizes", "50", "50"], "--sizes", "expected distinct numbers, got 50 50"),
+        (["--subsets", "1"], "--subsets", "expected a whole number of at least 2, got '1'"),
+        (["--outputs", "sum"], "--outputs", "trace"),
+    ],
     "depth_scaling": [
         (["--depths", "3", "3"], "--depths", "distinct numbers, got 3 3"),
         (["--depths", "0"], "--depths", "at least 1, got '0'"),
@@ -149,6 +155,7 @@ OWN = {
 
 DEFAULTS = {
     "alignment_hierarchy": ("0.9", "0.0005", "0.003", "128", "digits", "runs/alignment_hierarchy-DATASET"),
+    "cka_bias": ("6", "30", "[50, 100, 200, 500, 1000]", "20", "trace", "digits"),
     "depth_scaling": ("[4, 6, 10, 16, 24]", "64", "[20]", "1.0", "10", "2000", "runs/depth_scaling-DATASET"),
     "early_training": ("0.003", "256", "100", "20", "[0.0, 2.0]", "feedforward", "runs/early_training-DATASET[-MODEL]"),
     "equilibrium": ("0.1", "20", "16", "[64, 128, 256, 512, 1024]", "3000", "24", "runs/equilibrium"),
@@ -178,6 +185,10 @@ OWN_LARGE = {
         name: [(["--probe-size", "361"], "--probe-size: expected at most 360, the test samples of digits, got 361")]
         for name in ("alignment_hierarchy", "depth_scaling")
     },
+    "cka_bias": [
+        (["--sizes", "1438"], "--sizes: expected at most 1437, the training samples of digits, got 1438"),
+        (["--train-size", "100", "--sizes", "50", "101"], "--sizes: expected at most 100"),
+    ],
     "early_training": [
         (
             ["--depth", "3", "--width", "16", "--eigenvectors", "1440"],

@@ -1,4 +1,4 @@
-"""Means of the rows of a kernel by the output of the columns, where the samples are spread over processes.
+"""Means of the rows of a kernel by the output of the columns, from its factors and sums over the samples.
 
 With any a0 and g0, here means of the factors over the samples, K has the constant part <phi0_i, phi0_j> of the features
 phi0_i = sum_s a0_s (x) g0_s^i, and for each sample x the part h_x,ij = <psi_x,i, phi0_j> of the deviations
@@ -73,30 +73,32 @@ class MeansByOutput(NamedTuple):
         found = torch.zeros(n, o, o, dtype=torch.float64, device=batch.backward[0].device)
         h, constant = torch.zeros_like(found), found.new_zeros(o, o)
         (layers,) = batch.kernels()
+        dtype = torch.promote_types(batch.dtype, torch.float32)  # of tiles
         for layer, a0, g0 in zip(layers, *means, strict=True):
-            _add_means(found, layer, a0, g0, samples)
-            _add_offsets(h, constant, layer, a0, g0)
+            add_means_of_deviations(found, layer, a0, g0, samples, dtype)
+            _add_offsets(h, constant, layer, a0, g0, dtype)
         of_columns = samples.sum(h.sum(0)) / samples.n  # mean of h_x',ji at [j, i]
         return cls(found, found + h + of_columns.T + constant)
 
 
-def _add_means(to: Tensor, layer: Layer, a0: Tensor, g0: Tensor, samples: Samples) -> None:
-    """Adds <psi_x,i, D_j> of a layer to [n, o, o].
+def add_means_of_deviations(
+    to: Tensor, layer: Layer, a0: Tensor, g0: Tensor, samples: Samples, dtype: torch.dtype
+) -> None:
+    """Adds <psi_x,i, D_j> of a layer to [n, o, o], from products in a dtype.
 
-    Products have the rounding of tiles. That of means enters a centered norm by its square alone, since the entries of
-    a centered row add up to zero.
+    For a centered norm the rounding of tiles is enough: that of means enters it by its square alone, since the entries
+    of a centered row add up to zero.
     """
     (n, s, o, m), d, numbers = layer.backward.shape, a0.shape[1], chunk_elements(to)
-    dtype = torch.promote_types(layer.backward.dtype, torch.float32)
     with_bias = functional.pad(a0, (0, 1), value=layer.bias**0.5)
     for outputs in steps(o, 2 * numbers, m * (d + 1)):
         count = outputs.stop - outputs.start
         weights, sums = to.new_zeros(count * m, d), to.new_zeros(s, count, m)
         chunks = steps(n, numbers, s * max(d, 2 * o * m))
         for rows in chunks:
-            a, g = _deviation(layer.forward[rows], a0), layer.backward[rows, :, outputs].to(dtype)
+            a, g = _deviation(layer.forward[rows], a0, dtype), layer.backward[rows, :, outputs].to(dtype)
             weights += g.flatten(2).flatten(0, 1).T @ a.flatten(0, 1)
-            sums += _deviation(layer.backward[rows, :, outputs], g0[:, outputs]).sum(0, dtype=torch.float64)
+            sums += _deviation(layer.backward[rows, :, outputs], g0[:, outputs], dtype).sum(0, dtype=torch.float64)
         mean = samples.sum(torch.cat((weights.flatten(), sums.flatten()))) / samples.n
         weights, sums = mean[: weights.numel()].view(count, m, d), mean[weights.numel() :].view(sums.shape)
         weights = functional.pad(weights, (0, 1)) + torch.einsum("sjm,sd->jmd", sums, with_bias)  # D
@@ -104,10 +106,11 @@ def _add_means(to: Tensor, layer: Layer, a0: Tensor, g0: Tensor, samples: Sample
         of_inputs = weights[..., :d].flatten(0, 1).to(dtype)
         for rows in chunks:
             g = layer.backward[rows].to(dtype)
-            at_samples = _deviation(layer.forward[rows], a0) @ of_inputs.T  # [rows, s, j m]
+            at_samples = _deviation(layer.forward[rows], a0, dtype) @ of_inputs.T  # [rows, s, j m]
             at_samples = at_samples.view(*g.shape[:2], count, m)
             to[rows, :, outputs] += _over_positions(g, at_samples)
-            to[rows, :, outputs] += _over_positions(_deviation(layer.backward[rows], g0), at_mean.expand_as(at_samples))
+            of_gradients = _deviation(layer.backward[rows], g0, dtype)
+            to[rows, :, outputs] += _over_positions(of_gradients, at_mean.expand_as(at_samples))
 
 
 def _over_positions(g: Tensor, h: Tensor) -> Tensor:
@@ -115,23 +118,22 @@ def _over_positions(g: Tensor, h: Tensor) -> Tensor:
     return (g.transpose(1, 2).flatten(2) @ h.transpose(1, 2).flatten(2).mT).double()
 
 
-def _add_offsets(h: Tensor, constant: Tensor, layer: Layer, a0: Tensor, g0: Tensor) -> None:
+def _add_offsets(h: Tensor, constant: Tensor, layer: Layer, a0: Tensor, g0: Tensor, dtype: torch.dtype) -> None:
     """Adds h of a layer to [n, o, o], and <phi0_i, phi0_j> to [o, o]."""
     s, o, m = layer.backward.shape[1:]
     of_means = torch.einsum("sim,tjm->isjt", g0, g0)
     p0 = a0 @ a0.T + layer.bias
     constant += torch.einsum("isjt,st->ij", of_means, p0)
     for rows in steps(len(h), chunk_elements(h), s * max(s * o * o, o * m)):
-        a, g = _deviation(layer.forward[rows], a0), _deviation(layer.backward[rows], g0)
+        a, g = _deviation(layer.forward[rows], a0, dtype), _deviation(layer.backward[rows], g0, dtype)
         p = a.double() @ a0.T  # <a', a0> [rows, s, s']
         q = (g @ g0.flatten(0, 1).to(g).T).double().view(*g.shape[:3], s, o)  # <g', g0> [rows, s, i, s', j]
         # (p0 + p) q + p q0
         h[rows] += torch.einsum("xst,xsitj->xij", p + p0, q) + torch.einsum("xst,isjt->xij", p, of_means)
 
 
-def _deviation(factor: Tensor, mean: Tensor) -> Tensor:
-    """A factor less its mean, as tiles have it."""
-    dtype = torch.promote_types(factor.dtype, torch.float32)
+def _deviation(factor: Tensor, mean: Tensor, dtype: torch.dtype) -> Tensor:
+    """A factor less its mean."""
     return factor.to(dtype) - mean.to(dtype)
 
 

@@ -1,0 +1,1 @@
+"""Alignments of few samples: their bias, and what is left of it once they are debiased."""
