@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from ahkernels.files.results import read_result, write_result
 from ahkernels.optional_import import optional_import
 from ahkernels.plotting import animate_history, plot_history
 from ahkernels.report import AlignmentReport
-from ahkernels.table import Column, text_table
+from ahkernels.table import Column, html_table, text_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -186,11 +185,7 @@ class AlignmentHistory(Sequence[Measurement]):
 
     def _repr_html_(self) -> str:
         """The same table for notebooks."""
-        columns = self._cells() if self else []
-        head = "".join(f"<th>{html.escape(column.heading)}</th>" for column in columns)
-        lines = zip(*(column.cells for column in columns), strict=True)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
-        return f"<table><caption>{html.escape(self._title())}</caption><tr>{head}</tr>{body}</table>"
+        return html_table(self._cells(), self._title())
 
     def _title(self) -> str:
         if not self:

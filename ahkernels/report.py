@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import html
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from ahkernels.files.results import read_result, write_result
 from ahkernels.optional_import import optional_import
 from ahkernels.plotting import plot_report
 from ahkernels.statistics.layer_statistics import ALWAYS, STATISTICS
-from ahkernels.table import Column, text_table
+from ahkernels.table import Column, html_table, text_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,16 +171,8 @@ class AlignmentReport(Mapping[str, float]):
 
     def _repr_html_(self) -> str:
         """The same table for notebooks; the peak's row is bold."""
-
-        def row(cells: list[str], tag: str, weight: str) -> str:
-            inner = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
-            return f'<tr style="font-weight: {weight}">{inner}</tr>'
-
-        table, peak = self._cells(), self.peak
-        rows = [row(list(table), "th", "bold")]
-        for layer, *cells in zip(*table.values(), strict=True):
-            rows.append(row([layer, *cells], "td", "bold" if layer == peak else "normal"))
-        return f"<table><caption>{html.escape(self._title())}</caption>{''.join(rows)}</table>"
+        columns = [Column(heading, cells) for heading, cells in self._cells().items()]
+        return html_table(columns, self._title(), bold=None if self.peak is None else self.layers.index(self.peak))
 
     def _title(self) -> str:
         return (

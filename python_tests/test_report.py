@@ -188,7 +188,7 @@ def test_text_of_an_empty_report() -> None:
 def test_html_escapes_names_and_marks_the_peak() -> None:
     text = make(layers=["<a>", "b&c", "d"])._repr_html_()
     assert "<td>&lt;a&gt;</td>" in text and "<a>" not in text
-    assert 'bold"><td>b&amp;c</td>' in text
+    assert "<td><b>b&amp;c</b></td>" in text
     assert text.count("<tr") == text.count("</tr>") == 4
 
 

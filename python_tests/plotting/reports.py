@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
+from ahkernels.history import Measurement
 from ahkernels.report import AlignmentReport
-from ahkernels.tracker import Measurement
 
 NAN = math.nan
 Layers = list[tuple[str, str]]  # names and types
