@@ -44,7 +44,7 @@ class AlignmentCallback(_pl.Callback):  # type: ignore[misc]
 
     Raises:
         TypeError: If an argument has another type, or an option is unknown.
-        ValueError: If an argument is out of range; when the run begins, if the module has no part `module`.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> import torch
@@ -91,7 +91,11 @@ class AlignmentCallback(_pl.Callback):  # type: ignore[misc]
         self.tracker.load_state_dict(state_dict)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Measures before the first optimiser step of the run, if that is due."""
+        """Measures before the first optimiser step of the run, if that is due.
+
+        Raises:
+            ValueError: If the LightningModule has no part `module`.
+        """
         self._run.begin(pl_module, trainer.global_step, writes=trainer.is_global_zero)
         self._step = trainer.global_step
         self._losses = []
@@ -113,7 +117,8 @@ class AlignmentCallback(_pl.Callback):  # type: ignore[misc]
     def _measure(self, trainer: Any) -> None:
         if not self._run.is_due(trainer.global_step):
             return
-        metrics = {name: value for name, value in trainer.callback_metrics.items() if name in self._run.metrics}
+        logged = trainer.callback_metrics if self._run.metrics else {}  # which Lightning computes when it is asked
+        metrics = {name: logged[name] for name in self._run.metrics if name in logged}
         if self._losses:
             metrics["loss"] = trainer.strategy.reduce(sum(self._losses) / len(self._losses))
         row = self._run.measure(trainer.global_step, metrics)

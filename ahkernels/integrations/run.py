@@ -93,7 +93,7 @@ class TrackedRun:
         """Whether the model has to be measured after so many optimiser steps."""
         return self._schedule.is_due(step, self._last)
 
-    def measure(self, step: int, metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
+    def measure(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Measures the model now.
 
         Returns:

@@ -43,7 +43,7 @@ class AlignmentCallback(_transformers.TrainerCallback):  # type: ignore[misc]
 
     Raises:
         TypeError: If an argument has another type, or an option is unknown.
-        ValueError: If an argument is out of range; when the run begins, if the model has no part `module`.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> import torch
@@ -78,7 +78,19 @@ class AlignmentCallback(_transformers.TrainerCallback):  # type: ignore[misc]
         return self._run.tracker
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Takes over the history of a checkpoint, and measures if that is due."""
+        """Takes over the history of a checkpoint, and measures if that is due.
+
+        Raises:
+            ValueError: If the model has no part `module`, or another callback has the same `module` and `tag`.
+        """
+        others: dict[str, AlignmentCallback] = vars(state).setdefault(
+            "alignment_callbacks", {}
+        )  # not in the checkpoint
+        if others.setdefault(self._key, self) is not self:
+            raise ValueError(
+                f"tag: expected another one for each callback of a Trainer, got {self.tracker.tag!r} twice; write "
+                "tag='second', say"
+            )
         saved = state.stateful_callbacks.get(self._key)
         if saved is not None:
             self.tracker.load_state_dict(_decoded(saved["history"]))

@@ -1,8 +1,10 @@
-"""The callback for Lightning, in real runs: which steps, what is logged, resuming, and training that does not change."""
+"""The callback for Lightning, in real runs: steps, loggers, resuming, training that does not change, devices."""
 
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ahkernels as ah
 from ahkernels.capture.twin import Twin
+from python_tests.integrations.same_bits import same, same_history
 
 lightning = pytest.importorskip("lightning.pytorch", exc_type=ImportError)
 callbacks = pytest.importorskip("ahkernels.integrations.lightning")
-
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers",
-    "ignore:.*smaller than the logging interval",
-    "ignore:Checkpoint directory .* exists and is not empty",
-    "ignore:.*resuming from a checkpoint that ended before the epoch ended",
-    "ignore:You defined a `validation_step` but have no `val_dataloader`",
-    "ignore:The dirpath has changed",
-)
 
 AlignmentCallback = callbacks.AlignmentCallback
 X, Y = torch.linspace(-1, 1, 24).reshape(8, 3), torch.arange(8) % 2
@@ -79,17 +73,6 @@ def trainer(folder: Path, *own: Any, **options: Any) -> Any:
         "max_epochs": 2,
     }
     return lightning.Trainer(callbacks=list(own), **(defaults | options))
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal bit by bit."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return type(a) is type(b) and a == b
 
 
 # ---- steps
@@ -218,7 +201,7 @@ def test_a_resumed_run_has_the_history_of_a_whole_one(
     tracker, resumed = run(tmp_path / "resumed", ckpt_path=tmp_path / "whole" / f"step={stopped}.ckpt")
     assert len(whole.steps) >= 4
     assert len(resumed.losses) < len(module.losses)
-    assert same(tracker.state_dict(), whole.state_dict())
+    assert same_history(tracker, whole)
     assert same(resumed.state_dict(), module.state_dict())
 
 
@@ -253,7 +236,7 @@ def test_another_run_begins_a_new_history(tmp_path: Path) -> None:
         trainer(tmp_path, callback).fit(Module(), loader())
         runs.append(callback.tracker)
     assert runs[0] is not runs[1] and runs[0].model is not runs[1].model
-    assert same(runs[0].state_dict(), runs[1].state_dict()) and runs[1].steps == [0, 5, 10]
+    assert same_history(*runs) and runs[1].steps == [0, 5, 10]
 
 
 # ---- training
@@ -320,11 +303,50 @@ def test_two_devices(tmp_path: Path, options: dict[str, Any]) -> None:
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert [row["step"] for row in first["history"]] == [0, 2]
     assert same(first, second), "the loss is the mean over the ranks"
-    assert (tmp_path / "lines").read_text().split("\n")[:-1] == ["alignment/0 0", "alignment/2 0"] + [
-        "alignment/0 2",
-        "alignment/2 2",
-        "loss 2",
+    assert (tmp_path / "lines").read_text().split("\n")[:-1] == [
+        *("alignment/0 0", "alignment/2 0"),
+        *("alignment/0 2", "alignment/2 2", "loss 2"),
     ]
+
+
+# ---- the package pytorch_lightning alone
+
+OLDER = """
+import sys
+sys.modules["lightning"] = None  # as if it were not installed
+import pytorch_lightning, torch
+from ahkernels.integrations.lightning import AlignmentCallback
+
+class Module(pytorch_lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.fc(x)
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+x, y = torch.randn(8, 3), torch.arange(8) % 2
+data = torch.utils.data.TensorDataset(x, y)
+callback = AlignmentCallback(x, y, every=2)
+trainer = pytorch_lightning.Trainer(
+    max_epochs=1, accelerator="cpu", callbacks=[callback], logger=False, enable_checkpointing=False,
+    enable_progress_bar=False, enable_model_summary=False,
+)
+trainer.fit(Module(), torch.utils.data.DataLoader(data, 2))
+print(callback.tracker.steps)
+"""
+
+
+def test_pytorch_lightning_where_lightning_is_missing() -> None:
+    pytest.importorskip("pytorch_lightning", exc_type=ImportError)
+    done = subprocess.run([sys.executable, "-c", OLDER], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1:] == ["[0, 2, 4]"], done.stderr
 
 
 # ---- bad arguments
