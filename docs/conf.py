@@ -43,6 +43,7 @@ suppress_warnings = ["config.cache"]  # the gallery's order is a class, which ca
 default_role = "py:obj"
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["lightning", "pytorch_lightning", "transformers"]  # that callbacks are classes of
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import re
 from dataclasses import dataclass
@@ -40,28 +41,37 @@ class Block:
     Attributes:
         text: What stands between the fences.
         line: Line of the page that its first line is.
+        needs: Packages that it needs and that the tests may lack, from a fence such as ```python needs=wandb,mlflow.
     """
 
     text: str
     line: int
+    needs: tuple[str, ...] = ()
+
+    @property
+    def can_run(self) -> bool:
+        return all(importlib.util.find_spec(package) for package in self.needs)
 
 
 def python_blocks(text: str) -> list[Block]:
     """The blocks of a page that are fenced as ```python, in order."""
-    return [
-        Block(found["text"], text.count("\n", 0, found.start("text")) + 1)
-        for found in FENCE.finditer(text)
-        if found["language"].strip() == "python"
-    ]
+    blocks = []
+    for found in FENCE.finditer(text):
+        language, _, needs = found["language"].strip().partition(" needs=")
+        if language == "python":
+            line = text.count("\n", 0, found.start("text")) + 1
+            blocks.append(Block(found["text"], line, tuple(needs.split(",")) if needs else ()))
+    return blocks
 
 
 def run_page(page: Path) -> dict[str, Any]:
     """Runs the blocks of a page one after the other in one namespace, which it returns.
 
-    A page shows all that its blocks need: nothing is defined beforehand.
+    A page shows all that its blocks need: nothing is defined beforehand. Blocks for packages that are not installed are
+    left out.
     """
     namespace: dict[str, Any] = {"__name__": page.stem}
-    for block in python_blocks(page.read_text(encoding="utf-8")):
+    for block in filter(lambda one: one.can_run, python_blocks(page.read_text(encoding="utf-8"))):
         # Blank lines in front, so that a traceback has the lines of the page.
         exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), namespace)
     return namespace
@@ -162,6 +172,12 @@ def test_only_blocks_of_python_run(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("```sh\nexit 1\n```\n```python\na = 1\n```\n```\nno language\n```\n````python\nb = a + 1\n````\n")
     assert run_page(page)["b"] == 2
+
+
+def test_blocks_run_where_their_packages_are(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python needs=torch,numpy\na = 1\n```\n```python needs=torch,no_such_package\na = 2\n```\n")
+    assert run_page(page)["a"] == 1
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ _TABLES = frozenset(name for name, value in vars(nn.Module()).items() if isinsta
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 _GENERATORS = (torch.Generator, random.Random, numpy.random.Generator, numpy.random.RandomState)
 _MOST_OBJECTS = 10_000  # beyond it they are shared, such as those of a whole program
+# Packages whose objects drive the training: a LightningModule refers to its trainer, and so to data and optimisers.
+_DRIVERS = frozenset(("lightning", "lightning_fabric", "pytorch_lightning"))
 
 
 class Twin:
@@ -274,7 +276,12 @@ def _with_attributes(copy: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _of_torch(value: Any) -> bool:
-    return str(value.__module__).partition(".")[0] == "torch"
+    return _package(value) == "torch"
+
+
+def _package(value: Any) -> str:
+    """Of a function or a class."""
+    return str(value.__module__).partition(".")[0]
 
 
 def _is_plain(value: Any) -> bool:
@@ -283,6 +290,8 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, types.SimpleNamespace):
         return True
     if isinstance(value, (nn.Module, type, types.ModuleType)) or not hasattr(value, "__dict__") or _of_torch(kind):
+        return False
+    if not _DRIVERS.isdisjoint(map(_package, kind.__mro__)):
         return False
     own = {name for base in kind.__mro__[:-1] for name in vars(base)}
     return own.isdisjoint(("__reduce__", "__reduce_ex__", "__del__"))  # of C, or with a state of its own
