@@ -42,7 +42,7 @@ from ahkernels.statistics import (
 )
 from ahkernels.tracker import AlignmentTracker
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "STATISTICS",
