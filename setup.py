@@ -120,7 +120,8 @@ def cpu_extension() -> Extension:
             *(f"-isystem{path}" for path in [pybind11.get_include(), *include_paths()]),
             *sanitize,
         ],
-        extra_link_args=sanitize,
+        # The libgcc_s of gcc 11 and older lacks conversions of 16-bit numbers: they come from the static library.
+        extra_link_args=["-lgcc", *sanitize],
         language="c++",
     )
 
@@ -146,6 +147,8 @@ class Build(BuildExtension):
     def finalize_options(self) -> None:
         super().finalize_options()
         self.parallel = self.parallel or len(extensions)
+        # An editable build gets a fresh folder each time. In one that stays, ninja compiles only what has changed.
+        self.build_temp = str(ROOT / "build" / f"{self.plat_name}-{sys.implementation.cache_tag}")
 
     def build_extension(self, ext: Extension) -> None:
         apart = copy.copy(self)  # each has a folder for its objects and its list of commands

@@ -46,7 +46,7 @@ from ahkernels.statistics import (
 )
 from ahkernels.tracker import AlignmentTracker, ScalarWriter
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "STATISTICS",

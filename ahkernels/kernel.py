@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+import scipy
 import torch
-from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from ahkernels import ops, tangent_features
@@ -226,7 +226,9 @@ class TangentKernel(KernelOperator):
             found += tangent_features.jvp(one, part)
         return found.reshape(self.rows_here, *u.shape[1:])
 
-    def linear_operator(self, *, centering: Centering | None = None, exact: bool = True) -> LinearOperator:
+    def linear_operator(
+        self, *, centering: Centering | None = None, exact: bool = True
+    ) -> scipy.sparse.linalg.LinearOperator:
         """K, or C K C, as a float64 operator on numpy vectors; arguments and products are those of `product`."""
         require_centering(centering, none=True)
         if self.samples.sharded:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from ahkernels.autocast import without_autocast
@@ -128,7 +128,7 @@ class KernelOperator(ABC):
         if any(_overlap(out, one) for one in self._tensors()):
             raise ValueError("out: expected memory of its own, got a tensor that shares memory with the factors")
 
-    def linear_operator(self) -> LinearOperator:
+    def linear_operator(self) -> scipy.sparse.linalg.LinearOperator:
         """K as a float64 operator on numpy vectors, for scipy's solvers."""
         return scipy_operator(self.shape, self.__matmul__, self.T.__matmul__)
 
@@ -144,7 +144,9 @@ def _overlap(first: Tensor, second: Tensor) -> bool:
     return bool(both and first.data_ptr() < end(second) and second.data_ptr() < end(first))
 
 
-def scipy_operator(shape: torch.Size, product: Product, transposed_product: Product) -> LinearOperator:
+def scipy_operator(
+    shape: torch.Size, product: Product, transposed_product: Product
+) -> scipy.sparse.linalg.LinearOperator:
     """An operator of scipy from products of tensors [columns, k] and [rows, k]."""
 
     def of_arrays(product: Product) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
@@ -156,7 +158,7 @@ def scipy_operator(shape: torch.Size, product: Product, transposed_product: Prod
         return on_arrays
 
     forward, backward = of_arrays(product), of_arrays(transposed_product)
-    return LinearOperator(
+    return scipy.sparse.linalg.LinearOperator(
         tuple(shape), matvec=forward, rmatvec=backward, matmat=forward, rmatmat=backward, dtype=np.float64
     )
 

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ahkernels.capture.backward import factors_of, gradients_of
 from ahkernels.capture.blocks import KernelInBlocks

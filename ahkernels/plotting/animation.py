@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ahkernels.optional_import import optional_import
 from ahkernels.plotting.figures import BLACK, INSTALL

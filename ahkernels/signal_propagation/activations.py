@@ -15,8 +15,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from ahkernels.signal_propagation.arc_cosine import ArcCosineMap
 from ahkernels.signal_propagation.inputs import require_number
@@ -324,7 +324,7 @@ def _hermite(terms: int) -> tuple[Array, Array]:
 
 
 def _gelu(x: Array) -> Array:
-    y: Array = x * ndtr(x)
+    y: Array = x * scipy.special.ndtr(x)
     return y
 
 

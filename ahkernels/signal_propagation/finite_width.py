@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ahkernels.capture import iter_tangent_kernels
 from ahkernels.kernel import TangentKernel

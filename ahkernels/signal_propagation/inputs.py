@@ -9,8 +9,8 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist
 
 Array = NDArray[np.float64]
 
@@ -119,7 +119,8 @@ class InputPairs:
         x = x / largest[:, None]  # no overflow in squares
         length = np.sqrt((x * x).sum(axis=1))
         unit = x / length[:, None]
-        gamma = cdist(unit, unit, "sqeuclidean") / 2  # by differences: inputs that are nearly alike keep their digits
+        # By differences: inputs that are nearly alike keep their digits.
+        gamma = scipy.spatial.distance.cdist(unit, unit, "sqeuclidean") / 2
         scale = (length * largest / np.sqrt(x.shape[1])) ** 2
         return cls(np.minimum(gamma, 2), (scale[:, None], scale[None, :]))
 

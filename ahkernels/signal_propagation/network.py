@@ -15,8 +15,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 from ahkernels.signal_propagation.activations import Activation, LeakyReLU, activation_of
 from ahkernels.signal_propagation.arc_cosine import ArcCosineMap, angle
@@ -279,7 +279,9 @@ class Network:
             falls = np.flatnonzero((growth[:-1] > 0) & (growth[1:] <= 0))
             if len(falls):
                 low, high = np.log(tried[falls[0] : falls[0] + 2])
-                return math.exp(brentq(lambda q: float(self._growth(np.exp(q))), low, high, xtol=1e-15, rtol=1e-15))
+                return math.exp(
+                    scipy.optimize.brentq(lambda q: float(self._growth(np.exp(q))), low, high, xtol=1e-15, rtol=1e-15)
+                )
         raise ValueError(
             "variance: expected a network whose variances come to a fixed point above 0, got one whose variances "
             f"do not ({self}); give the variance"
@@ -303,7 +305,7 @@ class Network:
 
         if growth(1e-9) <= 0:
             return 1.0
-        return 1 - brentq(growth, 1e-9, 1.0) if growth(1.0) < 0 else 0.0
+        return 1 - scipy.optimize.brentq(growth, 1e-9, 1.0) if growth(1.0) < 0 else 0.0
 
     def depth_scales(self) -> DepthScales:
         """Computes how many layers a deviation from a fixed point takes to fall by a factor e.
@@ -369,7 +371,9 @@ def edge_of_chaos(activation: str | Activation, bias_variance: float = 0.0) -> f
             except ValueError:  # a variance too large for the activation's series
                 break
             if bracketed:
-                q = math.exp(brentq(lambda log: short(math.exp(log)), math.log(low), math.log(high), xtol=1e-14))
+                q = math.exp(
+                    scipy.optimize.brentq(lambda log: short(math.exp(log)), math.log(low), math.log(high), xtol=1e-14)
+                )
                 if weight(q) * float(phi.moment_slope(np.full((), q))) < 1:
                     return weight(q)
     raise ValueError(

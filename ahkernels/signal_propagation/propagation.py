@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ahkernels.signal_propagation.inputs import InputPairs
 from ahkernels.signal_propagation.network import Layer, Network, State, require_network

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import scipy
 import torch
-from scipy.stats import t
 from torch import Tensor
 
 from ahkernels.centering import Centering, require_centering
@@ -56,7 +56,7 @@ class Estimate:
         """
         if not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
             raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
-        reach = float(t.ppf((1 + confidence) / 2, self.samples - 1)) * self.standard_error
+        reach = float(scipy.special.stdtrit(self.samples - 1, (1 + confidence) / 2)) * self.standard_error
         return self.value - reach, self.value + reach
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from types import FrameType
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from experiments.common.store import Row, RunStore
 from experiments.common.training import Trainer

@@ -16,7 +16,7 @@ namespace {
 
 // Whether there are matrix units with bf16 and int8 products and Linux lets this process use them, which takes a
 // request.
-bool permitted_amx() {
+[[maybe_unused]] bool permitted_amx() {
 #if defined(__x86_64__) && defined(__linux__)
   constexpr unsigned kNeeded = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, AMX-TILE, AMX-INT8
   constexpr long kRequestPermission = 0x1023, kTileData = 18;   // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
@@ -56,7 +56,7 @@ std::vector<std::string> detect() {
   return found;
 }
 
-bool has(std::string_view name) {
+[[maybe_unused]] bool has(std::string_view name) {
   for (const std::string& capability : capabilities()) {
     if (capability == name) return true;
   }
@@ -70,7 +70,7 @@ const std::vector<std::string>& capabilities() {
   return found;
 }
 
-const TileKernels<float>& float_kernels(const std::string& precision) {
+const TileKernels<float>& float_kernels([[maybe_unused]] const std::string& precision) {
 #if defined(__x86_64__) && defined(__linux__)
   static const bool amx = has("amx");
   if (amx && precision == "medium") return amx::bfloat16_tile;

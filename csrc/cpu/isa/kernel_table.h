@@ -16,6 +16,13 @@ namespace ahkernels::cpu {
 
 constexpr int64_t kTileSize = kPanel * kPanel;
 
+// IEEE half precision. In C++, gcc 12 has no _Float16 on Arm, but the older name for it.
+#if defined(__aarch64__)
+using Half = __fp16;
+#else
+using Half = _Float16;
+#endif
+
 enum class Element { kFloat, kDouble, kHalf, kBFloat16 };
 
 // A view of rows x k numbers with any strides, counted in elements. A kernel that reads them multiplies by `scale`.

@@ -108,7 +108,7 @@ inline float to_float(uint16_t bfloat16_bits) {
   __builtin_memcpy(&value, &bits, sizeof(value));
   return value;
 }
-inline float to_float(_Float16 value) { return static_cast<float>(value); }
+inline float to_float(Half value) { return static_cast<float>(value); }
 inline float to_float(float value) { return value; }
 inline double to_float(double value) { return value; }
 
@@ -168,7 +168,7 @@ auto with_element(Element element, const Visit& visit) {
     case Element::kFloat:
       return visit(float{});
     case Element::kHalf:
-      return visit(_Float16{});
+      return visit(Half{});
     case Element::kBFloat16:
       return visit(uint16_t{});
     default:
