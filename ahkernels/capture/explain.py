@@ -99,7 +99,7 @@ class _Planned(NamedTuple):
     parameters: int
     bytes: int
     o: int
-    shape: Sequence[int]
+    shape: Sequence[Any]
     item: int
     by_tiles: int
     forming: float

@@ -8,6 +8,7 @@ norm is taken once more in float64 or by tiles, and what that sends is not count
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
@@ -81,11 +82,11 @@ class NormOverRanks:
 
     def flops(self, rank: int) -> float:
         """Floating-point operations of a rank, for its samples and its pairs of samples."""
-        how = {"o": self.o, "layers": [self.layer], "by_output": self._by_output}
+        counted = functools.partial(flops, o=self.o, layers=[self.layer], by_output=self._by_output)
         n, here = sum(self.counts), self.counts[rank]
         if self.order == "parameters first":  # no pairs
-            return flops(n, **how)[self.order] * here / n
-        return flops(here, **how, pairs=pairs_of(rank, self.counts))[self.order]
+            return counted(n)[self.order] * here / n
+        return counted(here, pairs=pairs_of(rank, self.counts))[self.order]
 
     def traffic(self, rank: int) -> Traffic:
         """What a rank gives to the others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import ahkernels as ah
 from ahkernels.contraction import best_order
 
+EVERYTHING = os.environ.get("AHKERNELS_ALL_SHARDS") == "1"
 N, CLASSES = 23, 4
 # Shares of the samples: with and without empty ones, and fewer than there are ranks.
 SHARDS = {
@@ -21,6 +23,7 @@ SHARDS = {
     2: [[12, 11], [23, 0]],
     3: [[8, 8, 7], [0, 1, 22]],
     4: [[6, 6, 6, 5], [0, 20, 0, 3]],
+    **({8: [[3, 3, 3, 3, 3, 3, 3, 2], [0, 5, 0, 0, 9, 1, 8, 0]]} if EVERYTHING else {}),
 }
 
 
@@ -91,10 +94,12 @@ def reports(group: Any, name: str, dtype: torch.dtype, x: Tensor, y: Tensor, ord
     } | {"n": float(next(iter(found.values())).n)}
 
 
-def statistics(group: Any, name: str, dtype: torch.dtype, x: Tensor, y: Tensor, outputs: Any) -> dict[str, Tensor]:
+def statistics(
+    group: Any, name: str, dtype: torch.dtype, x: Tensor, y: Tensor, outputs: Any, layers: Any = None
+) -> dict[str, Tensor]:
     """Statistics of kernels; what begins with "rows" has a row for each row of the samples here."""
     network = model(name, dtype)
-    kernels = ah.tangent_kernels(network, x, outputs=outputs, process_group=group, keep_factors=True)
+    kernels = ah.tangent_kernels(network, x, outputs=outputs, layers=layers, process_group=group, keep_factors=True)
     found: dict[str, Any] = {}
     for layer, kernel in kernels.items():
         torch.manual_seed(3)
