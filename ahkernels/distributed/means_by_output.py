@@ -89,17 +89,20 @@ def _add_means(to: Tensor, layer: Layer, a0: Tensor, g0: Tensor, samples: Sample
     (n, s, o, m), d, numbers = layer.backward.shape, a0.shape[1], chunk_elements(to)
     dtype = torch.promote_types(layer.backward.dtype, torch.float32)
     with_bias = functional.pad(a0, (0, 1), value=layer.bias**0.5)
-    for outputs in steps(o, 2 * numbers, m * (d + 1)):
+    for outputs in steps(o, numbers // 2, m * (d + 1)):
         count = outputs.stop - outputs.start
-        weights, sums = to.new_zeros(count * m, d), to.new_zeros(s, count, m)
+        both = to.new_zeros(count * m * (d + s))
+        weights, sums = both[: count * m * d].view(count * m, d), both[count * m * d :].view(s, count, m)
         chunks = steps(n, numbers, s * max(d, 2 * o * m))
         for rows in chunks:
             a, g = _deviation(layer.forward[rows], a0), layer.backward[rows, :, outputs].to(dtype)
             weights += g.flatten(2).flatten(0, 1).T @ a.flatten(0, 1)
             sums += _deviation(layer.backward[rows, :, outputs], g0[:, outputs]).sum(0, dtype=torch.float64)
-        mean = samples.sum(torch.cat((weights.flatten(), sums.flatten()))) / samples.n
-        weights, sums = mean[: weights.numel()].view(count, m, d), mean[weights.numel() :].view(sums.shape)
-        weights = functional.pad(weights, (0, 1)) + torch.einsum("sjm,sd->jmd", sums, with_bias)  # D
+        del weights, sums
+        both = samples.sum(both).div_(samples.n)
+        weights = torch.einsum("sjm,sd->jmd", both[count * m * d :].view(s, count, m), with_bias)
+        weights[..., :d] += both[: count * m * d].view(count, m, d)  # D
+        del both
         at_mean = torch.einsum("jmd,sd->sjm", weights, with_bias).to(dtype)
         of_inputs = weights[..., :d].flatten(0, 1).to(dtype)
         for rows in chunks:

@@ -24,6 +24,9 @@ from ahkernels.samples import Pairs, Samples
 
 _Result = TypeVar("_Result")
 
+# J^T v comes in so many parts of what products in one process hold at a time, since a sum has copies of it.
+_PARTS_OF_SUM = 4
+
 
 class Meeting(NamedTuple):
     """One step of the half ring: what a rank sends and receives, and which pairs of samples it then works on.
@@ -206,8 +209,8 @@ class ShardedSamples(Samples):
 
     def _weights(self, layer: Layer, v: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """See `ops.plain.weight_gradients`, summed over the ranks."""
-        gradients = weight_gradients(layer.forward, layer.backward, v, chunk_elements(v))
-        for pre_activations, weight, sums in gradients:
+        numbers = chunk_elements(v) // _PARTS_OF_SUM
+        for pre_activations, weight, sums in weight_gradients(layer.forward, layer.backward, v, numbers):
             columns, width, d = weight.shape
             both = self.sum(torch.cat((weight.flatten(1), sums), 1))
             yield pre_activations, both[:, : width * d].view(columns, width, d), both[:, width * d :]
