@@ -25,6 +25,9 @@ from ahkernels.ops.plain import chunk_elements, steps
 from ahkernels.samples import Samples
 
 
+_PARTS_OF_SUM = 8  # of the numbers that are held at a time, since there are copies of the means of weights
+
+
 class MeanFactors(NamedTuple):
     """The means of the factors of each layer of a batch, float64 with the digits of tiles.
 
@@ -89,7 +92,7 @@ def _add_means(to: Tensor, layer: Layer, a0: Tensor, g0: Tensor, samples: Sample
     (n, s, o, m), d, numbers = layer.backward.shape, a0.shape[1], chunk_elements(to)
     dtype = torch.promote_types(layer.backward.dtype, torch.float32)
     with_bias = functional.pad(a0, (0, 1), value=layer.bias**0.5)
-    for outputs in steps(o, numbers // 2, m * (d + 1)):
+    for outputs in steps(o, numbers // _PARTS_OF_SUM, m * (d + 1)):
         count = outputs.stop - outputs.start
         both = to.new_zeros(count * m * (d + s))
         weights, sums = both[: count * m * d].view(count * m, d), both[count * m * d :].view(s, count, m)

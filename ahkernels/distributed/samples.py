@@ -24,8 +24,8 @@ from ahkernels.samples import Pairs, Samples
 
 _Result = TypeVar("_Result")
 
-# J^T v comes in so many parts of what products in one process hold at a time, since a sum has copies of it.
-_PARTS_OF_SUM = 4
+# Sums over the ranks are of so small a part of what products in one process hold at a time, since there are copies.
+_PARTS_OF_SUM = 8
 
 
 class Meeting(NamedTuple):
@@ -194,13 +194,14 @@ class ShardedSamples(Samples):
 
     def _through_samples(self, layer: Layer, v: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
         """The same as sums of (<a, a'> + b) h' over the samples of all ranks, with h = sum_i v_i g^i."""
-        (n, s, _, m), columns = layer.backward.shape, v.shape[2]
-        h = torch.einsum("xsim,xiv->xsvm", layer.backward.double(), v)
+        (n, s, _, m), columns, numbers = layer.backward.shape, v.shape[2], chunk_elements(v)
         a = torch.cat(self.group.gather(layer.forward, self.counts)).double().flatten(0, 1)
-        h = torch.cat(self.group.gather(h, self.counts)).view(len(a), columns * m)
-        for rows in steps(n, chunk_elements(v), s * max(len(a), columns * m)):
-            p = layer.forward[rows].double().flatten(0, 1) @ a.T + layer.bias
-            yield rows, slice(0, m), (p @ h).view(-1, s, columns, m)
+        for some in steps(m, numbers // _PARTS_OF_SUM, len(a) * columns):
+            h = torch.einsum("xsim,xiv->xsvm", layer.backward[..., some].double(), v)
+            h = torch.cat(self.group.gather(h, self.counts)).view(len(a), h.shape[2] * h.shape[3])
+            for rows in steps(n, numbers // _PARTS_OF_SUM, s * max(len(a), h.shape[1])):
+                p = layer.forward[rows].double().flatten(0, 1) @ a.T + layer.bias
+                yield rows, some, (p @ h).view(len(p) // s, s, columns, -1)
 
     def row_sums(self, batch: KernelBatch) -> Tensor:
         """K 1 of one kernel."""
