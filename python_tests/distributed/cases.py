@@ -248,14 +248,15 @@ def explained(
         explanations = []
         for centering in centerings:
             found = ah.explain(network, x, centering=centering, process_group=group, **options)
-            sent = {}
+            sent, norms = {}, {}
             for layer, one in kernels.items():
                 new = ah.TangentKernel(one.factors, one.outputs, one.precision, layer, one.samples)  # without row means
                 before, calls = sum(ranks.traffic.values()), ranks.collectives
-                inner_products.sharded_inner_products([new], [centering] if isinstance(centering, str) else centering)
+                both = [centering] if isinstance(centering, str) else centering
+                norms[layer] = [float(one) for one in inner_products.sharded_inner_products([new], both).found.values()]
                 sent[layer] = sum(ranks.traffic.values()) - before, ranks.collectives - calls
             of_ranks = {"layers": list(found), "text": str(found), "shard": found.shard, "shards": found.shards}
-            explanations.append({**of_ranks, "sent": sent})
+            explanations.append({**of_ranks, "sent": sent, "norms": norms})
     return explanations
 
 

@@ -49,6 +49,9 @@ def test_bytes_of_groups_of_outputs(ranks):
     at_once, in_groups = (explained(ranks, "outputs", x, [12, 11], CENTERINGS, offset_bytes=n) for n in (1 << 20, 1))
     for found in in_groups:
         compare(found)
+    for of_all, of_groups in zip(at_once, in_groups, strict=True):
+        for layer, norms in of_all[0]["norms"].items():
+            assert sorted(of_groups[1]["norms"][layer]) == pytest.approx(sorted(norms), rel=1e-11)
     for of_all, of_groups in list(zip(at_once, in_groups, strict=True))[1:]:  # per output
         assert of_groups[0]["layers"][1].sent[0] > 2 * of_all[0]["layers"][1].sent[0]
 
