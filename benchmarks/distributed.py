@@ -100,13 +100,13 @@ def measure(n: int, args: argparse.Namespace, group: Any, device: torch.device) 
         "shapes": [list(reversed(weight.shape)) for weight in model.parameters()],
         "item": next(model.parameters()).itemsize,
         "expected_peak": ah.explain(model, x, **explained).peak_bytes if group is not None else None,
-        "sum_seconds": None if group is None else seconds_of_sum(group, device),
+        "seconds_of_sum": None if group is None else seconds_of_sum(group, device),
         "intervals": intervals(lambda: ah.layerwise_alignment(model, x, y, **options)) if args.trace else None,
     }
 
 
 def seconds_of_sum(group: Any, device: torch.device, repeats: int = 200) -> float:
-    """The median time of a sum of one number over the ranks."""
+    """The median time of a sum of one number over the ranks, with nothing else to do."""
     ranks, number, found = Group.of(group), torch.zeros(1, device=device), []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -178,6 +178,7 @@ def report_ranks(
     expected = foretold(args.samples, len(of_ranks), of_ranks[0]["shapes"], of_ranks[0]["item"])
     faster = f", {alone / seconds:.2f} times as fast as one process without a group" if alone else ""
     print(f"\n{len(of_ranks)} ranks, n = {args.samples:,}: {seconds:.2f} s{faster}")
+    print(f"  a sum of one number: {1e6 * of_ranks[0]['seconds_of_sum']:.0f} us")
     for rank, (one, bytes_sent) in enumerate(zip(of_ranks, expected, strict=True)):
         traffic = ", ".join(f"{kind} {number / 2**20:.1f} MiB" for kind, number in one["traffic"].items())
         waited = ", ".join(f"{kind} {seconds:.2f} s" for kind, seconds in one["waited"].items())
@@ -212,6 +213,7 @@ def within_budgets(args: argparse.Namespace) -> list[dict[str, Any]]:
         expected = of_ranks[0]["expected_peak"]
         row = {"ranks": ranks, "budget": budget * MIB, "peaks": peaks, "expected_peak": expected}
         row |= {"within": max(peaks) <= (budget + ALLOWANCE) * MIB, "seconds": max(seconds)}
+        row["seconds_of_sum"] = of_ranks[0]["seconds_of_sum"]
         shown = ", ".join(f"{peak / MIB:.0f}" for peak in peaks)
         print(f"{ranks} ranks, budget {budget} MiB: peaks {shown} MiB, {expected / MIB:.0f} MiB expected")
         found.append(row)
@@ -249,12 +251,12 @@ def length(found: Sequence[Sequence[float]]) -> float:
 
 
 def draw(path: Path, of_ranks: Sequence[dict[str, Any]]) -> None:
-    """Two lines for each rank, over the whole call and over the layer with most to send."""
-    first = min(begin for one in of_ranks for begin, _ in one["transfers"])
+    """Two lines for each rank, over the whole call and over the first layer with transfers."""
     end = max(end for one in of_ranks for _, end in one["tiles"])
-    with figure.saved(path, (9.0, 1.6 + 0.8 * len(of_ranks))) as drawn:
+    first = min(begin for one in of_ranks for begin, _ in one["transfers"])
+    with figure.saved(path, (9.0, 1.4 + 0.7 * len(of_ranks))) as drawn:
         axes = drawn.subplots(1, 2, sharey=True)
-        for ax, (left, right) in zip(axes, ((0.0, end), (first, first + 0.25 * (end - first))), strict=True):
+        for ax, (left, right) in zip(axes, ((0.0, end), (first - 0.01 * end, first + 0.12 * end)), strict=True):
             for rank, one in enumerate(of_ranks):
                 for place, (kind, color) in enumerate({"tiles": "#0072b2", "transfers": "#e69f00"}.items()):
                     bars = [(begin, last - begin) for begin, last in merged(one[kind])]
@@ -265,8 +267,8 @@ def draw(path: Path, of_ranks: Sequence[dict[str, Any]]) -> None:
         axes[0].set_yticklabels([f"rank {rank}" for rank, _ in enumerate(of_ranks)])
         axes[0].invert_yaxis()
         axes[0].set_title("one call")
-        axes[1].set_title("its first quarter")
-        axes[1].legend(loc="lower right")
+        axes[1].set_title("the beginning of its first layer")
+        drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
 
 
 def sizes_of(args: argparse.Namespace) -> dict[str, int]:

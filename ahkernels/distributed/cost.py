@@ -13,11 +13,9 @@ from typing import Literal, TypeAlias
 
 Shard: TypeAlias = Literal["samples", "layers"]
 
-# `benchmarks.distributed`: tiles of a core, with all that is around them, and 10 Gbit/s Ethernet, the slowest link of
-# its projections.
-_FLOPS, _BANDWIDTH = 1e11, 1.25e9  # a second
-# A sum of a few numbers over two processes of one machine, which takes longer over a network.
-_LATENCY = 2e-4  # seconds
+# By benchmarks.distributed: tiles of a core with all that is around them (distributed.json); 10 Gbit/s Ethernet, the
+# slowest link of its projections; a sum of one number over two processes of a busy machine (distributed-budgets.json).
+_FLOPS, _BANDWIDTH, _LATENCY = 1e11, 1.25e9, 4e-4  # flops and bytes a second, and seconds
 # Collectives of a report beside norms: ranks tell one another of their plans, and sum what labels and traces need.
 _OF_CALL: dict[Shard, int] = {"samples": 20, "layers": 10}
 _OF_LAYER: dict[Shard, int] = {"samples": 7, "layers": 0}

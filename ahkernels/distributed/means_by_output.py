@@ -24,7 +24,6 @@ from ahkernels.ops.batch import Layer
 from ahkernels.ops.plain import chunk_elements, steps
 from ahkernels.samples import Samples
 
-
 _PARTS_OF_SUM = 8  # of the numbers that are held at a time, since there are copies of the means of weights
 
 
