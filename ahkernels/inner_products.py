@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ahkernels.kernel import TangentKernel
 
 OFFSET_BYTES = 512 << 20
+_BYTES_OF_OFFSET = 36  # of an offset and the sums that it enters
 _LEAST_GROUP = 4  # outputs in a group, however little OFFSET_BYTES allow
 
 
@@ -43,7 +44,7 @@ def tangent_moments(
     """
     v = v.detach().to(kernels[0].device, torch.float64)
     if kernels[0].samples.sharded:
-        sharded = [_from_squares(one, v, *_sharded_inner_products([one], centerings)) for one in kernels]
+        sharded = [_from_squares(one, v, *sharded_inner_products([one], centerings)) for one in kernels]
         return {one: Moments(*torch.stack([found[one] for found in sharded]).unbind(1)) for one in centerings}
     in_another_order = [_in_another_order(one, v, centerings) for one in kernels]
     rest = [one for one, found in zip(kernels, in_another_order, strict=True) if found is None]
@@ -96,7 +97,7 @@ def _sum(kernel: TangentKernel, centering: Centering) -> float:
 
 def _by_tiles(kernels: Sequence[TangentKernel], v: Tensor, centerings: Sequence[Centering]) -> dict[Centering, Moments]:
     found: dict[Centering, Moments] = {}
-    if "per_output" not in centerings or _offset_bytes(kernels) > OFFSET_BYTES:
+    if "per_output" not in centerings or not _fit_offsets(kernels):
         found["global"] = _moments(kernels, v, per_output=False)[0]
     if "per_output" in centerings and found:
 
@@ -112,13 +113,15 @@ def _by_tiles(kernels: Sequence[TangentKernel], v: Tensor, centerings: Sequence[
 def inner_products(kernels: Sequence[TangentKernel], centering: Centering | None) -> Tensor:
     """<C K_a C, C K_b C>_F of every two of q kernels over the same rows, float64 [q, q] on their device."""
     if kernels[0].samples.sharded:
-        return _sharded_inner_products(kernels, [centering]).found[centering].to(kernels[0].device)
+        return sharded_inner_products(kernels, [centering]).found[centering].to(kernels[0].device)
     batch, precision = kernel_batch(kernels), kernels[0].precision
     found = contraction.inner_products(batch, [centering], precision)
     if found is not None:
         return found[centering].to(kernels[0].device)
-    if centering == "per_output" and _offset_bytes(kernels) > OFFSET_BYTES:
-        return over_output_pairs(kernels, lambda some, _: inner_products(some, "per_output"))
+    if centering == "per_output" and not _fit_offsets(kernels):
+        return over_output_pairs(
+            kernels, lambda some, _: ops.per_output_inner_products(kernel_batch(some), precision)[1]
+        )
     if centering == "per_output" and kernels[0].o > 1:
         return ops.per_output_inner_products(batch, precision)[1]
     if centering is None:
@@ -128,7 +131,7 @@ def inner_products(kernels: Sequence[TangentKernel], centering: Centering | None
     return ops.centered_inner_products(batch, means, precision)
 
 
-def _sharded_inner_products(
+def sharded_inner_products(
     kernels: Sequence[TangentKernel], centerings: Sequence[Centering | None]
 ) -> pairs.InnerProducts:
     """`inner_products` for each centering, of kernels whose samples are spread over processes."""
@@ -136,6 +139,10 @@ def _sharded_inner_products(
     found = contraction.inner_products(batch, centerings, precision, samples)
     if found is not None:
         return pairs.InnerProducts({one: found[one] for one in centerings}, {})
+
+    def of_outputs(some: Sequence[TangentKernel], _: Tensor) -> Tensor:
+        return pairs.per_output(kernel_batch(some), precision, samples, and_global=False).found["per_output"]
+
     found = {}
     sums: dict[Centering | None, Tensor] = {}
     for one in centerings:
@@ -146,12 +153,12 @@ def _sharded_inner_products(
         elif batch.o == 1:
             both = pairs.per_output(batch, precision, samples, and_global=False)
             found["global"] = found["per_output"] = both.found["per_output"]
-        elif "per_output" in centerings and _offset_bytes(kernels) <= OFFSET_BYTES:
+        elif "per_output" in centerings and _fit_offsets(kernels):
             both = pairs.per_output(batch, precision, samples, and_global="global" in centerings)
             found |= both.found
             sums |= both.sums
         elif one == "per_output":
-            found[one] = over_output_pairs(kernels, lambda some, _: inner_products(some, "per_output"))
+            found[one] = over_output_pairs(kernels, of_outputs)
         else:
             found[one] = pairs.of_rows(batch, [kernel.row_means() for kernel in kernels], precision, samples)
     return pairs.InnerProducts({one: found[one] for one in centerings}, sums)
@@ -167,13 +174,25 @@ def _moments(kernels: Sequence[TangentKernel], v: Tensor, *, per_output: bool) -
     return ops.tangent_moments(batch, v.contiguous().unsqueeze(2), kernels[0].precision, per_output)
 
 
-def _offset_bytes(kernels: Sequence[TangentKernel]) -> int:
-    """Bytes of offsets and sums that centering per output holds beside the tiles."""
-    return _bytes_of_output_pair(kernels) * kernels[0].o ** 2 if kernels[0].o > 1 else 0
+def _fit_offsets(kernels: Sequence[TangentKernel]) -> bool:
+    return fit_offsets(len(kernels), kernels[0].samples.most, kernels[0].o)
 
 
-def _bytes_of_output_pair(kernels: Sequence[TangentKernel]) -> int:
-    return 36 * len(kernels) * kernels[0].samples.n
+def fit_offsets(count: int, n: int, o: int) -> bool:
+    """Whether what centering per output holds beside the tiles fits OFFSET_BYTES.
+
+    Args:
+        count: The number of kernels.
+        n: The most samples of any process.
+        o: The number of outputs.
+    """
+    return o == 1 or count * n * o**2 * _BYTES_OF_OFFSET <= OFFSET_BYTES
+
+
+def groups_of_outputs(count: int, n: int, o: int) -> Sequence[Tensor]:
+    """Groups of the outputs of which any two fit OFFSET_BYTES together, or are small; arguments as before."""
+    in_two_groups = math.isqrt(OFFSET_BYTES // max(1, count * n * _BYTES_OF_OFFSET))
+    return torch.arange(o).tensor_split(-(-o // max(in_two_groups // 2, _LEAST_GROUP)))
 
 
 def over_output_pairs(
@@ -189,19 +208,15 @@ def over_output_pairs(
         kernels: q kernels over the same rows.
         numbers: The numbers of kernels over some of the outputs, and of these outputs [k].
     """
-    if _offset_bytes(kernels) <= OFFSET_BYTES:
+    if _fit_offsets(kernels):
         return numbers(kernels, torch.arange(kernels[0].o, device=kernels[0].device))
-    fitting = (
-        math.isqrt(OFFSET_BYTES // max(1, _bytes_of_output_pair(kernels))) // 2
-    )  # outputs in one of the two groups
-    count = -(-kernels[0].o // max(fitting, _LEAST_GROUP))
-    groups = torch.arange(kernels[0].o).tensor_split(count)
+    groups = groups_of_outputs(len(kernels), kernels[0].samples.most, kernels[0].o)
 
     def of_union(*parts: Tensor) -> Tensor:
         outputs = torch.cat(parts)
         return numbers([one.with_outputs(outputs.tolist()) for one in kernels], outputs.to(kernels[0].device))
 
-    if len(groups) == 2:
+    if len(groups) <= 2:
         return of_union(*groups)
     unions = sum(of_union(*pair) for pair in itertools.combinations(groups, 2))
     alone = sum(of_union(group) for group in groups)

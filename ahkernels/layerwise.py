@@ -6,14 +6,16 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
 from ahkernels.capture import CaptureOptions, Inputs, start_capture
+from ahkernels.capture.explain import explain_together
 from ahkernels.centering import Centering, Centerings, require_centerings
+from ahkernels.distributed.cost import Shard
 from ahkernels.distributed.group import everywhere, watched
 from ahkernels.distributed.layers import reports_by_layers
 from ahkernels.kernel import TangentKernel
@@ -217,6 +219,7 @@ def alignment_reports(
         evaluating: Whether to measure the network in eval mode, whatever mode it is in.
     """
     with watched(options.capture.process_group):
+        options = _with_shard(model, x, options, evaluating=evaluating)
         if options.capture.process_group is not None and options.capture.shard == "layers":
 
             def alone(
@@ -226,6 +229,18 @@ def alignment_reports(
 
             return reports_by_layers(model, x, y, options, alone, evaluating=evaluating)
         return _alignment_reports(model, x, y, options, one_warning, evaluating=evaluating)
+
+
+def _with_shard(model: nn.Module, x: Inputs, options: AlignmentOptions, *, evaluating: bool) -> AlignmentOptions:
+    """The options with what the ranks share out, where that is to be chosen."""
+    capture = options.capture
+    if capture.shard != "auto":
+        return options
+    shard: Shard = "samples"
+    if capture.process_group is not None and options.estimate is None:
+        found = explain_together(model, x, capture, options.centerings, options.arguments, evaluating=evaluating)
+        shard = found.shard or shard
+    return replace(options, capture=replace(capture, shard=shard))
 
 
 def _alignment_reports(

@@ -24,6 +24,8 @@ from ahkernels.ops.batch import Layer
 from ahkernels.ops.plain import chunk_elements, steps
 from ahkernels.samples import Samples
 
+_PARTS_OF_SUM = 8  # of the numbers that are held at a time, since there are copies of the means of weights
+
 
 class MeanFactors(NamedTuple):
     """The means of the factors of each layer of a batch, float64 with the digits of tiles.
@@ -91,17 +93,20 @@ def add_means_of_deviations(
     """
     (n, s, o, m), d, numbers = layer.backward.shape, a0.shape[1], chunk_elements(to)
     with_bias = functional.pad(a0, (0, 1), value=layer.bias**0.5)
-    for outputs in steps(o, 2 * numbers, m * (d + 1)):
+    for outputs in steps(o, numbers // _PARTS_OF_SUM, m * (d + 1)):
         count = outputs.stop - outputs.start
-        weights, sums = to.new_zeros(count * m, d), to.new_zeros(s, count, m)
+        both = to.new_zeros(count * m * (d + s))
+        weights, sums = both[: count * m * d].view(count * m, d), both[count * m * d :].view(s, count, m)
         chunks = steps(n, numbers, s * max(d, 2 * o * m))
         for rows in chunks:
             a, g = _deviation(layer.forward[rows], a0, dtype), layer.backward[rows, :, outputs].to(dtype)
             weights += g.flatten(2).flatten(0, 1).T @ a.flatten(0, 1)
             sums += _deviation(layer.backward[rows, :, outputs], g0[:, outputs], dtype).sum(0, dtype=torch.float64)
-        mean = samples.sum(torch.cat((weights.flatten(), sums.flatten()))) / samples.n
-        weights, sums = mean[: weights.numel()].view(count, m, d), mean[weights.numel() :].view(sums.shape)
-        weights = functional.pad(weights, (0, 1)) + torch.einsum("sjm,sd->jmd", sums, with_bias)  # D
+        del weights, sums
+        both = samples.sum(both).div_(samples.n)
+        weights = torch.einsum("sjm,sd->jmd", both[count * m * d :].view(s, count, m), with_bias)
+        weights[..., :d] += both[: count * m * d].view(count, m, d)  # D
+        del both
         at_mean = torch.einsum("jmd,sd->sjm", weights, with_bias).to(dtype)
         of_inputs = weights[..., :d].flatten(0, 1).to(dtype)
         for rows in chunks:

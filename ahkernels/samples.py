@@ -59,6 +59,11 @@ class Samples:
         return count
 
     @property
+    def most(self) -> int:
+        """The most samples of any process."""
+        return self.n
+
+    @property
     def sharded(self) -> bool:
         """Whether the samples are spread over several processes."""
         return False

@@ -411,6 +411,17 @@ def test_outputs_in_groups_where_offsets_would_take_too_much(monkeypatch, o):
     torch.testing.assert_close(ah.similarity(found, centering="per_output"), similar, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("o", [2, 5, 9])
+def test_groups_are_not_cut_any_smaller_where_offsets_never_fit(monkeypatch, o):
+    from ahkernels import inner_products
+
+    model, x = networks.mlp(2, 20, 6, o, bias=True).double(), torch.randn(25, 6, dtype=torch.float64)
+    kernel = ah.tangent_kernels(model, x)["0"]
+    whole = kernel.frobenius_norm(centering="per_output")
+    monkeypatch.setattr(inner_products, "OFFSET_BYTES", 1)
+    assert kernel.frobenius_norm(centering="per_output") == pytest.approx(whole, rel=1e-12)
+
+
 def test_infinite_width_per_output():
     """K = k (x) I: each block of k is centered over the samples."""
     theory = ah.signal_propagation

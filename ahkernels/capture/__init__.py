@@ -10,12 +10,13 @@ budget: by a `call` of the model and a pass `backward`, in `blocks` of samples w
 `rules` have the factors of each kind of module, and `fallback` has the Jacobians of layers without a rule. `twin`
 stands in for the model in every call of it. `certify` holds what was captured against autograd, `evaluation` finds
 chance, and `structure` remembers both for later calls. `start` begins a capture, and `sharded` one of several processes
-together. `kernels` and `explain` are what users call.
+together. `kernels` and `explain` are what users call; `explanation` has what the latter returns.
 """
 
 from ahkernels.capture.batch import Inputs
 from ahkernels.capture.choice import Layers
-from ahkernels.capture.explain import Explanation, LayerExplanation, explain
+from ahkernels.capture.explain import explain
+from ahkernels.capture.explanation import Explanation, LayerExplanation
 from ahkernels.capture.kernels import iter_tangent_kernels, tangent_kernels
 from ahkernels.capture.options import DEFAULT_MEMORY_BUDGET, CaptureKeywords, CaptureOptions
 from ahkernels.capture.plan import CapturePlan, plan_capture

@@ -83,6 +83,12 @@ class Batch:
         return str(_rebuilt(self._structure, lambda _: None))
 
     @property
+    def kinds(self) -> list[str]:
+        """The name, shape and dtype of each tensor, which those of all ranks have in common if they can be joined."""
+        named = zip(self.names, self.tensors, strict=True)
+        return [f"{name} [n, *{list(one.shape[1:])}] in {one.dtype}" for name, one in named]
+
+    @property
     def structure(self) -> Inputs:
         """The tensors in the structure in which the user gave them; mappings become dicts."""
         tensors = iter(self.tensors)

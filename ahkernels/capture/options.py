@@ -30,7 +30,7 @@ class CaptureKeywords(TypedDict, total=False):
     certify: int
     progress: bool
     process_group: ProcessGroup | None
-    shard: Literal["samples", "layers"]
+    shard: Literal["samples", "layers", "auto"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,9 @@ class CaptureOptions:
             of them get the results for all samples. A process may have no sample. None to measure in this process
             alone. It is kept as an `ahkernels.distributed.Group`.
         shard: What the processes of a group share out. "samples": each works on its own. "layers", for reports alone:
-            all of them get all samples, and each measures some of the layers; for few samples and many layers.
+            all of them get all samples, and each measures some of the layers; for few samples and many layers. "auto":
+            layers where `explain` finds that exact norms cost less that way, otherwise samples; for what is no report,
+            for estimates, and where a rank has no sample or samples of another shape, always samples.
 
     Raises:
         ValueError: If `precision`, `memory_budget` or `certify` is out of range; the message names it.
@@ -81,7 +83,7 @@ class CaptureOptions:
     certify: int = _CERTIFY_EVERY
     progress: bool = False
     process_group: ProcessGroup | Group | None = None
-    shard: Literal["samples", "layers"] = "samples"
+    shard: Literal["samples", "layers", "auto"] = "samples"
 
     def __post_init__(self) -> None:
         resolve_precision(self.precision)
@@ -101,8 +103,8 @@ class CaptureOptions:
 
         if not isinstance(self.progress, bool):
             raise TypeError(f"progress: expected True or False, got {self.progress!r}")
-        if self.shard not in ("samples", "layers"):
-            raise ValueError(f'shard: expected "samples" or "layers", got {self.shard!r}')
+        if self.shard not in ("samples", "layers", "auto"):
+            raise ValueError(f'shard: expected "samples", "layers" or "auto", got {self.shard!r}')
         if self.process_group is not None:
             object.__setattr__(self, "process_group", Group.of(self.process_group))
 

@@ -182,6 +182,11 @@ class CapturePlan:
         return found
 
     @property
+    def costs(self) -> dict[str, int]:
+        """What each kernel costs in flops, by its name."""
+        return {name: sum(self.layers[one].route.cost for one in members) for name, members in self.groups.items()}
+
+    @property
     def peak_bytes(self) -> int:
         """What the largest pass of a capture holds at most, beyond the model and its inputs."""
         rest, peak = list(self.groups), 0

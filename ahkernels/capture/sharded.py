@@ -8,7 +8,7 @@ is looked at before any work is done.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from ahkernels.capture.plan import CapturePlan, plan_capture
 from ahkernels.capture.run import Capture, CapturedKernel
 from ahkernels.capture.wrappers import unwrapped, without_wrappers
 from ahkernels.certificate import Certificate
-from ahkernels.distributed import Group, ShardedSamples
+from ahkernels.distributed.group import Group, KnownError
+from ahkernels.distributed.samples import ShardedSamples
 from ahkernels.distributed.whole import whole_model
 from ahkernels.factors import LayerFactors
 from ahkernels.kernel import TangentKernel
@@ -33,8 +34,42 @@ from ahkernels.precision import resolve_precision
 _SHARE_OF_CAPTURE = 1 / 3
 
 
-class ShardedCapture:
-    """A capture under way on all ranks of a group; see `Capture`.
+@dataclass(frozen=True)
+class ShardedPlan:
+    """A capture on all ranks of a group, whose arguments have been checked on each of them.
+
+    Attributes:
+        group: The group.
+        own: The plan of this rank; None where it has no sample.
+        device: Where the model of this rank is.
+        counts: The number of samples of each rank.
+        kernels: The names of the kernels, in forward order.
+        kinds: The type of the module of each kernel; see `CapturePlan.kinds`.
+        outputs: The outputs that enter the kernels.
+        precision: The precision of the kernels.
+    """
+
+    group: Group
+    own: CapturePlan | None
+    device: torch.device
+    counts: list[int]
+    kernels: list[str]
+    kinds: list[str]
+    outputs: OutputSelection
+    precision: str
+
+
+def plan_together(
+    model: nn.Module,
+    x: Inputs,
+    options: CaptureOptions,
+    arguments: dict[str, Any],
+    *,
+    keep_factors: bool = False,
+    grams: bool = False,
+    evaluating: bool = False,
+) -> ShardedPlan:
+    """Plans a capture on all ranks of a group, each with its samples.
 
     Args:
         model: The network, the same on all ranks.
@@ -45,6 +80,56 @@ class ShardedCapture:
         grams: Whether forward and backward Grams are asked for.
         evaluating: Whether to measure the network in eval mode.
 
+    Raises:
+        ValueError: On all ranks, if ranks differ in what they measure; the message names the argument.
+        RankError: If another rank has raised an error.
+    """
+    group = Group.of(options.process_group)
+    model = group.everywhere(lambda: without_wrappers(model))
+    n, told = group.collect(lambda: told_of_call(x, options, {**arguments, "keep_factors": keep_factors}))
+    require_alike(told, [rank for rank, _ in enumerate(told)])
+    counts = [one["samples"] for one in told]
+    if not any(counts):
+        raise ValueError("x: expected at least one sample on some rank, got none on any")
+    model = whole_model(model)
+    own = replace(
+        options,
+        memory_budget=max(1, int(_SHARE_OF_CAPTURE * options.memory_budget)),
+        progress=options.progress and group.rank == 0,
+        shard="samples",
+    )
+
+    def planned() -> tuple[CapturePlan | None, dict[str, Any]]:
+        numbers = told_of_numbers(unwrapped(model))
+        if n == 0:
+            return None, {"same": {"model": numbers}}
+        how = {"keep_factors": keep_factors, "grams": grams, "evaluating": evaluating, "most": max(counts)}
+        plan = plan_capture(model, x, own, **how)
+        _require_room(plan)
+        return plan, _told_of_plan(plan, numbers)
+
+    plan, plans = group.collect(planned)
+    with_samples = [rank for rank, count in enumerate(counts) if count]
+    require_alike(plans, [*with_samples, *(rank for rank, count in enumerate(counts) if not count)])
+    found = plans[with_samples[0]]
+    return ShardedPlan(
+        group,
+        plan,
+        next(unwrapped(model).parameters()).device,
+        counts,
+        list(found["kernels"]),
+        list(found["kinds"]),
+        OutputSelection(options.outputs, found["outputs"]),
+        resolve_precision(options.precision),
+    )
+
+
+class ShardedCapture:
+    """A capture under way on all ranks of a group; see `Capture`.
+
+    Args:
+        plan: Its plan.
+
     Attributes:
         samples: The samples of all ranks.
         outputs: The outputs that enter the kernels.
@@ -52,57 +137,14 @@ class ShardedCapture:
         kinds: The type of the module of each kernel; see `CapturePlan.kinds`.
         certificate: Once all kernels have been taken, the largest differences of any rank.
         unreached: Then, the layers that the output does not depend on at any sample.
-
-    Raises:
-        ValueError: On all ranks, if ranks differ in what they measure; the message names the argument.
-        RankError: If another rank has raised an error.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        x: Inputs,
-        options: CaptureOptions,
-        arguments: dict[str, Any],
-        *,
-        keep_factors: bool,
-        grams: bool,
-        evaluating: bool,
-    ) -> None:
-        group = Group.of(options.process_group)
-        model = group.everywhere(lambda: without_wrappers(model))
-        n, told = group.collect(lambda: told_of_call(x, options, {**arguments, "keep_factors": keep_factors}))
-        require_alike(told, [rank for rank, _ in enumerate(told)])
-        counts = [one["samples"] for one in told]
-        if not any(counts):
-            raise ValueError("x: expected at least one sample on some rank, got none on any")
-        model = whole_model(model)
-        own = replace(
-            options,
-            memory_budget=max(1, int(_SHARE_OF_CAPTURE * options.memory_budget)),
-            progress=options.progress and group.rank == 0,
-        )
-
-        def planned() -> tuple[CapturePlan | None, dict[str, Any]]:
-            numbers = told_of_numbers(unwrapped(model))
-            if n == 0:
-                return None, {"same": {"model": numbers}}
-            how = {"keep_factors": keep_factors, "grams": grams, "evaluating": evaluating, "most": max(counts)}
-            plan = plan_capture(model, x, own, **how)
-            _require_room(plan)
-            return plan, _told_of_plan(plan, numbers)
-
-        plan, plans = group.collect(planned)
-        with_samples = [rank for rank, count in enumerate(counts) if count]
-        require_alike(plans, [*with_samples, *(rank for rank, count in enumerate(counts) if not count)])
-        found = plans[with_samples[0]]
-        self._group, self._plan, self._kernels = group, plan, list(found["kernels"])
-        self._device = next(unwrapped(model).parameters()).device
-        self.samples = ShardedSamples(group, counts)
-        self.outputs = OutputSelection(options.outputs, found["outputs"])
-        self.precision = resolve_precision(options.precision)
-        self.kinds: list[str] = found["kinds"]
-        self._capture = None if plan is None else Capture(plan, self.samples, self._vocabulary)
+    def __init__(self, plan: ShardedPlan) -> None:
+        self._group, self._plan, self._kernels, self._device = plan.group, plan.own, plan.kernels, plan.device
+        self.samples = ShardedSamples(plan.group, plan.counts)
+        self.outputs, self.precision, self.kinds = plan.outputs, plan.precision, plan.kinds
+        self._capture = None if plan.own is None else Capture(plan.own, self.samples, self._vocabulary)
+        self._name = ""  # of the kernel under way
         self.certificate: Certificate | None = None
         self.unreached: list[str] = []
 
@@ -115,6 +157,7 @@ class ShardedCapture:
         """Yields kernels in forward order; see `Capture.kernels`."""
         captured = None if self._capture is None else self._capture.kernels()
         for name in self._kernels:
+            self._name = name
             own, told = self._next(captured)
             yield self._alike(name, own, told)
             del own  # before the next pass
@@ -127,7 +170,7 @@ class ShardedCapture:
         if captured is None:
             while True:
                 told = self._group.exchange(None)
-                if not any(one is not None and "words" in one for one in told):
+                if not self._at_words(told):
                     return None, told
 
         def own() -> tuple[CapturedKernel, dict[str, Any]]:
@@ -139,18 +182,25 @@ class ShardedCapture:
     def _vocabulary(self, words: Tensor) -> Tensor:
         """The different words of all ranks, in order."""
         told = self._group.exchange({"words": torch.unique(words).tolist()})
+        self._at_words(told)
         others = [one for one in told if one is not None]
-        if any("words" not in one for one in others):
-            raise ValueError(
-                "model: expected a layer to be captured alike on all ranks, got an embedding on some alone"
-            )
         return torch.tensor(sorted({word for one in others for word in one["words"]}), device=words.device)
+
+    def _at_words(self, told: Sequence[Any]) -> bool:
+        """Whether the ranks have told of the words of an embedding; raises on all of them if some alone have."""
+        having = {rank: "words" in one for rank, one in enumerate(told) if one is not None}
+        if len(set(having.values())) > 1:
+            some = ", ".join(str(rank) for rank, words in having.items() if words)
+            raise KnownError(
+                f"model: expected layer {self._name!r} to be captured alike on all ranks, got an embedding with its "
+                f"words on rank {some} alone"
+            )
+        return any(having.values())
 
     def _alike(self, name: str, own: CapturedKernel | None, told: Sequence[Any]) -> CapturedKernel:
         """The kernel of this rank in the form that all ranks give it."""
+        self._at_words(told)
         with_samples = {rank: one for rank, one in enumerate(told) if one is not None}
-        if any("words" in one for one in with_samples.values()):
-            raise ValueError(f"model: expected layer {name!r} to be captured alike on all ranks, got different ways")
         kernel = self._kernel(
             name, own.kernel if own else None, {rank: one["kernel"] for rank, one in with_samples.items()}
         )

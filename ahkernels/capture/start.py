@@ -10,7 +10,7 @@ from ahkernels.capture.batch import Inputs
 from ahkernels.capture.options import CaptureOptions
 from ahkernels.capture.plan import plan_capture
 from ahkernels.capture.run import Capture
-from ahkernels.capture.sharded import ShardedCapture
+from ahkernels.capture.sharded import ShardedCapture, plan_together
 
 
 def start_capture(
@@ -35,7 +35,7 @@ def start_capture(
         arguments: What else must be the same on all ranks, by the names of the user's arguments.
 
     Raises:
-        ValueError: See `plan_capture` and `ShardedCapture`.
+        ValueError: See `plan_capture` and `plan_together`.
         TypeError: See `plan_capture`.
     """
     how = {"keep_factors": keep_factors, "grams": grams, "evaluating": evaluating}
@@ -46,4 +46,4 @@ def start_capture(
         )
     if options.process_group is None:
         return Capture(plan_capture(model, x, options, **how))
-    return ShardedCapture(model, x, options, arguments or {}, **how)
+    return ShardedCapture(plan_together(model, x, options, arguments or {}, **how))

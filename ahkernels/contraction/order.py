@@ -61,16 +61,27 @@ def order_of(n: int, o: int, layers: Sequence[LayerShape], *, by_output: bool = 
     return best if best is not None and tiles > _LEAST_FLOPS and weighed[best] < _GAIN * tiles else "tiles"
 
 
-def flops(n: int, o: int, layers: Sequence[LayerShape], *, by_output: bool = False) -> dict[Order, float]:
-    """Floating-point operations of each order that there is for these layers; arguments are those of `order_of`."""
-    rows = n * o
+def flops(
+    n: int, o: int, layers: Sequence[LayerShape], *, by_output: bool = False, pairs: int | None = None
+) -> dict[Order, float]:
+    """Floating-point operations of each order that there is for these layers.
+
+    Args:
+        n: See `order_of`, as for all that follow.
+        o: The number of outputs.
+        layers: The layers.
+        by_output: Whether means by the output of the columns are needed.
+        pairs: How many of the ordered pairs of samples are taken, of which one in two has to be; None for all n^2.
+    """
+    rows, pairs = n * o, n**2 if pairs is None else pairs
     found: dict[Order, float] = {}
     found["tiles"] = sum(
-        rows**2 * one.parameters if one.by_jacobian else one.s**2 * n**2 * (one.d + o**2 * one.m) for one in layers
+        pairs * o**2 * one.parameters if one.by_jacobian else one.s**2 * pairs * (one.d + o**2 * one.m)
+        for one in layers
     )
     if o > 1 and all(one.s == 1 for one in layers):
-        pairs = sum(one.m * other.m for one in layers for other in layers)
-        found["outputs first"] = pairs * (n**2 / 2 + rows) + n**2 * sum(one.d for one in layers)
+        of_layers = sum(one.m * other.m for one in layers for other in layers)
+        found["outputs first"] = of_layers * (pairs / 2 + rows) + pairs * sum(one.d for one in layers)
         if by_output:
             weights = sum(min(n, 2 * (one.d + 1)) * rows * one.m for one in layers)
             found["outputs first"] += 2 * (weights + rows * o * sum(one.m for one in layers))

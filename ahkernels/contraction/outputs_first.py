@@ -207,12 +207,17 @@ def _means_by_output(batch: KernelBatch, dtype: torch.dtype, samples: Samples) -
     blocks = torch.zeros(count, o, o, dtype=torch.float64, device=batch.backward[0].device)
     total = blocks.new_zeros(count, count)
     means_of = _means_of_products(batch, samples) if samples.sharded else _means_of_weights(batch, dtype)
-    for columns in steps(o, _OUTPUTS, 1):
+    for columns in columns_of(o):
         for outputs, means in means_of(columns):  # [q, samples, outputs, columns]
             total += means.flatten(1) @ means.flatten(1).T
             blocks[:, outputs, columns] += means.sum(1) / samples.n
     blocks, total = samples.sum(blocks), samples.sum(total)
     return total.cpu(), (blocks.flatten(1) @ blocks.flatten(1).T).cpu()
+
+
+def columns_of(o: int) -> list[slice]:
+    """Outputs of the columns whose means are taken together."""
+    return steps(o, _OUTPUTS, 1)
 
 
 _MeansOf: TypeAlias = Callable[[slice], Iterator[tuple[slice, Tensor]]]

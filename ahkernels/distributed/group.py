@@ -28,6 +28,10 @@ _Result = TypeVar("_Result")
 _LONGEST_PAUSE, _LOOK, _ANSWER = 1e-3, 0.5, 5.0
 
 
+class KnownError(ValueError):
+    """An error that all ranks raise by themselves, so that none of them has to be told."""
+
+
 class RankError(RuntimeError):
     """Another rank of the process group could not go on; the message names it and says why.
 
@@ -55,6 +59,7 @@ class Group:
         size: The number of ranks.
         traffic: Bytes that this rank has given to collectives so far, by kind: "sum" and "gather", once each, however
             often the backend sends them on, and "shift", which go to one other rank.
+        collectives: How many collectives this rank has taken part in so far.
         waited: Seconds that this rank has waited for collectives so far, by kind.
 
     Raises:
@@ -72,6 +77,7 @@ class Group:
         if self.rank < 0:
             raise ValueError("process_group: expected a group with this process in it, got another")
         self.traffic = {"sum": 0, "gather": 0, "shift": 0}
+        self.collectives = 0
         self.waited = {"sum": 0.0, "gather": 0.0, "shift": 0.0}
         # A group that outlives destroy_process_group() ends the process with an abort.
         self._reference = weakref.ref(process_group)
@@ -111,7 +117,7 @@ class Group:
 
     def _reduced(self, part: Tensor, how: Any) -> Tensor:
         found = self._carried(part.detach()).clone(memory_format=torch.contiguous_format)
-        self.traffic["sum"] += found.nbytes
+        self._count("sum", found)
         self._wait(dist.all_reduce(found, how, group=self._group, async_op=True), "sum")
         return found.to(part.device)
 
@@ -125,7 +131,7 @@ class Group:
         most = len(part) if counts is None else max(counts)
         padded = self._carried(part.new_zeros(most, *part.shape[1:]))
         padded[: len(part)] = part
-        self.traffic["gather"] += padded.nbytes
+        self._count("gather", padded)
         found = [torch.empty_like(padded) for _ in range(self.size)]
         self._wait(dist.all_gather(found, padded, group=self._group, async_op=True), "gather")
         here = [one.to(part.device) for one in found]
@@ -142,7 +148,7 @@ class Group:
         """
         if 0 in send.shape[1:]:
             return lambda: None
-        self.traffic["shift"] += send.nbytes
+        self._count("shift", send)
         sent, received = [0] * self.size, [0] * self.size
         sent[to], received[of] = send.numel(), receive.numel()
         # Bytes, which every backend carries.
@@ -155,6 +161,10 @@ class Group:
             async_op=True,
         )
         return lambda: self._wait(work, "shift")
+
+    def _count(self, kind: str, given: Tensor) -> None:
+        self.traffic[kind] += given.nbytes
+        self.collectives += 1
 
     # ---- agreement
 
@@ -175,7 +185,7 @@ class Group:
         """Does something on every rank, and exchanges what each has to tell of it, fit for JSON; see `everywhere`."""
         try:
             result, value = action()
-        except RankError:  # the others know
+        except (RankError, KnownError):  # the others know
             raise
         except Exception as error:
             self._exchange({"error": f"{type(error).__name__}: {error}"})
@@ -207,7 +217,7 @@ class Group:
         self._call = f"ahkernels/{self._name}/{next(self._calls)}"
         try:
             yield
-        except (RankError, GeneratorExit):
+        except (RankError, KnownError, GeneratorExit):
             raise
         except BaseException as error:
             with suppress(TimeoutError):

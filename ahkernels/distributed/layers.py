@@ -19,6 +19,7 @@ from ahkernels.capture.sharded import require_alike, told_of_call, told_of_numbe
 from ahkernels.capture.wrappers import without_wrappers
 from ahkernels.centering import Centering
 from ahkernels.certificate import Certificate
+from ahkernels.distributed.cost import shares
 from ahkernels.distributed.group import Group
 from ahkernels.distributed.whole import whole_model
 from ahkernels.report import AlignmentReport
@@ -66,7 +67,7 @@ def reports_by_layers(
         lambda: (plan_capture(model, all_x, own, evaluating=evaluating), {"same": {"model": told_of_numbers(model)}})
     )
     require_alike(numbers, range(group.size))
-    mine = {name: plan.groups[name] for name in shares(plan, group.size)[group.rank]}
+    mine = {name: plan.groups[name] for name in shares(plan.costs, group.size)[group.rank]}
 
     def measured() -> tuple[None, dict[str, Any]]:
         chosen = replace(options, capture=replace(own, layers=mine))
@@ -86,24 +87,11 @@ def _checked(x: Inputs, y: Tensor, options: AlignmentOptions) -> tuple[Batch, di
     if y.dim() == 0 or len(y) != len(batch):
         raise ValueError(f"y: expected {len(batch)} labels, one for each sample of x, got shape {list(y.shape)}")
     _, told = told_of_call(x, options.capture, options.arguments)
-    kinds = zip(batch.names, batch.tensors, strict=True)
     told["same"] |= {
-        "x": [f"{name} [n, *{list(one.shape[1:])}] in {one.dtype}" for name, one in kinds],
+        "x": batch.kinds,
         "y": f"labels [n, *{list(y.shape[1:])}] in {y.dtype}",
     }
     return batch, told
-
-
-def shares(plan: CapturePlan, ranks: int) -> list[list[str]]:
-    """The layers of each rank: the one that costs most goes to the rank that has least so far, and so on."""
-    costs = {name: sum(plan.layers[one].route.cost for one in members) for name, members in plan.groups.items()}
-    found: list[list[str]] = [[] for _ in range(ranks)]
-    held = [0.0] * ranks
-    for name in sorted(costs, key=costs.__getitem__, reverse=True):
-        rank = held.index(min(held))
-        found[rank].append(name)
-        held[rank] += costs[name]
-    return found
 
 
 def _told(reports: _Reports) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from ahkernels.contraction.order import LayerShape
 from ahkernels.distributed.group import Group
 from ahkernels.ops import TILING, KernelBatch
 from ahkernels.ops.batch import Layer
@@ -22,6 +23,9 @@ from ahkernels.ops.plain import chunk_elements, steps, weight_gradients
 from ahkernels.samples import Pairs, Samples
 
 _Result = TypeVar("_Result")
+
+# Sums over the ranks are of so small a part of what products in one process hold at a time, since there are copies.
+_PARTS_OF_SUM = 8
 
 
 class Meeting(NamedTuple):
@@ -67,6 +71,27 @@ def meetings(rank: int, counts: Sequence[int]) -> Iterator[Meeting]:
             yield Meeting(other, everything, other, rest, everything)
 
 
+def pairs_of(rank: int, counts: Sequence[int]) -> int:
+    """How many of the n^2 ordered pairs of samples a rank works on, directly or as their mirror images."""
+    met = sum(_length(one.own) * _length(one.receive) for one in meetings(rank, counts))
+    return counts[rank] ** 2 + 2 * met
+
+
+def fewer_bytes_through_samples(layer: LayerShape, item: int, columns: int, n: int, ranks: int) -> bool:
+    """Whether the inputs and h of all samples are fewer bytes than J^T v, which a sum sends and receives.
+
+    Args:
+        layer: The sizes of the layer.
+        item: Bytes of a number of its forward factor.
+        columns: Those of v.
+        n: The number of samples of all ranks.
+        ranks: The number of ranks.
+    """
+    s, d, m = layer.s, layer.d, layer.m
+    through_samples = max(1, ranks - 1) * n * s * (d * item + columns * m * 8)
+    return d > 0 and through_samples < 2 * columns * m * (d + 1) * 8
+
+
 class ShardedSamples(Samples):
     """The samples of all ranks of a group, of which this process holds some; see `Samples`.
 
@@ -80,6 +105,11 @@ class ShardedSamples(Samples):
         ends = list(itertools.accumulate(counts, initial=0))
         self.group, self.counts = group, list(counts)
         self.held = slice(ends[group.rank], ends[group.rank + 1])
+
+    @property
+    def most(self) -> int:
+        """The most samples of any process."""
+        return max(self.counts)
 
     @property
     def sharded(self) -> bool:
@@ -130,7 +160,7 @@ class ShardedSamples(Samples):
         return found
 
     def _add_product(self, to: Tensor, layer: Layer, v: Tensor) -> None:
-        fewer = self.fewer_bytes_through_samples(layer, v.shape[2])
+        fewer = self._goes_through_samples(layer, v.shape[2])
         for rows, pre_activations, t in (self._through_samples if fewer else self._through_parameters)(layer, v):
             g = layer.backward[rows][..., pre_activations].double()
             to[rows] += torch.einsum("xsim,xsvm->xiv", g, t)
@@ -139,7 +169,7 @@ class ShardedSamples(Samples):
         """v^T K v for each column: ||J^T v||^2, or from K v."""
         forms = v.new_zeros(v.shape[2])
         for layer in batch.kernels()[0]:
-            if self.fewer_bytes_through_samples(layer, v.shape[2]):
+            if self._goes_through_samples(layer, v.shape[2]):
                 product = torch.zeros_like(v)
                 self._add_product(product, layer, v)
                 forms += self.sum((v * product).sum((0, 1)))
@@ -148,11 +178,10 @@ class ShardedSamples(Samples):
                 forms += weight.square().sum((1, 2)) + layer.bias * sums.square().sum(1)
         return forms
 
-    def fewer_bytes_through_samples(self, layer: Layer, columns: int) -> bool:
-        """Whether the inputs and h of all samples are fewer bytes than J^T v, which a sum sends and receives."""
-        (s, d), m = layer.forward.shape[1:], layer.backward.shape[3]
-        through_samples = max(1, self.group.size - 1) * self.n * s * (d * layer.forward.itemsize + columns * m * 8)
-        return d > 0 and through_samples < 2 * columns * m * (d + 1) * 8
+    def _goes_through_samples(self, layer: Layer, columns: int) -> bool:
+        return fewer_bytes_through_samples(
+            LayerShape.of(layer), layer.forward.itemsize, columns, self.n, self.group.size
+        )
 
     def _through_parameters(self, layer: Layer, v: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
         """Slices of the samples here and of the pre-activations, and M_v a + b sum h there [rows, s, columns, m]."""
@@ -165,13 +194,14 @@ class ShardedSamples(Samples):
 
     def _through_samples(self, layer: Layer, v: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
         """The same as sums of (<a, a'> + b) h' over the samples of all ranks, with h = sum_i v_i g^i."""
-        (n, s, _, m), columns = layer.backward.shape, v.shape[2]
-        h = torch.einsum("xsim,xiv->xsvm", layer.backward.double(), v)
+        (n, s, _, m), columns, numbers = layer.backward.shape, v.shape[2], chunk_elements(v)
         a = torch.cat(self.group.gather(layer.forward, self.counts)).double().flatten(0, 1)
-        h = torch.cat(self.group.gather(h, self.counts)).view(len(a), columns * m)
-        for rows in steps(n, chunk_elements(v), s * max(len(a), columns * m)):
-            p = layer.forward[rows].double().flatten(0, 1) @ a.T + layer.bias
-            yield rows, slice(0, m), (p @ h).view(-1, s, columns, m)
+        for some in steps(m, numbers // _PARTS_OF_SUM, len(a) * columns):
+            h = torch.einsum("xsim,xiv->xsvm", layer.backward[..., some].double(), v)
+            h = torch.cat(self.group.gather(h, self.counts)).view(len(a), h.shape[2] * h.shape[3])
+            for rows in steps(n, numbers // _PARTS_OF_SUM, s * max(len(a), h.shape[1])):
+                p = layer.forward[rows].double().flatten(0, 1) @ a.T + layer.bias
+                yield rows, some, (p @ h).view(len(p) // s, s, columns, -1)
 
     def row_sums(self, batch: KernelBatch) -> Tensor:
         """K 1 of one kernel."""
@@ -180,8 +210,8 @@ class ShardedSamples(Samples):
 
     def _weights(self, layer: Layer, v: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """See `ops.plain.weight_gradients`, summed over the ranks."""
-        gradients = weight_gradients(layer.forward, layer.backward, v, chunk_elements(v))
-        for pre_activations, weight, sums in gradients:
+        numbers = chunk_elements(v) // _PARTS_OF_SUM
+        for pre_activations, weight, sums in weight_gradients(layer.forward, layer.backward, v, numbers):
             columns, width, d = weight.shape
             both = self.sum(torch.cat((weight.flatten(1), sums), 1))
             yield pre_activations, both[:, : width * d].view(columns, width, d), both[:, width * d :]
@@ -192,18 +222,41 @@ class ShardedSamples(Samples):
         self, tensors: Sequence[Tensor], part: Callable[[Sequence[Tensor], Pairs | None], Tensor], zero: Tensor
     ) -> Tensor:
         """See `Samples.sum_over_pairs`; parts are added in the order of the ranks, so that all have the same bits."""
-        joined = _Joined(tensors, max(self.counts))
-        steps_of_ring = list(meetings(self.group.rank, self.counts))
-        arrived = [joined.start(self.group, one) for one in steps_of_ring[:1]]
+        if self.group.size == 1:
+            return part(tensors, None)
+        joined = _Joined(tensors, self.most)
+        ring = list(meetings(self.group.rank, self.counts))
+        arrived = [joined.start(self.group, ring[0])]
         total = part(tensors, None) if self.count else zero
-        for index, meeting in enumerate(steps_of_ring):
+        for index, meeting in enumerate(ring):
             arrived.pop()()
-            received = meeting.receive.stop - meeting.receive.start
+            received = _length(meeting.receive)
             joined.take(received)
-            arrived += [joined.start(self.group, one) for one in steps_of_ring[index + 1 : index + 2]]
-            if received and meeting.own.stop > meeting.own.start:
+            arrived += [joined.start(self.group, one) for one in ring[index + 1 : index + 2]]
+            if received and _length(meeting.own):
                 total = total + part(joined.tensors(received), Pairs(meeting.own.stop, joined.second_begin))
         return torch.stack(self.group.gather(total.to(zero))).sum(0)
+
+
+def bytes_joined(count: int, most: int, of_sample: int) -> int:
+    """Bytes of the samples here and those of another rank twice, while they meet; see `_Joined`.
+
+    Args:
+        count: The number of samples here.
+        most: The most samples of any rank.
+        of_sample: Bytes of what there is of one sample.
+    """
+    return (_up_to_a_panel(count) + 2 * most) * of_sample
+
+
+def _up_to_a_panel(count: int) -> int:
+    panel: int = TILING["panel"]
+    return -(-count // panel) * panel
+
+
+def _length(samples: slice) -> int:
+    length: int = samples.stop - samples.start
+    return length
 
 
 class _Joined:
@@ -218,8 +271,8 @@ class _Joined:
     """
 
     def __init__(self, tensors: Sequence[Tensor], most: int) -> None:
-        count, panel = len(tensors[0]), TILING["panel"]
-        self.second_begin = -(-count // panel) * panel
+        count = len(tensors[0])
+        self.second_begin = _up_to_a_panel(count)
         self._joined = [one.new_empty(self.second_begin + most, *one.shape[1:]) for one in tensors]
         self._coming = [one.new_empty(most, *one.shape[1:]) for one in tensors]
         for to, one in zip(self._joined, tensors, strict=True):
@@ -230,7 +283,7 @@ class _Joined:
 
     def start(self, group: Group, meeting: Meeting) -> Callable[[], None]:
         """Starts to send and to receive; returns what waits for it."""
-        received = meeting.receive.stop - meeting.receive.start
+        received = _length(meeting.receive)
         waiting = [
             group.shift(own[meeting.send], meeting.to, coming[:received], meeting.of)
             for own, coming in zip(self._joined, self._coming, strict=True)

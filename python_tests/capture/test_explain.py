@@ -41,3 +41,11 @@ def test_expected_peak_of_passes():
     assert 4 * of_layer < in_one_pass <= 4 * of_layer + (128 << 20)  # with a chunk of samples
     assert of_layer < in_several <= 2 * of_layer
     assert ah.explain(model, x, memory_budget=1).peak_bytes > of_layer  # which cannot be cut any smaller
+
+
+def test_an_explanation_is_a_table_of_html_in_notebooks() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    found = ah.explain(model, torch.randn(6, 4))
+    page = found._repr_html_()
+    assert page.count("<tr>") == 1 + 2 + 1  # headings, layers, totals
+    assert f"{found.peak_bytes / 2**20:.0f} MiB beyond model and inputs" in page

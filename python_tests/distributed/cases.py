@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import ahkernels as ah
 from ahkernels.contraction import best_order
 
+EVERYTHING = os.environ.get("AHKERNELS_ALL_SHARDS") == "1"
 N, CLASSES = 23, 4
 # Shares of the samples: with and without empty ones, and fewer than there are ranks.
 SHARDS = {
@@ -21,6 +23,7 @@ SHARDS = {
     2: [[12, 11], [23, 0]],
     3: [[8, 8, 7], [0, 1, 22]],
     4: [[6, 6, 6, 5], [0, 20, 0, 3]],
+    **({8: [[3, 3, 3, 3, 3, 3, 3, 2], [0, 5, 0, 0, 9, 1, 8, 0]]} if EVERYTHING else {}),
 }
 
 
@@ -46,6 +49,13 @@ def model(name: str, dtype: torch.dtype) -> nn.Module:
             nn.Linear(36, CLASSES),
         ),
         "words": Words,
+        "deep": lambda: nn.Sequential(*(nn.Linear(5, 5) for _ in range(12)), nn.Linear(5, CLASSES)),
+        "wide": lambda: nn.Sequential(nn.Linear(5, 3000), nn.Linear(3000, CLASSES)),
+        "outputs": lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 12)),
+        "orders": lambda: nn.Sequential(  # each layer has another order of contraction, with 200 samples
+            nn.Conv1d(2, 4, 2), nn.Flatten(), nn.Linear(40, 64), nn.Tanh(), nn.Linear(64, 40, bias=False),
+            nn.Linear(40, 40),
+        ),
     }[name]()  # fmt: skip
     return made.to(dtype).eval()
 
@@ -88,10 +98,12 @@ def reports(group: Any, name: str, dtype: torch.dtype, x: Tensor, y: Tensor, ord
     }
 
 
-def statistics(group: Any, name: str, dtype: torch.dtype, x: Tensor, y: Tensor, outputs: Any) -> dict[str, Tensor]:
+def statistics(
+    group: Any, name: str, dtype: torch.dtype, x: Tensor, y: Tensor, outputs: Any, layers: Any = None
+) -> dict[str, Tensor]:
     """Statistics of kernels; what begins with "rows" has a row for each row of the samples here."""
     network = model(name, dtype)
-    kernels = ah.tangent_kernels(network, x, outputs=outputs, process_group=group, keep_factors=True)
+    kernels = ah.tangent_kernels(network, x, outputs=outputs, layers=layers, process_group=group, keep_factors=True)
     found: dict[str, Any] = {}
     for layer, kernel in kernels.items():
         torch.manual_seed(3)
@@ -194,7 +206,9 @@ def tracked(group: Any, x: Tensor, y: Tensor, folder: Any, shard: str) -> dict[s
 
 def wide(group: Any, n: int) -> list[Tensor]:
     """Products, forms and norms of a layer that is wider than there are samples; n is the number of samples here."""
+    from ahkernels.contraction.order import LayerShape
     from ahkernels.distributed import Group, ShardedSamples
+    from ahkernels.distributed.samples import fewer_bytes_through_samples
 
     counts = [n] if group is None else Group.of(group).exchange(n)
     begin = 0 if group is None else sum(counts[: group.rank()])
@@ -206,7 +220,7 @@ def wide(group: Any, n: int) -> list[Tensor]:
     samples = None if group is None else ShardedSamples(Group.of(group), counts)
     kernel = ah.TangentKernel(ah.LayerFactors(a, g, bias=True, unchecked=True), precision="highest", samples=samples)
     if samples is not None:
-        assert samples.fewer_bytes_through_samples(kernel.batch.kernels()[0][0], 2)
+        assert fewer_bytes_through_samples(LayerShape(2, 70, 90, True), 8, 2, samples.n, len(counts))
     v = v.flatten(0, 1)
     numbers = torch.tensor([kernel.frobenius_norm(), kernel.sum(), *kernel.quadratic(v)], dtype=torch.float64)
     return [kernel @ v, numbers]
@@ -225,6 +239,49 @@ def traffic(group: Any, n: int, o: int, d: int, m: int) -> tuple[int, int, int]:
     per_output(batch, "highest", samples, and_global=False)
     after = found.traffic
     return after["shift"] - before["shift"], after["sum"] - before["sum"], after["gather"] - before["gather"]
+
+
+def explained(
+    group: Any, name: str, x: Tensor, centerings: Sequence[Any], offset_bytes: int | None = None, **options: Any
+) -> list[dict[str, Any]]:
+    """What explanations for some centerings say, and what this rank sends for the norms of the layers."""
+    from ahkernels import inner_products
+    from ahkernels.distributed import Group
+
+    network, ranks = model(name, torch.float64), Group.of(group)
+    with mock.patch.object(inner_products, "OFFSET_BYTES", offset_bytes or inner_products.OFFSET_BYTES):
+        kernels = ah.tangent_kernels(network, x, process_group=group)
+        explanations = []
+        for centering in centerings:
+            found = ah.explain(network, x, centering=centering, process_group=group, **options)
+            sent, norms = {}, {}
+            for layer, one in kernels.items():
+                new = ah.TangentKernel(one.factors, one.outputs, one.precision, layer, one.samples)  # without row means
+                before, calls = sum(ranks.traffic.values()), ranks.collectives
+                both = [centering] if isinstance(centering, str) else centering
+                norms[layer] = [float(one) for one in inner_products.sharded_inner_products([new], both).found.values()]
+                sent[layer] = sum(ranks.traffic.values()) - before, ranks.collectives - calls
+            of_ranks = {"layers": list(found), "text": str(found), "shard": found.shard, "shards": found.shards}
+            explanations.append({**of_ranks, "sent": sent, "norms": norms})
+    return explanations
+
+
+def chosen(group: Any, x: Tensor, y: Tensor, options: dict) -> tuple[Any, ...]:
+    """What is shared out where that is to be chosen, that report, the reports of both choices, and kernels."""
+    from ahkernels.distributed import cost
+
+    network = model("deep", torch.float64)
+    with mock.patch.object(cost, "_FLOPS", options.pop("rate", cost._FLOPS)), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ah.DegenerateKernelWarning)
+        found = ah.explain(network, x, process_group=group, shard="auto")
+        how = {"process_group": group, **options}
+        by_choice = ah.layerwise_alignment(network, x, y, shard="auto", **how).cka
+        by_samples = ah.layerwise_alignment(network, x, y, **how).cka
+        by_layers = (
+            ah.layerwise_alignment(network, x, y, shard="layers", **how).cka if "layers" in found.shards else None
+        )
+    kernels = ah.tangent_kernels(network, x, shard="auto", process_group=group)
+    return found.shard, by_choice, by_samples, by_layers, len(kernels)
 
 
 def dense(group: Any, x: Tensor) -> None:

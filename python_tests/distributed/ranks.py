@@ -1,9 +1,13 @@
-"""Processes that run functions together as the ranks of a process group."""
+"""Processes that run functions together as the ranks of a process group.
+
+They are forked from one process that has imported what they need, so that a pool is there at once.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +41,7 @@ def _serve(rank: int, size: int, store: str, seconds: int, pipe: Connection) -> 
             pipe.send((function(groups[ranks], *args), None))
         except Exception as error:
             pipe.send((None, (f"{type(error).__name__}: {error}", traceback.format_exc())))
-    dist.destroy_process_group()
+    os._exit(0)  # a group that has met an error may take long to be destroyed
 
 
 class Ranks:
@@ -74,15 +78,22 @@ class Ranks:
         return found
 
 
+def start(function: Callable[..., None], *args: Any) -> mp.Process:
+    """A process that calls a function of a module."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["python_tests.distributed.cases"])
+    process = context.Process(target=function, args=args, daemon=True)
+    process.start()
+    return process
+
+
 @contextmanager
 def ranks_of(size: int, folder: Path, seconds: int = TIMEOUT) -> Iterator[Ranks]:
     """A pool of so many processes, whose collectives may take so many seconds."""
-    context = mp.get_context("spawn")
     pipes, processes = [], []
     for rank in range(size):
-        here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(rank, size, str(folder / "store"), seconds, there), daemon=True)
-        process.start()
+        here, there = mp.Pipe()
+        process = start(_serve, rank, size, str(folder / "store"), seconds, there)
         there.close()  # so that the pipe ends with the process
         pipes.append(here)
         processes.append(process)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
+import weakref
 
 import torch
+import torch.distributed as dist
 
 import ahkernels as ah
 from ahkernels import layerwise
 from ahkernels.distributed import group as group_of_ranks
 from python_tests.distributed.cases import data, model, shares
-from python_tests.distributed.ranks import ranks_of
+from python_tests.distributed.ranks import ranks_of, start
 
 COUNTS = [9, 14]
 SECONDS = 2  # that a collective may take
@@ -31,7 +31,7 @@ def measured(group, x, y, fault):
         def in_the_middle(*args):
             if fault == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(3 * SECONDS)
+            time.sleep(2 * SECONDS)
             return moments(*args)
 
         layerwise.label_moments = in_the_middle
@@ -69,24 +69,20 @@ def test_a_rank_that_lags(tmp_path):
         assert unchanged
 
 
-FREED = """
-import tempfile, weakref
-import torch, torch.distributed as dist
-import ahkernels as ah
-dist.init_process_group("gloo", init_method="file://" + tempfile.mkdtemp() + "/store", rank=0, world_size=1)
-group = weakref.ref(dist.group.WORLD)
-model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
-x, y = torch.randn(9, 3), torch.arange(9) % 2
-tracker = ah.AlignmentTracker(model, x, y, process_group=dist.group.WORLD)
-kernels = ah.tangent_kernels(model, x, process_group=dist.group.WORLD)
-tracker.update(0)
-dist.destroy_process_group()
-assert group() is None
-"""
+def freed(folder):
+    """A group goes when it is destroyed; otherwise the process may abort as it ends."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    group = weakref.ref(dist.group.WORLD)
+    network, (x, y) = model("mlp", torch.float64), data("mlp", torch.float64)
+    tracker = ah.AlignmentTracker(network, x, y, process_group=dist.group.WORLD)
+    kernels = ah.tangent_kernels(network, x, process_group=dist.group.WORLD)
+    tracker.update(0)
+    dist.destroy_process_group()
+    assert kernels and group() is None
 
 
-def test_a_destroyed_group_is_freed():
-    """Though trackers and kernels of it are there; otherwise the process may abort as it ends."""
-    subprocess.run(
-        [sys.executable, "-c", FREED], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    )
+def test_a_destroyed_group_is_freed(tmp_path):
+    """Though trackers and kernels of it are there."""
+    process = start(freed, tmp_path)
+    process.join(60)
+    assert process.exitcode == 0

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from unittest import mock
+
 import pytest
 import torch
 from torch import nn
 
 import ahkernels as ah
+from ahkernels.capture import sharded
 from python_tests.distributed import cases
 from python_tests.distributed.cases import CLASSES, data, model, shares
 from python_tests.distributed.ranks import Failed
@@ -179,6 +183,21 @@ def test_an_error_in_the_middle_is_told_at_once(tmp_path):
     assert found[0].args[0].startswith("MemoryError")
     for other in found[1:]:
         assert other.args[0].startswith("RankError: rank 0 stopped: MemoryError: no memory is left"), other
+
+
+def with_words_of_its_own(group, x, y):
+    """Rank 0 captures an embedding without the words of the others."""
+    alone = mock.patch.object(sharded.ShardedCapture, "_vocabulary", lambda _, words: torch.unique(words))
+    with alone if group.rank() == 0 else contextlib.nullcontext():
+        ah.layerwise_alignment(model("words", torch.float64), x, y, process_group=group)
+
+
+def test_an_embedding_that_some_ranks_alone_capture(ranks):
+    x, y = data("words", torch.float64)
+    found = ranks.run(3, with_words_of_its_own, shares(x, COUNTS), shares(y, COUNTS))
+    expected = "KnownError: model: expected layer 'table' to be captured alike on all ranks, got an embedding with its "
+    assert all(one.args[0].startswith(expected + "words on rank 2 alone") for one in found), found
+    works(ranks)
 
 
 def test_what_is_no_group_is_refused():

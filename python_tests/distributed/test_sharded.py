@@ -1,32 +1,36 @@
 """Several processes find what one process finds, whatever their shares of the samples are.
 
-With AHKERNELS_ALL_SHARDS=1 every share goes with every network, and with every choice.
+With AHKERNELS_ALL_SHARDS=1 every share goes with every network, and with every choice; and there are groups of 8.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import os
 from typing import Any
 
 import pytest
 import torch
 
 from python_tests.distributed import cases
-from python_tests.distributed.cases import SHARDS, data, reports, shares, statistics
+from python_tests.distributed.cases import EVERYTHING, SHARDS, data, reports, shares, statistics
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
 ALL = ["forward_cka", "backward_cka", "stable_rank", "label_correlation"]
 FISHER = ["fisher_stable_rank", "fisher_label_correlation"]
 BOTH = ("global", "per_output")
-EVERYTHING = os.environ.get("AHKERNELS_ALL_SHARDS") == "1"
+# Of every kind of factors: one-hot, with several positions, a Jacobian, and with one position.
+SOME_LAYERS = {} if EVERYTHING else {"mlp": ["0", "4"], "words": ["table", "*linear1", "*norm1", "head"]}
 ALL_SHARDS = [one for of_size in SHARDS.values() for one in of_size]
 
 
 def chosen(few: list, *choices: list) -> list:
     """A few combinations, or all of them."""
     return list(itertools.product(*choices)) if EVERYTHING else few
+
+
+def layers_of(name: str) -> list[str] | None:
+    return SOME_LAYERS.get(name)
 
 
 @functools.cache
@@ -36,7 +40,7 @@ def alone(name: str, dtype: torch.dtype, options: str) -> dict[str, float]:
 
 @functools.cache
 def kernels_alone(name: str, outputs: Any) -> dict[str, torch.Tensor]:
-    return statistics(None, name, torch.float64, *data(name, torch.float64), outputs)
+    return statistics(None, name, torch.float64, *data(name, torch.float64), outputs, layers_of(name))
 
 
 def close(found: dict[str, float], wanted: dict[str, float], tolerance: float) -> None:
@@ -109,7 +113,9 @@ def test_statistics_of_kernels(ranks, counts, name, outputs):
     x, y = data(name, torch.float64)
     size = len(counts)
     same = [[one] * size for one in (name, torch.float64)]
-    found = ranks.all(size, statistics, *same, shares(x, counts), shares(y, counts), [outputs] * size)
+    found = ranks.all(
+        size, statistics, *same, shares(x, counts), shares(y, counts), [outputs] * size, [layers_of(name)] * size
+    )
     for key, value in wanted.items():
         of_ranks = [one[key] for one in found]
         if key.startswith("rows"):
@@ -152,7 +158,7 @@ def test_bytes_that_are_sent(ranks, counts):
         deviations = 8 * o * m * (d + 1)  # their mean
         sums = 8 * (o * o + 2 + o * o)
         assert summed == means + deviations + sums
-        assert gathered == 8
+        assert gathered == 8 * (size > 1)
 
 
 def test_same_bits_from_run_to_run(ranks):

@@ -54,13 +54,11 @@ void products(const TileKernels<C>& tiles, int64_t n, int64_t k, const std::vect
   });
 }
 
-// q [n] = q_products in numbers of the tiles, and h [n] += p0 q + q0 p + p q.
-template <class T, class C>
-void add_offsets(const C* __restrict p, const C* __restrict q_products, double p0, double q0, int64_t n,
-                 T* __restrict q, double* __restrict h) {
+// h [n] += p0 q + q0 p + p q.
+template <class C>
+void add_offsets(const C* __restrict p, const C* __restrict q, double p0, double q0, int64_t n, double* __restrict h) {
   for (int64_t x = 0; x < n; ++x) {
-    const double p_x = static_cast<double>(p[x]), q_x = static_cast<double>(q_products[x]);
-    q[x] = static_cast<T>(q_x);
+    const double p_x = static_cast<double>(p[x]), q_x = static_cast<double>(q[x]);
     h[x] += p0 * q_x + q0 * p_x + p_x * q_x;
   }
 }
@@ -70,8 +68,8 @@ void add_offsets(const C* __restrict p, const C* __restrict q_products, double p
 template <class T>
 NearConstantCentering<T>::NearConstantCentering(const TileKernels<double>& tiles, const LayerFactors& layer,
                                                 const FactorMeans& means)
-    : o(layer.o) {
-  if (!layer.near_constant) return;
+    : o(layer.o), active_(layer.near_constant) {
+  if (!active_) return;
   if (layer.by_jacobian && means.given) {
     of_jacobian(layer, means);
   } else if (layer.by_jacobian) {
@@ -114,8 +112,10 @@ void NearConstantCentering<T>::of_factors(const TileKernels<double>& tiles, cons
   p.assign(s * s * stride, T{0});
   q0.resize(s * s * o * o);
   q.assign(s * s * o * o * stride, T{0});
-  h.assign(o * o * n, 0.0);
-  constant.assign(o * o, 0.0);
+  if (!means.given) {
+    h.assign(o * o * n, 0.0);
+    constant.assign(o * o, 0.0);
+  }
   for (int64_t pair = 0; pair < s * s; ++pair) {
     p0[pair] = static_cast<T>(forward_constant[pair] + layer.scaled_bias());
     for (int64_t x = 0; x < n; ++x) p[pair * stride + x] = static_cast<T>(forward_linear[pair * n + x]);
@@ -126,10 +126,12 @@ void NearConstantCentering<T>::of_factors(const TileKernels<double>& tiles, cons
       // Index among the pairs of rows (position, output).
       const int64_t row_pair = (pair / s * o + i) * s * o + pair % s * o + j, at = pair * o * o + ij;
       const double p0_pair = forward_constant[pair] + layer.scaled_bias(), q0_pair = backward_constant[row_pair];
+      const C* of_pair = backward_linear.data() + row_pair * n;
       q0[at] = static_cast<T>(q0_pair);
+      std::transform(of_pair, of_pair + n, q.data() + at * stride, [](C q_x) { return static_cast<T>(q_x); });
+      if (means.given) continue;
       constant[ij] += p0_pair * q0_pair;
-      add_offsets(forward_linear.data() + pair * n, backward_linear.data() + row_pair * n, p0_pair, q0_pair, n,
-                  q.data() + at * stride, h.data() + ij * n);
+      add_offsets(forward_linear.data() + pair * n, of_pair, p0_pair, q0_pair, n, h.data() + ij * n);
     }
   });
 }
@@ -179,8 +181,6 @@ void NearConstantCentering<T>::of_jacobian(const LayerFactors& layer, const Fact
       to[m * d + c] += g * std::sqrt(layer.bias);
     }
   });
-  h.assign(o * o * layer.n, 0.0);
-  constant.assign(o * o, 0.0);
 }
 
 template struct NearConstantCentering<float>;

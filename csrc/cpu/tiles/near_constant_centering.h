@@ -44,14 +44,14 @@ struct NearConstantCentering {
   std::vector<T> p0, p;               // [s][s'] and [s][s'][stride]
   std::vector<T> q0, q;               // [s][s'][i][j] and [s][s'][i][j][stride]
   std::vector<double> jacobian_mean;  // [o][m d + m], of the weight and then of a bias; instead of all of the above
-  // Zeros for a Jacobian with given means, where nobody asks for them.
+  // Empty with given means, where nobody asks for them.
   std::vector<double> h;         // [i][j][n]
   std::vector<double> constant;  // [i][j] sum of p0 q0_ij over pairs of positions, or <J0^i, J0^j>
 
   NearConstantCentering() = default;
   NearConstantCentering(const TileKernels<double>& tiles, const LayerFactors& layer, const FactorMeans& means = {});
 
-  bool active() const { return !h.empty(); }
+  bool active() const { return active_; }
   // The mean of a layer with one position, for rows packed as [o][m] from number `begin` on; null where there is none.
   const T* backward_mean_at(int64_t output, int64_t m, int64_t begin) const {
     return backward_mean.empty() ? nullptr : backward_mean.data() + output * m + begin;
@@ -68,6 +68,8 @@ struct NearConstantCentering {
   }
 
  private:
+  bool active_ = false;
+
   // Products with means are in numbers of type C: fp64 for one output, since row means come from them.
   template <class C>
   void of_factors(const TileKernels<double>& tiles, const TileKernels<C>& dots, const LayerFactors& layer,
