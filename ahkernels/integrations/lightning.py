@@ -6,10 +6,11 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ahkernels.capture import Inputs
-from ahkernels.integrations.run import TrackedRun
+from ahkernels.integrations.tracked_run import TrackedRun
 from ahkernels.optional_import import optional_import
 from ahkernels.tracker import AlignmentTracker
 
@@ -99,28 +100,28 @@ class AlignmentCallback(_pl.Callback):  # type: ignore[misc]
         self._run.begin(pl_module, trainer.global_step, writes=trainer.is_global_zero)
         self._step = trainer.global_step
         self._losses = []
-        self._measure(trainer)
+        self._measure(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measures after a batch that ends an optimiser step, if that is due."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
-            # Lightning divides the loss of a batch by the number of batches that it accumulates.
-            batches = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-            self._losses.append(loss.detach() * batches)
+            self._losses.append(loss.detach())
         if trainer.global_step == self._step:  # gradients are still accumulated
             return
         self._step = trainer.global_step
-        self._measure(trainer)
+        self._measure(trainer, pl_module)
         self._losses = []
 
-    def _measure(self, trainer: Any) -> None:
+    def _measure(self, trainer: Any, pl_module: Any) -> None:
         if not self._run.is_due(trainer.global_step):
             return
         logged = trainer.callback_metrics if self._run.metrics else {}  # which Lightning computes when it is asked
         metrics = {name: logged[name] for name in self._run.metrics if name in logged}
         if self._losses:
-            metrics["loss"] = trainer.strategy.reduce(sum(self._losses) / len(self._losses))
+            # Lightning divides the loss of a batch by the number of batches that it accumulates.
+            batches = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+            metrics["loss"] = trainer.strategy.reduce(torch.stack(self._losses).mean() * batches)
         row = self._run.measure(trainer.global_step, metrics)
         for logger in trainer.loggers:
             logger.log_metrics(row, step=trainer.global_step)

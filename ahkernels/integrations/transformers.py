@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ahkernels.capture import Inputs
-from ahkernels.integrations.run import TrackedRun
+from ahkernels.integrations.tracked_run import TrackedRun
 from ahkernels.optional_import import optional_import
 from ahkernels.tracker import AlignmentTracker
 
@@ -80,9 +80,8 @@ class AlignmentCallback(_transformers.TrainerCallback):  # type: ignore[misc]
         Raises:
             ValueError: If the model has no part `module`, or another callback has the same `module` and `tag`.
         """
-        others: dict[str, AlignmentCallback] = vars(state).setdefault(
-            "alignment_callbacks", {}
-        )  # not in the checkpoint
+        # An attribute that is no field, so that it is not in the checkpoint.
+        others: dict[str, AlignmentCallback] = vars(state).setdefault("alignment_callbacks", {})
         if others.setdefault(self._key, self) is not self:
             raise ValueError(
                 f"tag: expected another one for each callback of a Trainer, got {self.tracker.tag!r} twice; write "

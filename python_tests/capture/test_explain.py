@@ -44,7 +44,7 @@ def test_expected_peak_of_passes():
 
 
 def test_an_explanation_is_a_table_of_html_in_notebooks() -> None:
-    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
     found = ah.explain(model, torch.randn(6, 4))
     page = found._repr_html_()
     assert page.count("<tr>") == 1 + 2 + 1  # headings, layers, totals

@@ -26,7 +26,7 @@ def same_history(one: AlignmentTracker, other: AlignmentTracker) -> bool:
 
 
 def _measured(tracker: AlignmentTracker) -> list[Any]:
-    rows = tracker.state_dict()["history"]
+    rows = tracker.state_dict()["measurements"]
     for row in rows:
         for report in row["reports"].values():
             del report["certificate"]

@@ -217,7 +217,7 @@ def test_two_callbacks_keep_their_own_histories(tmp_path: Path) -> None:
     trainer(tmp_path, *second).fit(Module(), loader(), ckpt_path=tmp_path / "run.ckpt")
     for one, other in zip(first, second, strict=True):
         assert other.tracker.steps == [0, 5, 10]
-        assert same(other.tracker.state_dict()["history"][:2], one.tracker.state_dict()["history"])
+        assert same(other.tracker.state_dict()["measurements"][:2], one.tracker.state_dict()["measurements"])
     assert first[0].tracker.layers == ["net.0", "net.2"] and first[1].tracker.layers == ["0", "2"]
 
 
@@ -301,7 +301,7 @@ def test_two_devices(tmp_path: Path, options: dict[str, Any]) -> None:
         fitted = trainer(tmp_path, callback, Ranks(tmp_path), devices=2, strategy="ddp_fork", max_epochs=1)
         fitted.fit(Module(), loader())
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert [row["step"] for row in first["history"]] == [0, 2]
+    assert [row["step"] for row in first["measurements"]] == [0, 2]
     assert same(first, second), "the loss is the mean over the ranks"
     assert (tmp_path / "lines").read_text().split("\n")[:-1] == [
         *("alignment/0 0", "alignment/2 0"),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ahkernels.integrations.run import TrackedRun, _on
+from ahkernels.integrations.tracked_run import TrackedRun, _on
 
 X, Y = torch.linspace(-1, 1, 18).reshape(6, 3), torch.arange(6) % 2
 
