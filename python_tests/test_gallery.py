@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,14 +47,15 @@ def convolutional_network(e: Namespace) -> None:
 def transformer(e: Namespace) -> None:
     before, after = e["before"], e["after"]
     assert all(after[name] > before[name] for name in after if name.startswith(("attention", "feed-forward")))
-    assert after["head"] > 1.5 * max(value for name, value in after.items() if name != "head")
+    growth = {name: after[name] - before[name] for name in after}
+    assert growth["head"] > 2 * max(value for name, value in growth.items() if name != "head")
 
 
 def spectrum(e: Namespace) -> None:
     before, after = e["before"], e["after"]
     up = (after.label_correlation / before.label_correlation).log()
     left = (before.stable_rank / after.stable_rank).log() / 2
-    assert (up > 0).all() and (up > left).all()
+    assert (up[2:4] > 2 * left[2:4].abs()).all()
     assert e["difference"] < 1e-10
 
 
@@ -93,7 +93,8 @@ def theory_and_measurement(e: Namespace) -> None:
 def checkpoint_series(e: Namespace) -> None:
     growth = e["history"].cka[-1] - e["history"].cka[0]
     assert (growth > 0).all()
-    assert growth.argmax() in (4, 5, 6)
+    assert 0 < growth.argmax() < len(growth) - 1
+    assert not e["run"].exists()  # its temporary folder
 
 
 SENTENCES: dict[str, Callable[[Namespace], None]] = {
@@ -120,7 +121,6 @@ def test_an_example_runs_and_its_sentence_is_true(name, tmp_path, monkeypatch, o
     pytest.importorskip("sklearn")
     pyplot.switch_backend("agg")
     monkeypatch.delenv("DISPLAY", raising=False)  # with one, show() says that it does nothing
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     begin = time.process_time()
     try:

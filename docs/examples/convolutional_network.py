@@ -82,7 +82,8 @@ for _ in range(5):
 
 with ah.evaluating(model):
     report = ah.layerwise_alignment(model, x_probe, y_probe, centering="per_output")
-    shuffled = ah.layerwise_alignment(model, x_probe, y_probe[torch.randperm(100)], centering="per_output")
+    y_shuffled = y_probe[torch.randperm(len(y_probe))]
+    shuffled = ah.layerwise_alignment(model, x_probe, y_shuffled, centering="per_output")
     print(f"accuracy on the probe: {(model(x_probe).argmax(1) == y_probe).float().mean():.2f}")
 print(report)
 

@@ -22,7 +22,8 @@ import ahkernels as ah
 torch.manual_seed(0)
 images, digits = load_digits(return_X_y=True)
 x, y = torch.tensor(images / 16, dtype=torch.float32)[:1000], torch.tensor(digits)[:1000]
-model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+hidden = nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()
+model = nn.Sequential(*hidden, nn.Linear(64, 10))
 
 kernel = ah.tangent_kernels(model, x)["2"]
 exact = ah.cka(kernel, y, centering="per_output")
@@ -39,14 +40,16 @@ estimates = {
     count: [ah.estimate_cka(kernel, y, centering="per_output", products=count, seed=seed) for seed in seeds]
     for count in counts
 }
-inside = sum(low <= exact <= high for row in estimates.values() for low, high in (one.interval(0.95) for one in row))
-print(f"intervals that hold the exact value: {inside} of {len(counts) * len(seeds)}")
+intervals = [one.interval(0.95) for row in estimates.values() for one in row]
+inside = sum(low <= exact <= high for low, high in intervals)
+print(f"intervals that hold the exact value: {inside} of {len(intervals)}")
 
 # %%
 # With ``tolerance=``, as many products are taken as the relative standard error needs. Whole reports take both
 # keywords, too: ``ah.layerwise_alignment(model, x, y, tolerance=1e-2)``.
 
-reached = [ah.estimate_cka(kernel, y, centering="per_output", tolerance=t) for t in (3e-2, 1e-2, 3e-3, 1e-3)]
+tolerances = (3e-2, 1e-2, 3e-3, 1e-3)
+reached = [ah.estimate_cka(kernel, y, centering="per_output", tolerance=t) for t in tolerances]
 for one in reached:
     print(f"{one.products} products: {one}, relative standard error {one.relative_error:.1e}")
 
@@ -64,15 +67,13 @@ for position, row in enumerate(estimates.values()):
         left.plot(place, one.value, "o", color="C0", markersize=3)
 left.axhline(exact, color="black", linestyle="--", label="exact")
 left.set_xticks(range(len(counts)), counts)
-left.set(xlabel="products", ylabel="alignment with the labels (CKA)", title="ten estimates each, with 95% intervals")
+left.set(xlabel="products", ylabel="alignment with the labels (CKA)")
+left.set_title("ten estimates each, with 95% intervals")
 left.legend()
 
-right.plot(
-    [one.products for one in reached], [one.relative_error for one in reached], "o-", label="standard error reached"
-)
-right.plot(
-    [one.products for one in reached], [abs(one.value / exact - 1) for one in reached], "s", label="actual error"
-)
+products = [one.products for one in reached]
+right.plot(products, [one.relative_error for one in reached], "o-", label="standard error reached")
+right.plot(products, [abs(one.value / exact - 1) for one in reached], "s", label="actual error")
 right.set(xlabel="products", ylabel="relative error", yscale="log", title="with a tolerance")
 right.legend()
 plt.show()

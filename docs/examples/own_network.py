@@ -59,7 +59,8 @@ print(f"accuracy on the probe: {(model(x_probe).argmax(1) == y_probe).float().me
 # An alignment is never negative, so that labels without meaning have a positive one, too. Shuffled labels show how much
 # that is for these kernels and this number of samples.
 
-shuffled = ah.layerwise_alignment(model, x_probe, y_probe[torch.randperm(len(y_probe))], centering="per_output")
+y_shuffled = y_probe[torch.randperm(len(y_probe))]
+shuffled = ah.layerwise_alignment(model, x_probe, y_shuffled, centering="per_output")
 print(f"highest alignment with shuffled labels: {shuffled.cka.max():.3f}")
 
 # %%
@@ -71,7 +72,7 @@ plt.style.use("seaborn-v0_8-colorblind")
 fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
 ax.plot(after.layers, after.cka, "o-", label="after training")
 ax.plot(before.layers, before.cka, "s--", label="before training")
-ax.plot(shuffled.layers, shuffled.cka, color="grey", linestyle=":", label="after training, shuffled labels")
+ax.plot(shuffled.layers, shuffled.cka, ":", color="grey", label="after training, shuffled labels")
 ax.set(xlabel="layer", ylabel="alignment with the labels (CKA)", ylim=(0, None))
 ax.legend()
 plt.show()

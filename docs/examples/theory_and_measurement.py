@@ -63,12 +63,13 @@ print(f"equilibrium of theory: layer {balance:.1f} of {DEPTH}")
 
 limit = theory.layer_kernels(network, x, DEPTH).alignment(nn.functional.one_hot(y), "trace")
 widths, seeds = (64, 256, 1024), range(4)
-measured = {
-    width: torch.stack([ah.layerwise_alignment(build(seed, width), x, y, outputs="trace").cka for seed in seeds])
-    for width in widths
-}
-for width, values in measured.items():
-    print(f"width {width}: mean distance from theory {(values - limit.cka).abs().mean():.4f}")
+measured = {}
+for width in widths:
+    models = (build(seed, width) for seed in seeds)
+    reports = [ah.layerwise_alignment(model, x, y, outputs="trace") for model in models]
+    measured[width] = torch.stack([report.cka for report in reports])
+    distance = (measured[width] - limit.cka).abs().mean()
+    print(f"width {width}: mean distance from theory {distance:.3f}")
 
 # %%
 # The picture
@@ -81,8 +82,9 @@ left.plot(loss.layers, loss.backward, color="C2", linestyle="--", label="backwar
 left.plot(loss.layers, forward, "o", color="C0", markersize=4, label="forward, width 512")
 left.plot(loss.layers, backward, "s", color="C2", markersize=4, label="backward, width 512")
 left.axvline(balance, color="grey", linestyle=":")
-left.annotate("equilibrium", (balance, 1), (4, -12), xycoords=("data", "axes fraction"), textcoords="offset points")
-left.set(xlabel="layer", ylabel="loss of information", yscale="log", xticks=range(2, DEPTH + 1, 2))
+left.text(balance + 0.2, 0.9, "equilibrium")
+left.set(xlabel="layer", ylabel="loss of information", yscale="log")
+left.set_xticks(range(2, DEPTH + 1, 2))
 left.legend()
 
 index = range(1, DEPTH + 1)
@@ -90,12 +92,13 @@ for (width, values), colour in zip(measured.items(), ("C5", "C1", "C0"), strict=
     right.plot(index, values.mean(0), color=colour, label=f"width {width}")
     right.fill_between(index, values.amin(0), values.amax(0), color=colour, alpha=0.25, linewidth=0)
 right.plot(index, limit.cka, "k--", label="infinite width")
-right.set(xlabel="layer", ylabel="alignment with the labels (CKA)", title="means and ranges of four networks")
+right.set(xlabel="layer", ylabel="alignment with the labels (CKA)")
+right.set_title("means and ranges of four networks")
 right.set_xticks(range(2, DEPTH + 1, 2))
 right.legend()
 plt.show()
 
 # %%
-# Losses in networks of width 512 follow the limit, and are equal close to the equilibrium of theory. Alignments
-# approach the limit as the width grows; at this depth they are still below it at width 1024, most of all in the last
-# layers.
+# The losses in networks of width 512 lie close to the limit, and are equal close to the equilibrium of theory.
+# Alignments approach the limit as the width grows; at this depth they are still below it at width 1024, most of all in
+# the last layers.

@@ -50,8 +50,9 @@ optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
 def update(step):
     with torch.no_grad():
-        losses = [nn.functional.cross_entropy(model(a), b).item() for a, b in ((x, y), (x_test, y_test))]
-    tracker.update(step, training_loss=losses[0], test_loss=losses[1])
+        training_loss = nn.functional.cross_entropy(model(x), y)
+        test_loss = nn.functional.cross_entropy(model(x_test), y_test)
+    tracker.update(step, training_loss=training_loss, test_loss=test_loss)
 
 
 update(step := 0)

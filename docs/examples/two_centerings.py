@@ -50,9 +50,9 @@ for _ in range(5):
 
 reports = ah.layerwise_alignment(model, x_probe, y_probe, centering=("global", "per_output"))
 share = 1 - (reports["per_output"].centered_norm / reports["global"].centered_norm) ** 2
-print(f"global: highest at {reports['global'].peak}; per output: highest at {reports['per_output'].peak}")
+print("peaks:", {centering: report.peak for centering, report in reports.items()})
 print("share of the squared norm that means of outputs have after global centering:")
-print(", ".join(f"{name} {part:.2f}" for name, part in zip(reports["global"], share, strict=True)))
+print(*(f"{part:.2f}" for part in share))
 
 # %%
 # What a kernel looks like
