@@ -14,3 +14,12 @@ torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread():
+    """The networks of the documentation are small: several threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import ahkernels as ah
 
@@ -113,15 +112,6 @@ def dead_links(page: Path, root: Path) -> list[str]:
 
 def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
-
-
-@pytest.fixture
-def one_thread():
-    """The networks of the pages are small: several threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # ---- the pages
