@@ -12,7 +12,7 @@ import pytest
 import torch
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
-CPU_SECONDS = 60  # each takes between 4 and 15 on one core
+CPU_SECONDS = 60  # each takes between 3 and 15 on one core
 
 Namespace = dict[str, Any]
 
@@ -118,6 +118,7 @@ SENTENCES: dict[str, Callable[[Namespace], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SENTENCES)
 def test_an_example_runs_and_its_sentence_is_true(name, tmp_path, monkeypatch, one_thread):
     pyplot = pytest.importorskip("matplotlib.pyplot")
