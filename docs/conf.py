@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from sphinx_gallery.sorting import ExplicitOrder
+
 import ahkernels
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +39,6 @@ copybutton_prompt_is_regexp = True
 # ---- pages in Markdown, which GitHub shows as well
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 4
-suppress_warnings = ["config.cache"]  # the gallery's order is a class, which cannot be stored
 
 # ---- the API from docstrings in Google style
 default_role = "py:obj"
@@ -59,8 +60,25 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "show_signature": False,
     "remove_config_comments": True,
-    "min_reported_time": 1,
-    "within_subsection_order": "FileNameSortKey",
+    "min_reported_time": 1000,
+    "abort_on_example_error": True,
+    "capture_repr": (),
+    "image_srcset": ["2x"],
+    "within_subsection_order": ExplicitOrder(
+        [
+            "own_network.py",
+            "training_run.py",
+            "two_centerings.py",
+            "convolutional_network.py",
+            "transformer.py",
+            "spectrum.py",
+            "layer_similarity.py",
+            "error_bars.py",
+            "kernel_regression.py",
+            "checkpoint_series.py",
+            "theory_and_measurement.py",
+        ]
+    ),
 }
 
 LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^()\s]+)\)")

@@ -77,7 +77,8 @@ folder.cleanup()
 # %%
 # The picture
 # -----------
-# ``history.plot()`` draws lines; as ``history.cka`` is a tensor [steps, layers], a map of both is as near.
+# ``history.plot()`` draws lines, as that of a tracker does. A map of ``history.cka``, which is a tensor [steps,
+# layers], shows the same.
 
 fig, ax = plt.subplots(figsize=(8, 4), layout="constrained")
 image = ax.imshow(history.cka.T.numpy(), cmap="viridis", vmin=0, aspect="auto")

@@ -109,4 +109,4 @@ plt.show()
 
 # %%
 # All layers are well above the level of shuffled labels, and the last layer is lowest. Convolutions take nearly all of
-# the work, since their weights act at many positions; batch norms cost little.
+# the work, and batch norms, which have few parameters, cost little.

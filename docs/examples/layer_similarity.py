@@ -2,7 +2,7 @@
 How alike layers are, and what training changes
 ===============================================
 
-*Which layers learn the same, and which of them has training changed the most?*
+*Which layers learn alike, and which of them has training changed the most?*
 
 Kernels can be compared with one another as they are with labels, layer with layer or one layer at two times.
 """

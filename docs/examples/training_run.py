@@ -55,7 +55,8 @@ def update(step):
     tracker.update(step, training_loss=training_loss, test_loss=test_loss)
 
 
-update(step := 0)
+step = 0
+update(step)
 for _ in range(epochs):
     for batch in torch.randperm(len(x)).split(batch_size):
         optimizer.zero_grad()
@@ -81,5 +82,5 @@ plt.show()
 
 # %%
 # At the left, each line is a layer, from the first (dark) to the last (light), and black lines are the losses. The
-# layers begin with similar alignments. In this run all of them grow while the losses fall, hidden layers more than the
-# last one.
+# layers begin with similar alignments. In this run all of them grow in training, those of the hidden layers more than
+# that of the last one.

@@ -11,8 +11,8 @@ The batch is passed as it is, and parameters are measured in groups, here by blo
 # %%
 # Sentences and their topics
 # --------------------------
-# Each of four topics has ten words of its own. A sentence takes about every third word from its topic and the others
-# from anywhere. Sentences have different lengths, with zeros behind them.
+# Each of four topics has ten words of its own. A word of a sentence comes from its topic with probability 0.3, and
+# otherwise from anywhere. Sentences have different lengths, with zeros behind them.
 
 import matplotlib.pyplot as plt
 import torch
@@ -33,7 +33,7 @@ def sentences(n):
 
 
 # %%
-# The model returns a dict, of which ``logits`` is what alignments are about.
+# The model returns a dict; its ``logits`` are the outputs that are measured.
 
 
 class Reader(nn.Module):
@@ -64,7 +64,7 @@ x_probe, y_probe = sentences(200)
 # Measure by groups
 # -----------------
 # The kernel of a group is the sum of the kernels of its layers. Groups are named here, with patterns for what belongs
-# to them.
+# to them. The layer norms are in no group, and are not measured.
 
 groups = {"embeddings": ["words", "positions"]}
 for i in range(3):

@@ -87,5 +87,5 @@ plt.show()
 
 # %%
 # Each block of the kernel has a mean of its own. Global centering removes one mean from all of them. The others stay in
-# the norm that the alignment is divided by, and they are most of it in the last layers. To ask how a kernel tells
+# the norm that the alignment is divided by, and make up most of it in the last layers. To ask how a kernel tells
 # samples apart, center per output; a global alignment also counts how the outputs differ from one another.
