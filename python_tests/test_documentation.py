@@ -20,6 +20,7 @@ PAGES_WITH_LINKS = [
     *PAGES_THAT_RUN,
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "SECURITY.md",
     ROOT / "experiments" / "README.md",
     *sorted((ROOT / "benchmarks").glob("*.md")),
 ]
