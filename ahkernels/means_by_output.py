@@ -24,7 +24,9 @@ from ahkernels.ops.batch import Layer
 from ahkernels.ops.plain import chunk_elements, steps
 from ahkernels.samples import Samples
 
-_PARTS_OF_SUM = 8  # of the numbers that are held at a time, since there are copies of the means of weights
+# Numbers at a time are so small a part of those in one process: means come for each layer while its factors are held
+# several times.
+_PART = 8
 
 
 class MeanFactors(NamedTuple):
@@ -91,9 +93,9 @@ def add_means_of_deviations(
     For a centered norm the rounding of tiles is enough: that of means enters it by its square alone, since the entries
     of a centered row add up to zero.
     """
-    (n, s, o, m), d, numbers = layer.backward.shape, a0.shape[1], chunk_elements(to)
+    (n, s, o, m), d, numbers = layer.backward.shape, a0.shape[1], chunk_elements(to) // _PART
     with_bias = functional.pad(a0, (0, 1), value=layer.bias**0.5)
-    for outputs in steps(o, numbers // _PARTS_OF_SUM, m * (d + 1)):
+    for outputs in steps(o, numbers, m * (d + 1)):
         count = outputs.stop - outputs.start
         both = to.new_zeros(count * m * (d + s))
         weights, sums = both[: count * m * d].view(count * m, d), both[count * m * d :].view(s, count, m)
@@ -129,7 +131,7 @@ def _add_offsets(h: Tensor, constant: Tensor, layer: Layer, a0: Tensor, g0: Tens
     of_means = torch.einsum("sim,tjm->isjt", g0, g0)
     p0 = a0 @ a0.T + layer.bias
     constant += torch.einsum("isjt,st->ij", of_means, p0)
-    for rows in steps(len(h), chunk_elements(h), s * max(s * o * o, o * m)):
+    for rows in steps(len(h), chunk_elements(h) // _PART, s * max(s * o * o, o * m)):
         a, g = _deviation(layer.forward[rows], a0, dtype), _deviation(layer.backward[rows], g0, dtype)
         p = a.double() @ a0.T  # <a', a0> [rows, s, s']
         q = (g @ g0.flatten(0, 1).to(g).T).double().view(*g.shape[:3], s, o)  # <g', g0> [rows, s, i, s', j]

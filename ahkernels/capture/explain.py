@@ -194,10 +194,11 @@ def explain_together(
     shard = cheaper(shards) if options.shard == "auto" else options.shard
     if shard == "layers":
         return Explanation(alone.values(), max(one["peaks"]["layers"] for one in of_ranks), shard, shards)
-    peaks = [0 if one is None else one["peaks"]["samples"] for one in told]
     held = [max(norm.held(rank) for norm in norms) for rank, _ in enumerate(counts)]
+    peaks = [of_rank + (0 if one is None else one["kept"]) for one, of_rank in zip(told, held, strict=True)]
+    peak = max(*peaks, *(one["peaks"]["samples"] for one in of_ranks))
     explained = [one.on_ranks(norm) for one, norm in zip(in_parts, norms, strict=True)]
-    return Explanation(explained, max(map(sum, zip(peaks, held, strict=True))), shard, shards)
+    return Explanation(explained, peak, shard, shards)
 
 
 def _planned_alike(told: Sequence[dict[str, Any]], shard: Shard) -> list[_Planned]:
@@ -259,6 +260,7 @@ def _told(plan: CapturePlan, n: int, budget: int) -> dict[str, Any]:
         "groups": plan.groups,
         "costs": whole.costs,
         "peaks": {"samples": plan.peak_bytes, "layers": whole.peak_bytes + n * of_sample},
+        "kept": plan.kept_bytes,
         "x": plan.x.kinds,
         "bytes of a sample": of_sample,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -189,12 +189,20 @@ class CapturePlan:
     @property
     def peak_bytes(self) -> int:
         """What the largest pass of a capture holds at most, beyond the model and its inputs."""
-        rest, peak = list(self.groups), 0
+        return max(map(self.memory.held_by_pass, self._passes()))
+
+    @property
+    def kept_bytes(self) -> int:
+        """What is kept at most of the layers of one pass."""
+        return max(map(self.memory.kept_of, self._passes()))
+
+    def _passes(self) -> Iterator[list[PlannedLayer]]:
+        """The layers of each pass."""
+        rest = list(self.groups)
         while rest:
             names = self.first_pass(rest, self.layers)
             rest = rest[len(names) :]
-            peak = max(peak, self.memory.held_by_pass([self.layers[name] for name in self.members(names)]))
-        return peak
+            yield [self.layers[name] for name in self.members(names)]
 
     def require_unchanged(self) -> None:
         """Raises RuntimeError if a parameter has been written to since the plan was made."""

@@ -1,8 +1,8 @@
 """What a report costs with the samples or with the layers shared out over the ranks, and which of both costs less.
 
 The cost is an estimate in seconds, from counts that all ranks know alike: the flops of the busiest rank, the bytes that
-the rank with most to give sends, and a latency for each collective. Its constants are those of cores and links on which
-the choice is close. Faster ones shift both sides; where one axis costs much less than the other, they agree.
+the rank with most to give sends, and a latency for each collective. Its constants are those of CPU cores and Ethernet:
+on other processors and links the axis that costs less may not be the faster one.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from ahkernels.samples import Pairs, Samples
 
 _Result = TypeVar("_Result")
 
-# Sums over the ranks are of so small a part of what products in one process hold at a time, since there are copies.
-_PARTS_OF_SUM = 8
+# Numbers at a time are so small a part of those in one process, since there are copies of what is sent.
+_PART = 8
 
 
 class Meeting(NamedTuple):
@@ -185,21 +185,21 @@ class ShardedSamples(Samples):
 
     def _through_parameters(self, layer: Layer, v: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
         """Slices of the samples here and of the pre-activations, and M_v a + b sum h there [rows, s, columns, m]."""
-        s, d = layer.forward.shape[1:]
+        (_, s, o, _), d, numbers = layer.backward.shape, layer.forward.shape[2], chunk_elements(v) // _PART
         for pre_activations, weight, sums in self._weights(layer, v):
             width = weight.shape[1]
-            for rows in steps(self.count, chunk_elements(v), s * max(d, v.shape[2] * width)):
+            for rows in steps(self.count, numbers, s * max(d, max(o, v.shape[2]) * width)):
                 t = torch.einsum("vmd,xsd->xsvm", weight, layer.forward[rows].double())
                 yield rows, pre_activations, t + layer.bias * sums
 
     def _through_samples(self, layer: Layer, v: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
         """The same as sums of (<a, a'> + b) h' over the samples of all ranks, with h = sum_i v_i g^i."""
-        (n, s, _, m), columns, numbers = layer.backward.shape, v.shape[2], chunk_elements(v)
+        (n, s, _, m), columns, numbers = layer.backward.shape, v.shape[2], chunk_elements(v) // _PART
         a = torch.cat(self.group.gather(layer.forward, self.counts)).double().flatten(0, 1)
-        for some in steps(m, numbers // _PARTS_OF_SUM, len(a) * columns):
+        for some in steps(m, numbers, len(a) * columns):
             h = torch.einsum("xsim,xiv->xsvm", layer.backward[..., some].double(), v)
             h = torch.cat(self.group.gather(h, self.counts)).view(len(a), h.shape[2] * h.shape[3])
-            for rows in steps(n, numbers // _PARTS_OF_SUM, s * max(len(a), h.shape[1])):
+            for rows in steps(n, numbers, s * max(len(a), h.shape[1])):
                 p = layer.forward[rows].double().flatten(0, 1) @ a.T + layer.bias
                 yield rows, some, (p @ h).view(len(p) // s, s, columns, -1)
 
@@ -210,7 +210,7 @@ class ShardedSamples(Samples):
 
     def _weights(self, layer: Layer, v: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """See `ops.plain.weight_gradients`, summed over the ranks."""
-        numbers = chunk_elements(v) // _PARTS_OF_SUM
+        numbers = chunk_elements(v) // _PART
         for pre_activations, weight, sums in weight_gradients(layer.forward, layer.backward, v, numbers):
             columns, width, d = weight.shape
             both = self.sum(torch.cat((weight.flatten(1), sums), 1))
