@@ -200,7 +200,7 @@ def tracked(group: Any, x: Tensor, y: Tensor, folder: Any, shard: str) -> dict[s
         with torch.no_grad():
             network[0].weight.mul_(0.9)
     path = folder / f"{group.rank()}.csv"
-    tracker.to_csv(path)
+    tracker.save(path)
     return {"cka": tracker.cka, "steps": tracker.steps, "logged": len(writer.tags), "written": path.exists()}
 
 
