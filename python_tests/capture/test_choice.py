@@ -113,7 +113,7 @@ def test_the_name_of_the_model_itself(tmp_path):
     tracker.update(0)
     tracker.save(tmp_path / "run.csv")
     with (tmp_path / "run.csv").open(newline="") as file:
-        assert [row["layer"] for row in csv.DictReader(file)][0] == "(root)"
+        assert next(row["layer"] for row in csv.DictReader(file)) == "(root)"
     assert list(ah.tangent_kernels(nn.Linear(6, 3), X)) == ["(root)"]
 
 
