@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 from ahkernels.capture import Inputs
 from ahkernels.capture.guard import require_module
 from ahkernels.centering import Centering, Centerings
+from ahkernels.factors import NonFiniteError
 from ahkernels.history import AlignmentHistory
 from ahkernels.optional_import import optional_import
 from ahkernels.tracker import AlignmentTracker
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
 
 LoadCheckpoint: TypeAlias = Callable[[nn.Module, Path], object]
 
-# Where the libraries that train put the model's own state within a checkpoint, and what they put before its names.
+# Where the libraries that train put the model's own state within a checkpoint.
 _KEYS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")
+# What stands before the step in the name of a file; the first of them that there is counts.
+_LABELS = ("step", "iter(?:ation)?", "epoch")
+_LONGEST_REASON = 200  # characters of what load_state_dict says
 
 
 def measure_checkpoints(
@@ -56,10 +60,12 @@ def measure_checkpoints(
         paths: The files of the checkpoints.
         x: See `layerwise_alignment`, as for all that are not listed here.
         y: The labels.
-        steps: The step of each checkpoint; by default the last whole number in the name of its file.
+        steps: The step of each checkpoint. By default it is in the name of its file, after "step", "iteration" or
+            "epoch", or as the only number.
         load: Puts the weights of a file into the model. By default they come from a safetensors file or from one of
             `torch.save` that `torch.load(weights_only=True)` reads: a state dict, or a dict that has one as
-            "state_dict", "model_state_dict" or "model".
+            "state_dict", "model_state_dict" or "model". What all names begin with, such as "module." or "net.", is left
+            out where the model does not have it.
         history: A file (.json or .npz) that gets the history after each measurement. The measurements that it
             has already are kept, so that a call that was interrupted goes on where it was; the file in the end is the
             same.
@@ -74,7 +80,7 @@ def measure_checkpoints(
 
     Raises:
         ValueError: If steps are not clear, a file does not have the weights of the model, or `history` is that of
-            other checkpoints, samples, labels or options.
+            other checkpoints, another model, samples, labels or options.
         FileNotFoundError: If a file does not exist, before anything is measured.
         TypeError: For an argument of another type.
 
@@ -89,6 +95,12 @@ def measure_checkpoints(
         >>> history.steps, history.layers
         ([0, 100], ['0', '2'])
     """
+    if isinstance(paths, (str, os.PathLike)):
+        raise TypeError(f"paths: expected a sequence of files, got {str(paths)!r}; write [{str(paths)!r}]")
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise TypeError(
+            f"make_model: expected a function that makes the model, got {type(make_model).__name__}; write lambda: it"
+        )
     files = _by_step([Path(path) for path in paths], steps)
     shown = options.pop("progress", True)
     options.setdefault("certify", 1)
@@ -106,13 +118,21 @@ def measure_checkpoints(
         raise ValueError(f"history: expected .json or .npz, which have all settings in them, got {str(history)!r}")
     if history is not None and Path(history).exists():
         tracker.load(history)
-        _require_beginning(tracker.steps, list(files), history)
+        _require_beginning(tracker.history, files, history)
     done = len(tracker)
     with tqdm(total=len(files), initial=done, desc="checkpoints", unit="checkpoint", disable=not shown) as bar:
         for step, path in list(files.items())[done:]:
-            (load or load_weights)(model, path)
-            tracker.update(step)
+            if (load or load_weights)(model, path) is not None:
+                raise TypeError(
+                    "load: expected a function that puts the weights of a file into the model and returns nothing, got "
+                    "one that returns something; write lambda model, path: load_weights(model, path) and return None"
+                )
+            try:
+                tracker.update(step)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error}, with the weights of {str(path)!r}; leave it out of paths") from error
             if history is not None:
+                tracker.history.settings[_setting(step)] = _digest(path)
                 tracker.save(history)
             bar.update()
     return tracker.history
@@ -126,15 +146,15 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     state = _state_dict(path)
     names = set(model.state_dict())
-    for prefix in _PREFIXES:
-        if not names & set(state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    while not names & set(state) and len({name.partition(".")[0] for name in state}) == 1 and "." in next(iter(state)):
+        state = {name.partition(".")[2]: value for name, value in state.items()}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
+        reasons = [line.strip() for line in str(error).splitlines()[1:]]
+        reason = reasons[0][:_LONGEST_REASON] if reasons else str(error)
         raise ValueError(
-            f"paths: expected the weights of the model, a {type(model).__name__}, got {str(path)!r}: {error}; pass "
-            "load=, which puts the weights of a file into the model, for another format"
+            f"paths: expected the weights of the model, a {type(model).__name__}, got {str(path)!r}: {reason}"
         ) from error
 
 
@@ -150,8 +170,8 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
     except ImportError:
         raise
     except Exception as error:  # whatever a damaged file makes of the readers
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{expected}, got {str(path)!r}, which cannot be read: {reason}") from error
+        reason = f"{type(error).__name__} {error}".partition("\n")[0]
+        raise ValueError(f"{expected}, got {str(path)!r}, which cannot be read ({reason})") from error
     for one in (found, *(found[key] for key in _KEYS if isinstance(found, Mapping) and key in found)):
         if isinstance(one, Mapping) and one and all(isinstance(value, Tensor) for value in one.values()):
             return one
@@ -165,7 +185,8 @@ def _by_step(paths: Sequence[Path], steps: Sequence[int] | None) -> dict[int, Pa
         raise ValueError("paths: expected at least one checkpoint, got none")
     for path in paths:
         if not path.is_file():
-            raise FileNotFoundError(f"paths: expected files, got {str(path)!r}, which does not exist")
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise FileNotFoundError(f"paths: expected files, got {str(path)!r}, which {what}")
     if steps is None:
         steps = [_step_in_name(path) for path in paths]
     if len(steps) != len(paths):
@@ -173,24 +194,49 @@ def _by_step(paths: Sequence[Path], steps: Sequence[int] | None) -> dict[int, Pa
     found: dict[int, Path] = {}
     for step, path in sorted(zip(map(int, steps), paths, strict=True)):
         if step in found:
-            raise ValueError(f"steps: expected each once, got {step} for {str(found[step])!r} and {str(path)!r}")
+            raise ValueError(
+                f"steps: expected each once, got {step} for {str(found[step])!r} and {str(path)!r}; pass steps="
+            )
         found[step] = path
     return found
 
 
 def _step_in_name(path: Path) -> int:
-    numbers = re.findall(r"\d+", path.stem)
-    if not numbers:
+    number = r"\d+[a-z0-9]*(?:\.\d+)?"
+    labelled = (re.findall(rf"{label}[=_-]?({number})", path.stem, re.IGNORECASE) for label in _LABELS)
+    found = next(filter(None, labelled), None) or re.findall(number, path.stem, re.IGNORECASE)
+    if len(found) != 1 or not found[0].isdecimal():
         raise ValueError(
-            f"paths: expected a step as a whole number in the name of each file, got {str(path)!r}; pass steps="
+            "paths: expected a step as a whole number in the name of each file, after step, iteration or epoch or "
+            f"alone, got {str(path)!r}; pass steps="
         )
-    return int(numbers[-1])
+    return int(found[0])
 
 
-def _require_beginning(done: Sequence[int], wanted: Sequence[int], path: str | os.PathLike[str]) -> None:
-    """Raises ValueError if a history has other steps than those of the first checkpoints."""
-    if list(done) != list(wanted[: len(done)]):
+def _require_beginning(history: AlignmentHistory, files: Mapping[int, Path], path: str | os.PathLike[str]) -> None:
+    """Raises ValueError if a history has other steps or other checkpoints than the first of these."""
+    wanted = list(files)[: len(history)]
+    if history.steps != wanted:
         raise ValueError(
-            f"history: expected the steps {list(wanted[: len(done)])} of these checkpoints, got {list(done)} in "
-            f"{str(path)!r}; name another file"
+            f"history: expected the steps {wanted} of these checkpoints, got {history.steps} in {str(path)!r}; name "
+            "another file"
         )
+    for step in wanted:
+        if history.settings.get(_setting(step)) != _digest(files[step]):
+            raise ValueError(
+                f"history: expected measurements of these checkpoints, got those of another file for step {step} than "
+                f"{str(files[step])!r} is now in {str(path)!r}; name another file"
+            )
+
+
+def _setting(step: int) -> str:
+    """The name of the setting of a history that has the digest of a checkpoint."""
+    return f"checkpoint {step}"
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,11 @@ class Measurement:
             reports = {key: AlignmentReport.from_dict(one) for key, one in state["reports"].items()}
             if not reports or any(key != report.centering for key, report in reports.items()):
                 raise ValueError(f"reports of {list(reports)}")
-            return cls(int(state["step"]), metrics, {report.centering: report for report in reports.values()})
+            if len({tuple(one.layers) for one in reports.values()}) > 1:
+                raise ValueError("reports of different layers")
+            return cls(
+                operator.index(state["step"]), metrics, {report.centering: report for report in reports.values()}
+            )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"state: expected what to_dict() of a measurement gives, got one with {error!r}"
@@ -126,10 +131,10 @@ class AlignmentHistory(Sequence[Measurement]):
             first, last = self._measurements[0], self._measurements[-1]
             if measurement.step <= last.step:
                 raise ValueError(f"step: expected more than {last.step}, the last one, got {measurement.step}")
-            if measurement.report.layers != first.report.layers:
-                raise ValueError(
-                    f"model: expected the layers of the history {first.report.layers}, got {measurement.report.layers}"
-                )
+            layers = first.report.layers
+            other = [report.layers for report in measurement.reports.values() if report.layers != layers]
+            if other:
+                raise ValueError(f"model: expected the layers of the history {layers}, got {other[0]}")
             if list(measurement.reports) != list(first.reports):
                 raise ValueError(
                     f"centering: expected that of the history {list(first.reports)}, got {list(measurement.reports)}"

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ahkernels.capture import Inputs
 from ahkernels.capture.batch import Batch
+from ahkernels.capture.wrappers import without_wrappers
 from ahkernels.layerwise import AlignmentOptions
 from ahkernels.precision import resolve_precision
 
@@ -38,6 +39,14 @@ def settings_of(x: Inputs, y: Tensor, options: AlignmentOptions) -> dict[str, st
         batch = Batch(x)
         found |= {"x": _told(batch.tensors, batch.constants), "y": _told([y])}
     return found
+
+
+def structure_of(model: nn.Module) -> str:
+    """What a model is made of, as text: its type, and a digest of the names, shapes and dtypes of its parameters."""
+    model = without_wrappers(model)
+    parameters = [f"{name} {list(one.shape)} {one.dtype}" for name, one in model.named_parameters()]
+    digest = hashlib.sha256("\n".join(parameters).encode()).hexdigest()
+    return f"{type(model).__name__} with {len(parameters)} parameters (sha256 {digest[:16]})"
 
 
 def require_settings(found: Mapping[str, str], wanted: Mapping[str, str], argument: str) -> None:

@@ -7,18 +7,20 @@ import numbers
 import operator
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ahkernels.capture import Inputs
-from ahkernels.capture.guard import require_module
+from ahkernels.capture.batch import Batch, is_empty
+from ahkernels.capture.guard import require_module, version_of
 from ahkernels.centering import Centering, Centerings
 from ahkernels.distributed.group import Group, everywhere
 from ahkernels.history import AlignmentHistory, Measurement
 from ahkernels.layerwise import AlignmentOptions, alignment_reports
-from ahkernels.settings import require_settings, settings_of
+from ahkernels.settings import require_settings, settings_of, structure_of
 from ahkernels.statistics.degenerate_warning import OneWarning
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class AlignmentTracker:
     Args:
         model: The network in training; kept by reference.
         x: What the model takes for n probe samples: a tensor, or a tuple, dict or dataclass of tensors [n, ...]; kept
-            by reference.
+            by reference, and not to be written to.
         y: Class indices [n], or targets [n, o]; kept by reference.
         centering: "global", "per_output", or a sequence of them to keep both.
         statistics: What to measure beside the alignment; see `ahkernels.layerwise_alignment`.
@@ -114,6 +116,7 @@ class AlignmentTracker:
         self.writer, self.tag = writer, tag
         self.history = AlignmentHistory()
         self._one_warning = OneWarning()
+        self._versions: list[int] | None = None
         group = self.options.capture.process_group
         self._writes = group is None or Group.of(group).rank == 0
 
@@ -138,6 +141,7 @@ class AlignmentTracker:
             self.options.capture.process_group,
             lambda: (self._next_step(step), {name: _real(name, value) for name, value in metrics.items()}),
         )
+        everywhere(self.options.capture.process_group, self._require_same_probe)
         reports = alignment_reports(self.model, self.x, self.y, self.options, self._one_warning, evaluating=True)
         row = Measurement(step, values, reports)
         self.history.append(row)
@@ -214,13 +218,15 @@ class AlignmentTracker:
         """Takes over the history of a file that `save` wrote; the next update goes on from its last step.
 
         Args:
-            path: The file.
+            path: The file, .json or .npz.
 
         Raises:
             ValueError: If it is no such file, or was measured with other samples, labels or options. The tracker then
                 stays as it is.
             FileNotFoundError: If there is no such file.
         """
+        if Path(path).suffix.lower() == ".csv":
+            raise ValueError(f"path: expected .json or .npz, which have all settings in them, got {str(path)!r}")
         self._take(AlignmentHistory.load(path), "path")
 
     def state_dict(self) -> dict[str, Any]:
@@ -247,12 +253,27 @@ class AlignmentTracker:
         self.history = history
 
     def _with_settings(self) -> AlignmentHistory:
-        self.history.settings = self._settings
+        self.history.settings |= self._settings
         return self.history
 
-    @functools.cached_property
+    @property
     def _settings(self) -> dict[str, str]:
+        model = {"model": structure_of(self.model)} if isinstance(self.model, torch.nn.Module) else {}
+        return model | self._settings_of_probe
+
+    @functools.cached_property
+    def _settings_of_probe(self) -> dict[str, str]:
         return settings_of(self.x, self.y, self.options)
+
+    def _require_same_probe(self) -> None:
+        """Raises ValueError if samples or labels have been written to since the first measurement."""
+        versions = [version_of(one) for one in (*(() if is_empty(self.x) else Batch(self.x).tensors), self.y)]
+        if self._versions not in (None, versions):
+            raise ValueError(
+                "x, y: expected the samples of the first measurement, got ones that have been written to since; pass "
+                "copies (x.clone())"
+            )
+        self._versions = versions
 
 
 def _real(name: str, value: object) -> float:

@@ -67,7 +67,11 @@ def safetensors(model: nn.Module, path: Path) -> None:
     pytest.importorskip("safetensors.torch").save_file(model.state_dict(), path)
 
 
-@pytest.mark.parametrize("write", [lightning, parallel, compiled, safetensors])
+def part_of_another(model: nn.Module, path: Path) -> None:
+    torch.save({f"net.backbone.{name}": value for name, value in model.state_dict().items()}, path)
+
+
+@pytest.mark.parametrize("write", [lightning, parallel, compiled, safetensors, part_of_another])
 def test_formats_of_checkpoints(write: Callable[[nn.Module, Path], None], tmp_path: Path) -> None:
     path = tmp_path / ("1.safetensors" if write is safetensors else "1.ckpt")
     write(network(7), path)
@@ -140,6 +144,49 @@ def test_a_history_of_something_else_is_refused(
     assert path.read_bytes() == before
 
 
+def test_other_weights_and_other_models_are_refused(series: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    measured(series, history=path)
+    before = path.read_bytes()
+
+    def wider() -> nn.Module:
+        return nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+
+    with pytest.raises(ValueError, match=r"^path: expected a history measured with model = Sequential with 6 param"):
+        ah.measure_checkpoints(wider, series, X, Y, history=path, progress=False)
+    torch.save(network(99).state_dict(), series[1])  # trained anew
+    with pytest.raises(ValueError, match=r"^history: expected measurements of these checkpoints, .* step 5 than '.*'"):
+        measured(series, history=path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("epoch=1-val_loss=0.50", 1),
+        ("epoch_2_acc_0.95", 2),
+        ("epoch=3-step=120", 120),
+        ("epoch=0-step=10-v1", 10),
+        ("Iteration-7", 7),
+        ("weights12", 12),
+        ("ck-5-fp16", None),
+        ("step_10k", None),
+        ("step_1e3", None),
+        ("acc_0.93", None),
+        ("last", None),
+        ("step1-step2", None),
+    ],
+)
+def test_steps_in_names(name: str, step: int | None, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.ckpt"
+    torch.save(network().state_dict(), path)
+    if step is None:
+        with pytest.raises(ValueError, match=r"^paths: expected a step .*; pass steps=$"):
+            measured([path])
+    else:
+        assert measured([path]).steps == [step]
+
+
 def test_other_samples_or_labels_are_refused(series: list[Path], tmp_path: Path) -> None:
     measured(series[:2], history=tmp_path / "run.json")
     for x, y, name in ((X.flip(0), Y, "x"), (X, Y.flip(0), "y")):
@@ -156,7 +203,7 @@ def test_other_samples_or_labels_are_refused(series: list[Path], tmp_path: Path)
         (
             lambda paths: [paths[0].rename(paths[0].with_name("last.pt"))],
             ValueError,
-            r"^paths: expected a step as a whole number in the name of each file, got '.*last.pt'; pass steps=$",
+            r"^paths: expected a step as a whole number in the name of each file, .*last.pt'; pass steps=$",
         ),
     ],
 )
@@ -204,6 +251,17 @@ def test_a_diverged_checkpoint_ends_the_series_and_keeps_the_rest(series: list[P
     state = network().state_dict()
     state["0.weight"][0, 0] = math.nan
     torch.save(state, series[2])
-    with pytest.raises(ah.NonFiniteError):
+    with pytest.raises(ah.NonFiniteError, match=rf"weights of '{re.escape(str(series[2]))}'; leave it out of paths$"):
         measured(series, history=tmp_path / "run.json")
     assert ah.AlignmentHistory.load(tmp_path / "run.json").steps == [0, 5]
+
+
+def test_arguments_of_another_type(series: list[Path]) -> None:
+    with pytest.raises(TypeError, match=r"^paths: expected a sequence of files, got '.*'; write \['.*'\]$"):
+        measured(series[0])
+    with pytest.raises(TypeError, match=r"^make_model: expected a function that makes the model, got Sequential;"):
+        ah.measure_checkpoints(network(), series, X, Y)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match=r"^paths: expected files, got '.*', which is a folder$"):
+        measured([series[0].parent])
+    with pytest.raises(TypeError, match=r"^load: expected a function that puts the weights of a file into the model"):
+        measured(series, load=lambda model, path: torch.load(path, weights_only=True))

@@ -401,3 +401,32 @@ def test_plot_draws_the_history_on_two_axes(fake: FakeMeasurement) -> None:
 def test_plot_needs_history(fake: FakeMeasurement) -> None:
     with pytest.raises(ValueError, match=r"history: expected at least one update\(\)"):
         make().plot()
+
+
+# ---- what does not belong together
+
+
+@pytest.mark.parametrize("change", ["x", "y"])
+def test_samples_that_have_been_written_to_are_refused(fake: FakeMeasurement, change: str) -> None:
+    x, y = X.clone(), Y.clone()
+    tracker = AlignmentTracker(network(), x, y)
+    tracker.update(0)
+    {"x": x, "y": y}[change].zero_()
+    with pytest.raises(ValueError, match=r"^x, y: expected the samples of the first measurement, got ones that have"):
+        tracker.update(1)
+    assert tracker.steps == [0]
+
+
+def test_a_csv_does_not_say_what_it_was_measured_with(fake: FakeMeasurement, tmp_path: Path) -> None:
+    filled().save(tmp_path / "run.csv")
+    with pytest.raises(ValueError, match=r"^path: expected .json or .npz, which have all settings in them, got "):
+        make().load(tmp_path / "run.csv")
+
+
+@pytest.mark.parametrize("ending", [".json", ".npz"])
+def test_a_history_of_another_model_is_refused(fake: FakeMeasurement, ending: str, tmp_path: Path) -> None:
+    filled().save(tmp_path / f"run{ending}")
+    other = AlignmentTracker(nn.Linear(2, 3), X, Y)
+    with pytest.raises(ValueError, match=r"^path: expected a history measured with model = Linear with 2 parameters"):
+        other.load(tmp_path / f"run{ending}")
+    make().load(tmp_path / f"run{ending}")

@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for a mistake, which is told in a sentence on stderr, or 130 for one that was interrupted.
     """
     parser = argparse.ArgumentParser("ahkernels", description=__doc__)
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for one in _COMMANDS:
         name = one.__name__.rpartition(".")[2]
@@ -34,8 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = lambda message, *_, **__: print(f"ahkernels: warning: {message}", file=sys.stderr)
         try:
             chosen.run(chosen)
-        except (ValueError, TypeError, OSError, ImportError) as error:
-            print(f"ahkernels: error: {error}", file=sys.stderr)
+        except Exception as error:  # of the model's own code, too
+            if chosen.traceback:
+                raise
+            told = isinstance(error, (ValueError, OSError, ImportError)) or str(error).partition(":")[0].isidentifier()
+            print(f"ahkernels: error: {'' if told else f'{type(error).__name__}: '}{error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("ahkernels: interrupted", file=sys.stderr)

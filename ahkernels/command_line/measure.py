@@ -20,7 +20,10 @@ from ahkernels.command_line.plot import save_figure
 from ahkernels.history import AlignmentHistory
 from ahkernels.optional_import import optional_import
 from ahkernels.statistics import STATISTICS
+from ahkernels.statistics.layer_statistics import ALWAYS
 from ahkernels.tracker import AlignmentTracker
+
+_ON_REQUEST = [name for name in STATISTICS if name not in (*ALWAYS, "cka_standard_error")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoints", nargs="+", help="files with its weights; by default those it is made with")
     parser.add_argument("--data", required=True, help=".npz or .safetensors with y, and x or several inputs by name")
     parser.add_argument("--output", required=True, type=Path, help="the folder for the files; it is made if need be")
-    parser.add_argument("--steps", type=int, nargs="+", help="of the checkpoints; by default numbers in their names")
+    parser.add_argument("--steps", type=int, nargs="+", help="of the checkpoints; by default from their names")
     parser.add_argument("--centering", nargs="+", default=["global"], help='"global", "per_output" or both')
-    parser.add_argument("--statistics", nargs="+", default=[], help=f"beside the alignment: {', '.join(STATISTICS)}")
+    parser.add_argument("--statistics", nargs="+", default=[], help=f"beside the alignment: {', '.join(_ON_REQUEST)}")
     parser.add_argument("--layers", nargs="+", help="names or patterns, such as 'fc*'; by default all")
     parser.add_argument("--outputs", nargs="+", default=["all"], help='"all", "trace", "sum", or numbers of outputs')
     parser.add_argument("--precision", help='"highest", "high" or "medium"')
@@ -63,12 +66,15 @@ def run(arguments: argparse.Namespace) -> None:
             progress=not arguments.quiet,
             **options,
         )
+    elif files["json"].exists():
+        raise ValueError(f"--output: expected a folder without a history, got {str(arguments.output)!r}; name another")
     else:
         history = _as_it_is(model, x, y, options)
         history.save(files["json"])
     history.save(files["csv"])
     save_figure(history.plot()[0], files["png"])
-    print(history[-1].report)
+    for report in history[-1].reports.values():
+        print(report)
     print("\n".join(str(one) for one in files.values()))
 
 

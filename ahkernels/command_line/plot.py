@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the picture and prints its name."""
+    if not arguments.output.suffix:
+        raise ValueError(f"--output: expected a name with an ending such as .png, got {str(arguments.output)!r}")
     history = AlignmentHistory.load(arguments.history)
     if arguments.output.suffix in (".gif", ".html"):
         history.animate(arguments.output, progress=True)

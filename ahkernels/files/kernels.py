@@ -45,6 +45,8 @@ def save_kernels(kernels: Mapping[str, TangentKernel], path: str | os.PathLike[s
         True
     """
     safetensors = optional_import("safetensors.torch", "save_kernels()", _INSTALL)
+    if not isinstance(kernels, Mapping):
+        raise TypeError(f"kernels: expected kernels by name, got {type(kernels).__name__}; write {{'fc': kernel}}")
     tensors = _Tensors()
     about: list[dict[str, Any]] = []
     for name, kernel in kernels.items():

@@ -33,11 +33,14 @@ def read_result(path: str | os.PathLike[str]) -> Any:
         FileNotFoundError: If there is no such file.
     """
     form = _format(path)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path: expected a file that save() wrote, got {str(path)!r}, which is none")
     with Path(path).open("rb") as file:
         try:
             return form.read(file)
         except Exception as error:  # whatever a damaged file makes of the readers
-            raise ValueError(f"path: expected a file that save() wrote, got {str(path)!r}: {error}") from error
+            reason = f"{type(error).__name__} {error}".partition("\n")[0]
+            raise ValueError(f"path: expected a file that save() wrote, got {str(path)!r} ({reason})") from error
 
 
 def _format(path: str | os.PathLike[str]) -> ModuleType:

@@ -24,7 +24,7 @@ def plot_history(
     """See `AlignmentTracker.plot`."""
     require_history(history, "plot()")
     report = history[-1].report
-    levels = [] if null is None else null_levels(null, report.layers)
+    levels = [] if null is None else null_levels(null, report)
     if ax is None:
         pyplot = import_pyplot("plot()")
         ax = pyplot.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")[1]

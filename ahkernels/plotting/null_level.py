@@ -12,25 +12,32 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from ahkernels.report import AlignmentReport
+
 # A level for all layers, one for each, or an alignment by layer such as a report has.
 NullLevel: TypeAlias = float | Tensor | Sequence[float] | Mapping[str, float]
 
 
-def null_levels(null: NullLevel, layers: Sequence[str]) -> list[float]:
+def null_levels(null: NullLevel, report: AlignmentReport) -> list[float]:
     """The level of each layer.
 
     Args:
         null: A number for all layers, [L] values, or the report of a measurement with shuffled labels.
-        layers: Names of the L layers.
+        report: The report of the L layers that it is for.
 
     Raises:
-        ValueError: For levels of other layers.
+        ValueError: For levels of other layers, or a report of other samples, outputs or another centering.
         TypeError: For anything else.
     """
+    layers = report.layers
     expected = f"null: expected a number, one for each of the {len(layers)} layers or a report of the same layers"
     if isinstance(null, Mapping):
         if list(null) != list(layers):
             raise ValueError(f"{expected}, got {list(null)}")
+        for name in ("n", "outputs", "centering"):
+            found, wanted = getattr(null, name, None), getattr(report, name)
+            if found not in (None, wanted):
+                raise ValueError(f"null: expected a report with {name} = {wanted}, as in the picture, got {found}")
         return [float(value) for value in null.values()]
     if isinstance(null, Real):
         return [float(null)] * len(layers)
@@ -42,8 +49,8 @@ def null_levels(null: NullLevel, layers: Sequence[str]) -> list[float]:
         levels = levels.expand(len(layers))
     if levels.shape != (len(layers),):
         raise ValueError(f"{expected}, got shape {list(levels.shape)}")
-    found: list[float] = levels.tolist()
-    return found
+    found_levels: list[float] = levels.tolist()
+    return found_levels
 
 
 def draw_null_levels(ax: Axes, levels: Sequence[float]) -> None:

@@ -30,7 +30,7 @@ _GRAMS = "Gram alignment"  # label of the axis at the right
 
 def plot_report(report: AlignmentReport, ax: Axes | None = None, *, null: NullLevel | None = None) -> Axes:
     """See `AlignmentReport.plot`."""
-    levels = [] if null is None else null_levels(null, report.layers)
+    levels = [] if null is None else null_levels(null, report)
     if ax is None:
         ax = new_axes("plot()")
     draw_report(ax, report, levels)

@@ -98,6 +98,7 @@ def test_data_in_safetensors(folder: Path) -> None:
         safetensors.save_file({name: torch.from_numpy(arrays[name]) for name in ("x", "y")}, "probe.safetensors")
     assert measure() == 0
     wanted = ah.AlignmentHistory.load("out/history.json")
+    Path("out").rename("before")
     assert measure(data="probe.safetensors") == 0
     assert torch.equal(ah.AlignmentHistory.load("out/history.json").cka, wanted.cka)
 
@@ -193,6 +194,23 @@ def test_a_second_measurement_with_other_options_is_refused(folder: Path, capsys
     assert measure(*CHECKPOINTS) == 0
     assert measure(*CHECKPOINTS, "--layers", "0") == 2
     assert "expected a history measured with layers = ['0']" in capsys.readouterr().err
+
+
+def test_a_finished_series_is_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert measure(*CHECKPOINTS) == 0
+    before = Path("out/history.json").read_bytes()
+    assert measure() == 2
+    assert "--output: expected a folder without a history" in capsys.readouterr().err
+    assert Path("out/history.json").read_bytes() == before
+
+
+def test_an_error_of_the_model_is_told_and_can_be_traced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez("flat.npz", x=np.ones((12, 7)), y=np.arange(12) % 3)
+    assert measure(data="flat.npz") == 2
+    assert capsys.readouterr().err.startswith("ahkernels: error: RuntimeError: ")
+    words = ["--traceback", "measure", "our_project:make", "--data", "flat.npz", "--output", "out", "--quiet"]
+    with pytest.raises(RuntimeError):
+        main(words)
 
 
 def test_an_interruption_has_its_own_status(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

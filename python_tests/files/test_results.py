@@ -117,6 +117,21 @@ def test_a_cut_file_is_refused_or_has_whole_lines(ending: str, tmp_path: Path) -
         AlignmentHistory.load(path)
 
 
+def test_a_table_that_has_lost_its_last_line_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv"
+    HISTORIES["two centerings"].save(path)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[: lines.index(next(line for line in reversed(lines) if "(root)" in line))]))
+    with pytest.raises(ValueError, match=r"^path: expected a history that save\(\) wrote, got .* different layers"):
+        AlignmentHistory.load(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    for kind in (AlignmentHistory, AlignmentReport):
+        with pytest.raises(FileNotFoundError, match=r"^path: expected a file that save\(\) wrote, got .*none.json', "):
+            kind.load(tmp_path / "none.json")
+
+
 def test_other_endings_are_refused(tmp_path: Path) -> None:
     for act in (report().save, HISTORIES["empty"].save, AlignmentHistory.load, AlignmentReport.load):
         with pytest.raises(ValueError, match=r"^path: expected a name that ends in .json, .csv, .npz, got .*run.txt"):

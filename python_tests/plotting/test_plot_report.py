@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -230,3 +231,13 @@ def test_reports_beside_one_another() -> None:
 def test_matplotlib_is_imported_for_a_plot_alone() -> None:
     code = "import sys, ahkernels; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("name", "value"), [("n", 7), ("outputs", "trace"), ("centering", "per_output")])
+def test_null_level_of_another_measurement(name: str, value: Any) -> None:
+    one = report(THREE, VALUES)
+    other = dataclasses.replace(one, **{name: value})
+    with pytest.raises(
+        ValueError, match=rf"^null: expected a report with {name} = .*, as in the picture, got {value}$"
+    ):
+        one.plot(null=other)
