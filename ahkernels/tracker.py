@@ -258,7 +258,8 @@ class AlignmentTracker:
 
     @property
     def _settings(self) -> dict[str, str]:
-        model = {"model": structure_of(self.model)} if isinstance(self.model, torch.nn.Module) else {}
+        has_parameters = any(True for _ in self.model.parameters())  # unlike one that stands in for it before a run
+        model = {"model": structure_of(self.model)} if has_parameters else {}
         return model | self._settings_of_probe
 
     @functools.cached_property
