@@ -15,6 +15,7 @@ from torch import Tensor
 from ahkernels.centering import Centering
 from ahkernels.files.csv_format import table
 from ahkernels.files.numbers import from_json_number, to_json_number
+from ahkernels.files.parsing import parsed
 from ahkernels.files.results import read_result, write_result
 from ahkernels.optional_import import optional_import
 from ahkernels.plotting import animate_history, plot_history
@@ -74,20 +75,15 @@ class Measurement:
         Raises:
             ValueError: For anything else.
         """
-        try:
-            metrics = {str(name): from_json_number(value) for name, value in state["metrics"].items()}
-            reports = {key: AlignmentReport.from_dict(one) for key, one in state["reports"].items()}
-            if not reports or any(key != report.centering for key, report in reports.items()):
-                raise ValueError(f"reports of {list(reports)}")
-            if len({tuple(one.layers) for one in reports.values()}) > 1:
-                raise ValueError("reports of different layers")
-            return cls(
-                operator.index(state["step"]), metrics, {report.centering: report for report in reports.values()}
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"state: expected what to_dict() of a measurement gives, got one with {error!r}"
-            ) from error
+        return parsed(lambda: cls._of(state), "state: expected what to_dict() of a measurement gives")
+
+    @classmethod
+    def _of(cls, state: Mapping[str, Any]) -> Measurement:
+        metrics = {str(name): from_json_number(value) for name, value in state["metrics"].items()}
+        reports = {key: AlignmentReport._of(one) for key, one in state["reports"].items()}
+        if not reports or any(key != report.centering for key, report in reports.items()):
+            raise ValueError(f"reports: expected one for each centering, got {list(reports)}")
+        return cls(operator.index(state["step"]), metrics, {one.centering: one for one in reports.values()})
 
 
 class AlignmentHistory(Sequence[Measurement]):
@@ -127,18 +123,15 @@ class AlignmentHistory(Sequence[Measurement]):
         Raises:
             ValueError: See the class. The history then stays as it is.
         """
-        if self._measurements:
-            first, last = self._measurements[0], self._measurements[-1]
-            if measurement.step <= last.step:
-                raise ValueError(f"step: expected more than {last.step}, the last one, got {measurement.step}")
-            layers = first.report.layers
-            other = [report.layers for report in measurement.reports.values() if report.layers != layers]
-            if other:
-                raise ValueError(f"model: expected the layers of the history {layers}, got {other[0]}")
-            if list(measurement.reports) != list(first.reports):
-                raise ValueError(
-                    f"centering: expected that of the history {list(first.reports)}, got {list(measurement.reports)}"
-                )
+        first = self[0] if self else measurement
+        layers, centerings = first.report.layers, list(first.reports)
+        if self and measurement.step <= self[-1].step:
+            raise ValueError(f"step: expected more than {self[-1].step}, the last one, got {measurement.step}")
+        for report in measurement.reports.values():
+            if report.layers != layers:
+                raise ValueError(f"model: expected the layers of the history {layers}, got {report.layers}")
+        if list(measurement.reports) != centerings:
+            raise ValueError(f"centering: expected that of the history {centerings}, got {list(measurement.reports)}")
         self._measurements.append(measurement)
 
     # ---- a sequence of measurements
@@ -226,11 +219,12 @@ class AlignmentHistory(Sequence[Measurement]):
         Raises:
             ValueError: For anything else.
         """
-        try:
-            settings = {str(name): str(value) for name, value in state.get("settings", {}).items()}
-            return cls([Measurement.from_dict(one) for one in state["measurements"]], settings)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"state: expected what to_dict() of a history gives, got one with {error!r}") from error
+        return parsed(lambda: cls._of(state), "state: expected what to_dict() of a history gives")
+
+    @classmethod
+    def _of(cls, state: Mapping[str, Any]) -> AlignmentHistory:
+        settings = {str(name): str(value) for name, value in state.get("settings", {}).items()}
+        return cls([Measurement._of(one) for one in state["measurements"]], settings)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the history in the format of the file's ending: .json, .csv or .npz.
@@ -260,10 +254,7 @@ class AlignmentHistory(Sequence[Measurement]):
             FileNotFoundError: If there is no such file.
         """
         content = read_result(path)
-        try:
-            return cls.from_dict(content)
-        except ValueError as error:
-            raise ValueError(f"path: expected a history that save() wrote, got {str(path)!r}: {error}") from error
+        return parsed(lambda: cls._of(content), f"path: expected a history that save() wrote in {str(path)!r}")
 
     def to_dataframe(self) -> DataFrame:
         """A pandas DataFrame with the lines and columns of a CSV file that `save` writes.

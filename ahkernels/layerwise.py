@@ -105,8 +105,8 @@ def layerwise_alignment(
             `process_group`; see `CaptureOptions`.
 
     Returns:
-        The report, or for a sequence of centerings {centering: report}. An alignment that is not defined is nan, and a
-        `DegenerateKernelWarning` names all layers that have none.
+        The report, or for a sequence of centerings a dict of reports by centering. An alignment that is not defined is
+        nan, and a `DegenerateKernelWarning` names all layers that have none.
 
     Raises:
         ValueError: For arguments that do not fit; the message names the argument.

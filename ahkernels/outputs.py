@@ -108,7 +108,9 @@ class OutputSelection:
             y = y.unsqueeze(1)
         if y.dim() == 1:
             if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
-                raise ValueError(f"y: expected integer class indices in a tensor [n], got dtype {y.dtype}")
+                raise ValueError(
+                    f"y: expected integer class indices in a tensor [n], got dtype {y.dtype}; write y.long()"
+                )
             if y.shape[0] != n:
                 raise ValueError(f"y: expected {n} class indices, one for each sample of x, got {y.shape[0]}")
             low, high = (int(value) for value in y.aminmax()) if len(y) else (0, 0)
@@ -121,7 +123,10 @@ class OutputSelection:
             target = torch.nn.functional.one_hot(y.detach().cpu().long(), self.total).double()
         elif y.dim() == 2:
             if tuple(y.shape) != (n, self.total):
-                raise ValueError(f"y: expected a target matrix [n, o] = [{n}, {self.total}], got {list(y.shape)}")
+                remedy = "; write y.squeeze(1) for class indices" if y.shape[1] == 1 else ""
+                raise ValueError(
+                    f"y: expected a target matrix [n, o] = [{n}, {self.total}], got {list(y.shape)}{remedy}"
+                )
             if y.dtype.is_complex:
                 raise ValueError(f"y: expected real targets, got dtype {y.dtype}")
             target = y.detach().cpu().double()

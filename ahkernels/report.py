@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch import Tensor
 from ahkernels.centering import Centering, require_centering
 from ahkernels.certificate import Certificate
 from ahkernels.files.numbers import from_json_number, to_json_number
+from ahkernels.files.parsing import parsed
 from ahkernels.files.results import read_result, write_result
 from ahkernels.optional_import import optional_import
 from ahkernels.plotting import plot_report
@@ -81,6 +83,8 @@ class AlignmentReport(Mapping[str, float]):
         require_centering(self.centering)
         if not isinstance(self.certificate, (Certificate, type(None))):
             raise TypeError(f"certificate: expected a Certificate or None, got {self.certificate!r}")
+        if self.n < 1:
+            raise ValueError(f"n: expected at least one sample, got {self.n}")
         object.__setattr__(self, "layers", list(self.layers))
         if len(set(self.layers)) != len(self.layers):
             raise ValueError(f"layers: expected distinct names, got {self.layers}")
@@ -225,22 +229,23 @@ class AlignmentReport(Mapping[str, float]):
         Raises:
             ValueError: For anything else.
         """
-        try:
-            return cls(
-                layers=list(map(str, state["layers"])),
-                kinds=list(map(str, state["kinds"])),
-                statistics={
-                    name: torch.tensor(list(map(from_json_number, values)), dtype=torch.float64)
-                    for name, values in state["statistics"].items()
-                },
-                n=int(state["n"]),
-                outputs=state["outputs"],
-                precision=state["precision"],
-                centering=state["centering"],
-                certificate=None if state["certificate"] is None else Certificate.from_dict(state["certificate"]),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"state: expected what to_dict() of a report gives, got one with {error!r}") from error
+        return parsed(lambda: cls._of(state), "state: expected what to_dict() of a report gives")
+
+    @classmethod
+    def _of(cls, state: Mapping[str, Any]) -> AlignmentReport:
+        return cls(
+            layers=list(map(str, state["layers"])),
+            kinds=list(map(str, state["kinds"])),
+            statistics={
+                name: torch.tensor(list(map(from_json_number, values)), dtype=torch.float64)
+                for name, values in state["statistics"].items()
+            },
+            n=operator.index(state["n"]),
+            outputs=state["outputs"],
+            precision=state["precision"],
+            centering=state["centering"],
+            certificate=None if state["certificate"] is None else Certificate.from_dict(state["certificate"]),
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes all numbers and settings in the format of the file's ending: .json, .csv or .npz.
@@ -268,10 +273,7 @@ class AlignmentReport(Mapping[str, float]):
             FileNotFoundError: If there is no such file.
         """
         content = read_result(path)
-        try:
-            return cls.from_dict(content)
-        except ValueError as error:
-            raise ValueError(f"path: expected a report that save() wrote, got {str(path)!r}: {error}") from error
+        return parsed(lambda: cls._of(content), f"path: expected a report that save() wrote in {str(path)!r}")
 
     def to_dataframe(self) -> DataFrame:
         """One row for each layer, whose name is the index, and one column for each statistic.

@@ -368,7 +368,7 @@ def rename_layers(state: dict[str, Any]) -> None:
     ("damage", "message"),
     [
         (dict.clear, r"expected what to_dict\(\) of a history gives"),
-        (drop_report, r"expected what to_dict\(\) of a measurement gives"),
+        (drop_report, r"expected what to_dict\(\) of a history gives, .*'reports' is missing"),
         (swap_steps, "expected .*step: expected more than 100, the last one, got 10"),
         (rename_layers, "expected .*model: expected the layers of the history"),
     ],

@@ -14,6 +14,7 @@ from ahkernels.precision import resolve_precision
 
 DEFAULT_MEMORY_BUDGET = 2 << 30  # bytes
 _CERTIFY_EVERY = 32
+_OF_REPORTS = ("centering", "statistics", "products", "tolerance")  # what reports take beside these options
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -118,6 +119,6 @@ class CaptureOptions:
         known = [field.name for field in fields(cls)]
         for name in keywords:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1) or known
+                near = difflib.get_close_matches(name, [*known, *_OF_REPORTS], n=1) or known
                 raise TypeError(f"{name}: expected no such option; nearest: {', '.join(near)}")
         return cls(**keywords)

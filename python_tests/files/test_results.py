@@ -90,9 +90,9 @@ def test_reports_read_back_exactly(found: AlignmentReport, ending: str, tmp_path
 def test_a_report_is_no_history(ending: str, tmp_path: Path) -> None:
     report().save(tmp_path / f"report{ending}")
     HISTORIES["two centerings"].save(tmp_path / f"run{ending}")
-    with pytest.raises(ValueError, match=r"^path: expected a history that save\(\) wrote, got "):
+    with pytest.raises(ValueError, match=r"^path: expected a history that save\(\) wrote in "):
         AlignmentHistory.load(tmp_path / f"report{ending}")
-    with pytest.raises(ValueError, match=r"^path: expected a report that save\(\) wrote, got "):
+    with pytest.raises(ValueError, match=r"^path: expected a report that save\(\) wrote in "):
         AlignmentReport.load(tmp_path / f"run{ending}")
 
 
@@ -122,7 +122,9 @@ def test_a_table_that_has_lost_its_last_line_is_refused(tmp_path: Path) -> None:
     HISTORIES["two centerings"].save(path)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[: lines.index(next(line for line in reversed(lines) if "(root)" in line))]))
-    with pytest.raises(ValueError, match=r"^path: expected a history that save\(\) wrote, got .* different layers"):
+    with pytest.raises(
+        ValueError, match=r"^path: expected a history that save\(\) wrote in .* expected the layers of the history"
+    ):
         AlignmentHistory.load(path)
 
 
