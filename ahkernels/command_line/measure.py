@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ahkernels.checkpoints import measure_checkpoints
 from ahkernels.command_line.data_file import read_data
 from ahkernels.command_line.model_factory import model_factory
 from ahkernels.command_line.plot import save_figure
-from ahkernels.history import AlignmentHistory
 from ahkernels.optional_import import optional_import
 from ahkernels.statistics import STATISTICS
 from ahkernels.statistics.layer_statistics import ALWAYS
@@ -69,20 +67,15 @@ def run(arguments: argparse.Namespace) -> None:
     elif files["json"].exists():
         raise ValueError(f"--output: expected a folder without a history, got {str(arguments.output)!r}; name another")
     else:
-        history = _as_it_is(model, x, y, options)
-        history.save(files["json"])
+        tracker = AlignmentTracker(model, x, y, **options)
+        tracker.update(0)
+        tracker.save(files["json"])  # with what it was measured with
+        history = tracker.history
     history.save(files["csv"])
     save_figure(history.plot()[0], files["png"])
     for report in history[-1].reports.values():
         print(report)
     print("\n".join(str(one) for one in files.values()))
-
-
-def _as_it_is(model: nn.Module, x: Any, y: torch.Tensor, options: dict[str, Any]) -> AlignmentHistory:
-    """A history of one measurement, at step 0."""
-    tracker = AlignmentTracker(model, x, y, **options)
-    tracker.update(0)
-    return tracker.history
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

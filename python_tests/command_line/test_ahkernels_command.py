@@ -90,6 +90,7 @@ def test_measure_without_checkpoints_takes_the_model_as_it_is(folder: Path) -> N
         wanted = ah.layerwise_alignment(Two(), x, torch.from_numpy(arrays["y"]))
     history = ah.AlignmentHistory.load("out/history.json")
     assert history.steps == [0] and torch.equal(history.cka[0], wanted.cka)
+    assert {"model", "x", "y", "outputs"} <= set(history.settings)
 
 
 def test_data_in_safetensors(folder: Path) -> None:
