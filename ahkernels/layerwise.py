@@ -253,12 +253,16 @@ def _alignment_reports(
     grams = bool(kinds & {"forward", "backward"})
     capture = start_capture(model, x, options.capture, grams=grams, evaluating=evaluating, arguments=options.arguments)
     samples, outputs = capture.samples, capture.outputs
-    labels = [Labels(outputs, y, samples, one) for one in centerings]  # raises before any work is done
+
+    def labels_of(rows: OutputSelection, centering: Centering | None) -> Labels:
+        return Labels(rows, y, samples, centering).to(capture.device)
+
+    labels = [labels_of(outputs, one) for one in centerings]  # raises before any work is done
     traced = OutputSelection("trace", outputs.total)
-    of_samples = [Labels(traced, y, samples, one) for one in centerings] if "forward" in kinds else labels
+    of_samples = [labels_of(traced, one) for one in centerings] if "forward" in kinds else labels
     if "fisher" in kinds and outputs.spec != "all":
         raise ValueError(f'statistics: expected those of Fisher with outputs = "all", got {outputs.spec!r}')
-    of_fisher = Labels(outputs, y, samples, None)
+    of_fisher = labels_of(outputs, None)
     logits = capture.logits() if "fisher" in kinds else None
     spectral = any(statistic.spectral for statistic in wanted if statistic.kernel == "kernel")
     debiased = any(statistic.debiased for statistic in wanted)

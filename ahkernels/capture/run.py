@@ -138,6 +138,11 @@ class Capture:
         return self.plan.logits()
 
     @property
+    def device(self) -> torch.device:
+        """Where the samples are."""
+        return self.plan.x.device
+
+    @property
     def certificate(self) -> Certificate | None:
         """The certificate of this capture or of the last one that had one; None if none is asked for."""
         if self.plan.options.certify == 0:

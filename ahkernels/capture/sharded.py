@@ -132,6 +132,7 @@ class ShardedCapture:
 
     Attributes:
         samples: The samples of all ranks.
+        device: Where the model of this rank is.
         outputs: The outputs that enter the kernels.
         precision: The precision of its kernels.
         kinds: The type of the module of each kernel; see `CapturePlan.kinds`.
@@ -140,7 +141,7 @@ class ShardedCapture:
     """
 
     def __init__(self, plan: ShardedPlan) -> None:
-        self._group, self._plan, self._kernels, self._device = plan.group, plan.own, plan.kernels, plan.device
+        self._group, self._plan, self._kernels, self.device = plan.group, plan.own, plan.kernels, plan.device
         self.samples = ShardedSamples(plan.group, plan.counts)
         self.outputs, self.precision, self.kinds = plan.outputs, plan.precision, plan.kinds
         self._capture = None if plan.own is None else Capture(plan.own, self.samples, self._vocabulary)
@@ -150,7 +151,7 @@ class ShardedCapture:
 
     def logits(self) -> Tensor:
         """Computes f(x) [n, o] of the samples here."""
-        nothing = torch.empty(0, self.outputs.total, device=self._device)
+        nothing = torch.empty(0, self.outputs.total, device=self.device)
         return self._group.everywhere(lambda: nothing if self._plan is None else self._plan.logits())
 
     def kernels(self) -> Iterator[CapturedKernel]:
@@ -222,7 +223,7 @@ class ShardedCapture:
             for rank, one in called.items():
                 _require_form(name, wanted, one, next(iter(called)), rank)
             s = max(one["s"] for one in of_ranks.values())
-            layers.append(_padded(own.factors[index] if own else None, wanted, s, self._device))
+            layers.append(_padded(own.factors[index] if own else None, wanted, s, self.device))
         return TangentKernel(layers, self.outputs, self.precision, name, self.samples)
 
     def _finish(self) -> None:

@@ -52,9 +52,11 @@ def run(arguments: argparse.Namespace) -> None:
     dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
     x, y = read_data(arguments.data, dtype, device)
     options = _options(arguments)
-    if arguments.output.exists() and not arguments.output.is_dir():
-        raise ValueError(f"--output: expected a folder, got {str(arguments.output)!r}, which is a file")
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    try:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        got = f"got {str(arguments.output)!r} ({error.strerror})"
+        raise ValueError(f"--output: expected a folder, or a name that one can be made with, {got}") from error
     files = {ending: arguments.output / f"history.{ending}" for ending in ("json", "csv", "png")}
     if arguments.checkpoints:
         history = measure_checkpoints(

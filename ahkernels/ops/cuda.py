@@ -100,9 +100,15 @@ class ScaledKernel:
         return self.forward.shape[1]
 
     def forward_gram(self, rows: slice) -> Tensor:
-        """P between the samples in rows and those from there on, float32 [s, s, rows, n - rows.start]."""
-        a, others = self.forward[:, None, rows], self.forward[None, :, rows.start :]
-        return (a @ others.mT).add_(self.bias).float()
+        """P between the samples in rows and those from there on, float32 [s, s, rows, n - rows.start].
+
+        One product of matrices: a batched one over pairs of positions would copy both operands for each pair.
+        """
+        a, others = self.forward[:, rows], self.forward[:, rows.start :]
+        product = (a.flatten(0, 1) @ others.flatten(0, 1).T).add_(self.bias)
+        s, c, count = *a.shape[:2], others.shape[1]
+        by_positions = product.view(s, c, s, count).transpose(1, 2)
+        return by_positions.to(torch.float32, memory_format=torch.contiguous_format)
 
     def means(self, row_means: Tensor) -> Tensor:
         """Numbers [2, rows] that centering subtracts from rows and from columns; the former include the mean of all."""

@@ -37,7 +37,7 @@ def plot_spectrum(eigenvalues: Tensor | Mapping[str, Tensor], ax: Axes | None = 
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If the eigenvalues of a layer are no vector, or there are none.
+        ValueError: If the eigenvalues of a layer are no vector of finite numbers, or there are none.
 
     Example:
         >>> import torch, ahkernels as ah
@@ -71,9 +71,11 @@ def plot_spectrum(eigenvalues: Tensor | Mapping[str, Tensor], ax: Axes | None = 
 def _spectrum(name: str, values: Tensor) -> Tensor:
     """The eigenvalues that are not zero, in descending order."""
     found = torch.as_tensor(values).detach().to("cpu", torch.float64)
+    of = f" of layer {name!r}" if name else ""
     if found.dim() != 1:
-        of = f" of layer {name!r}" if name else ""
         raise ValueError(f"eigenvalues: expected shape [k]{of}, got {list(found.shape)}")
+    if not bool(found.isfinite().all()):
+        raise ValueError(f"eigenvalues: expected finite numbers{of}, got nan or inf")
     least = _ZERO * found.max() if len(found) else 0.0
     return found[(found > 0) & (found >= least)].sort(descending=True).values
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -36,3 +38,9 @@ class Labels:
         norm = float(samples.inner(self.centered, self.centered).norm())
         constant = float(samples.sum((self.rows - self.centered).square().sum()))
         self.norm = norm if norm > 64 * torch.finfo(torch.float64).eps * constant else 0.0
+
+    def to(self, device: torch.device) -> Labels:
+        """The same on the device of kernels: a copy to it waits, so that there is one for all layers."""
+        moved = copy.copy(self)
+        moved.rows, moved.centered = self.rows.to(device), self.centered.to(device)
+        return moved

@@ -187,7 +187,7 @@ def test_usage(words: list[str], message: str, capsys: pytest.CaptureFixture[str
 def test_a_file_in_place_of_the_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("out").write_text("precious")
     assert measure() == 2
-    assert "--output: expected a folder, got 'out', which is a file" in capsys.readouterr().err
+    assert "a name that one can be made with, got 'out' (File exists)" in capsys.readouterr().err
     assert Path("out").read_text() == "precious"
 
 
