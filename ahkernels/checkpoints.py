@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -30,6 +31,7 @@ LoadCheckpoint: TypeAlias = Callable[[nn.Module, Path], object]
 
 # Where the libraries that train put the model's own state within a checkpoint.
 _KEYS = ("state_dict", "model_state_dict", "model")
+_ZIP = b"PK\x03\x04"  # what archives begin with, as torch.save writes them
 # What stands before the step in the name of a file; the first of them that there is counts.
 _LABELS = ("step", "iter(?:ation)?", "epoch")
 _LONGEST_REASON = 200  # characters of what load_state_dict says
@@ -64,8 +66,8 @@ def measure_checkpoints(
             "epoch", or as the only number.
         load: Puts the weights of a file into the model. By default they come from a safetensors file or from one of
             `torch.save` that `torch.load(weights_only=True)` reads: a state dict, or a dict that has one as
-            "state_dict", "model_state_dict" or "model". What all names begin with, such as "module." or "net.", is left
-            out where the model does not have it.
+            "state_dict", "model_state_dict" or "model", whose checksums fit. What all names begin with, such as
+            "module." or "net.", is left out where the model does not have it.
         history: A file (.json or .npz) that gets the history after each measurement. The measurements that it
             has already are kept, so that a call that was interrupted goes on where it was; the file in the end is the
             same.
@@ -166,6 +168,7 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
                 "safetensors.torch", "a checkpoint in safetensors", "pip install safetensors"
             ).load_file(path)
         else:
+            _require_checksums(path)
             found = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError:
         raise
@@ -173,10 +176,31 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
         reason = f"{type(error).__name__} {error}".partition("\n")[0]
         raise ValueError(f"{expected}, got {str(path)!r}, which cannot be read ({reason})") from error
     for one in (found, *(found[key] for key in _KEYS if isinstance(found, Mapping) and key in found)):
-        if isinstance(one, Mapping) and one and all(isinstance(value, Tensor) for value in one.values()):
+        if isinstance(one, Mapping) and one and all(map(_is_entry, one.items())):
             return one
     keys = list(found) if isinstance(found, Mapping) else type(found).__name__
     raise ValueError(f"{expected}, alone or as one of {', '.join(_KEYS)}, got {str(path)!r} with {keys}")
+
+
+def _is_entry(entry: tuple[object, object]) -> bool:
+    name, value = entry
+    return isinstance(name, str) and isinstance(value, Tensor)
+
+
+def _require_checksums(path: Path) -> None:
+    """Checks the file against its own checksums, which torch.load does not look at.
+
+    Raises:
+        ValueError: If a part of it has changed since it was written.
+        zipfile.BadZipFile: If it is a torn archive.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_ZIP)) != _ZIP:
+            return  # of before torch 1.6, without checksums
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} has changed since it was written, as its checksum tells; load= may read it anyway")
 
 
 def _by_step(paths: Sequence[Path], steps: Sequence[int] | None) -> dict[int, Path]:

@@ -16,8 +16,9 @@ import torch
 import ahkernels as ah
 from experiments.common import command_line
 from experiments.common.data import CorruptDataError, Dataset, MissingDataError
+from experiments.common.folder_lock import locked
 from experiments.common.jobs import Config, Job, Run, in_turn, read, share
-from experiments.common.store import StoreError, describe_environment, locked
+from experiments.common.store import StoreError, describe_environment
 from experiments.common.training import DivergedError, flushed_denormals
 
 
