@@ -1,9 +1,9 @@
 """Claim tested: a damaged file is refused by one sentence that names it, or read right, and never taken for another.
 
-Each kind of file that the package or its experiments read is damaged at random: bits, cuts, random bytes, swapped blocks,
-insertions, gaps and zeroed ranges. What is read afterwards is compared with what was written. Kinds without a checksum
-take changed numbers for their own, which nobody can notice; the table says of which kinds that is true, and why. Nothing
-may be written outside of the folder of the file.
+Each kind of file that the package or its experiments read is damaged at random: bits, cuts, random bytes, swapped
+blocks, insertions, gaps and zeroed ranges. What is read afterwards is compared with what was written. In formats
+without a checksum, nobody can notice numbers that are others; the table says which formats these are. Nothing may be
+written outside of the folder of the file.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Claim tested: processes that share a study and are killed at any moment end with the numbers of one that is not.
 
-Two processes share the runs of a study of the experiments. `flock` does nothing in them, as on some network file systems.
-At random moments one of them gets SIGKILL, and another takes its place, until the study is done; then the next begins, as
-often as it takes. Each run's metrics must have the bytes of those of a process that nobody disturbed. Beside that, every
+Two processes share the runs of a study of the experiments. `flock` does nothing in them, as on some network file
+systems. At random moments one of them gets SIGKILL, and another takes its place, until the study is done; then the next
+begins, as often as it takes. Each run's metrics must have the bytes of those of a process that nobody disturbed. Every
 process takes down which folders it has locked: no two may have the same at a time.
 """
 
@@ -91,7 +91,7 @@ def _fork(work: Callable[[Path], int], output: Path, witness: Path) -> int:
         nothing = os.open(os.devnull, os.O_RDWR)
         for handle in (1, 2):
             os.dup2(nothing, handle)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: PTH123, SIM115
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         fcntl.flock = lambda handle, operation: None
         _take_down_locks(witness)
         status = work(output)

@@ -85,12 +85,11 @@ class RunStore:
         self.finished = False
         self.notes: list[str] = []
         make_folder(folder)
-        with _usable(folder):
+        with usable(folder):
             self._lock = self._locked()
         try:
-            with _usable(folder):
-                for path in temporary_files(folder):  # of processes that were killed: this one alone may write here
-                    path.unlink(missing_ok=True)
+            with usable(folder):
+                remove_temporary_files(folder)
                 if overwrite:
                     for name in (CHECKPOINT, METRICS, *(f"{table}.csv" for table in tables), ENVIRONMENT, CONFIG):
                         (folder / name).unlink(missing_ok=True)
@@ -115,7 +114,7 @@ class RunStore:
         """
         self.state, self.finished = state, finished
         content = {"state": state, "rows": self.rows, "tables": self.tables, "finished": finished}
-        with _usable(self.folder):
+        with usable(self.folder):
             if self._lock is not None and not self._lock.held:
                 raise BusyError(f"{self._lock.path}: expected the lock of this process, got none or another's")
             # Straight to the disk: it may be most of the memory.
@@ -206,8 +205,14 @@ class RunStore:
                 write_atomically(path, content)
 
 
+def remove_temporary_files(folder: Path) -> None:
+    """Remove the files that processes have left which were killed while they wrote; for who alone may write there."""
+    for path in temporary_files(folder):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
-def _usable(folder: Path) -> Iterator[None]:
+def usable(folder: Path) -> Iterator[None]:
     """An error of the file system in this block is told as one of the folder."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Random damage to every kind of file: refused by a sentence that names it, or read right (benchmarks/file_damage.py)."""
+"""Random damage to every kind of file: refused by name, or read right (benchmarks/file_damage.py)."""
 
 from __future__ import annotations
 
