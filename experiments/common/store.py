@@ -10,12 +10,9 @@ with the one that is asked for.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
-import os
 import platform
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,15 +24,11 @@ import torch
 
 from ahkernels.files import csv_table, json_format
 from ahkernels.files.replace import replace_file, temporary_files
-from experiments.common import folder_lock
+from experiments.common import checkpoint_file, folder_lock
 
 Row = dict[str, float]  # one measurement, column name -> value
 
 CHECKPOINT, METRICS, CONFIG, ENVIRONMENT = "checkpoint.pt", "metrics.csv", "config.json", "environment.json"
-DIGEST_LINE = re.compile(rb"\nsha256 ([0-9a-f]{64})\n")  # after the content of a checkpoint
-DIGEST_LENGTH = len(b"\nsha256 ") + 64 + len(b"\n")
-TABLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-PIECE = 1 << 20  # bytes that are read at a time
 
 
 class StoreError(RuntimeError):
@@ -89,7 +82,8 @@ class RunStore:
             self._lock = self._locked()
         try:
             with usable(folder):
-                remove_temporary_files(folder)
+                if self._lock is not None:
+                    remove_temporary_files(folder)
                 if overwrite:
                     for name in (CHECKPOINT, METRICS, *(f"{table}.csv" for table in tables), ENVIRONMENT, CONFIG):
                         (folder / name).unlink(missing_ok=True)
@@ -118,7 +112,7 @@ class RunStore:
             if self._lock is not None and not self._lock.held:
                 raise BusyError(f"{self._lock.path}: expected the lock of this process, got none or another's")
             # Straight to the disk: it may be most of the memory.
-            _replace(self.folder / CHECKPOINT, lambda file: _write_checkpoint(file, content))
+            _replace(self.folder / CHECKPOINT, lambda file: checkpoint_file.write(file, content))
             self._write_tables()
 
     def close(self) -> None:
@@ -179,7 +173,7 @@ class RunStore:
         if not path.exists():
             return
         try:
-            content = _read_checkpoint(path)
+            content = checkpoint_file.read(path)
             for rows in (content["rows"], *content["tables"].values()):
                 csv_of(rows)
         except Exception as error:  # whatever a file that is none makes of the readers
@@ -351,92 +345,6 @@ def _read_environments(path: Path) -> list[dict[str, Any]]:
             "delete it to go on without its record"
         ) from error
     return found
-
-
-class _Digesting:
-    """A file that takes a digest of what is written to it.
-
-    Attributes:
-        digest: The digest.
-        error: The error that ended the writing, which torch.save hides behind one of its own.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-        self.digest.update(data)
-        return len(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-def _write_checkpoint(file: BinaryIO, content: dict[str, Any]) -> None:
-    digesting = _Digesting(file)
-    try:
-        torch.save(content, digesting)
-    except RuntimeError:
-        if digesting.error is not None:
-            raise digesting.error from None
-        raise
-    file.write(f"\nsha256 {digesting.digest.hexdigest()}\n".encode())
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, of which not a byte is believed before the digest is right.
-
-    Raises:
-        ValueError: If it is none.
-        Exception: Of any kind, for a file that was made to deceive.
-    """
-    with path.open("rb") as file:
-        length = file.seek(0, os.SEEK_END) - DIGEST_LENGTH
-        file.seek(max(0, length))
-        line = DIGEST_LINE.fullmatch(file.read())
-        if line is None:
-            raise ValueError("it does not end in its digest: it is cut off, damaged, or of an earlier version")
-        file.seek(0)
-        digest = hashlib.sha256()
-        for start in range(0, length, PIECE):
-            digest.update(file.read(min(PIECE, length - start)))
-        if digest.hexdigest().encode() != line[1]:
-            raise ValueError("it has changed since it was written, as its digest tells")
-        file.seek(0)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    _require_content(content)
-    return content
-
-
-def _require_content(content: Any) -> None:
-    """Check what a checkpoint consists of, as anybody can write a file with a digest.
-
-    Raises:
-        ValueError: If it is anything else.
-    """
-    parts = {"state": dict, "rows": list, "tables": dict, "finished": bool}
-    if not isinstance(content, dict) or {name: type(value) for name, value in content.items()} != parts:
-        raise ValueError(f"expected {', '.join(parts)} in it")
-    for name, rows in {"metrics": content["rows"], **content["tables"]}.items():
-        if not isinstance(name, str) or not TABLE_NAME.fullmatch(name):
-            raise ValueError(f"expected tables with plain names, got {name!r:.40}")
-        if not isinstance(rows, list) or not all(_is_row(row) for row in rows):
-            raise ValueError(f"expected rows of numbers in the table {name!r:.40}")
-    if "metrics" in content["tables"]:
-        raise ValueError("expected no table with the name of the metrics")
-
-
-def _is_row(row: Any) -> bool:
-    return isinstance(row, dict) and all(
-        isinstance(name, str) and isinstance(value, (int, float, str)) for name, value in row.items()
-    )
 
 
 class _Absent:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import experiments
-from experiments.common import store
+from experiments.common import checkpoint_file
 from experiments.common.store import (
     BusyError,
     RunStore,
@@ -130,7 +130,7 @@ def test_damaged_files_are_named(tmp_path: Path, name: str) -> None:
 def written(folder: Path, content: Any) -> None:
     """Leaves a checkpoint with any content and the digest of that."""
     with (folder / "checkpoint.pt").open("wb") as file:
-        store._write_checkpoint(file, content)
+        checkpoint_file.write(file, content)
 
 
 def test_checkpoints_with_code_are_not_loaded(tmp_path: Path) -> None:
