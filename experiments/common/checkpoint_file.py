@@ -1,6 +1,6 @@
 """The file of a checkpoint: what torch.save writes, and after it a digest, before which no byte of it is believed.
 
-``torch.load`` itself reads the file, too. It does not look at checksums, and would take damaged weights for weights.
+``torch.load`` itself reads the file, too. It looks at no checksums, and would take damaged weights for weights.
 """
 
 from __future__ import annotations
@@ -19,21 +19,8 @@ TABLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # which leads to no other
 PIECE = 1 << 20  # bytes that are read at a time
 
 
-def write(self, data: bytes) -> int:
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-        self.digest.update(data)
-        return len(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
 def write(file: BinaryIO, content: dict[str, Any]) -> None:
-    """Write the content of a checkpoint, and its digest.
+    """Write the content of a checkpoint (see ``read``; of tensors and plain types), and its digest.
 
     Raises:
         OSError: If the file takes no more.
@@ -49,10 +36,10 @@ def write(file: BinaryIO, content: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint: its state, rows, tables by name, and whether the run is finished.
+    """The content of a checkpoint: "state", "rows", "tables" by their names, and whether the run is "finished".
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is none, or has changed since it was written.
         Exception: Of any kind, for a file that was made to deceive.
     """
     with path.open("rb") as file:
@@ -69,7 +56,7 @@ def read(path: Path) -> dict[str, Any]:
             raise ValueError("it has changed since it was written, as its digest tells")
         file.seek(0)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    _require_content(content)
+    _require_parts(content)
     return content
 
 
@@ -86,7 +73,20 @@ class _Digesting:
         self.digest = hashlib.sha256()
         self.error: OSError | None = None
 
-    def _require_content(content: Any) -> None:
+    def write(self, data: bytes) -> int:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _require_parts(content: Any) -> None:
     """Check what a checkpoint consists of, as anybody can write a file with a digest.
 
     Raises:
@@ -95,13 +95,13 @@ class _Digesting:
     parts = {"state": dict, "rows": list, "tables": dict, "finished": bool}
     if not isinstance(content, dict) or {name: type(value) for name, value in content.items()} != parts:
         raise ValueError(f"expected {', '.join(parts)} in it")
+    if "metrics" in content["tables"]:
+        raise ValueError("expected no table with the name of the metrics")
     for name, rows in {"metrics": content["rows"], **content["tables"]}.items():
         if not isinstance(name, str) or not TABLE_NAME.fullmatch(name):
             raise ValueError(f"expected tables with plain names, got {name!r:.40}")
         if not isinstance(rows, list) or not all(_is_row(row) for row in rows):
             raise ValueError(f"expected rows of numbers in the table {name!r:.40}")
-    if "metrics" in content["tables"]:
-        raise ValueError("expected no table with the name of the metrics")
 
 
 def _is_row(row: Any) -> bool:
