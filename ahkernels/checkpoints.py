@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -18,6 +17,7 @@ from ahkernels.capture import Inputs
 from ahkernels.capture.guard import require_module
 from ahkernels.centering import Centering, Centerings
 from ahkernels.factors import NonFiniteError
+from ahkernels.files.archive import require_checksums
 from ahkernels.history import AlignmentHistory
 from ahkernels.optional_import import optional_import
 from ahkernels.tracker import AlignmentTracker
@@ -31,7 +31,6 @@ LoadCheckpoint: TypeAlias = Callable[[nn.Module, Path], object]
 
 # Where the libraries that train put the model's own state within a checkpoint.
 _KEYS = ("state_dict", "model_state_dict", "model")
-_ZIP = b"PK\x03\x04"  # what archives begin with, as torch.save writes them
 # What stands before the step in the name of a file; the first of them that there is counts.
 _LABELS = ("step", "iter(?:ation)?", "epoch")
 _LONGEST_REASON = 200  # characters of what load_state_dict says
@@ -168,7 +167,7 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
                 "safetensors.torch", "a checkpoint in safetensors", "pip install safetensors"
             ).load_file(path)
         else:
-            _require_checksums(path)
+            require_checksums(path)
             found = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError:
         raise
@@ -185,22 +184,6 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
 def _is_entry(entry: tuple[object, object]) -> bool:
     name, value = entry
     return isinstance(name, str) and isinstance(value, Tensor)
-
-
-def _require_checksums(path: Path) -> None:
-    """Checks the file against its own checksums, which torch.load does not look at.
-
-    Raises:
-        ValueError: If a part of it has changed since it was written.
-        zipfile.BadZipFile: If it is a torn archive.
-    """
-    with path.open("rb") as file:
-        if file.read(len(_ZIP)) != _ZIP:
-            return  # of before torch 1.6, without checksums
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"{damaged} has changed since it was written, as its checksum tells; load= may read it anyway")
 
 
 def _by_step(paths: Sequence[Path], steps: Sequence[int] | None) -> dict[int, Path]:
