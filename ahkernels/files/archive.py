@@ -1,4 +1,4 @@
-"""Archives, as torch.save and numpy.savez write them: their checksums, at which the readers do not look in all cases."""
+"""Archives, as torch.save and numpy.savez write them, and their checksums, at which readers do not always look."""
 
 from __future__ import annotations
 

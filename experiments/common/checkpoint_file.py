@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import re
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,7 +56,10 @@ def read(path: Path) -> dict[str, Any]:
         if digest.hexdigest().encode() != line[1]:
             raise ValueError("it has changed since it was written, as its digest tells")
         file.seek(0)
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # whose message tells how to load it nevertheless
+            raise ValueError("it has more in it than tensors and plain types") from error
     _require_parts(content)
     return content
 

@@ -78,6 +78,8 @@ def test_kernels_that_have_changed_are_refused(tmp_path: Path) -> None:
     save_file(tensors, path, metadata)
     ah.load_kernels(path)
     for name, tensor in tensors.items():
+        if not tensor.numel():
+            continue
         other = tensor.clone()
         other.view(-1)[0] += 1
         save_file({**tensors, name: other}, path, metadata)

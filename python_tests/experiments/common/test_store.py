@@ -136,7 +136,9 @@ def written(folder: Path, content: Any) -> None:
 def test_checkpoints_with_code_are_not_loaded(tmp_path: Path) -> None:
     filled(tmp_path)
     written(tmp_path, {"state": Path("x"), "rows": [], "tables": {}, "finished": True})
-    with pytest.raises(StoreError, match=r"checkpoint.pt: expected a checkpoint .*weights_only|WeightsUnpickler"):
+    with pytest.raises(
+        StoreError, match=r"checkpoint.pt: expected a checkpoint .*more in it than tensors and plain types"
+    ):
         opened(tmp_path)
 
 
