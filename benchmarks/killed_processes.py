@@ -20,7 +20,7 @@ from pathlib import Path
 from random import Random
 
 from benchmarks.common import script
-from experiments.common.folder_lock import FolderLock
+from experiments.common.folder_lock import FolderLock, HeldError
 
 PROCESSES = 2
 STUDY = [
@@ -40,7 +40,7 @@ def disturbed(work: Callable[[Path], int], folder: Path, kills: int, seed: int) 
 
     Returns:
         The kills, the studies that were done, and how often there was another status than 0, were two processes in a
-        folder, were metrics others than without a disturbance, or was a file left behind.
+        folder, were metrics others than without a disturbance, or could a folder not be had after all had ended.
     """
     random, witness = Random(seed), folder / "witness"
     witness.mkdir()
@@ -49,7 +49,7 @@ def disturbed(work: Callable[[Path], int], folder: Path, kills: int, seed: int) 
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     seconds = time.monotonic() - start
     found = {"kills": 0, "studies": 0, "other statuses": int(status != 0), "two at once": 0}
-    found |= {"other metrics": 0, "files left": 0}
+    found |= {"other metrics": 0, "folders blocked": 0}
     wanted = _metrics(folder / "whole")
     while found["kills"] < kills:
         found["studies"] += 1
@@ -65,7 +65,7 @@ def disturbed(work: Callable[[Path], int], folder: Path, kills: int, seed: int) 
                     found["kills"] += 1
                 running.add(_fork(work, output, witness))
         found["other metrics"] += _metrics(output) != wanted
-        found["files left"] += sum(path.name.startswith(".") for path in output.rglob("*"))
+        found["folders blocked"] += sum(_blocked(path) for path in (output, *output.iterdir()) if path.is_dir())
     found["two at once"] = sum(1 for path in witness.glob("*.both"))
     return found
 
@@ -125,6 +125,14 @@ def _alive(pid: int) -> bool:
     except OSError:
         return False
     return pid != os.getpid() and state not in "ZX"
+
+
+def _blocked(folder: Path) -> bool:
+    try:
+        FolderLock(folder).release()
+    except HeldError:
+        return True
+    return False
 
 
 def _metrics(output: Path) -> dict[str, bytes]:
