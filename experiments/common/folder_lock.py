@@ -95,7 +95,7 @@ class FolderLock:
     def release(self) -> None:
         """Let other processes have the folder; in a forked child this does nothing."""
         if os.getpid() != self._me.pid:
-            return
+            return  # the event below may have been in use when this child was forked
         self._released.set()
         with suppress(OSError):  # a lock that stays ends with the process
             if self.held:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
-import pytest
 import torch
 
 from benchmarks import killed_processes
@@ -46,9 +46,29 @@ def test_killed_processes_end_with_the_same_metrics(tmp_path: Path) -> None:
     assert found == {"kills": 6, **dict.fromkeys(found.keys() - {"kills"}, 0)}
 
 
-def test_two_in_a_folder_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_lock, "_has_ended", lambda holder, *files: holder.pid != os.getpid())
-    assert killed_processes.disturbed(study, tmp_path, kills=4, seed=0)["two at once"] > 0
+def test_two_in_a_folder_are_noticed(tmp_path: Path) -> None:
+    def keep(folder: Path) -> int:
+        folder_lock.FolderLock(folder)
+        (tmp_path / "kept").touch()
+        time.sleep(60)
+        return 0
+
+    def take_all_the_same(folder: Path) -> int:
+        folder_lock._has_ended = lambda holder, *files: holder.pid != os.getpid()  # in a process of its own
+        folder_lock.FolderLock(folder)
+        return 0
+
+    folder, witness = tmp_path / "run", tmp_path / "witness"
+    folder.mkdir()
+    witness.mkdir()
+    first = killed_processes._fork(keep, folder, witness)
+    while not (tmp_path / "kept").exists():
+        time.sleep(0.001)
+    second = killed_processes._fork(take_all_the_same, folder, witness)
+    assert os.waitstatus_to_exitcode(os.waitpid(second, 0)[1]) == 0
+    os.kill(first, signal.SIGKILL)
+    os.waitpid(first, 0)
+    assert len(list(witness.glob("*.both"))) == 1
 
 
 def test_the_committed_figures() -> None:
