@@ -17,6 +17,7 @@ from ahkernels.capture import Inputs
 from ahkernels.capture.guard import require_module
 from ahkernels.centering import Centering, Centerings
 from ahkernels.factors import NonFiniteError
+from ahkernels.files.archive import require_checksums
 from ahkernels.history import AlignmentHistory
 from ahkernels.optional_import import optional_import
 from ahkernels.tracker import AlignmentTracker
@@ -64,8 +65,8 @@ def measure_checkpoints(
             "epoch", or as the only number.
         load: Puts the weights of a file into the model. By default they come from a safetensors file or from one of
             `torch.save` that `torch.load(weights_only=True)` reads: a state dict, or a dict that has one as
-            "state_dict", "model_state_dict" or "model". What all names begin with, such as "module." or "net.", is left
-            out where the model does not have it.
+            "state_dict", "model_state_dict" or "model", whose checksums fit. What all names begin with, such as
+            "module." or "net.", is left out where the model does not have it.
         history: A file (.json or .npz) that gets the history after each measurement. The measurements that it
             has already are kept, so that a call that was interrupted goes on where it was; the file in the end is the
             same.
@@ -166,6 +167,7 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
                 "safetensors.torch", "a checkpoint in safetensors", "pip install safetensors"
             ).load_file(path)
         else:
+            require_checksums(path)
             found = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError:
         raise
@@ -173,10 +175,15 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
         reason = f"{type(error).__name__} {error}".partition("\n")[0]
         raise ValueError(f"{expected}, got {str(path)!r}, which cannot be read ({reason})") from error
     for one in (found, *(found[key] for key in _KEYS if isinstance(found, Mapping) and key in found)):
-        if isinstance(one, Mapping) and one and all(isinstance(value, Tensor) for value in one.values()):
+        if isinstance(one, Mapping) and one and all(map(_is_entry, one.items())):
             return one
     keys = list(found) if isinstance(found, Mapping) else type(found).__name__
     raise ValueError(f"{expected}, alone or as one of {', '.join(_KEYS)}, got {str(path)!r} with {keys}")
+
+
+def _is_entry(entry: tuple[object, object]) -> bool:
+    name, value = entry
+    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def _by_step(paths: Sequence[Path], steps: Sequence[int] | None) -> dict[int, Path]:

@@ -230,8 +230,8 @@ class AlignmentHistory(Sequence[Measurement]):
         """Writes the history in the format of the file's ending: .json, .csv or .npz.
 
         Any of them reads back exactly with `load`; a CSV file alone lacks the settings. It has a line for each step,
-        centering and layer, with a column for each statistic; an npz file has arrays [steps, L]. The file is replaced
-        whole or not at all.
+        centering and layer, with a column for each statistic; an npz file has arrays [steps, L]. Each carries a digest
+        of its content. The file is replaced whole or not at all.
 
         Args:
             path: The file.
@@ -250,14 +250,14 @@ class AlignmentHistory(Sequence[Measurement]):
             path: The file.
 
         Raises:
-            ValueError: If it is no such file.
+            ValueError: If it is no such file, or has changed since it was written.
             FileNotFoundError: If there is no such file.
         """
         content = read_result(path)
         return parsed(lambda: cls._of(content), f"path: expected a history that save() wrote in {str(path)!r}")
 
     def to_dataframe(self) -> DataFrame:
-        """A pandas DataFrame with the lines and columns of a CSV file that `save` writes.
+        """A pandas DataFrame with the lines and columns of a CSV file that `save` writes, but for its digest.
 
         `history.to_dataframe().pivot(index="step", columns="layer", values="cka")` has a column for each layer.
 

@@ -250,7 +250,8 @@ class AlignmentReport(Mapping[str, float]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes all numbers and settings in the format of the file's ending: .json, .csv or .npz.
 
-        Any of them reads back exactly with `load`. The file is replaced whole or not at all.
+        Any of them reads back exactly with `load`, and carries a digest of its content. The file is replaced whole or
+        not at all.
 
         Args:
             path: The file.
@@ -269,7 +270,7 @@ class AlignmentReport(Mapping[str, float]):
             path: The file.
 
         Raises:
-            ValueError: If it is no such file.
+            ValueError: If it is no such file, or has changed since it was written.
             FileNotFoundError: If there is no such file.
         """
         content = read_result(path)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from ahkernels.capture import Inputs
 from ahkernels.capture.batch import Batch
 from ahkernels.capture.wrappers import without_wrappers
+from ahkernels.files.digest import bits_of
 from ahkernels.layerwise import AlignmentOptions
+from ahkernels.outputs import Outputs
 from ahkernels.precision import resolve_precision
+from ahkernels.report import AlignmentReport
+
+_MAY_LACK = ("model", "x", "y")  # before a model is there; with a process group
 
 
 def settings_of(x: Inputs, y: Tensor, options: AlignmentOptions) -> dict[str, str]:
@@ -26,9 +30,11 @@ def settings_of(x: Inputs, y: Tensor, options: AlignmentOptions) -> dict[str, st
         options: What is measured.
     """
     capture = options.capture
+    output = capture.output
     found = {
         "layers": str(capture.layers),
-        "outputs": str(capture.outputs),
+        "outputs": str(_plain(capture.outputs)),
+        "output": str(None if output is None else getattr(output, "__qualname__", type(output).__qualname__)),
         "precision": resolve_precision(capture.precision),
         "centering": ", ".join(options.centerings),
         "statistics": ", ".join(options.statistics),
@@ -42,27 +48,52 @@ def settings_of(x: Inputs, y: Tensor, options: AlignmentOptions) -> dict[str, st
 
 
 def structure_of(model: nn.Module) -> str:
-    """What a model is made of, as text: its type, and a digest of the names, shapes and dtypes of its parameters."""
+    """What a model is made of, as text.
+
+    It is the type of the model, and a digest of the names and types of its modules and of the names, shapes and dtypes
+    of its parameters.
+    """
     model = without_wrappers(model)
+    modules = [f"{name} {type(one).__qualname__}" for name, one in model.named_modules()]
     parameters = [f"{name} {list(one.shape)} {one.dtype}" for name, one in model.named_parameters()]
-    digest = hashlib.sha256("\n".join(parameters).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join([*modules, *parameters]).encode()).hexdigest()
     return f"{type(model).__name__} with {len(parameters)} parameters (sha256 {digest[:16]})"
 
 
 def require_settings(found: Mapping[str, str], wanted: Mapping[str, str], argument: str) -> None:
-    """Raises ValueError naming the first setting that a history has otherwise than a measurement to come."""
+    """Raises ValueError naming the first setting that a history has otherwise than a measurement to come.
+
+    A history without any settings is taken as it is. One with some has all but those of `_MAY_LACK`.
+    """
     for name, value in wanted.items():
-        if name in found and found[name] != value:
+        if not found or (name in _MAY_LACK and name not in found) or found.get(name) == value:
+            continue
+        got = f"{name} = {found[name]}" if name in found else f"nothing said of {name}"
+        raise ValueError(
+            f"{argument}: expected a history measured with {name} = {value}, as from now on, got one with {got}"
+        )
+
+
+def require_options(report: AlignmentReport, options: AlignmentOptions, argument: str) -> None:
+    """Raises ValueError naming the first option of a history's report that a measurement to come has otherwise."""
+    capture = options.capture
+    wanted = {"outputs": _plain(capture.outputs), "precision": resolve_precision(capture.precision)}
+    for name, value in wanted.items():
+        if getattr(report, name) != value:
             raise ValueError(
-                f"{argument}: expected a history measured with {name} = {value}, as from now on, got one with "
-                f"{name} = {found[name]}"
+                f"{argument}: expected a history with {name} = {value}, as from now on, got one with {name} = "
+                f"{getattr(report, name)}"
             )
+
+
+def _plain(outputs: Outputs) -> str | int | list[int]:
+    return outputs if isinstance(outputs, (str, int)) else list(outputs)
 
 
 def _told(tensors: Sequence[Tensor], constants: str = "") -> str:
     """Shapes and dtypes of tensors, and a digest of their bits and of what goes with them."""
     digest = hashlib.sha256(constants.encode())
     for one in tensors:
-        digest.update(one.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(bits_of(one))
     shapes = ", ".join(f"{list(one.shape)} in {str(one.dtype).removeprefix('torch.')}" for one in tensors)
     return f"{shapes} (sha256 {digest.hexdigest()[:16]})"

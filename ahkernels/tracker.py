@@ -20,7 +20,7 @@ from ahkernels.centering import Centering, Centerings
 from ahkernels.distributed.group import Group, everywhere
 from ahkernels.history import AlignmentHistory, Measurement
 from ahkernels.layerwise import AlignmentOptions, alignment_reports
-from ahkernels.settings import require_settings, settings_of, structure_of
+from ahkernels.settings import require_options, require_settings, settings_of, structure_of
 from ahkernels.statistics.degenerate_warning import OneWarning
 
 if TYPE_CHECKING:
@@ -144,6 +144,8 @@ class AlignmentTracker:
         everywhere(self.options.capture.process_group, self._require_same_probe)
         reports = alignment_reports(self.model, self.x, self.y, self.options, self._one_warning, evaluating=True)
         row = Measurement(step, values, reports)
+        if not self.history:
+            self.history.settings |= self._settings
         self.history.append(row)
         self._log(row)  # after that, so that what was measured is not lost
         return row
@@ -250,6 +252,7 @@ class AlignmentTracker:
             )
         if history:
             require_settings(history.settings, self._settings, argument)
+            require_options(history[-1].report, self.options, argument)
         self.history = history
 
     def _with_settings(self) -> AlignmentHistory:

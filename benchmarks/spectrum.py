@@ -40,7 +40,7 @@ def compare(n: int, k: int, dense: bool, best: Ceilings, args: argparse.Namespac
     """One table: ours, and on request the dense decomposition, which must agree."""
     found = Path(folder) / "eigenvalues.pt"
     peaks = [memory.peak(setup, "ours", n, k, args.threads, found) for _ in range(args.repeats)]
-    pairs = torch.load(found)
+    pairs = torch.load(found, weights_only=True)
     values, products = pairs["values"], pairs["products"]
     residual = float(pairs["residuals"].max() / values[0])
     flops = products * 2 * (2 * n * OUTPUTS * WIDTH + 2 * n * WIDTH**2)  # h and M a; M = sum h a^T
@@ -50,7 +50,7 @@ def compare(n: int, k: int, dense: bool, best: Ceilings, args: argparse.Namespac
     rows = [results.Row("ours", times, work, residual, max(peak.bytes for peak in peaks))]
     if dense:
         other = memory.peak(setup, "dense", n, k, args.threads, found)
-        error = float((torch.load(found)["values"][:k] - values).abs().max() / values[0])
+        error = float((torch.load(found, weights_only=True)["values"][:k] - values).abs().max() / values[0])
         rows.append(results.Row("eigvalsh of K", timing.Timing((other.seconds,)), work, error, other.bytes))
         if not error < AGREEMENT:
             raise AssertionError(f"n = {n}: eigenvalues differ by {error:.1e} of the largest")

@@ -227,6 +227,7 @@ def test_number_of_steps(series: list[Path]) -> None:
         ({"epoch": 3}, r"with \['epoch'\]$"),
         ([1, 2], "with list$"),
         ({"weight": torch.ones(2)}, "expected the weights of the model, a Sequential, got"),
+        ({3: torch.ones(2)}, r"with \[3\]$"),
         (nn.Linear(2, 3), "which cannot be read"),  # a pickle, which is never loaded
     ],
 )
@@ -240,6 +241,22 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, content: Any, message: str
         measured([path], history=tmp_path / "run.json")
     assert re.search(message, str(caught.value), re.DOTALL)
     assert not (tmp_path / "run.json").exists()
+
+
+def test_no_bit_of_the_weights_can_change(tmp_path: Path) -> None:
+    path = tmp_path / "3.pt"
+    torch.save(network(7).state_dict(), path)
+    whole, model = path.read_bytes(), network()
+    at = whole.index(network(7).state_dict()["0.weight"].numpy().tobytes())
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(
+        ValueError, match=r"^paths: expected a checkpoint .*3.pt'.*has changed since it was written, as its"
+    ):
+        checkpoints.load_weights(model, path)
+    assert all(map(torch.equal, model.state_dict().values(), network().state_dict().values()))
+    torch.save(network(7).state_dict(), path, _use_new_zipfile_serialization=False)  # of before torch 1.6
+    checkpoints.load_weights(model, path)
+    assert all(map(torch.equal, model.state_dict().values(), network(7).state_dict().values()))
 
 
 def test_a_csv_cannot_be_resumed(series: list[Path], tmp_path: Path) -> None:

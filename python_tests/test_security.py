@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = sorted((ROOT / "ahkernels").rglob("*.py"))
+PACKAGE = sorted((ROOT / "ahkernels").rglob("*.py"))
+BESIDE = sorted(path for folder in ("experiments", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py"))
 THAT_UNPICKLE = {"pickle", "cPickle", "_pickle", "shelve", "marshal", "dill", "cloudpickle", "joblib"}
 OBJECTS_BETWEEN_RANKS = {
     "all_gather_object",
@@ -38,9 +39,15 @@ def unsafe(source: str) -> list[str]:
 
 
 def test_every_module_is_safe():
-    found = {str(module.relative_to(ROOT)): unsafe(module.read_text(encoding="utf-8")) for module in MODULES}
+    found = {str(module.relative_to(ROOT)): unsafe(module.read_text(encoding="utf-8")) for module in PACKAGE}
     assert len(found) > 50
     assert {module: calls for module, calls in found.items() if calls} == {}
+
+
+def test_no_script_loads_a_pickle_with_torch():
+    found = {str(module.relative_to(ROOT)): unsafe(module.read_text(encoding="utf-8")) for module in BESIDE}
+    assert len(found) > 50
+    assert {module: calls for module, calls in found.items() if "torch.load" in calls} == {}
 
 
 @pytest.mark.parametrize(

@@ -430,3 +430,68 @@ def test_a_history_of_another_model_is_refused(fake: FakeMeasurement, ending: st
     with pytest.raises(ValueError, match=r"^path: expected a history measured with model = Linear with 2 parameters"):
         other.load(tmp_path / f"run{ending}")
     make().load(tmp_path / f"run{ending}")
+
+
+def of_index(returned: torch.Tensor) -> torch.Tensor:
+    return returned
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"outputs": "trace"}, "measured with outputs = trace, as from now on, got one with outputs = all$"),
+        ({"outputs": [0, 1]}, r"measured with outputs = \[0, 1\]"),
+        ({"output": of_index}, "measured with output = of_index, as from now on, got one with output = None$"),
+        ({"centering": "per_output"}, "with the centering of this tracker"),
+        ({"layers": "fc1"}, "measured with layers = fc1"),
+        ({"precision": "medium"}, "measured with precision = medium"),
+        ({"statistics": GRAMS}, "measured with statistics = forward_cka, backward_cka"),
+        ({"products": 30}, "measured with products = 30"),
+        ({"tolerance": 0.1}, "measured with tolerance = 0.1"),
+    ],
+)
+@pytest.mark.parametrize("ending", [".json", ".npz"])
+def test_a_history_of_other_options_is_refused(
+    fake: FakeMeasurement, ending: str, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    filled().history.save(tmp_path / f"run{ending}")  # which knows them as well as the tracker does
+    other = make(**options)
+    with pytest.raises(ValueError, match=f"^path: expected a history {message}"):
+        other.load(tmp_path / f"run{ending}")
+    assert len(other) == 0
+
+
+def test_a_sequence_of_outputs_is_that_of_the_same_indices(fake: FakeMeasurement) -> None:
+    state = filled(outputs=[0, 2]).state_dict()
+    for report in (one["reports"]["global"] for one in state["measurements"]):
+        report["outputs"] = [0, 2]
+    make(outputs=(0, 2)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["layers", "outputs", "output", "precision", "centering", "statistics", "tolerance"])
+def test_a_history_that_says_nothing_of_an_option_is_refused(fake: FakeMeasurement, name: str) -> None:
+    state = filled().state_dict()
+    del state["settings"][name]
+    with pytest.raises(
+        ValueError, match=f"^state: expected a history measured with {name} = .*got one with nothing said"
+    ):
+        make().load_state_dict(state)
+
+
+def test_a_history_without_settings_is_held_to_its_reports(fake: FakeMeasurement) -> None:
+    state = filled().state_dict()
+    state["settings"] = {}
+    make().load_state_dict(state)
+    with pytest.raises(ValueError, match=r"^state: expected a history with outputs = trace, .* with outputs = all$"):
+        make(outputs="trace").load_state_dict(state)
+    with pytest.raises(ValueError, match=r"^state: expected a history with precision = high, .* = highest$"):
+        make(precision="high").load_state_dict(state)
+
+
+def test_a_model_of_the_same_parameters_and_other_modules_is_another(fake: FakeMeasurement) -> None:
+    first, second = (
+        AlignmentTracker(nn.Sequential(nn.Linear(2, 5), kind(), nn.Linear(5, 3)), X, Y) for kind in (nn.ReLU, nn.Tanh)
+    )
+    first.update(0)
+    with pytest.raises(ValueError, match=r"^state: expected a history measured with model = "):
+        second.load_state_dict(first.state_dict())

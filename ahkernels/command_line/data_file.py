@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ahkernels.files.archive import require_checksums
 from ahkernels.optional_import import optional_import
 
 _EXPECTED = "--data: expected an .npz or .safetensors file with labels y, and samples x or several arrays of inputs"
@@ -47,6 +48,7 @@ def read_data(
 
 
 def _npz(path: Path) -> dict[str, Tensor]:
+    require_checksums(path)
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 

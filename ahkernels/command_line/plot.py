@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ahkernels.files.replace import replace_file
 from ahkernels.history import AlignmentHistory
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def save_figure(ax: Axes, path: Path) -> None:
-    """Writes the figure that axes are in."""
+    """Writes the figure that axes are in, whole or not at all."""
     figure = ax.get_figure(root=True)
     assert figure is not None
-    figure.savefig(path, dpi=150)
+    replace_file(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=150))

@@ -1,32 +1,28 @@
 """Results as CSV in long form: a line for each step, centering and layer.
 
 The columns are "step" and "metrics/{name}", which histories alone have, then "centering" and "layer", one for each
-statistic, and what else a report says. Numbers read back exactly. A cell is empty where there is no such number.
+statistic, what else a report says, and the digest. Numbers read back exactly. A cell is empty where there is no such
+number.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
+from ahkernels.files.csv_table import from_csv, to_csv
 from ahkernels.files.numbers import from_json_number, to_json_number
 
 _METRICS = "metrics/"
+_EMPTY: dict[str, Any] = {"measurements": []}
 _BEFORE, _AFTER = ("centering", "layer", "kind"), ("n", "outputs", "precision", "certificate", "certificate_calls_ago")
 
 
 def write(file: BinaryIO, content: Mapping[str, Any]) -> None:
     """Writes what `to_dict` of a report or of a history gave."""
-    columns, lines = table(content)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    file.write(text.getvalue().encode())
+    file.write(to_csv(*table(content)))
 
 
 def table(content: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
@@ -62,15 +58,13 @@ def read(file: BinaryIO) -> dict[str, Any]:
     """Reads what `to_dict` had given before it was written.
 
     Raises:
-        ValueError: For a table with other columns.
+        ValueError: For a table with other columns, and for one that has changed since it was written.
     """
-    reader = csv.DictReader(io.StringIO(file.read().decode(), newline=""), strict=True)
-    columns = list(reader.fieldnames or [])
+    columns, lines = from_csv(file.read())
     if not {*_BEFORE, *_AFTER[:3]} <= set(columns):
         raise ValueError(f"expected the columns {', '.join((*_BEFORE, *_AFTER[:3]))} and others, got {columns}")
-    lines = list(reader)
-    if any(None in line or None in line.values() for line in lines):
-        raise ValueError(f"expected {len(columns)} cells in each line, got another number of them")
+    if not lines and columns != table(_EMPTY)[0]:
+        raise ValueError("expected lines below the names of the columns, got none")
     if "step" not in columns:
         return _report(lines)
     return {

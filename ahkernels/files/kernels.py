@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ahkernels.factors import LayerFactors
+from ahkernels.files.digest import DIGEST, bits_of, digest_of, require_digest
 from ahkernels.files.replace import replace_file
 from ahkernels.kernel import TangentKernel
 from ahkernels.optional_import import optional_import
@@ -66,7 +67,9 @@ def save_kernels(kernels: Mapping[str, TangentKernel], path: str | os.PathLike[s
         outputs = {"spec": kernel.outputs.plain_spec, "total": kernel.outputs.total}
         how = {"name": kernel.name, "precision": kernel.precision, "outputs": outputs, "layers": layers}
         about.append({"key": name, **how})
-    content = safetensors.save(tensors.by_name, {_KEY: json.dumps(about)})
+    text = json.dumps(about)
+    metadata = {_KEY: text, DIGEST: digest_of(_parts(text, tensors.by_name))}
+    content = safetensors.save(tensors.by_name, metadata)
     replace_file(path, lambda file: file.write(content))
 
 
@@ -83,7 +86,7 @@ def load_kernels(path: str | os.PathLike[str], device: str = "cpu") -> dict[str,
     Raises:
         ImportError: If safetensors is not installed.
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no such file.
+        ValueError: If it is no such file, or has changed since it was written.
 
     Example:
         >>> import torch, ahkernels as ah
@@ -96,10 +99,12 @@ def load_kernels(path: str | os.PathLike[str], device: str = "cpu") -> dict[str,
     if not Path(path).is_file():
         raise FileNotFoundError(f"path: expected a file, got {str(path)!r}, which does not exist")
     try:
-        with safetensors.safe_open(str(path), "pt", device) as file:
-            about = json.loads((file.metadata() or {})[_KEY])
+        with safetensors.safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-            return {one["key"]: _kernel(tensors, one) for one in about}
+        require_digest(metadata.get(DIGEST), _parts(metadata[_KEY], tensors))
+        tensors = {name: one.to(device) for name, one in tensors.items()}
+        return {one["key"]: _kernel(tensors, one) for one in json.loads(metadata[_KEY])}
     except Exception as error:  # whatever a damaged file makes of the reader
         raise ValueError(f"path: expected a file of save_kernels(), got {str(path)!r}: {error!r}") from error
 
@@ -125,6 +130,13 @@ class _Tensors:
             self._memory.add(memory)
             self._names[id(tensor)] = (name, tensor)
         return self._names[id(tensor)][0]
+
+
+def _parts(about: str, tensors: Mapping[str, Tensor]) -> Iterator[str | memoryview]:
+    """All that a file has in it."""
+    yield about
+    for name in sorted(tensors):
+        yield from (name, f"{tensors[name].dtype} {list(tensors[name].shape)}", bits_of(tensors[name]))
 
 
 def _kernel(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> TangentKernel:

@@ -1,7 +1,7 @@
 """Results as npz: arrays that numpy opens, and beside them, as JSON, all that is no table of numbers.
 
 A history has "step" [T], "metrics/{name}" [T] and "{centering}/{statistic}" [T, L], with nan where a step lacks one. A
-report has "{statistic}" [L]. "about" has the rest.
+report has "{statistic}" [L]. "about" has the rest, and "digest" a digest of all of them.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ahkernels.files.digest import DIGEST, digest_of, require_digest
 from ahkernels.files.numbers import from_json_number, to_json_number
 
 
@@ -40,7 +41,9 @@ def write(file: BinaryIO, content: Mapping[str, Any]) -> None:
                 report["statistics"] = list(report["statistics"])
     # In memory first, since savez seeks in its file.
     whole = io.BytesIO()
-    np.savez_compressed(whole, allow_pickle=False, about=np.array(json.dumps(about)), **arrays)
+    arrays["about"] = np.array(json.dumps(about))
+    arrays[DIGEST] = np.array(digest_of(_parts(arrays)))
+    np.savez_compressed(whole, allow_pickle=False, **arrays)
     file.write(whole.getvalue())
 
 
@@ -48,21 +51,29 @@ def read(file: BinaryIO) -> dict[str, Any]:
     """Reads what `to_dict` had given before it was written.
 
     Raises:
-        ValueError: For another archive.
+        ValueError: For another archive, and for one that has changed since it was written.
     """
-    with np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
-        if "about" not in arrays:
-            raise ValueError(f'expected an array "about", got {list(arrays)}')
-        content: dict[str, Any] = json.loads(str(arrays["about"]))
-        if "measurements" not in content:
-            content["statistics"] = {name: _list(arrays[name]) for name in content["statistics"]}
-            return content
-        tables = {name: arrays[name] for name in arrays.files if name != "about"}  # each is read once
+    with np.load(io.BytesIO(file.read()), allow_pickle=False) as archive:
+        tables = {name: archive[name] for name in archive.files}  # each is read once
+    if "about" not in tables:
+        raise ValueError(f'expected an array "about", got {list(tables)}')
+    found = tables.pop(DIGEST, None)
+    require_digest(None if found is None else str(found), _parts(tables))
+    content: dict[str, Any] = json.loads(str(tables["about"]))
+    if "measurements" not in content:
+        content["statistics"] = {name: _list(tables[name]) for name in content["statistics"]}
+        return content
     for row, one in enumerate(content["measurements"]):
         one["metrics"] = {name: to_json_number(float(tables[f"metrics/{name}"][row])) for name in one["metrics"]}
         for centering, report in one["reports"].items():
             report["statistics"] = {name: _list(tables[f"{centering}/{name}"][row]) for name in report["statistics"]}
     return content
+
+
+def _parts(arrays: Mapping[str, NDArray[Any]]) -> Iterator[str | bytes]:
+    """All that arrays are, by their names."""
+    for name in sorted(arrays):
+        yield from (name, f"{arrays[name].dtype.str} {arrays[name].shape}", arrays[name].tobytes())
 
 
 def _array(values: list[Any]) -> NDArray[np.float64]:

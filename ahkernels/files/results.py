@@ -29,7 +29,8 @@ def read_result(path: str | os.PathLike[str]) -> Any:
     """Reads what `to_dict` had given before it was written, or anything else that the file has.
 
     Raises:
-        ValueError: If the name does not end in .json, .csv or .npz, or the file has another format.
+        ValueError: If the name does not end in .json, .csv or .npz, the file has another format, or it has changed
+            since it was written.
         FileNotFoundError: If there is no such file.
     """
     form = _format(path)
@@ -39,7 +40,7 @@ def read_result(path: str | os.PathLike[str]) -> Any:
         try:
             return form.read(file)
         except Exception as error:  # whatever a damaged file makes of the readers
-            reason = f"{type(error).__name__} {error}".partition("\n")[0]
+            reason = (str(error) if type(error) is ValueError else f"{type(error).__name__} {error}").partition("\n")[0]
             raise ValueError(f"path: expected a file that save() wrote, got {str(path)!r} ({reason})") from error
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
+from ahkernels.files.replace import replace_file
 from ahkernels.optional_import import optional_import
 from ahkernels.plotting.figures import BLACK, INSTALL
 from ahkernels.plotting.history import draw_losses, loss_curves, require_history, scale_steps
@@ -69,13 +71,11 @@ def animate_history(
     writer = PillowWriter(fps=fps) if gif else HTMLWriter(fps=fps, embed_frames=True, embed_limit=_MOST_IN_HTML)
     picture = _Picture(history, dpi)
     animation = FuncAnimation(picture.figure, picture.show, frames, cache_frame_data=False)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
+    with tempfile.TemporaryDirectory() as folder:  # writers of animations want the name of a file
+        drawn = Path(folder) / path.name
         with tqdm(total=len(frames), desc="frames", unit="frame", disable=not progress) as bar:
-            animation.save(temporary, writer, dpi=dpi, progress_callback=lambda *_: bar.update())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            animation.save(drawn, writer, dpi=dpi, progress_callback=lambda *_: bar.update())
+        replace_file(path, lambda file: file.write(drawn.read_bytes()))
 
 
 class _Picture:

@@ -27,6 +27,7 @@ Samples = tuple[Tensor, Tensor]  # x [n, d], y [n]
 
 DIGITS_TEST = 360  # of 1,797
 IDX_SIDE = 28
+IDX_MOST = 60_000  # images in a file, as many as the published training sets of the MNIST family have
 CIFAR_PIXELS = 3 * 32 * 32
 CIFAR_RECORDS = {"cifar10": 10_000, "cifar100": 50_000}  # in one training file; test files hold 10,000
 CIFAR_TEST_RECORDS = 10_000
@@ -242,7 +243,7 @@ def _idx_pair(folder: Path, images: str, labels: str) -> tuple[Bytes, Integers]:
 
 
 def read_idx(path: Path, dimensions: int) -> Bytes:
-    """Read a gzip-compressed IDX file of unsigned bytes.
+    """Read a gzip-compressed IDX file of unsigned bytes, of at most 60,000 images of 28x28 or as many labels.
 
     Args:
         path: The file.
@@ -252,8 +253,8 @@ def read_idx(path: Path, dimensions: int) -> Bytes:
         uint8 array of the shape that the file's header states.
 
     Raises:
-        CorruptDataError: If it is no gzip file, its magic number is another, or its length is not what the
-            header promises.
+        CorruptDataError: If it cannot be read or is no gzip file, its magic number is another, it promises more than
+            that, or its length is not what it promises.
     """
     try:
         with gzip.open(path) as file:
@@ -272,9 +273,12 @@ def read_idx(path: Path, dimensions: int) -> Bytes:
             shape = struct.unpack(f">{dimensions}I", header)
             if 0 in shape:
                 raise CorruptDataError(f"{path}: expected at least one item, got shape {list(shape)}")
+            if shape[0] > IDX_MOST or any(side > IDX_SIDE for side in shape[1:]):  # before any memory is taken for it
+                most = " x ".join(map(str, [IDX_MOST, IDX_SIDE, IDX_SIDE][:dimensions]))
+                raise CorruptDataError(f"{path}: expected at most {most} items, got shape {list(shape)}")
             size = math.prod(shape)
             body = file.read(size + 1)  # one more than there should be, to notice a surplus
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise CorruptDataError(f"{path}: expected a complete gzip file, got one that fails with: {error}") from error
     if len(body) != size:
         got = "more" if len(body) > size else f"{len(body)}"
@@ -296,10 +300,15 @@ def _cifar(name: str, classes: int, data_dir: Path) -> tuple[Bytes, Integers, By
 
 def _cifar_records(path: Path, name: str, classes: int, count: int) -> tuple[Bytes, Integers]:
     length = CIFAR_LABELS[name] + CIFAR_PIXELS
-    size = path.stat().st_size
-    if size != count * length:  # the format has no header: its size is all there is to check
-        raise CorruptDataError(f"{path}: expected {count * length} bytes ({count} records of {length}), got {size}")
-    records = np.fromfile(path, dtype=np.uint8).reshape(count, length)
+    try:
+        with path.open("rb") as file:
+            content = file.read(count * length + 1)  # one more than there should be, to notice a surplus
+    except OSError as error:
+        raise CorruptDataError(f"{path}: expected a file that can be read, got one that fails with: {error}") from error
+    if len(content) != count * length:  # the format has no header: its size is all there is to check
+        got = "more" if len(content) > count * length else f"{len(content)}"
+        raise CorruptDataError(f"{path}: expected {count * length} bytes ({count} records of {length}), got {got}")
+    records = np.frombuffer(content, dtype=np.uint8).reshape(count, length)
     y = records[:, CIFAR_LABELS[name] - 1].astype(np.int64)
     _check_labels(path, y, classes)
     return records[:, CIFAR_LABELS[name] :], y

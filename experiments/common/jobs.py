@@ -142,15 +142,15 @@ def share(
 
     done_before = True
     while True:
-        worked, busy = False, []
+        worked, busy = False, {}
         for job in jobs:
             if read(output, job).finished:
                 continue
             done_before = False
             try:
                 store = RunStore(output / job.name, job.config, environment)
-            except BusyError:
-                busy.append(job.name)
+            except BusyError as error:
+                busy[job.name] = str(error)
                 continue
             with store:
                 _say_notes(store)
@@ -167,6 +167,8 @@ def share(
         _say_finished(output)
     if busy:
         say(f"{output}: no run left to do; other processes have {', '.join(busy)}, and draw the figures again")
+        for sentence in busy.values():
+            say(f"note: {sentence}")
     return 0
 
 

@@ -11,7 +11,7 @@ from types import FrameType
 
 from tqdm.auto import tqdm
 
-from experiments.common.store import Row, RunStore
+from experiments.common.store import CHECKPOINT, Row, RunStore, StoreError
 from experiments.common.training import Trainer
 
 STDERR = 2  # file descriptor
@@ -66,10 +66,20 @@ def run(
 
     Returns:
         The signal that came, or 0.
+
+    Raises:
+        StoreError: If the store holds the state of another training.
     """
-    if store.state is not None:
-        trainer.restore(store.state)
-    known = {row["iteration"] for row in store.rows}
+    try:
+        if store.state is not None:
+            trainer.restore(store.state)
+        known = {row["iteration"] for row in store.rows}
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__} {error}".partition("\n")[0]
+        raise StoreError(
+            f"{store.folder / CHECKPOINT}: expected the state of this training, got another ({reason}); "
+            "discard the run with --overwrite"
+        ) from error
     bar = tqdm(
         total=trainer.total,
         initial=trainer.iteration,

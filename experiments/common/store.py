@@ -2,20 +2,19 @@
 
 The checkpoint is the single source of truth: it holds the training state *and* every row measured so far, and
 it is replaced atomically. ``metrics.csv``, and any further table, is derived from it at every save and every opening,
-so that it cannot stay ahead or behind.
+so that it cannot stay ahead or behind. What is read again carries a digest, which is looked at before anything else:
+damage is one sentence that names the file, and never other numbers. The configuration needs none, as it is compared
+with the one that is asked for.
 """
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
-import os
-import pickle
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -23,7 +22,13 @@ from typing import Any, BinaryIO
 import numpy
 import torch
 
+from ahkernels.files import csv_table, json_format
+from ahkernels.files.replace import replace_file, temporary_files
+from experiments.common import checkpoint_file, folder_lock
+
 Row = dict[str, float]  # one measurement, column name -> value
+
+CHECKPOINT, METRICS, CONFIG, ENVIRONMENT = "checkpoint.pt", "metrics.csv", "config.json", "environment.json"
 
 
 class StoreError(RuntimeError):
@@ -54,7 +59,7 @@ class RunStore:
 
     Raises:
         StoreError: If the folder holds a run of another configuration, something that is no run, or damaged
-            files.
+            files, or if it cannot be written to.
         BusyError: If another process writes to it.
     """
 
@@ -73,15 +78,18 @@ class RunStore:
         self.finished = False
         self.notes: list[str] = []
         make_folder(folder)
-        self._lock = self._locked()
+        with usable(folder):
+            self._lock = self._locked()
         try:
-            if overwrite:
-                derived = [f"{name}.csv" for name in ("metrics", *tables)]
-                for name in ("checkpoint.pt", *derived, "environment.json", "config.json"):
-                    (folder / name).unlink(missing_ok=True)
-            self._check_config(config, overwrite)
-            self._add_environment(environment)
-            self._load()
+            with usable(folder):
+                if self._lock is not None:
+                    remove_temporary_files(folder)
+                if overwrite:
+                    for name in (CHECKPOINT, METRICS, *(f"{table}.csv" for table in tables), ENVIRONMENT, CONFIG):
+                        (folder / name).unlink(missing_ok=True)
+                self._check_config(config, overwrite)
+                self._add_environment(environment)
+                self._load()
         except BaseException:
             self.close()
             raise
@@ -92,16 +100,25 @@ class RunStore:
         return self.folder.name
 
     def save(self, state: dict[str, Any], finished: bool = False) -> None:
-        """Replace the checkpoint by this state (tensors and plain types) and the results, then write the tables."""
+        """Replace the checkpoint by this state (tensors and plain types) and the results, then write the tables.
+
+        Raises:
+            StoreError: If they cannot be written, as on a full disk. Each file then is as it was.
+            BusyError: If another process has taken over the folder, as after a long silence of this one.
+        """
         self.state, self.finished = state, finished
         content = {"state": state, "rows": self.rows, "tables": self.tables, "finished": finished}
-        with replaced(self.folder / "checkpoint.pt") as file:  # straight to the disk: it may be most of the memory
-            torch.save(content, file)
-        self._write_tables()
+        with usable(self.folder):
+            if self._lock is not None and not self._lock.held:
+                raise BusyError(f"{self._lock.path}: expected the lock of this process, got none or another's")
+            # Straight to the disk: it may be most of the memory.
+            _replace(self.folder / CHECKPOINT, lambda file: checkpoint_file.write(file, content))
+            self._write_tables()
 
     def close(self) -> None:
         """Let other processes have the folder."""
-        os.close(self._lock)
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> RunStore:
         return self
@@ -111,24 +128,23 @@ class RunStore:
     ) -> None:
         self.close()
 
-    def _locked(self) -> int:
-        """Lock the folder itself: the lock leaves no file and ends with the process, however that ends."""
-        handle = os.open(self.folder, os.O_RDONLY)
+    def _locked(self) -> folder_lock.FolderLock | None:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(handle)
+            return folder_lock.FolderLock(self.folder)
+        except folder_lock.HeldError as error:
             raise BusyError(
-                f"{self.folder}: another process writes here; wait for it or choose another --output"
+                f"{self.folder}: another process writes here ({error}); wait for it or choose another --output"
             ) from error
-        except OSError:  # go on without
-            self.notes.append(f"{self.folder} is on a file system without locks: let only one process write here")
-        return handle
+        except folder_lock.NoLinksError:  # go on without
+            self.notes.append(f"{self.folder} is on a file system without hard links: let only one process write here")
+            return None
 
     def _check_config(self, config: dict[str, Any], overwrite: bool) -> None:
-        path = self.folder / "config.json"
+        path = self.folder / CONFIG
         if not path.exists():
-            others = sorted(p.name for p in self.folder.iterdir() if p.suffix != ".tmp")
+            others = sorted(
+                p.name for p in self.folder.iterdir() if p.suffix != ".tmp" and not p.name.startswith(folder_lock.NAME)
+            )
             if others and not overwrite:
                 raise StoreError(
                     f"{self.folder}: expected an empty folder or one with a config.json, "
@@ -139,8 +155,8 @@ class RunStore:
         require_config(self.folder, config)
 
     def _add_environment(self, environment: dict[str, Any]) -> None:
-        path = self.folder / "environment.json"
-        seen = _read_json(path, list) if path.exists() else []
+        path = self.folder / ENVIRONMENT
+        seen = _read_environments(path) if path.exists() else []
         wanted = json.loads(json_of(environment))
         if wanted in seen:
             return
@@ -150,29 +166,52 @@ class RunStore:
                 f"{self.folder} was begun in another environment ({', '.join(keys)}): "
                 "the last digits may differ from an uninterrupted run"
             )
-        write_atomically(path, json_of([*seen, wanted]))
+        _replace(path, lambda file: json_format.write(file, {"environments": [*seen, wanted]}))
 
     def _load(self) -> None:
-        path = self.folder / "checkpoint.pt"
+        path = self.folder / CHECKPOINT
         if not path.exists():
             return
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            self.state, self.rows, self.finished = content["state"], content["rows"], content["finished"]
-            self.tables = content.get("tables", {})
-        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+            content = checkpoint_file.read(path)
+            for rows in (content["rows"], *content["tables"].values()):
+                csv_of(rows)
+        except Exception as error:  # whatever a file that is none makes of the readers
+            reason = (str(error) if type(error) is ValueError else f"{type(error).__name__} {error}").partition("\n")[0]
             raise StoreError(
-                f"{path}: expected a checkpoint of this program, got a file that cannot be read ({error}); "
+                f"{path}: expected a checkpoint of this program, got a file that cannot be used ({reason}); "
                 "discard the run with --overwrite"
             ) from error
+        self.state, self.rows, self.finished = content["state"], content["rows"], content["finished"]
+        self.tables = content["tables"]
         self._write_tables()
 
     def _write_tables(self) -> None:
         """Write the tables that the folder does not hold yet, or holds with other rows."""
-        for name, rows in {"metrics": self.rows, **self.tables}.items():
-            path, content = self.folder / f"{name}.csv", csv_of(rows)
+        contents = {f"{name}.csv": csv_of(rows) for name, rows in self.tables.items()}
+        if self.rows:
+            contents[METRICS] = csv_table.to_csv(list(self.rows[0]), self.rows)
+        else:  # an empty file would look like one that is cut off
+            (self.folder / METRICS).unlink(missing_ok=True)
+        for name, content in contents.items():
+            path = self.folder / name
             if not path.exists() or path.read_bytes() != content:
                 write_atomically(path, content)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove the files that processes have left which were killed while they wrote; for who alone may write there."""
+    for path in temporary_files(folder):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def usable(folder: Path) -> Iterator[None]:
+    """An error of the file system in this block is told as one of the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be used ({error}); choose another --output") from error
 
 
 def make_folder(folder: Path) -> None:
@@ -195,10 +234,10 @@ def require_config(folder: Path, config: dict[str, Any]) -> None:
     Raises:
         StoreError: If it does, with what differs.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not path.exists():
         return
-    found = _read_json(path, dict)
+    found = _read_config(path)
     wanted = json.loads(json_of(config))
     differing = sorted(
         key for key in found.keys() | wanted.keys() if found.get(key, _ABSENT) != wanted.get(key, _ABSENT)
@@ -206,7 +245,7 @@ def require_config(folder: Path, config: dict[str, Any]) -> None:
     if differing:
         lines = [f"  {key}: {found.get(key, _ABSENT)} there, {wanted.get(key, _ABSENT)} asked for" for key in differing]
         raise StoreError(
-            f"{folder} holds a run with another configuration:\n"
+            f"{path}: the folder holds a run with another configuration:\n"
             + "\n".join(lines)
             + "\nChoose another folder with --output, or discard that run with --overwrite."
         )
@@ -216,55 +255,46 @@ def read_metrics(folder: Path) -> list[Row]:
     """The rows of a folder's metrics.csv, without a lock; none where there is no such file.
 
     They may be fewer than the checkpoint holds, after a crash between its writing and theirs, and are never more.
+    Metrics of an earlier version carry no digest, and are taken as they are.
 
     Raises:
-        StoreError: If it is no table of numbers.
+        StoreError: If it is no table of numbers, or has changed since it was written.
     """
+    path = folder / METRICS
     try:
-        text = (folder / "metrics.csv").read_text()
+        content = path.read_bytes()
+        if csv_table.DIGEST in content.partition(b"\n")[0].decode().strip().split(","):
+            columns, lines = csv_table.from_csv(content)
+        else:
+            reader = csv.DictReader(io.StringIO(content.decode()), strict=True)
+            columns, lines = list(reader.fieldnames or []), list(reader)
+        rows = [{name: float(value) for name, value in line.items()} for line in lines]
+        if not rows or len(set(columns)) < len(columns):
+            raise ValueError("it has no lines, or a column twice")
     except (FileNotFoundError, NotADirectoryError):
         return []
-    try:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
-    except (TypeError, ValueError) as error:
-        raise StoreError(f"{folder / 'metrics.csv'}: expected a table of numbers, got: {error}") from error
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in this block with the same folder; on a file system without locks, do not."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of ``path`` at the end of the block.
-
-    After a crash at any moment, or an error in the block, ``path`` holds the old content or the new.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name must survive a power cut, too
-    finally:
-        os.close(folder)
+    except (OSError, TypeError, ValueError, csv.Error) as error:
+        raise StoreError(
+            f"{path}: expected a table of numbers, got: {error}; delete it, and the study writes it again from the "
+            f"{CHECKPOINT} beside it"
+        ) from error
+    return rows
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file, whole or not at all."""
-    with replaced(path) as file:
-        file.write(content)
+    """Replace a file, whole or not at all.
+
+    Raises:
+        StoreError: If it cannot be written, as on a full disk.
+    """
+    _replace(path, lambda file: file.write(content))
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    try:
+        replace_file(path, write)
+    except OSError as error:
+        raise StoreError(f"{error.strerror or error}; make room, or choose another --output") from error
 
 
 def describe_environment(device: torch.device, build_info: dict[str, Any]) -> dict[str, Any]:
@@ -293,14 +323,28 @@ def _cpu_model() -> str:
     return names[0] if names else platform.processor() or "unknown"
 
 
-def _read_json(path: Path, kind: type) -> Any:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path}: expected JSON, got: {error}; discard the run with --overwrite") from error
-    if not isinstance(content, kind):
-        raise StoreError(f"{path}: expected a JSON {kind.__name__}; discard the run with --overwrite")
-    return content
+    if not isinstance(found, dict):
+        raise StoreError(f"{path}: expected names with values, got {found!r:.40}; discard the run with --overwrite")
+    return found
+
+
+def _read_environments(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            found = json_format.read(file).get("environments")
+        if not isinstance(found, list) or not found or not all(isinstance(one, dict) for one in found):
+            raise ValueError("it does not list environments")
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(
+            f"{path}: expected the environments of this run, got another file ({error}); "
+            "delete it to go on without its record"
+        ) from error
+    return found
 
 
 class _Absent:
@@ -313,12 +357,7 @@ _ABSENT = _Absent()
 
 def csv_of(rows: Sequence[Mapping[str, object]]) -> bytes:
     """A CSV line per row; floats are the shortest text that reads back as the same number, nan is nan."""
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return text.getvalue().encode()
+    return csv_table.to_csv(list(rows[0]), rows, digest=False) if rows else b""
 
 
 def json_of(content: Any) -> bytes:

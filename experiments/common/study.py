@@ -16,8 +16,9 @@ import torch
 import ahkernels as ah
 from experiments.common import command_line
 from experiments.common.data import CorruptDataError, Dataset, MissingDataError
+from experiments.common.folder_lock import locked
 from experiments.common.jobs import Config, Job, Run, in_turn, read, share
-from experiments.common.store import StoreError, describe_environment, locked
+from experiments.common.store import StoreError, describe_environment, remove_temporary_files, usable
 from experiments.common.training import DivergedError, flushed_denormals
 
 
@@ -132,10 +133,10 @@ class Study:
                 )
         if status:
             return status
-        if self.shared:  # processes take turns, so that the last one draws the latest
-            with locked(args.output):
-                self.draw(args, dataset, {job.name: read(args.output, job) for job in jobs})
-        else:
+        with usable(args.output), locked(args.output):  # processes take turns, so that the last one draws the latest
+            remove_temporary_files(args.output)
+            if self.shared:
+                runs = {job.name: read(args.output, job) for job in jobs}
             self.draw(args, dataset, runs)
         return 0
 

@@ -32,7 +32,7 @@ def read(path: Path) -> list[Row]:
             lines = [line for line in csv.DictReader(file) if all(line[name] == v for name, v in CHOSEN.items())]
         of_first = [line for line in lines if all(line[name] == lines[0][name] for name in ("lr_factor", "batch_size"))]
         rows = [{name: int(line[name]) for name in NUMBERS} for line in of_first]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise command_line.UsageError(
             f"argument --trained-peaks: expected averaged_curves.csv of depth_scaling, got {path} ({error!r})"
         ) from error

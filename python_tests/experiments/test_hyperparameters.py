@@ -71,8 +71,8 @@ def test_a_study_leaves_cells_a_figure_and_a_table(tmp_path: Path, capsys: pytes
     ]
     first = dict(rows[0])
     assert first == studies.texts(sgd / "metrics.csv")[0]  # every cell begins with the same network
-    environment = json.loads((adam / "environment.json").read_text())
-    assert isinstance(environment[0]["denormals_are_zero"], bool)
+    (environment,) = json.loads((adam / "environment.json").read_text())["environments"]
+    assert isinstance(environment["denormals_are_zero"], bool)
     configs = [json.loads((folder / "config.json").read_text()) for folder in (sgd, adam)]
     assert {key for key in configs[0] if configs[0][key] != configs[1][key]} == {"optimizer", "lr"}
     assert configs[1]["stop_loss"] == 0.3

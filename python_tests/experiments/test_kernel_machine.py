@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import signal
 from pathlib import Path
 
@@ -23,8 +22,7 @@ TINY = [
 
 
 def read(output: Path) -> list[dict[str, float]]:
-    with (output / "seed-0" / "metrics.csv").open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return studies.numbers(output / "seed-0" / "metrics.csv")
 
 
 def test_accuracies_are_those_of_dense_ridge_regression(output: Path) -> None:

@@ -65,3 +65,31 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match=r"^path: expected a file of save_kernels\(\), got "):
         ah.load_kernels(path)
+
+
+def test_kernels_that_have_changed_are_refused(tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = tmp_path / "kernels.safetensors"
+    ah.save_kernels(ah.tangent_kernels(network(), torch.randn(7, 1, 8)), path)
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, metadata)
+    ah.load_kernels(path)
+    for name, tensor in tensors.items():
+        if not tensor.numel():
+            continue
+        other = tensor.clone()
+        other.view(-1)[0] += 1
+        save_file({**tensors, name: other}, path, metadata)
+        with pytest.raises(
+            ValueError, match=r"^path: expected a file of save_kernels\(\), .*has changed since it was wri"
+        ):
+            ah.load_kernels(path)
+    save_file(tensors, path, {**metadata, "ahkernels": metadata["ahkernels"].replace("highest", "high")})
+    with pytest.raises(ValueError, match="has changed since it was written"):
+        ah.load_kernels(path)
+    save_file(tensors, path, {"ahkernels": metadata["ahkernels"]})
+    with pytest.raises(ValueError, match="it has no digest"):
+        ah.load_kernels(path)

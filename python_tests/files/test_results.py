@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from ahkernels.certificate import Certificate
+from ahkernels.files import csv_table, json_format, npz_format
 from ahkernels.history import AlignmentHistory, Measurement
 from ahkernels.report import AlignmentReport
 
@@ -123,9 +126,81 @@ def test_a_table_that_has_lost_its_last_line_is_refused(tmp_path: Path) -> None:
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[: lines.index(next(line for line in reversed(lines) if "(root)" in line))]))
     with pytest.raises(
-        ValueError, match=r"^path: expected a history that save\(\) wrote in .* expected the layers of the history"
+        ValueError, match=r"^path: expected a file that save\(\) wrote, got .* \(it has changed since it was written"
     ):
         AlignmentHistory.load(path)
+
+
+def edited(path: Path, change: Callable[[str], str]) -> None:
+    before = path.read_text()
+    path.write_text(change(before))
+    assert path.read_text() != before
+
+
+@pytest.mark.parametrize("ending", [".json", ".csv"])
+@pytest.mark.parametrize("old", ["0.5", "highest", "per_output", "fc1"])
+def test_a_file_that_was_edited_is_refused(old: str, ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"run{ending}"
+    HISTORIES["two centerings"].save(path)
+    new = {"0.5": "0.25", "highest": "high", "per_output": "global", "fc1": "fc9"}[old]
+    edited(path, lambda text: text.replace(old, new))
+    with pytest.raises(
+        ValueError, match=r"^path: expected a file that save\(\) wrote, got .* \(it has changed since it"
+    ):
+        AlignmentHistory.load(path)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_file_without_a_digest_is_refused(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / f"run{ending}"
+    with monkeypatch.context() as patch:  # as an earlier version wrote it
+        for module in (json_format, csv_table, npz_format):
+            patch.setattr(module, "DIGEST", "other")
+        HISTORIES["two centerings"].save(path)
+    with pytest.raises(ValueError, match=r"^path: expected a file that save\(\) wrote, got .*digest, without which"):
+        AlignmentHistory.load(path)
+    if ending == ".json":
+        found = AlignmentHistory.from_dict(json.loads(path.read_text()))  # which looks at no digest
+        assert plain(found) == plain(HISTORIES["two centerings"])
+
+
+def test_an_archive_of_which_an_array_has_changed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    HISTORIES["two centerings"].save(path)
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = dict(archive)
+    arrays["global/trace"][0, 0] += 1e-9
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+    with pytest.raises(
+        ValueError, match=r"^path: expected .* \(it has changed since it was written, as its digest tells"
+    ):
+        AlignmentHistory.load(path)
+
+
+def test_a_table_that_a_spreadsheet_has_saved_as_it_was_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv"
+    history = AlignmentHistory([Measurement(3, {"loss": 0.5}, {"global": one_layer("fc1")})])
+    history.save(path)
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\r\n").writerows(rows)
+    assert plain(AlignmentHistory.load(path)) == plain(history)
+
+
+def test_a_table_of_which_only_the_names_are_left_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv"
+    HISTORIES["two centerings"].save(path)
+    edited(path, lambda text: text.splitlines(keepends=True)[0])
+    with pytest.raises(ValueError, match=r"^path: expected .*expected lines below the names of the columns, got none"):
+        AlignmentHistory.load(path)
+
+
+def test_integers_among_metrics_read_back(tmp_path: Path) -> None:
+    history = AlignmentHistory([Measurement(0, {"epoch": 3}, {"global": report()})])
+    for ending in ENDINGS:
+        history.save(tmp_path / f"run{ending}")
+        assert AlignmentHistory.load(tmp_path / f"run{ending}")[0].metrics == {"epoch": 3}
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -147,13 +222,14 @@ def test_a_csv_has_a_line_for_each_step_centering_and_layer(tmp_path: Path) -> N
     with (tmp_path / "run.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     fields = ["cka", "centered_norm", "trace", "n", "outputs", "precision"]
-    assert list(rows[0]) == ["step", "metrics/loss", "centering", "layer", "kind", *fields]
+    assert list(rows[0]) == ["step", "metrics/loss", "centering", "layer", "kind", *fields, "digest"]
+    assert len({row["digest"] for row in rows}) == 1
     assert [row["layer"] for row in rows] == 4 * LAYERS
     first = history[0].reports["per_output"]
     assert [float(row["trace"]) for row in rows[:3]] == first.trace.tolist()
     pandas = pytest.importorskip("pandas")
     frame = history.to_dataframe()
-    assert list(frame.columns) == list(rows[0]) and len(frame) == len(rows)
+    assert [*frame.columns, "digest"] == list(rows[0]) and len(frame) == len(rows)
     read = pandas.read_csv(tmp_path / "run.csv")
     assert read["trace"].tolist() == frame["trace"].tolist()
 

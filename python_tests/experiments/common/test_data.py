@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import struct
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,11 @@ def idx(array: NDArray[np.uint8]) -> bytes:
 def write_gz(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(content, mtime=0))
+
+
+def promising(*shape: int) -> bytes:
+    """An IDX file that promises items and has none."""
+    return gzip.compress(bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape), mtime=0)
 
 
 @pytest.fixture
@@ -125,6 +131,11 @@ def test_missing_file_names_path_files_and_source(mnist: Path) -> None:
         (gzip.compress(bytes([0, 0, 8, 1]) + bytes(8), mtime=0), "magic number 00000803.*got 00000801"),
         (gzip.compress(b"", mtime=0), "magic number.*got an empty file"),
         (gzip.compress(bytes([0, 0, 8, 3]) + bytes(5), mtime=0), "header of 16 bytes, got 9"),
+        (promising(2**32 - 1, 2**32 - 1, 2**32 - 1), "at most 60000 x 28 x 28 items, got shape"),
+        (promising(2**31, 28, 28), r"at most 60000 x 28 x 28 items, got shape \[2147483648, 28, 28\]"),
+        (promising(60_001, 28, 28), "at most 60000 x 28 x 28"),
+        (promising(1, 29, 28), "at most 60000 x 28 x 28"),
+        (promising(60_000, 28, 28), "47040000 bytes of data.*got 0"),
         (gzip.compress(idx(np.zeros((2, 3, 3), np.uint8))[:-4], mtime=0), "18 bytes of data.*got 14"),
         (gzip.compress(idx(np.zeros((2, 3, 3), np.uint8)) + b"x", mtime=0), "18 bytes of data.*got more"),
         (gzip.compress(idx(np.zeros((0, 3, 3), np.uint8)), mtime=0), "at least one item"),
@@ -138,6 +149,28 @@ def test_damaged_idx_is_refused(tmp_path: Path, content: bytes, expected: str) -
     path.write_bytes(content)
     with pytest.raises(data.CorruptDataError, match=f"images.gz: expected .*{expected}"):
         data.read_idx(path, dimensions=3)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    images = idx(np.zeros((1, 28, 28), np.uint8))
+    write_gz(tmp_path / "images.gz", images + bytes(1 << 24))
+    tracemalloc.start()
+    with pytest.raises(data.CorruptDataError, match=r"images.gz: expected 784 bytes of data .*got more"):
+        data.read_idx(tmp_path / "images.gz", dimensions=3)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("file", ["mnist/train-labels-idx1-ubyte.gz", "cifar10/cifar-10-batches-bin/data_batch_3.bin"])
+def test_what_cannot_be_read_is_named(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / file).mkdir(parents=True)  # past the look at which files are there
+    reader = data._cifar_records if "cifar" in file else data.read_idx
+    arguments = ("cifar10", 10, 4) if "cifar" in file else (1,)
+    with pytest.raises(data.CorruptDataError, match=rf"{Path(file).name}: expected .* Is a directory"):
+        reader(tmp_path / file, *arguments)
+    name = file.partition("/")[0]
+    with pytest.raises(data.MissingDataError):
+        data.load(name, tmp_path)
 
 
 def test_idx_files_that_disagree_are_refused(mnist: Path) -> None:
@@ -186,6 +219,15 @@ def test_cifar_of_another_size_is_refused(cifar: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(data.CorruptDataError, match=r"data_batch_3.bin: expected 12292 bytes .*, got 12291"):
         data.load("cifar10", cifar)
+
+
+def test_a_cifar_file_that_grows_or_shrinks_is_refused(cifar: Path) -> None:
+    path = cifar / "cifar10/cifar-10-batches-bin/data_batch_3.bin"
+    whole = path.read_bytes()
+    for content, got in ((whole + b"x", "more"), (whole[:1], "1"), (b"", "0")):
+        path.write_bytes(content)
+        with pytest.raises(data.CorruptDataError, match=rf"data_batch_3.bin: expected 12292 bytes .*, got {got}$"):
+            data.load("cifar10", cifar)
 
 
 def test_cifar_labels_out_of_range_are_refused(cifar: Path) -> None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import io
 import signal
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from experiments.common.running import Stop, say
+from experiments.common.running import Stop, run, say
+from experiments.common.store import RunStore, StoreError
+from experiments.common.training import Recipe, Trainer
 
 
 class Interrupted(io.StringIO):
@@ -39,3 +44,16 @@ def test_a_signal_may_come_while_a_line_is_written(
     assert stop.signal == signal.SIGINT
     assert stream.getvalue() == "iteration 1\n"
     assert "stopping after this iteration" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"model": {}}, {"optimizer": 3}, {"iteration": None, "averaged_loss": None}, {}])
+def test_the_state_of_another_training_is_one_sentence(change: dict[str, Any], tmp_path: Path) -> None:
+    trainer = Trainer(torch.nn.Linear(2, 3), torch.zeros(4, 2), torch.zeros(4, dtype=torch.long), Recipe(lr=0.1))
+    with RunStore(tmp_path, {}, {}) as store:
+        store.save({**trainer.state(), **change} if change else {})
+        if "iteration" in change:
+            store.rows.append({"step": 1})
+        with pytest.raises(
+            StoreError, match=r"checkpoint.pt: expected the state of this training, got another \(.*--over"
+        ):
+            run(store, trainer, [], dict, 1)

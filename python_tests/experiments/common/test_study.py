@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 
 from experiments.common import command_line, data
+from experiments.common.folder_lock import FolderLock, HeldError
 from experiments.common.jobs import Job, Run
 from experiments.common.store import RunStore
 from experiments.common.study import Study
@@ -112,10 +111,8 @@ def test_a_file_in_place_of_the_folder_is_one_message(tmp_path: Path, capsys: py
 
 def test_processes_that_share_runs_take_turns_in_drawing(tmp_path: Path) -> None:
     def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) -> None:
-        handle = os.open(tmp_path, os.O_RDONLY)
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.close(handle)
+        with pytest.raises(HeldError):
+            FolderLock(tmp_path)
 
     assert study(finishing, shared=True, draw=draw).main(["--output", str(tmp_path)]) == 0
 
