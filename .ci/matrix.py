@@ -18,8 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 import xml.etree.ElementTree as ElementTree
+import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -63,7 +63,9 @@ def cases(args: argparse.Namespace) -> list[Case]:
         if not shutil.which(missing):
             print(f"matrix: {missing} is not on the PATH, and is left out")
     if not pythons or not compilers:
-        sys.exit("matrix: expected a Python and a compiler on the PATH, found none; name them with --python, --compiler")
+        sys.exit(
+            "matrix: expected a Python and a compiler on the PATH, found none; name them with --python, --compiler"
+        )
     first = Case(pythons[0], args.torch[0], compilers[0])
     return [
         first,
@@ -129,7 +131,9 @@ def tested(case: Case, args: argparse.Namespace, work: Path) -> dict[str, object
     if results.exists():
         root = ElementTree.parse(results).getroot()
         suites = root.findall("testsuite")
-        found |= {kind: sum(int(one.get(kind, 0)) for one in suites) for kind in ("tests", "failures", "errors", "skipped")}
+        found |= {
+            kind: sum(int(one.get(kind, 0)) for one in suites) for kind in ("tests", "failures", "errors", "skipped")
+        }
         found["failed"] = sorted(
             f"{one.get('classname')}::{one.get('name')}"
             for one in root.iter("testcase")

@@ -23,6 +23,7 @@ from ahkernels import contraction, ops
 from ahkernels.centering import Centering
 from ahkernels.distributed import pairs
 from ahkernels.ops import KernelBatch, Moments
+from ahkernels.tile_route import for_centering
 
 if TYPE_CHECKING:
     from ahkernels.kernel import TangentKernel
@@ -118,9 +119,10 @@ def inner_products(kernels: Sequence[TangentKernel], centering: Centering | None
     found = contraction.inner_products(batch, [centering], precision)
     if found is not None:
         return found[centering].to(kernels[0].device)
+    batch = for_centering(batch, centering)
     if centering == "per_output" and not _fit_offsets(kernels):
         return over_output_pairs(
-            kernels, lambda some, _: ops.per_output_inner_products(kernel_batch(some), precision)[1]
+            kernels, lambda some, _: ops.per_output_inner_products(_batch_per_output(some), precision)[1]
         )
     if centering == "per_output" and kernels[0].o > 1:
         return ops.per_output_inner_products(batch, precision)[1]
@@ -141,7 +143,7 @@ def sharded_inner_products(
         return pairs.InnerProducts({one: found[one] for one in centerings}, {})
 
     def of_outputs(some: Sequence[TangentKernel], _: Tensor) -> Tensor:
-        return pairs.per_output(kernel_batch(some), precision, samples, and_global=False).found["per_output"]
+        return pairs.per_output(_batch_per_output(some), precision, samples, and_global=False).found["per_output"]
 
     found = {}
     sums: dict[Centering | None, Tensor] = {}
@@ -151,10 +153,10 @@ def sharded_inner_products(
         if one is None:
             found[None] = pairs.as_they_are(batch, precision, samples)
         elif batch.o == 1:
-            both = pairs.per_output(batch, precision, samples, and_global=False)
+            both = pairs.per_output(_batch_per_output(kernels), precision, samples, and_global=False)
             found["global"] = found["per_output"] = both.found["per_output"]
         elif "per_output" in centerings and _fit_offsets(kernels):
-            both = pairs.per_output(batch, precision, samples, and_global="global" in centerings)
+            both = pairs.per_output(_batch_per_output(kernels), precision, samples, and_global="global" in centerings)
             found |= both.found
             sums |= both.sums
         elif one == "per_output":
@@ -169,8 +171,12 @@ def kernel_batch(kernels: Sequence[TangentKernel]) -> KernelBatch:
     return KernelBatch.of([one.factors for one in kernels])
 
 
+def _batch_per_output(kernels: Sequence[TangentKernel]) -> KernelBatch:
+    return for_centering(kernel_batch(kernels), "per_output")
+
+
 def _moments(kernels: Sequence[TangentKernel], v: Tensor, *, per_output: bool) -> tuple[Moments, ...]:
-    batch = kernel_batch(kernels)
+    batch = _batch_per_output(kernels) if per_output else kernel_batch(kernels)
     return ops.tangent_moments(batch, v.contiguous().unsqueeze(2), kernels[0].precision, per_output)
 
 
