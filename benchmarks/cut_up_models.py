@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import json
 import os
 import subprocess
@@ -124,9 +123,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.ranks}"]
         command += ["-m", "benchmarks.cut_up_models", "--raw", folder]
-        command += itertools.chain.from_iterable(
-            (f"--{name}", str(getattr(args, name))) for name in ("samples", "width")
-        )
+        command += ["--samples", str(args.samples), "--width", str(args.width)]
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         for path in sorted(Path(folder).iterdir()):
             tables[path.stem] = json.loads(path.read_text())
