@@ -123,9 +123,15 @@ def tested(case: Case, args: argparse.Namespace, work: Path) -> dict[str, object
     command = f'cd "{tree}" && exec "{python}" -m pytest -q -n {args.processes} --dist loadfile -p no:cacheprovider'
     status = run("bash", "-c", f'{command} --junitxml "{results}" {" ".join(args.tests)}', log=log, OMP_NUM_THREADS="1")
     versions = subprocess.run(
-        [str(python), "-c", "import ahkernels as ah, json, torch as t; print(json.dumps([t.__version__, ah.__version__]))"],
-        cwd=tree, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            str(python),
+            "-c",
+            "import ahkernels as a, json, torch as t; print(json.dumps([t.__version__, a.__version__]))",
+        ],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+    )
     found["versions"] = json.loads(versions.stdout) if versions.returncode == 0 else versions.stderr[-500:]
     found |= {"passed": status == 0, "seconds": round(time.monotonic() - start)}
     if results.exists():
