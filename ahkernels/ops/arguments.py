@@ -99,6 +99,7 @@ def tangent_gram_out(batch: KernelBatch, precision: str, out: Tensor) -> None:
     op = "tangent_gram_out"
     _require_kernel(op, batch)
     _require_precision(op, precision)
+    _require_device(f"{op}: out", out, batch)
     size = batch.n * batch.o
     if out.shape != (size, size) or not out.is_contiguous():
         turned = "" if out.is_contiguous() else "one with gaps or turned, "
@@ -110,7 +111,6 @@ def tangent_gram_out(batch: KernelBatch, precision: str, out: Tensor) -> None:
         raise RuntimeError(
             f"{op}: out: expected float64 numbers, or float32 for factors below float64, got {_name(out)}"
         )
-    _require_device(f"{op}: out", out, batch)
 
 
 def tangent_moments(batch: KernelBatch, v: Tensor, precision: str, per_output: bool = False) -> None:

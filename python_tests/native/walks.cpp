@@ -91,7 +91,7 @@ Factor factor_of(Bytes& bytes, const std::vector<int64_t>& sizes, ScalarType typ
   const double scale = std::ldexp(1.0, static_cast<int>(bytes.one_of<int64_t>({0, 0, 0, 1, -2, most, -most})));
   for (int64_t i = 0; i < tensor.reach(); ++i) {
     const double magnitude = (2 * static_cast<double>(random() % 64) + 1) / 64;
-    const double number = random() % 10 < zeros ? 0 : (random() % 2 ? scale : -scale) * magnitude;
+    const double number = static_cast<int64_t>(random() % 10) < zeros ? 0 : (random() % 2 ? scale : -scale) * magnitude;
     void* data = tensor.mutable_data_ptr();
     if (type == ScalarType::Double) static_cast<double*>(data)[i] = number;
     if (type == ScalarType::Float) static_cast<float*>(data)[i] = static_cast<float>(number);

@@ -104,14 +104,14 @@ Tensor pair_inner_products(const KernelBatch& batch, const std::vector<Tensor>& 
     factor_means[i] = {/*given=*/true, static_cast<const double*>(of_forward[i].const_data_ptr()),
                        static_cast<const double*>(of_backward[i].const_data_ptr())};
   }
-  STD_TORCH_CHECK(second_begin >= 0 && second_begin < n && second_begin % kPanel == 0, op,
-                  ": second_begin: expected 0 or a multiple of ", kPanel, " below n = ", n, ", got ", second_begin);
+  AHK_REQUIRE(second_begin >= 0 && second_begin < n && second_begin % kPanel == 0, op,
+              ": second_begin: expected 0 or a multiple of ", kPanel, " below n = ", n, ", got ", second_begin);
   if (second_begin == 0) {
-    STD_TORCH_CHECK(first_end == n, op, ": first_end: expected n = ", n,
-                    " for all pairs, which second_begin = 0 asks for, got ", first_end);
+    AHK_REQUIRE(first_end == n, op, ": first_end: expected n = ", n,
+                " for all pairs, which second_begin = 0 asks for, got ", first_end);
   } else {
-    STD_TORCH_CHECK(first_end > 0 && first_end <= second_begin, op,
-                    ": first_end: expected a number from 1 to second_begin = ", second_begin, ", got ", first_end);
+    AHK_REQUIRE(first_end > 0 && first_end <= second_begin, op,
+                ": first_end: expected a number from 1 to second_begin = ", second_begin, ", got ", first_end);
   }
   Tensor out = torch::stable::new_empty(of_rows[0], {count, count});
   double* result = static_cast<double*>(out.mutable_data_ptr());

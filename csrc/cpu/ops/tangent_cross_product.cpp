@@ -8,14 +8,14 @@ namespace {
 // Checks that rows and columns are factors of the same layers.
 void check_same_layers(const std::string& op, const std::vector<LayerFactors>& rows,
                        const std::vector<LayerFactors>& columns) {
-  STD_TORCH_CHECK(columns.size() == rows.size(), op, ": column_layers: expected the ", rows.size(),
-                  " layers of the rows, got ", columns.size());
+  AHK_REQUIRE(columns.size() == rows.size(), op, ": column_layers: expected the ", rows.size(),
+              " layers of the rows, got ", columns.size());
   for (size_t i = 0; i < rows.size(); ++i) {
-    STD_TORCH_CHECK(columns[i].d == rows[i].d && columns[i].m == rows[i].m, op, ": column_forward[", i,
-                    "]: expected d and m of the rows, [", rows[i].d, ", ", rows[i].m, "], got [", columns[i].d, ", ",
-                    columns[i].m, "]");
-    STD_TORCH_CHECK(columns[i].bias == rows[i].bias, op, ": column_bias[", i, "]: expected the bias of the rows, ",
-                    rows[i].bias, ", got ", columns[i].bias);
+    AHK_REQUIRE(columns[i].d == rows[i].d && columns[i].m == rows[i].m, op, ": column_forward[", i,
+                "]: expected d and m of the rows, [", rows[i].d, ", ", rows[i].m, "], got [", columns[i].d, ", ",
+                columns[i].m, "]");
+    AHK_REQUIRE(columns[i].bias == rows[i].bias, op, ": column_bias[", i, "]: expected the bias of the rows, ",
+                rows[i].bias, ", got ", columns[i].bias);
   }
 }
 

@@ -175,8 +175,8 @@ void tangent_gram_out(const KernelBatch& batch, const std::string& precision, co
   check_out("tangent_gram_out: out", out, size, layers[0].element == Element::kDouble);
   for (const LayerFactors& layer : layers) {
     for (const Tensor& factor : {layer.forward, layer.backward}) {
-      STD_TORCH_CHECK(!share_memory(out, factor),
-                      "tangent_gram_out: out: expected memory of its own, got some that a factor shares");
+      AHK_REQUIRE(!share_memory(out, factor),
+                  "tangent_gram_out: out: expected memory of its own, got some that a factor shares");
     }
   }
   gram(layers, precision, out);

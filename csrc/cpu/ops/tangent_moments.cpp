@@ -459,9 +459,9 @@ Tensor tangent_moments(const KernelBatch& batch, const Tensor& v, const std::str
   check_entries(op, batch);
   check_precision(op, precision);
   const Tensor labels = numbers_of(op + ": v", v, "[n, o, 1]", {layers[0].n, layers[0].o, 1});
-  STD_TORCH_CHECK(layers[0].o > 1, op,
-                  ": backward: expected at least 2 outputs, got 1; for kernels over samples alone take "
-                  "centered_inner_products with the kernel of the labels, tangent_diagonal and tangent_row_sums");
+  AHK_REQUIRE(layers[0].o > 1, op,
+              ": backward: expected at least 2 outputs, got 1; for kernels over samples alone take "
+              "centered_inner_products with the kernel of the labels, tangent_diagonal and tangent_row_sums");
   const std::vector<double> centered =
       less_their_mean(static_cast<const double*>(labels.const_data_ptr()), labels.numel());
   const std::vector<MomentsOfKernel> found =

@@ -10,6 +10,7 @@
 
 #include "../../kernel_batch.h"
 #include "../isa/kernel_table.h"
+#include "../require.h"
 
 namespace ahkernels::cpu {
 

@@ -1,7 +1,6 @@
 // The factors of a layer as the CPU ops read them: checked and scaled. A tangent kernel is a sum over layers.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 

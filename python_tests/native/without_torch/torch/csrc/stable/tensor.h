@@ -5,29 +5,14 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <sstream>
-#include <stdexcept>
-#include <string>
 #include <thread>
 #include <vector>
-
-#define STD_TORCH_CHECK(condition, ...)                                                      \
-  do {                                                                                       \
-    if (!(condition)) throw std::runtime_error(torch::headeronly::sentence_of(__VA_ARGS__)); \
-  } while (false)
 
 namespace torch::headeronly {
 
 enum class ScalarType { Float, Double, Half, BFloat16, Int, Long, ComplexFloat, ComplexDouble };
 
 inline const char* toString(ScalarType) { return "another type"; }
-
-template <class... Parts>
-std::string sentence_of(const Parts&... parts) {
-  std::ostringstream sentence;
-  (sentence << ... << parts);
-  return sentence.str();
-}
 
 }  // namespace torch::headeronly
 
