@@ -78,6 +78,8 @@ double offset_bytes(const LayerFactors& layer) {
 
 // A scale must itself be a number of the tiles' type: 2^126 is the largest power that fp32 and its inverse have.
 constexpr int kMostExponent = 126;
+// Beyond it, zeros make room for the other factor, whose Gram must stay in the range of fp32.
+constexpr int kExponentOfZeros = kMostExponent + 50;
 double scale_of(double magnitude) {
   return std::ldexp(1.0, -std::clamp(exponent_of(magnitude), -kMostExponent, kMostExponent));
 }
@@ -106,12 +108,12 @@ void share_scales(std::vector<LayerFactors>& layers, const std::vector<bool>& ze
     scale = std::min(scale, layers[i].forward_scale * layers[i].backward_scale);
     all_zero[layers[i].kernel] = all_zero[layers[i].kernel] && zero[i];
   }
+  const double most = std::ldexp(1.0, kMostExponent);
   for (LayerFactors& layer : layers) {
-    if (all_zero[layer.kernel]) {
-      layer.forward_scale = layer.backward_scale = 1;
-    } else {
-      layer.backward_scale = smallest[layer.kernel] / layer.forward_scale;
-    }
+    const double scale = all_zero[layer.kernel] ? 1 : smallest[layer.kernel];
+    if (layer.backward_scale > most) layer.forward_scale = scale / most;
+    layer.forward_scale = all_zero[layer.kernel] ? 1 : std::min(layer.forward_scale, most);
+    layer.backward_scale = scale / layer.forward_scale;
   }
 }
 
@@ -138,7 +140,7 @@ std::vector<LayerFactors> layer_factors_of(const std::string& op, const KernelBa
   check_batch(op, batch, prefix);
   const std::vector<size_t> kernels = kernels_of_layers(batch);
   // Layers of zeros do not hold back the scale of others, unless they are to deviate from other means.
-  const double of_zeros = scaling == Scaling::kByKernel ? std::ldexp(1.0, kMostExponent) : 1;
+  const double of_zeros = scaling == Scaling::kByKernel ? std::ldexp(1.0, kExponentOfZeros) : 1;
   std::vector<LayerFactors> layers;
   std::vector<bool> zero;
   for (size_t i = 0; i < batch.forward.size(); ++i) {
