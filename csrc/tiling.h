@@ -42,16 +42,30 @@ AHK_HOST_DEVICE inline int64_t triangle_index(const PanelPair& pair) {
 // The t-th pair of a rows x cols rectangle of panels, row by row.
 AHK_HOST_DEVICE inline PanelPair rectangle_pair(int64_t t, int64_t cols) { return {t / cols, t % cols}; }
 
-// ---- tiles that the CPU ops keep in memory
-//
-// Where tiles cannot be visited as they are made (cpu/tiles/tiles_in_memory.h), K is made in square blocks.
+// ---- memory of the CPU ops
 
-constexpr int64_t kTilesInMemoryBytes = 128 << 20;  // for the tiles of a block
+// What limits are divided by. Tests build the ops so that they can change it: with little memory, small problems are
+// cut into as many pieces as large ones.
+#if defined(AHK_TEST_MEMORY_LIMITS)
+inline int64_t memory_divisor = 1;
+#else
+constexpr int64_t memory_divisor = 1;
+#endif
+
+// Bytes that are held at a time, as far as a problem can be cut to fit them.
+struct MemoryLimit {
+  int64_t bytes;
+  operator int64_t() const { return bytes / memory_divisor; }
+};
+
+// Where tiles cannot be visited as they are made (cpu/tiles/tiles_in_memory.h), K is made in square blocks. This is for
+// the tiles of one of them.
+constexpr MemoryLimit kTilesInMemoryBytes{128 << 20};
 
 // Pairs of panels, as a fraction where it is less than one, whose tiles at all pairs of outputs take so much memory.
 inline double panel_pairs_in_memory(int64_t o, int64_t kernels, int64_t number_bytes) {
-  return static_cast<double>(kTilesInMemoryBytes) /
-         static_cast<double>(o * o * kernels * kPanel * kPanel * number_bytes);
+  const double of_outputs = static_cast<double>(o) * static_cast<double>(o) * static_cast<double>(kernels);
+  return static_cast<double>(kTilesInMemoryBytes) / (of_outputs * static_cast<double>(kPanel * kPanel * number_bytes));
 }
 
 // Panels along a side of a block, at least one.

@@ -6,9 +6,12 @@ All take a `KernelBatch`, the layer factors of one kernel or of several,
     backward  [n, s, o, m]  gradient g_s^i(x) of output i with respect to the layer's pre-activations
     bias      1.0 for a layer with a bias, else 0.0
 
-with any strides. A kernel is the sum of K[(x, i), (x', j)] = sum_{s, s'} (<a_s(x), a_s'(x')> + bias) <g_s^i(x),
-g_s'^j(x')> over its layers. A layer with several positions goes by pairs of them, as written here, or by its Jacobian
-J^i(x) = sum_s g_s^i(x) a_s(x)^T, one slice of the parameters at a time.
+with any strides, also where numbers share memory. A kernel is the sum of K[(x, i), (x', j)] =
+sum_{s, s'} (<a_s(x), a_s'(x')> + bias) <g_s^i(x), g_s'^j(x')> over its layers. A layer with several positions goes by
+pairs of them, as written here, or by its Jacobian J^i(x) = sum_s g_s^i(x) a_s(x)^T, one slice of the parameters at a
+time.
+
+The ops have no derivatives, which torch warns of where a gradient is asked for.
 
 The ops themselves take the fields of a batch as five arguments, as in
 ``torch.ops.ahkernels.tangent_gram(*batch, precision)``.
@@ -23,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ahkernels.autocast import without_autocast
-from ahkernels.ops import cuda, fake, plain
+from ahkernels.ops import arguments, cuda, fake, plain
 from ahkernels.ops.batch import KernelBatch, flat
 from ahkernels.ops.build import TILING, build_info, load_cuda
 from ahkernels.ops.deviations import deviations
@@ -158,8 +161,8 @@ def tangent_gram(batch: KernelBatch, precision: str, out: Tensor | None = None) 
     Args:
         batch: The kernel.
         precision: "highest", "high" or "medium".
-        out: Contiguous memory for K that no factor shares. In float64 it gets K with the rounding of float64, whatever
-            the factors and the precision are.
+        out: Contiguous memory for K, which no factor may share. In float64 it gets K with the rounding of float64,
+            whatever the factors and the precision are.
 
     Raises:
         RuntimeError: where shapes or dtypes do not fit; the message names the argument.
@@ -178,9 +181,9 @@ def tangent_moments(batch: KernelBatch, v: Tensor, precision: str, per_output: b
 
     Args:
         batch: The kernels.
-        v: Labels of zero sum, float64 [n, o, 1].
+        v: Labels, float64 [n, o, 1]. They are centered as the kernels are: the inner product is <C v, K C v>.
         precision: "highest", "high" or "medium".
-        per_output: Whether to center per output, too. There the labels are centered over the samples of each output.
+        per_output: Whether to center per output, too.
 
     Returns:
         The moments with C = I - 11^T/(on); with `per_output`, then those with C = (I_n - 11^T/n) (x) I_o.
@@ -238,15 +241,17 @@ def _register() -> None:
         if not hasattr(torch.ops.ahkernels, name):
             continue  # no op
         batches = 2 if name == "tangent_cross_product" else 1
-        torch.library.register_fake(f"ahkernels::{name}", flat(getattr(fake, name), batches))
+        check = getattr(arguments, name)
+        torch.library.register_fake(f"ahkernels::{name}", flat(getattr(fake, name), check, batches))
         # Any device without kernels of its own takes the plain-torch implementation.
         implementation: Callable[..., Any] = _plain_moments if name == "tangent_moments" else getattr(plain, name)
         torch.library.impl(
-            f"ahkernels::{name}", "CompositeExplicitAutograd", flat(without_autocast()(implementation), batches)
+            f"ahkernels::{name}", "CompositeExplicitAutograd", flat(without_autocast()(implementation), check, batches)
         )
     if load_cuda():
         for name in ("centered_inner_products", "tangent_gram"):  # torch's libraries are best at the other ops
-            torch.library.impl(f"ahkernels::{name}", "CUDA", flat(without_autocast()(getattr(cuda, name))))
+            implementation = without_autocast()(getattr(cuda, name))
+            torch.library.impl(f"ahkernels::{name}", "CUDA", flat(implementation, getattr(arguments, name)))
 
 
 _register()

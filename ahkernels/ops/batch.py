@@ -103,11 +103,12 @@ class KernelBatch(NamedTuple):
         return found
 
 
-def flat(implementation: Callable[..., Any], batches: int = 1) -> Callable[..., Any]:
-    """Makes an implementation that takes kernel batches first take an op's flat arguments instead.
+def flat(implementation: Callable[..., Any], check: Callable[..., None], batches: int = 1) -> Callable[..., Any]:
+    """Makes an implementation that takes kernel batches first take an op's flat arguments instead, which are checked.
 
     Args:
         implementation: Takes `KernelBatch` as its first arguments.
+        check: Takes the same arguments, and raises if they do not fit.
         batches: How many of them are batches.
 
     Returns:
@@ -118,6 +119,8 @@ def flat(implementation: Callable[..., Any], batches: int = 1) -> Callable[..., 
     @functools.wraps(implementation)
     def of_flat_arguments(*arguments: Any, **keywords: Any) -> Any:
         found = [KernelBatch(*arguments[i * width : (i + 1) * width]) for i in range(batches)]
-        return implementation(*found, *arguments[batches * width :], **keywords)
+        rest = arguments[batches * width :]
+        check(*found, *rest, **keywords)
+        return implementation(*found, *rest, **keywords)
 
     return of_flat_arguments

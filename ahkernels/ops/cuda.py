@@ -19,7 +19,7 @@ from torch import Tensor
 from ahkernels.ops import plain
 from ahkernels.ops.batch import KernelBatch, Layer
 from ahkernels.ops.build import TILING
-from ahkernels.ops.scaling import power_of_two
+from ahkernels.ops.scaling import power_of_two, scale_of_largest, scales_of
 
 # A panel has a multiple of so many samples, and so whole tiles of K at any number of outputs.
 PANEL_SAMPLES = TILING["cuda_tile"]
@@ -157,8 +157,7 @@ class SumOfLayers:
     def __init__(self, layers: Sequence[Layer], precision: str) -> None:
         self.layers = layers
         self.precision = precision
-        scales = [(power_of_two(layer.forward, layer.bias), power_of_two(layer.backward)) for layer in layers]
-        self.scale = plain.smallest([scale_a**2 * scale_g**2 for scale_a, scale_g in scales])
+        self.scale = scale_of_largest([scales_of(one.forward, one.backward, one.bias)[2] for one in layers])
 
     @property
     def bytes_per_sample(self) -> int:
@@ -175,7 +174,7 @@ class SumOfLayers:
             means = entries.new_zeros(2, part.parts.shape[2])
             part.tiles(rows, "rows", means=means, entries=entries)
             unscale = (self.scale / part.forward_scale**2) / part.backward_scale**2
-            total.addcmul_(entries, unscale.float())
+            total.addcmul_(entries, unscale.clamp(max=1).float())  # more than 1 for zeros alone
         panel = total.view(c, o, n, o)[:, :, rows.start :]
         panel[:, :, :c] = plain.mirrored(panel[:, :, :c])
         return panel

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ahkernels.ops.arguments import require_batch, require_factor_means
 from ahkernels.ops.batch import KernelBatch
 
 
@@ -26,7 +27,12 @@ def deviations(batch: KernelBatch, forward_means: Sequence[Tensor], backward_mea
         batch: The kernels.
         forward_means: a0 of each layer, float64 [s, d], with the digits of the dtype of tiles.
         backward_means: g0 of each layer, float64 [s, o, m], likewise.
+
+    Raises:
+        RuntimeError: Unless there are such means for each layer; the message names the argument.
     """
+    require_batch("deviations", batch)
+    require_factor_means("deviations", batch, forward_means, backward_means)
     forward, backward = [], []
     means = zip(batch.forward, batch.backward, batch.bias, forward_means, backward_means, strict=True)
     for a, g, bias, a0, g0 in means:

@@ -59,7 +59,7 @@ def tangent_moments(batch: KernelBatch, v: Tensor, precision: str, per_output: b
 
 def tangent_product(batch: KernelBatch, v: Tensor, fp32: bool = False) -> Tensor:
     """[n, o, columns]."""
-    return torch.empty_like(v)
+    return v.new_empty(v.shape)
 
 
 def tangent_quadratic(batch: KernelBatch, v: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ahkernels.centering import Centering
 from ahkernels.ops.batch import KernelBatch, Layer
 from ahkernels.ops.deviations import deviations
 from ahkernels.ops.moments import Moments
-from ahkernels.ops.scaling import power_of_two
+from ahkernels.ops.scaling import scale_of_largest, scales_of
 
 
 def chunk_elements(factor: Tensor) -> int:
@@ -33,13 +33,8 @@ def loses_digits(batch: KernelBatch, centering: Centering, precision: str) -> bo
     return batch.near_constant(centering) and precision != "medium"
 
 
-def smallest(scales: Sequence[Tensor]) -> Tensor:
-    """The scale of a kernel's largest layer, which all of its layers are computed with."""
-    return torch.stack(list(scales)).amin()
-
-
 class ScaledLayer(NamedTuple):
-    """The factors of a layer times powers of two, and `scale`: what its kernel is multiplied by in turn."""
+    """The factors of a layer times powers of two, and `scale`: what its kernel is multiplied by; see `scales_of`."""
 
     forward: Tensor
     backward: Tensor
@@ -49,15 +44,15 @@ class ScaledLayer(NamedTuple):
 
     @classmethod
     def of(cls, layer: Layer, precision: str) -> ScaledLayer:
-        """See `power_of_two`."""
+        """Scales and rounds the factors."""
         forward, backward, bias, by_jacobian = layer
-        scale_a, scale_g = power_of_two(forward, bias), power_of_two(backward)
+        scale_a, scale_g, scale = scales_of(forward, backward, bias)
         return cls(
             _rounded(forward, scale_a, precision),
             _rounded(backward, scale_g, precision),
             bias * scale_a**2 if bias else 0.0,
             by_jacobian,
-            scale_a**2 * scale_g**2,
+            scale,
         )
 
     def panel(self, rows: slice) -> Tensor:
@@ -118,7 +113,7 @@ def jacobian_of_weights(forward: Tensor, backward: Tensor) -> Tensor:
 
 def sum_panel(layers: Sequence[ScaledLayer], rows: slice, columns: slice | None = None) -> Tensor:
     """`ScaledLayer.panel` of a kernel, or entries between two groups of samples, at the scale of its largest layer."""
-    scale = smallest([layer.scale for layer in layers])
+    scale = scale_of_largest([layer.scale for layer in layers])
     panel: Tensor | None = None
     for layer in layers:
         part = layer.panel(rows) if columns is None else layer.samples(rows).against(layer.samples(columns))
@@ -200,7 +195,7 @@ class ScaledKernels(NamedTuple):
     def of(cls, batch: KernelBatch, precision: str) -> ScaledKernels:
         """Scales the layers of a batch."""
         kernels = [[ScaledLayer.of(layer, precision) for layer in kernel] for kernel in batch.kernels()]
-        scales = [smallest([layer.scale for layer in kernel]) for kernel in kernels]
+        scales = [scale_of_largest([layer.scale for layer in kernel]) for kernel in kernels]
         return cls(kernels, scales, steps(batch.n, chunk_elements(batch.backward[0]), batch.n * batch.o**2))
 
     def panels(self, rows: slice) -> list[Tensor]:
@@ -390,22 +385,14 @@ def tangent_row_sums(batch: KernelBatch) -> Tensor:
 
 
 def tangent_moments(batch: KernelBatch, v: Tensor, precision: str, per_output: bool = False) -> tuple[Moments, ...]:
-    """See `ahkernels.ops.tangent_moments`.
-
-    Raises:
-        RuntimeError: for kernels of one output.
-    """
-    if batch.o == 1:
-        raise RuntimeError(
-            "tangent_moments: backward: expected at least 2 outputs, got 1; for kernels over samples alone take "
-            "centered_inner_products with the kernel of the labels, tangent_diagonal and tangent_row_sums"
-        )
+    """See `ahkernels.ops.tangent_moments`."""
     return _moments_of_both_centerings(batch, v, precision) if per_output else (_moments(batch, v, precision),)
 
 
 def _moments(batch: KernelBatch, v: Tensor, precision: str) -> Moments:
     """Global centering: inner products and sums from products, squared norms from panels."""
     ops = torch.ops.ahkernels  # the device's own, where it has some
+    v = v - v.mean()
     columns = torch.cat((torch.ones_like(v), v), 2)
     products = [ops.tangent_product(*kernel, columns) for kernel in batch.split()]  # K 1 and K v
     sums = [product[..., 0] for product in products]
@@ -422,6 +409,7 @@ def _moments_of_both_centerings(batch: KernelBatch, v: Tensor, precision: str) -
     """Both centerings: inner products and sums from quadratic forms, squared norms from panels."""
     ops = torch.ops.ahkernels  # the device's own, where it has some
     n, o = v.shape[:2]
+    v = v - v.mean()
     blocks = torch.eye(o, dtype=v.dtype, device=v.device).expand(n, o, o)  # a column of ones at each output
     columns = torch.cat((v, v - v.mean(0), torch.ones_like(v), blocks), 2)
     forms = torch.stack([ops.tangent_quadratic(*kernel, columns) for kernel in batch.split()])  # [q, 3 + o]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,23 @@ def power_of_two(factor: Tensor, bias: float = 0.0) -> Tensor:
     inverse have; 1 for a factor of zeros.
     """
     return to_one(largest_magnitude(factor, bias))
+
+
+def scales_of(forward: Tensor, backward: Tensor, bias: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The powers of two of a layer's factors, and what its kernel is multiplied by then.
+
+    The latter is infinite for a kernel of zeros, which is the same at any scale.
+    """
+    largest_a, largest_g = largest_magnitude(forward, bias), largest_magnitude(backward)
+    scale_a, scale_g = to_one(largest_a), to_one(largest_g)
+    zero = (largest_a == 0) | (largest_g == 0)
+    return scale_a, scale_g, (scale_a**2 * scale_g**2).masked_fill(zero, torch.inf)
+
+
+def scale_of_largest(scales: Sequence[Tensor]) -> Tensor:
+    """The scale of a kernel's largest layer, which all of its layers are computed with; 1 for zeros alone."""
+    smallest = torch.stack(list(scales)).amin()
+    return smallest.masked_fill(smallest.isinf(), 1.0)
 
 
 def largest_magnitude(factor: Tensor, bias: float = 0.0) -> Tensor:

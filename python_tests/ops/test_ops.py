@@ -298,6 +298,62 @@ def test_thin_ops_sum_over_the_layers(op, n, o, dtype):
         assert (sums - k.sum(1)).norm() <= rounding * k.norm() * math.sqrt(n * o)
 
 
+def assert_kernels(op, layers: list[tuple[Tensor, Tensor, float]], o: int) -> None:
+    """Of some layers, as one kernel and as several, by all ops that go over tiles."""
+    dense = [reference.kernel(*layer) for layer in layers]
+    total, bound = torch.stack(dense).sum(0), 1e-5
+    gram = op.tangent_gram(kernels(layers), "highest")
+    assert (gram - total).norm() <= bound * total.norm()
+    v = centered_vector(len(total) // o, o)
+    for batch, ks in ((kernels(layers), [total]), (kernels(*([layer] for layer in layers)), dense)):
+        centered = [[reference.centered(k, one, o) for k in ks] for one in ("global", "per_output")]
+        expected = torch.stack([torch.stack([torch.stack([(k * c).sum() for c in of]) for k in of]) for of in centered])
+        norms = torch.stack([k.norm() for k in ks])
+        room = bound * norms[:, None] * norms
+        found = op.centered_inner_products(batch, [row_means(k, o) for k in ks], "highest")
+        assert (found - expected[0]).abs().le(room).all()
+        assert (op.per_output_inner_products(batch, "highest") - expected).abs().le(room).all()
+        both = op.tangent_moments(batch, v, "highest", True)
+        for of, one in zip(centered, both, strict=True):
+            forms = torch.stack([v.flatten() @ k @ v.flatten() for k in of])
+            assert (one.inner_product - forms).abs().le(bound * norms * v.square().sum()).all()
+            assert (one.squared_norm - torch.stack([k.square().sum() for k in of])).abs().le(bound * norms**2).all()
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize("n", [30, 70])
+def test_layers_that_share_memory_and_differ_in_strides(op, n):
+    """The same numbers in memory, in another order or again and again: no layer takes the tiles of another."""
+    o = 4
+    a, g = factors(n, 1, o, 6, o)
+    repeated = [g[:1].expand_as(g), g[:, :, :1].expand_as(g), g[..., :1].expand_as(g)]
+    sliding = g.as_strided(g.shape, (1, 1, n, 1))
+    assert_kernels(op, [(a, one, 1.0) for one in (g, g.transpose(2, 3), *repeated, sliding)], o)
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize("scales", [(1e-15, 1e15), (1e15, 1e-15), (1e-15, 1e15, 1.0), (0.0, 1e-15)], ids=str)
+def test_sums_of_layers_of_very_different_scales(op, scales):
+    """All are computed at the scale of the largest, whichever comes first."""
+    n, o = 60, 3
+    a, g = factors(n, 1, o, 6, 5)
+    assert_kernels(op, [(a, scale * g, 1.0) for scale in scales], o)
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize("scales", [(1.0, 1e3), (1e6, 1.0, 1e-6)], ids=str)
+def test_layers_that_share_a_factor_at_different_scales(op, scales):
+    """At the scale of their kernel, the shared factor has another scale in each of them."""
+    n, o = 60, 3
+    a, g = factors(n, 1, o, 6, 5)
+    layers = [(scale * a, g, 0.0) for scale in scales]
+    assert_kernels(op, layers, o)
+    # Beside the largest layer, the others show in a sum alone.
+    rest = [(torch.zeros_like(a), g, 0.0), *layers[1:]]
+    expected = torch.stack([reference.kernel(*layer) for layer in rest]).sum(0)
+    assert (op.tangent_gram(kernels(rest), "highest") - expected).norm() <= 1e-5 * expected.norm()
+
+
 @pytest.mark.parametrize("op", IMPLEMENTATIONS)
 @pytest.mark.parametrize("spread", [1e-1, 1e-2, 1e-3])
 def test_nearly_constant_jacobians(op, spread):
@@ -418,6 +474,47 @@ def test_extreme_scales(op, forward_scale, backward_scale):
     forward, backward = forward * forward_scale, backward * backward_scale
     assert relative_error(op, forward, backward, 0.0) < 1e-5
     assert relative_error(op, forward, backward, 1.0) < 1e-5
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("dtype", "forward_scale", "backward_scale"),
+    [
+        (torch.bfloat16, 1e-18, 1e-18),
+        (torch.bfloat16, 1e18, 1e18),
+        (torch.bfloat16, 1e-25, 1e25),
+        (torch.float16, 1e-6, 1e-6),
+    ],
+)
+def test_extreme_scales_of_16_bit_factors(op, dtype, forward_scale, backward_scale):
+    """The kernel, its squares or one of its two Grams are out of the range of fp32."""
+    forward, backward = factors(60, 1, 3, 50, 40, torch.float32)
+    assert relative_error(op, (forward * forward_scale).to(dtype), (backward * backward_scale).to(dtype), 0.0) < 1e-5
+
+
+@pytest.mark.parametrize("size", [1e-5, 2e-7, 1e-9])
+def test_inputs_that_are_tiny_beside_a_bias(size):
+    """What centering per output leaves is below what squares in fp32 hold; where it comes close, float64 takes over."""
+    n, o, s, d = 100, 2, 1, 2
+    a = size * torch.randn(n, s, d)
+    g = torch.eye(o).expand(n, s, o, o)
+    batch, v = one_layer(a, g, 1.0), centered_vector(n, o)
+    deviation = a[:, 0].double() - a[:, 0].double().mean(0)
+    k, labels = deviation @ deviation.T, (v - v.mean(0))[..., 0]
+    square, form = float(2 * k.square().sum()), float((labels * (k @ labels)).sum())
+    exact = 1e-5 if size > 1e-6 else 1e-10
+    assert float(ops.per_output_inner_products(batch, "highest")[1]) == pytest.approx(square, rel=exact)
+    moments = ops.tangent_moments(batch, v, "highest", True)[1]
+    assert float(moments.squared_norm) == pytest.approx(square, rel=exact)
+    assert float(moments.inner_product) == pytest.approx(form, rel=exact)
+
+    a0 = a.mean(0).double()
+    rest = a[:, 0].double() - a0[0]
+    pairs = rest @ rest.T
+    means = (pairs.sum(1) / n)[:, None, None] * torch.eye(o).double()
+    expected = 2 * (pairs - pairs.mean(1) - pairs.mean(1)[:, None]).square().sum()
+    got = ops.pair_inner_products(batch, [means], "highest", n, 0, [a0], [g[0].double()])
+    assert float(got) == pytest.approx(float(expected), rel=exact)
 
 
 @pytest.mark.parametrize("op", IMPLEMENTATIONS)
@@ -630,6 +727,37 @@ def test_products_of_plain_torch_hold_a_few_chunks(monkeypatch, shape):
         assert most_bytes(profiled) <= 8 * (8 * numbers + 4 * n)
 
 
+@pytest.mark.parametrize("by_jacobian", [False, True])
+def test_panels_of_plain_torch_hold_a_few_chunks(monkeypatch, by_jacobian):
+    """The kernel itself would be 10 MB."""
+    n, s, o, numbers = 400, 2, 4, 20_000
+    monkeypatch.setattr(plain, "chunk_elements", lambda factor: numbers)
+    forward, backward = factors(n, s, o, 5, 6, torch.float32)
+    two = kernels(*2 * [[(forward, backward, 1.0, by_jacobian)]])
+    means, v = torch.zeros(n, o, dtype=torch.float64), centered_vector(n, o)
+    for job in (
+        lambda: plain.centered_inner_products(two, [means] * 2, "highest"),
+        lambda: plain.per_output_inner_products(two, "medium"),
+        lambda: plain.pair_inner_products(two, [means.unsqueeze(2)] * 2, "highest", n, 0),
+        lambda: plain.tangent_moments(two, v, "highest"),
+        lambda: plain.tangent_moments(two, v, "highest", True),
+    ):
+        with torch.profiler.profile(profile_memory=True) as profiled:
+            job()
+        assert most_bytes(profiled) <= 8 * 12 * numbers + 8 * (8 * n * o * o + 4 * two.forward[0].numel())
+
+
+def test_chunks_of_plain_torch():
+    """Bytes of float64 numbers."""
+    assert 8 * plain.chunk_elements(torch.empty(0)) <= 64 << 20
+    assert 8 * plain.chunk_elements(torch.empty(0, device="meta")) <= 512 << 20
+    for numbers in (1, 1000, 10**6):
+        for count, of_one in ((1, 1), (7, 300), (1000, 1), (50, 10**7), (3, 0)):
+            chunks = plain.steps(count, numbers, of_one)
+            assert [x for chunk in chunks for x in range(count)[chunk]] == list(range(count))
+            assert all((chunk.stop - chunk.start) * of_one <= max(numbers, of_one) for chunk in chunks)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize(
     "shape", [(200, 1, 10, 50, 60, 1.0), (130, 2, 3, 20, 30, 1.0), (900, 1, 1, 40, 30, 0.0)], ids=str
@@ -699,40 +827,6 @@ def test_opcheck():
             torch.library.opcheck(op.default, arguments)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"forward": []}, "forward: expected at least one factor"),
-        ({"backward": []}, "backward: expected as many factors as forward"),
-        ({"bias": [0.0, 0.0]}, "bias: expected as many numbers"),
-        ({"forward": [torch.ones(4, 3)]}, r"forward\[0\]: expected shape \[n, s, d\]"),
-        ({"backward": [torch.ones(4, 1, 5)]}, r"backward\[0\]: expected shape \[n, s, o, m\]"),
-        ({"backward": [torch.ones(5, 1, 2, 5)]}, r"backward\[0\]: expected n and s of forward"),
-        ({"forward": [torch.ones(0, 1, 3)], "backward": [torch.ones(0, 1, 2, 5)]}, "at least 1"),
-        (
-            {"forward": [torch.ones(4, 1, 3).int()], "backward": [torch.ones(4, 1, 2, 5).int()]},
-            "expected float32",
-        ),
-        ({"backward": [torch.ones(4, 1, 2, 5).double()]}, "expected the dtype of forward"),
-        ({"row_means": []}, "row_means: expected 1 tensors, got 0"),
-        ({"row_means": [torch.zeros(4, 2)]}, "row_means: expected contiguous float64"),
-        ({"row_means": [torch.zeros(3, 2, dtype=torch.float64)]}, r"shape \[n, o\] = \[4, 2\]"),
-        ({"precision": "lowest"}, "precision: expected"),
-        ({"by_jacobian": [True, False]}, r"by_jacobian: expected as many as forward has factors \(1\), got 2"),
-        ({"by_jacobian": []}, r"by_jacobian: expected as many as forward has factors \(1\), got 0"),
-        ({"layers": [2]}, r"layers: expected a sum of 1, the factors of forward, got 2"),
-        ({"layers": [1, 0]}, "layers: expected at least one for each kernel, got 0"),
-    ],
-)
-def test_bad_arguments_of_centered_inner_products(change, message):
-    batch = one_layer(torch.ones(4, 1, 3), torch.ones(4, 1, 2, 5), 0.0)
-    rest = {"row_means": [torch.zeros(4, 2, dtype=torch.float64)], "precision": "highest"}
-    batch = batch._replace(**{name: value for name, value in change.items() if name in batch._fields})
-    rest |= {name: value for name, value in change.items() if name in rest}
-    with pytest.raises(RuntimeError, match=message):
-        ops.centered_inner_products(batch, **rest)
-
-
 def test_batches_of_layer_factors():
     layers = [LayerFactors(*factors(4, s, 2, 3, 5, seed=s), bias=s == 1, by_jacobian=s > 1) for s in (1, 2, 3)]
     layers[0].backward.requires_grad_()
@@ -746,57 +840,3 @@ def test_batches_of_layer_factors():
     assert batch.split()[1].backward == batch.backward[1:]
     assert batch.near_constant("per_output") and not batch.near_constant("global")
     assert batch.double().dtype == torch.float64
-
-
-@pytest.mark.parametrize("op", [ops, plain])
-def test_moments_of_one_output_are_refused(op):
-    batch, v = one_layer(*factors(4, 1, 1, 3, 5), 0.0), torch.ones(4, 1, 1, dtype=torch.float64)
-    for options in ((), (True,)):
-        with pytest.raises(RuntimeError, match="tangent_moments: backward: expected at least 2 outputs, got 1; for"):
-            op.tangent_moments(batch, v, "highest", *options)
-
-
-def test_thin_ops_take_one_kernel():
-    a, g, v = torch.ones(4, 1, 3), torch.ones(4, 1, 2, 5), torch.ones(4, 2, 1, dtype=torch.float64)
-    one, two = one_layer(a, g, 0.0), kernels([(a, g, 0.0)], [(a, g, 0.0)])
-    for name, rest in (
-        ("tangent_gram", ("highest",)),
-        ("tangent_gram", ("highest", torch.empty(8, 8))),
-        ("tangent_product", (v,)),
-        ("tangent_quadratic", (v,)),
-        ("tangent_diagonal", ()),
-        ("tangent_row_sums", ()),
-        ("tangent_cross_product", (one, v)),
-    ):
-        with pytest.raises(RuntimeError, match=f"{name}(_out)?: layers: expected one kernel, got 2"):
-            getattr(ops, name)(two, *rest)
-    with pytest.raises(RuntimeError, match="column_layers: expected one kernel, got 2"):
-        ops.tangent_cross_product(one, two, v)
-
-
-def test_bad_arguments_of_thin_products():
-    forward, backward = torch.ones(4, 1, 3), torch.ones(4, 1, 2, 5)
-    for v in (
-        torch.ones(4, 2, 1),
-        torch.ones(8, 1, dtype=torch.float64),
-        torch.ones(4, 2, 0, dtype=torch.float64),
-    ):
-        with pytest.raises(RuntimeError, match="v: expected a contiguous float64 tensor"):
-            ops.tangent_product(one_layer(forward, backward, 0.0), v)
-        with pytest.raises(RuntimeError, match="tangent_quadratic: v: expected a contiguous float64 tensor"):
-            ops.tangent_quadratic(one_layer(forward, backward, 0.0), v)
-    v, one = torch.ones(4, 2, 1, dtype=torch.float64), one_layer(forward, backward, 0.0)
-    with pytest.raises(RuntimeError, match=r"column_forward\[0\]: expected d and m of the rows \(2, 5\), got \(3, 5\)"):
-        ops.tangent_cross_product(one_layer(forward[..., :2], backward, 0.0), one, v)
-    with pytest.raises(RuntimeError, match=r"column_bias\[0\]: expected the bias of the rows, 1, got 0"):
-        ops.tangent_cross_product(one_layer(forward, backward, 1.0), one, v)
-    with pytest.raises(RuntimeError, match="column_layers: expected the 2 layers of the rows, got 1"):
-        ops.tangent_cross_product(kernels(2 * [(forward, backward, 0.0)]), one, v)
-    with pytest.raises(RuntimeError, match=r"v: expected a contiguous float64 tensor of shape .* = \[3, 2, columns\]"):
-        ops.tangent_cross_product(one, one_layer(forward[:3], backward[:3], 0.0), v)
-    with pytest.raises(RuntimeError, match="tangent_moments: v: expected one column, got 2"):
-        ops.tangent_moments(one, torch.ones(4, 2, 2, dtype=torch.float64), "highest")
-    with pytest.raises(RuntimeError, match="expected n and o of the first kernel"):
-        means = torch.zeros(4, 2, dtype=torch.float64)
-        batch = kernels([(forward, backward, 0.0)], [(forward, torch.ones(4, 1, 3, 5), 0.0)])
-        ops.centered_inner_products(batch, [means, means], "highest")

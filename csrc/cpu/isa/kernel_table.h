@@ -131,7 +131,7 @@ struct TileKernels : Packing {
   void (*axpy)(T alpha, const Strided& x, int64_t k, T* y);
   // <x, y>, where x [k] is the first row of a view
   T (*dot)(const Strided& x, int64_t k, const T* y);
-  // The largest magnitude in rows [count, k] without their scale, nan if there is one; 1 for 16-bit numbers.
+  // The largest magnitude in rows [count, k] without their scale, nan if there is one.
   double (*largest)(const Strided& rows, int64_t count, int64_t k);
 };
 

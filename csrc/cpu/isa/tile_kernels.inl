@@ -467,7 +467,8 @@ Bits largest_bits(const Strided& rows, int64_t count, int64_t k) {
 inline double largest(const Strided& rows, int64_t count, int64_t k) {
   if (rows.element == Element::kDouble) return __builtin_bit_cast(double, largest_bits<uint64_t>(rows, count, k));
   if (rows.element == Element::kFloat) return __builtin_bit_cast(float, largest_bits<uint32_t>(rows, count, k));
-  return 1.0;  // in fp32 no product of 16-bit factors overflows or vanishes before K does
+  const uint16_t bits = largest_bits<uint16_t>(rows, count, k);
+  return rows.element == Element::kHalf ? to_float(__builtin_bit_cast(Half, bits)) : to_float(bits);
 }
 
 template <class T>

@@ -60,22 +60,17 @@ Tensor centered_inner_products(const KernelBatch& batch, const std::vector<Tenso
                                const std::string& precision) {
   const std::string op = "centered_inner_products";
   const std::vector<LayerFactors> layers = layer_factors_of(op, batch, Scaling::kByKernel);
+  check_entries(op, batch);
   check_precision(op, precision);
   const int64_t count = kernel_count(layers);
-  STD_TORCH_CHECK(static_cast<int64_t>(row_means.size()) == count, op, ": row_means: expected ", count,
-                  " tensors, got ", row_means.size());
-  for (const Tensor& means : row_means) {
-    STD_TORCH_CHECK(means.dim() == 2 && means.size(0) == layers[0].n && means.size(1) == layers[0].o &&
-                        means.is_contiguous() && means.scalar_type() == torch::headeronly::ScalarType::Double,
-                    op, ": row_means: expected contiguous float64 tensors of shape [n, o] = [", layers[0].n, ", ",
-                    layers[0].o, "]");
-  }
+  const std::vector<std::vector<int64_t>> shapes(count, {layers[0].n, layers[0].o});
+  const std::vector<Tensor> means = all_numbers_of(op + ": row_means", row_means, "[n, o]", shapes);
   Tensor out = torch::stable::new_empty(row_means[0], {count, count});
   double* result = static_cast<double*>(out.mutable_data_ptr());
   if (layers[0].element == Element::kDouble) {
-    inner_products(double_kernels(), layers, row_means, result);
+    inner_products(double_kernels(), layers, means, result);
   } else {
-    inner_products(float_kernels(precision), layers, row_means, result);
+    inner_products(float_kernels(precision), layers, means, result);
   }
   return out;
 }

@@ -75,57 +75,50 @@ void inner_products(const TileKernels<T>& tiles, const std::vector<LayerFactors>
   }
 }
 
-// The numbers of one of a list of tensors, which must have a shape of these sizes.
-const double* numbers_of(const std::string& what, const Tensor& tensor, const std::vector<int64_t>& sizes) {
-  bool fits = tensor.dim() == static_cast<int64_t>(sizes.size()) && tensor.is_contiguous() &&
-              tensor.scalar_type() == torch::headeronly::ScalarType::Double;
-  std::string shape;
-  for (size_t i = 0; i < sizes.size(); ++i) {
-    fits = fits && tensor.size(static_cast<int64_t>(i)) == sizes[i];
-    shape += (i ? ", " : "") + std::to_string(sizes[i]);
-  }
-  STD_TORCH_CHECK(fits, what, ": expected contiguous float64 tensors, here one of shape [", shape, "]");
-  return static_cast<const double*>(tensor.const_data_ptr());
-}
-
 }  // namespace
 
 Tensor pair_inner_products(const KernelBatch& batch, const std::vector<Tensor>& means, const std::string& precision,
                            int64_t first_end, int64_t second_begin, const std::vector<Tensor>& forward_means,
                            const std::vector<Tensor>& backward_means) {
   const std::string op = "pair_inner_products";
-  const int64_t count = static_cast<int64_t>(batch.layers.size());
-  STD_TORCH_CHECK(count > 0 && static_cast<int64_t>(means.size()) == count, op, ": means: expected ", count,
-                  " tensors, got ", means.size());
-  const bool near_constant = !forward_means.empty();
-  const std::vector<LayerFactors> layers = layer_factors_of(op, batch, Scaling::kByKernel, near_constant);
+  const bool near_constant = !forward_means.empty() || !backward_means.empty();
+  const std::vector<LayerFactors> layers =
+      layer_factors_of(op, batch, near_constant ? Scaling::kBesideMeans : Scaling::kByKernel, near_constant);
+  check_entries(op, batch);
   check_precision(op, precision);
-  const int64_t n = layers[0].n, o = layers[0].o;
-  for (const Tensor& one : means) numbers_of(op + ": means", one, {n, o, near_constant ? o : int64_t{1}});
+  const int64_t n = layers[0].n, o = layers[0].o, count = kernel_count(layers);
+  const std::vector<std::vector<int64_t>> shapes(count, {n, o, near_constant ? o : 1});
+  const std::vector<Tensor> of_rows =
+      all_numbers_of(op + ": means", means, near_constant ? "[n, o, o]" : "[n, o, 1]", shapes);
+  std::vector<std::vector<int64_t>> forward_shapes, backward_shapes;
+  for (const LayerFactors& layer : layers) {
+    if (near_constant) forward_shapes.push_back({layer.s, layer.d});
+    if (near_constant) backward_shapes.push_back({layer.s, o, layer.m});
+  }
+  const std::vector<Tensor> of_forward =
+      all_numbers_of(op + ": forward_means", forward_means, "[s, d]", forward_shapes);
+  const std::vector<Tensor> of_backward =
+      all_numbers_of(op + ": backward_means", backward_means, "[s, o, m]", backward_shapes);
   std::vector<FactorMeans> factor_means(layers.size());
-  STD_TORCH_CHECK(!near_constant || forward_means.size() == layers.size(), op, ": forward_means: expected ",
-                  layers.size(), " tensors, got ", forward_means.size());
-  STD_TORCH_CHECK(backward_means.size() == forward_means.size(), op, ": backward_means: expected ",
-                  forward_means.size(), " tensors, got ", backward_means.size());
-  for (size_t i = 0; i < forward_means.size(); ++i) {
-    const LayerFactors& layer = layers[i];
-    factor_means[i] = {/*given=*/true, numbers_of(op + ": forward_means", forward_means[i], {layer.s, layer.d}),
-                       numbers_of(op + ": backward_means", backward_means[i], {layer.s, o, layer.m})};
+  for (size_t i = 0; i < of_forward.size(); ++i) {
+    factor_means[i] = {/*given=*/true, static_cast<const double*>(of_forward[i].const_data_ptr()),
+                       static_cast<const double*>(of_backward[i].const_data_ptr())};
   }
-  STD_TORCH_CHECK(second_begin >= 0 && second_begin < n && second_begin % kPanel == 0, op,
-                  ": second_begin: expected a multiple of ", kPanel, " below ", n, ", got ", second_begin);
+  AHK_REQUIRE(second_begin >= 0 && second_begin < n && second_begin % kPanel == 0, op,
+              ": second_begin: expected 0 or a multiple of ", kPanel, " below n = ", n, ", got ", second_begin);
   if (second_begin == 0) {
-    STD_TORCH_CHECK(first_end == n, op, ": first_end: expected ", n, " for all pairs, got ", first_end);
+    AHK_REQUIRE(first_end == n, op, ": first_end: expected n = ", n,
+                " for all pairs, which second_begin = 0 asks for, got ", first_end);
   } else {
-    STD_TORCH_CHECK(first_end > 0 && first_end <= second_begin, op, ": first_end: expected a number from 1 to ",
-                    second_begin, ", got ", first_end);
+    AHK_REQUIRE(first_end > 0 && first_end <= second_begin, op,
+                ": first_end: expected a number from 1 to second_begin = ", second_begin, ", got ", first_end);
   }
-  Tensor out = torch::stable::new_empty(means[0], {count, count});
+  Tensor out = torch::stable::new_empty(of_rows[0], {count, count});
   double* result = static_cast<double*>(out.mutable_data_ptr());
   if (layers[0].element == Element::kDouble) {
-    inner_products(double_kernels(), layers, factor_means, means, first_end, second_begin, result);
+    inner_products(double_kernels(), layers, factor_means, of_rows, first_end, second_begin, result);
   } else {
-    inner_products(float_kernels(precision), layers, factor_means, means, first_end, second_begin, result);
+    inner_products(float_kernels(precision), layers, factor_means, of_rows, first_end, second_begin, result);
   }
   return out;
 }

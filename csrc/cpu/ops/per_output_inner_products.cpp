@@ -69,6 +69,7 @@ void inner_products(const TileKernels<T>& tiles, const std::vector<LayerFactors>
 Tensor per_output_inner_products(const KernelBatch& batch, const std::string& precision) {
   const std::string op = "per_output_inner_products";
   const std::vector<LayerFactors> layers = layer_factors_of(op, batch, Scaling::kByKernel, /*per_output=*/true);
+  check_entries(op, batch);
   check_precision(op, precision);
   const int64_t count = kernel_count(layers);
   Tensor out = torch::stable::new_empty(batch.forward[0], {2, count, count}, torch::headeronly::ScalarType::Double);

@@ -20,7 +20,7 @@ void inner_products(const TileKernels<double>& tiles, int64_t s, int64_t k, cons
 
 // out [n, o] = the sums of squares of the rows of the Jacobian.
 void squares_of_jacobian(const LayerFactors& layer, double* out) {
-  constexpr int64_t kBytes = 8 << 20;
+  constexpr MemoryLimit kBytes{8 << 20};
   const int64_t fitting = std::max<int64_t>(1, kBytes / (layer.o * kTileSize * 8));  // tiles of all outputs
   const JacobianSlices<double> jacobian(double_kernels(), layer, /*mean=*/nullptr, ceil_div(fitting, layer.n));
   const int64_t stride = jacobian.row_numbers();

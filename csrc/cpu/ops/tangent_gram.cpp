@@ -143,6 +143,7 @@ void gram(const TileKernels<T>& tiles, const std::vector<LayerFactors>& layers, 
 std::vector<LayerFactors> layers_of(const std::string& op, const KernelBatch& batch, const std::string& precision) {
   const std::vector<LayerFactors> layers = layer_factors_of(op, batch, Scaling::kByKernel);
   require_one_kernel(op, batch);
+  check_entries(op, batch);
   check_precision(op, precision);
   return layers;
 }
@@ -171,11 +172,13 @@ Tensor tangent_gram(const KernelBatch& batch, const std::string& precision) {
 void tangent_gram_out(const KernelBatch& batch, const std::string& precision, const Tensor& out) {
   const std::vector<LayerFactors> layers = layers_of("tangent_gram_out", batch, precision);
   const int64_t size = layers[0].n * layers[0].o;
-  STD_TORCH_CHECK(out.dim() == 2 && out.size(0) == size && out.size(1) == size && out.is_contiguous(),
-                  "tangent_gram_out: out: expected a contiguous tensor of shape [n*o, n*o] = [", size, ", ", size, "]");
-  const bool in_double = out.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(in_double || (out.scalar_type() == ScalarType::Float && layers[0].element != Element::kDouble),
-                  "tangent_gram_out: out: expected float64 numbers, or float32 for factors below float64");
+  check_out("tangent_gram_out: out", out, size, layers[0].element == Element::kDouble);
+  for (const LayerFactors& layer : layers) {
+    for (const Tensor& factor : {layer.forward, layer.backward}) {
+      AHK_REQUIRE(!share_memory(out, factor),
+                  "tangent_gram_out: out: expected memory of its own, got some that a factor shares");
+    }
+  }
   gram(layers, precision, out);
 }
 

@@ -21,11 +21,11 @@
 namespace ahkernels::cpu {
 namespace {
 
-constexpr int64_t kSmallBytes = 1 << 20;
+constexpr MemoryLimit kSmallBytes{1 << 20};
 constexpr int64_t kSmallRows = 4096;
 
-// For centering by C and a vector v: v^T K v, where v is centered, ||C K C||_F^2, and trace and sum of K. Per output,
-// the sum is that of the blocks of K on the diagonal.
+// For centering by C and a vector v: (C v)^T K C v, ||C K C||_F^2, and trace and sum of K. Per output, the sum is that
+// of the blocks of K on the diagonal.
 struct Moments {
   double inner_product, squared_norm, trace, sum;
 };
@@ -386,7 +386,7 @@ template <class T>
 bool fit_memory(const TileKernels<T>& tiles, const std::vector<LayerFactors>& layers) {
   const int64_t panels = ceil_div(layers[0].n, kPanel), o = layers[0].o;
   const int64_t most = fits_packed(tiles, layers) ? kSmallBytes : kTilesInMemoryBytes;
-  return TilesInMemory<T>::bytes(layers, TileBlock{0, panels, 0, panels, 0, o}) <= most;
+  return TilesInMemory<T>::bytes(layers, TileBlock{0, panels, 0, panels, 0, o}) <= static_cast<double>(most);
 }
 
 // About how many multiply-adds the tiles of a layer take.
@@ -435,6 +435,14 @@ std::vector<MomentsOfKernel> moments_of_batch(const TileKernels<T>& tiles, const
   return found;
 }
 
+// C v.
+std::vector<double> less_their_mean(const double* v, int64_t count) {
+  const double mean = sum_of(v, count) / static_cast<double>(count);
+  std::vector<double> centered(v, v + count);
+  for (double& number : centered) number -= mean;
+  return centered;
+}
+
 double* write(const Moments& moments, double* to) {
   *to++ = moments.inner_product;
   *to++ = moments.squared_norm;
@@ -448,17 +456,18 @@ double* write(const Moments& moments, double* to) {
 Tensor tangent_moments(const KernelBatch& batch, const Tensor& v, const std::string& precision, bool per_output) {
   const std::string op = "tangent_moments";
   const std::vector<LayerFactors> layers = layer_factors_of(op, batch, Scaling::kNone);
+  check_entries(op, batch);
   check_precision(op, precision);
-  check_columns(op, layers[0], v);
-  STD_TORCH_CHECK(v.size(2) == 1, op, ": v: expected one column, got ", v.size(2));
-  STD_TORCH_CHECK(layers[0].o > 1, op,
-                  ": backward: expected at least 2 outputs, got 1; for kernels over samples alone take "
-                  "centered_inner_products with the kernel of the labels, tangent_diagonal and tangent_row_sums");
-  const double* numbers = static_cast<const double*>(v.const_data_ptr());
+  const Tensor labels = numbers_of(op + ": v", v, "[n, o, 1]", {layers[0].n, layers[0].o, 1});
+  AHK_REQUIRE(layers[0].o > 1, op,
+              ": backward: expected at least 2 outputs, got 1; for kernels over samples alone take "
+              "centered_inner_products with the kernel of the labels, tangent_diagonal and tangent_row_sums");
+  const std::vector<double> centered =
+      less_their_mean(static_cast<const double*>(labels.const_data_ptr()), labels.numel());
   const std::vector<MomentsOfKernel> found =
       layers[0].element == Element::kDouble
-          ? moments_of_batch(double_kernels(), batch, layers, numbers, per_output)
-          : moments_of_batch(float_kernels(precision), batch, layers, numbers, per_output);
+          ? moments_of_batch(double_kernels(), batch, layers, centered.data(), per_output)
+          : moments_of_batch(float_kernels(precision), batch, layers, centered.data(), per_output);
   Tensor out = torch::stable::new_empty(v, {kernel_count(layers), per_output ? 8 : 4});
   double* to = static_cast<double*>(out.mutable_data_ptr());
   for (const MomentsOfKernel& of_kernel : found) {

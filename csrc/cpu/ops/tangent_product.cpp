@@ -16,14 +16,14 @@ void product(const TileKernels<T>& tiles, const LayerFactors& layer, const Tenso
 
 Tensor tangent_product(const KernelBatch& batch, const Tensor& v, bool fp32) {
   const std::vector<LayerFactors> layers = thin_layers_of("tangent_product", batch, /*scaled=*/fp32);
-  check_columns("tangent_product", layers[0], v);
+  const Tensor vectors = columns_of("tangent_product", layers[0], v);
   Tensor out = torch::stable::new_empty(v, {layers[0].n, layers[0].o, v.size(2)});
   sum_over_layers(layers.size(), out.numel(), static_cast<double*>(out.mutable_data_ptr()),
                   [&](size_t which, double* to) {
                     if (fp32 && layers[which].element != Element::kDouble) {
-                      product(float_kernels("highest"), layers[which], v, to);
+                      product(float_kernels("highest"), layers[which], vectors, to);
                     } else {
-                      product(double_kernels(), layers[which], v, to);
+                      product(double_kernels(), layers[which], vectors, to);
                     }
                   });
   return out;

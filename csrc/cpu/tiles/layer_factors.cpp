@@ -8,23 +8,6 @@
 namespace ahkernels::cpu {
 namespace {
 
-using torch::headeronly::ScalarType;
-
-Element element_of(const std::string& what, const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return Element::kFloat;
-    case ScalarType::Double:
-      return Element::kDouble;
-    case ScalarType::Half:
-      return Element::kHalf;
-    case ScalarType::BFloat16:
-      return Element::kBFloat16;
-    default:
-      STD_TORCH_CHECK(false, what, ": expected float32, float64, float16 or bfloat16 numbers");
-  }
-}
-
 // The exponent e with 2^e <= magnitude < 2^(e+1), or 0 for zero, infinity and nan.
 int exponent_of(double magnitude) { return magnitude > 0 && std::isfinite(magnitude) ? std::ilogb(magnitude) : 0; }
 
@@ -73,93 +56,65 @@ BackwardRows::BackwardRows(const LayerFactors& layer)
       position_stride_(layer.backward.stride(1)),
       output_stride_(layer.backward.stride(2)) {}
 
-void check_columns(const std::string& op, const LayerFactors& layer, const Tensor& v) {
-  STD_TORCH_CHECK(v.dim() == 3 && v.size(0) == layer.n && v.size(1) == layer.o && v.size(2) > 0 && v.is_contiguous() &&
-                      v.scalar_type() == torch::headeronly::ScalarType::Double,
-                  op, ": v: expected a contiguous float64 tensor of shape [n, o, columns] = [", layer.n, ", ", layer.o,
-                  ", columns]");
-}
-
-void check_precision(const std::string& op, const std::string& precision) {
-  STD_TORCH_CHECK(precision == "highest" || precision == "high" || precision == "medium", op,
-                  ": precision: expected highest, high or medium, got ", precision);
-}
-
 namespace {
 
-void check_counts(const std::string& op, const KernelBatch& batch) {
-  const size_t count = batch.forward.size();
-  STD_TORCH_CHECK(count > 0, op, ": forward: expected at least one factor, got none");
-  STD_TORCH_CHECK(batch.backward.size() == count, op, ": backward: expected as many factors as forward (", count,
-                  "), got ", batch.backward.size());
-  STD_TORCH_CHECK(batch.bias.size() == count, op, ": bias: expected as many numbers as forward has factors (", count,
-                  "), got ", batch.bias.size());
-  STD_TORCH_CHECK(batch.by_jacobian.size() == count, op, ": by_jacobian: expected as many as forward has factors (",
-                  count, "), got ", batch.by_jacobian.size());
-}
-
 // The kernel of each layer.
-std::vector<size_t> kernels_of_layers(const std::string& op, const KernelBatch& batch) {
+std::vector<size_t> kernels_of_layers(const KernelBatch& batch) {
   std::vector<size_t> kernels;
   for (size_t kernel = 0; kernel < batch.layers.size(); ++kernel) {
-    STD_TORCH_CHECK(batch.layers[kernel] > 0, op, ": layers: expected at least one for each kernel, got ",
-                    batch.layers[kernel]);
     kernels.insert(kernels.end(), batch.layers[kernel], kernel);
   }
-  STD_TORCH_CHECK(kernels.size() == batch.forward.size(), op, ": layers: expected a sum of ", batch.forward.size(),
-                  ", the factors of forward, got ", kernels.size());
   return kernels;
-}
-
-// Checks the factors of layer i, also against those of the first layer.
-void check_layer(const std::string& op, const KernelBatch& batch, size_t i) {
-  const Tensor &a = batch.forward[i], &g = batch.backward[i];
-  const Tensor &first_a = batch.forward[0], &first_g = batch.backward[0];
-  const std::string which = op + ": forward[" + std::to_string(i) + "]";
-  STD_TORCH_CHECK(a.dim() == 3, which, ": expected shape [n, s, d], got ", a.dim(), " dimensions");
-  STD_TORCH_CHECK(g.dim() == 4, op, ": backward[", i, "]: expected shape [n, s, o, m], got ", g.dim(), " dimensions");
-  STD_TORCH_CHECK(a.size(0) == g.size(0) && a.size(1) == g.size(1), op, ": backward[", i,
-                  "]: expected n and s of forward (", a.size(0), ", ", a.size(1), "), got (", g.size(0), ", ",
-                  g.size(1), ")");
-  STD_TORCH_CHECK(a.size(0) > 0 && a.size(1) > 0 && g.size(2) > 0, which, ": expected n, s and o of at least 1, got ",
-                  a.size(0), ", ", a.size(1), " and ", g.size(2));
-  STD_TORCH_CHECK(a.scalar_type() == g.scalar_type(), op, ": backward[", i, "]: expected the dtype of forward");
-  STD_TORCH_CHECK(a.size(0) == first_a.size(0) && g.size(2) == first_g.size(2), which,
-                  ": expected n and o of the first kernel (", first_a.size(0), ", ", first_g.size(2), "), got (",
-                  a.size(0), ", ", g.size(2), ")");
-  STD_TORCH_CHECK(a.scalar_type() == first_a.scalar_type(), which, ": expected the dtype of the first kernel");
 }
 
 // Near-constant kernels have offsets for each pair of positions, pair of outputs and sample
 // (near_constant_centering.h). Where these would take more bytes, a layer goes by its Jacobian, which has one mean for
 // each output. Kernels over samples alone have few of them.
-constexpr int64_t kOffsetBytes = 64 << 20;
-int64_t offset_bytes(const LayerFactors& layer) {
-  return layer.o == 1 ? 0 : layer.s * layer.o * layer.s * layer.o * layer.n * static_cast<int64_t>(sizeof(float));
+constexpr MemoryLimit kOffsetBytes{64 << 20};
+double offset_bytes(const LayerFactors& layer) {
+  const double rows = static_cast<double>(layer.s) * static_cast<double>(layer.o);
+  return layer.o == 1 ? 0 : rows * rows * static_cast<double>(layer.n) * sizeof(float);
 }
 
 // A scale must itself be a number of the tiles' type: 2^126 is the largest power that fp32 and its inverse have.
-double scale_of(double magnitude) { return std::ldexp(1.0, -std::clamp(exponent_of(magnitude), -126, 126)); }
-
-void find_scales(LayerFactors& layer) {
-  const double largest = max_magnitude(layer.n, layer.s, layer.d, [&](int64_t sample, int64_t position) {
-    return layer.forward_rows(sample, position);
-  });
-  // A bias is one more number of the forward factor, sqrt(b).
-  layer.forward_scale = scale_of(std::max(std::sqrt(layer.bias), largest));
-  layer.backward_scale =
-      scale_of(max_magnitude(layer.n, layer.s * layer.o, layer.m, [&](int64_t sample, int64_t block) {
-        return layer.backward_rows(sample, block / layer.o, block % layer.o);
-      }));
+constexpr int kMostExponent = 126;
+// Beyond it, zeros make room for the other factor, whose Gram must stay in the range of fp32.
+constexpr int kExponentOfZeros = kMostExponent + 50;
+double scale_of(double magnitude) {
+  return std::ldexp(1.0, -std::clamp(exponent_of(magnitude), -kMostExponent, kMostExponent));
 }
 
-// Gives the layers of a kernel the scale of the largest of them.
-void share_scales(std::vector<LayerFactors>& layers) {
+// Scales a layer by its largest magnitudes. Zeros get the scale `of_zeros`; returns whether the kernel is zero.
+bool find_scales(LayerFactors& layer, double of_zeros) {
+  // A bias is one more number of the forward factor, sqrt(b).
+  const double forward =
+      std::max(std::sqrt(layer.bias), max_magnitude(layer.n, layer.s, layer.d, [&](int64_t sample, int64_t position) {
+                 return layer.forward_rows(sample, position);
+               }));
+  const double backward = max_magnitude(layer.n, layer.s * layer.o, layer.m, [&](int64_t sample, int64_t block) {
+    return layer.backward_rows(sample, block / layer.o, block % layer.o);
+  });
+  layer.forward_scale = forward == 0 ? of_zeros : scale_of(forward);
+  layer.backward_scale = backward == 0 ? of_zeros : scale_of(backward);
+  return forward == 0 || backward == 0;
+}
+
+// Gives the layers of a kernel the scale of the largest of them, or 1 where all are `zero`.
+void share_scales(std::vector<LayerFactors>& layers, const std::vector<bool>& zero) {
   std::vector<double> smallest(kernel_count(layers), std::numeric_limits<double>::infinity());
-  for (const LayerFactors& layer : layers) {
-    smallest[layer.kernel] = std::min(smallest[layer.kernel], layer.forward_scale * layer.backward_scale);
+  std::vector<bool> all_zero(smallest.size(), true);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    double& scale = smallest[layers[i].kernel];
+    scale = std::min(scale, layers[i].forward_scale * layers[i].backward_scale);
+    all_zero[layers[i].kernel] = all_zero[layers[i].kernel] && zero[i];
   }
-  for (LayerFactors& layer : layers) layer.backward_scale = smallest[layer.kernel] / layer.forward_scale;
+  const double most = std::ldexp(1.0, kMostExponent);
+  for (LayerFactors& layer : layers) {
+    const double scale = all_zero[layer.kernel] ? 1 : smallest[layer.kernel];
+    if (layer.backward_scale > most) layer.forward_scale = scale / most;
+    layer.forward_scale = all_zero[layer.kernel] ? 1 : std::min(layer.forward_scale, most);
+    layer.backward_scale = scale / layer.forward_scale;
+  }
 }
 
 // Finds for each layer the first one with the same backward factor and scale. A layer that goes by its Jacobian has no
@@ -180,21 +135,19 @@ void find_shared_backward_factors(std::vector<LayerFactors>& layers) {
 
 }  // namespace
 
-void require_one_kernel(const std::string& op, const KernelBatch& batch, const std::string& argument) {
-  STD_TORCH_CHECK(batch.layers.size() == 1, op, ": ", argument, ": expected one kernel, got ", batch.layers.size());
-}
-
 std::vector<LayerFactors> layer_factors_of(const std::string& op, const KernelBatch& batch, Scaling scaling,
-                                           std::optional<bool> near_constant) {
-  check_counts(op, batch);
-  const std::vector<size_t> kernels = kernels_of_layers(op, batch);
+                                           std::optional<bool> near_constant, const std::string& prefix) {
+  check_batch(op, batch, prefix);
+  const std::vector<size_t> kernels = kernels_of_layers(batch);
+  // Layers of zeros do not hold back the scale of others, unless they are to deviate from other means.
+  const double of_zeros = scaling == Scaling::kByKernel ? std::ldexp(1.0, kExponentOfZeros) : 1;
   std::vector<LayerFactors> layers;
+  std::vector<bool> zero;
   for (size_t i = 0; i < batch.forward.size(); ++i) {
-    check_layer(op, batch, i);
     const Tensor &a = batch.forward[i], &g = batch.backward[i];
     LayerFactors layer{a,
                        g,
-                       element_of(op + ": forward[" + std::to_string(i) + "]", a),
+                       element_of(a),
                        batch.bias[i],
                        a.size(0),
                        a.size(1),
@@ -206,10 +159,10 @@ std::vector<LayerFactors> layer_factors_of(const std::string& op, const KernelBa
                        near_constant.value_or(g.size(2) == 1)};
     layer.by_jacobian =
         layer.s > 1 && (batch.by_jacobian[i] || (layer.near_constant && offset_bytes(layer) > kOffsetBytes));
-    if (scaling != Scaling::kNone) find_scales(layer);
+    if (scaling != Scaling::kNone) zero.push_back(find_scales(layer, of_zeros));
     layers.push_back(layer);
   }
-  if (scaling == Scaling::kByKernel) share_scales(layers);
+  if (scaling == Scaling::kByKernel || scaling == Scaling::kBesideMeans) share_scales(layers, zero);
   find_shared_backward_factors(layers);
   return layers;
 }

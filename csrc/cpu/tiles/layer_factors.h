@@ -1,7 +1,6 @@
 // The factors of a layer as the CPU ops read them: checked and scaled. A tangent kernel is a sum over layers.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -10,12 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "../../kernel_batch.h"
-#include "../isa/kernel_table.h"
+#include "arguments.h"
 
 namespace ahkernels::cpu {
-
-using torch::stable::Tensor;
 
 struct LayerFactors {
   Tensor forward;   // [n, s, d] inputs of the layer at each of its s positions
@@ -61,16 +57,14 @@ class BackwardRows {
   const int64_t sample_stride_, position_stride_, output_stride_;
 };
 
-// Whether to look for the largest magnitudes of factors.
-enum class Scaling { kNone, kByKernel, kByLayer };
+// Whether to look for the largest magnitudes of factors; by kernel also where means of other samples come beside them.
+enum class Scaling { kNone, kByKernel, kBesideMeans, kByLayer };
 
-// The layers of a batch in its order. `op` is named in errors. Unless it is said whether they are near constant, those
-// over samples alone are.
+// The layers of a batch in its order, which check_batch() checks. Unless it is said whether they are near constant,
+// those over samples alone are.
 std::vector<LayerFactors> layer_factors_of(const std::string& op, const KernelBatch& batch, Scaling scaling,
-                                           std::optional<bool> near_constant = std::nullopt);
-
-// Checks that there is one kernel in the batch; errors call its numbers of layers `argument`.
-void require_one_kernel(const std::string& op, const KernelBatch& batch, const std::string& argument = "layers");
+                                           std::optional<bool> near_constant = std::nullopt,
+                                           const std::string& prefix = "");
 
 inline int64_t kernel_count(const std::vector<LayerFactors>& layers) {
   return static_cast<int64_t>(layers.back().kernel) + 1;
@@ -79,10 +73,10 @@ inline int64_t kernel_count(const std::vector<LayerFactors>& layers) {
 // The scale of each kernel.
 std::vector<double> kernel_scales(const std::vector<LayerFactors>& layers);
 
-// Checks that v is [n, o, columns] in float64.
-void check_columns(const std::string& op, const LayerFactors& layer, const Tensor& v);
-
-void check_precision(const std::string& op, const std::string& precision);
+// v [n, o, columns] as numbers_of() checks it.
+inline Tensor columns_of(const std::string& op, const LayerFactors& layer, const Tensor& v) {
+  return numbers_of(op + ": v", v, "[n, o, columns]", {layer.n, layer.o, -1});
+}
 
 // out [count] = the sum of layer(which, to) over the layers, each of which writes `count` numbers: one after the other,
 // in fp64.

@@ -19,10 +19,10 @@
 namespace ahkernels::cpu {
 
 // For the packed factors of both groups. A single pair of panels is packed even where it takes more.
-constexpr int64_t kWorkspaceBytes = 32 << 20;
+constexpr MemoryLimit kWorkspaceBytes{32 << 20};
 
 // For what a visitor holds of all items of a part at once.
-constexpr int64_t kVisitorBytes = 64 << 20;
+constexpr MemoryLimit kVisitorBytes{64 << 20};
 
 // Calls visit(part, index, maker, thread) once for every item of the block. A part is a piece of the block, and index
 // counts its items; begin(part) comes before each part and done(part) after it. The visitor holds `held_bytes` for each

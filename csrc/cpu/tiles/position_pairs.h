@@ -186,7 +186,7 @@ class PositionPairs {
   // Bundles that fit half of the workspace, packed at so many outputs.
   int64_t step(int64_t outputs, int64_t most) const {
     const int64_t bytes = bundles_.panels() * PackedBundles<T>::bytes(tiles_, layers_, outputs);
-    return std::clamp<int64_t>(kWorkspaceBytes / 2 / bytes, 1, most);
+    return std::clamp<int64_t>(kWorkspaceBytes / 2 / std::max<int64_t>(bytes, 1), 1, most);
   }
 
   // The entries of two bundles, from all pairs of their panels.

@@ -19,7 +19,7 @@
 namespace ahkernels::cpu {
 
 // Samples and pre-activations are taken in slices, so that no matrix that is held is much larger than this.
-constexpr int64_t kSliceBytes = 4 << 20;
+constexpr MemoryLimit kSliceBytes{4 << 20};
 // So many vectors are multiplied at a time: with more of them the slices of pre-activations become too thin.
 constexpr int64_t kColumnsAtOnce = 16;
 // The route through the forward Gram holds all of it, and is therefore for no more rows than this.
@@ -279,9 +279,10 @@ inline LayerFactors thin_layer(LayerFactors layer) {
 
 // The layers of the only kernel in a batch, as thin_layer() makes them. With `scaled`, each layer has its own scale.
 inline std::vector<LayerFactors> thin_layers_of(const std::string& op, const KernelBatch& batch, bool scaled,
-                                                const std::string& argument = "layers") {
-  std::vector<LayerFactors> layers = layer_factors_of(op, batch, scaled ? Scaling::kByLayer : Scaling::kNone);
-  require_one_kernel(op, batch, argument);
+                                                const std::string& prefix = "") {
+  std::vector<LayerFactors> layers =
+      layer_factors_of(op, batch, scaled ? Scaling::kByLayer : Scaling::kNone, std::nullopt, prefix);
+  require_one_kernel(op, batch, prefix);
   for (LayerFactors& layer : layers) layer = thin_layer(layer);
   return layers;
 }

@@ -10,7 +10,7 @@
 namespace ahkernels::cpu {
 
 // For the tiles of several kernels that a thread has at a time.
-constexpr int64_t kScratchBytes = 1 << 20;
+constexpr MemoryLimit kScratchBytes{1 << 20};
 
 // Room for each thread's tiles of some kernels, at as many outputs of an item as fit.
 template <class T>

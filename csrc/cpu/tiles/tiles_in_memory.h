@@ -59,10 +59,11 @@ class TilesInMemory {
         block_(block),
         kernels_(kernel_count(layers)),
         o_(layers[0].o),
-        memory_(bytes(layers, block)) {}
+        memory_(static_cast<int64_t>(bytes(layers, block))) {}
 
-  static int64_t bytes(const std::vector<LayerFactors>& layers, const TileBlock& block) {
-    return block.items() * layers[0].o * kernel_count(layers) * kTileBytes;
+  // Of any block, also one that fits no memory.
+  static double bytes(const std::vector<LayerFactors>& layers, const TileBlock& block) {
+    return static_cast<double>(block.items()) * static_cast<double>(layers[0].o * kernel_count(layers) * kTileBytes);
   }
 
   const TileBlock& block() const { return block_; }
