@@ -27,15 +27,17 @@ template <int kParts, Result kResult>
 void run(Problem& problem, bool hopper, int64_t blocks) {
   problem.set_steps(hopper ? wgmma::kBlockRows : mma::kBlockRows);
   if (hopper) {
-    if (wgmma::Shape<kParts>::kSharedBytes + 128 > emulator::Block::kSharedBytes) emulator::fail("too much memory");
     const int64_t rows = int64_t{kParts} * problem.positions * problem.padded_rows;
     const emulator::Tensor row_tensor{problem.parts, rows, problem.k, wgmma::Shape<kParts>::kTurnRows, wgmma::kSlice};
     const emulator::Tensor col_tensor{problem.parts, rows, problem.k, static_cast<int32_t>(kTile), wgmma::kSlice};
-    emulator::launch(blocks, wgmma::kThreads, [&] { wgmma::tiles<kParts, kResult>(problem, row_tensor, col_tensor); });
+    emulator::launch(blocks, wgmma::kThreads, wgmma::Shape<kParts>::kSharedBytes,
+                     [&] { wgmma::tiles<kParts, kResult>(problem, row_tensor, col_tensor); });
   } else if (problem.positions == 1) {
-    emulator::launch(blocks, mma::kThreads, [&] { mma::tiles<kParts, kResult, false>(problem); });
+    emulator::launch(blocks, mma::kThreads, mma::kSharedBytes<kParts>,
+                     [&] { mma::tiles<kParts, kResult, false>(problem); });
   } else {
-    emulator::launch(blocks, mma::kThreads, [&] { mma::tiles<kParts, kResult, true>(problem); });
+    emulator::launch(blocks, mma::kThreads, mma::kSharedBytes<kParts>,
+                     [&] { mma::tiles<kParts, kResult, true>(problem); });
   }
 }
 
@@ -59,6 +61,9 @@ extern "C" {
 
 const char* error() { return last_error.c_str(); }
 
+// The kernels that come next take the schedules from this one on.
+void set_schedule(uint32_t schedule) { emulator::next_schedule = schedule; }
+
 int64_t warps(int hopper, int64_t blocks) { return blocks * (hopper ? wgmma::kWarps : mma::kWarps); }
 
 int pack_parts(const void* factor, int element, const int64_t* strides, int n, int positions, int o, int m,
@@ -76,7 +81,7 @@ int pack_parts(const void* factor, int element, const int64_t* strides, int n, i
                     count,
                     padded_rows,
                     k};
-    emulator::launch(2, 64, [&] { pack(packing); });
+    emulator::launch(2, 64, 0, [&] { pack(packing); });
   });
 }
 

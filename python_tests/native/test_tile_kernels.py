@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from emulated_amx import EMULATOR as AMX
 from torch.utils.cpp_extension import include_paths
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +35,8 @@ def run(*command: str, capability: str = "") -> list[str]:
 
 
 def test_every_instruction_set_of_this_processor(tmp_path):
-    program = build(tmp_path / "tile_kernels", *os.environ.get("CXX", "c++").split())
+    """And that of AMX, whose tile registers are emulated."""
+    program = build(tmp_path / "tile_kernels", *os.environ.get("CXX", "c++").split(), *AMX)
     found = run(str(program))
     assert found[-1] == "portable"
     for capability in found[1:]:

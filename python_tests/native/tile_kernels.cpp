@@ -11,12 +11,19 @@
 #include "cpu/aligned_buffer.h"
 #include "cpu/isa/kernel_table.h"
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <immintrin.h>
+
+#include "cpu/isa/target.h"
+#endif
+
 using namespace ahkernels;
 using namespace ahkernels::cpu;
 
 namespace {
 
 int disagreements = 0, comparisons = 0;
+double roundings = 1;  // of fp32 that count as one, for kernels of lower precision
 std::mt19937 random_bits(0);
 
 // Odd multiples of 1/64 up to 2: fp16 and bf16 hold them exactly, and none is zero.
@@ -51,7 +58,7 @@ struct Expected {
 template <class T>
 void compare(const char* what, double got, const Expected& expected) {
   ++comparisons;
-  const double bound = 64 * static_cast<double>(std::numeric_limits<T>::epsilon()) * expected.magnitude;
+  const double bound = roundings * 64 * static_cast<double>(std::numeric_limits<T>::epsilon()) * expected.magnitude;
   if (std::fabs(got - expected.value) <= bound) return;  // not so for nan
   ++disagreements;
   if (disagreements <= 20) std::printf("%s: expected %.17g, got %.17g\n", what, expected.value, got);
@@ -428,6 +435,33 @@ void test_made_tiles(const TileKernels<T>& tiles, Element element, int64_t rows,
   }
 }
 
+// ---- the processor's state
+
+#if defined(__x86_64__) && defined(__linux__)
+AHK_TARGET_BEGIN("amx-tile")
+// The tile registers are set up as before when a scope ends, whoever has used them.
+void test_scope(const TileKernels<float>& tiles) {
+  if (tiles.enter == nullptr) return;
+  const auto disturbed = [&](const std::vector<std::byte>& before) {
+    _tile_loadconfig(before.data());
+    test_products(tiles, Element::kFloat, 5, 7, 70, false);
+    std::vector<std::byte> after(64, std::byte{0xFF});
+    _tile_storeconfig(after.data());
+    ++comparisons;
+    if (after != before) ++disagreements, std::printf("tile registers are not set up as before\n");
+  };
+  std::vector<std::byte> configuration(64);  // none
+  disturbed(configuration);
+  configuration[0] = std::byte{1};
+  configuration[16 + 2 * 3] = std::byte{32}, configuration[48 + 3] = std::byte{9};  // tile 3 alone, of 9 rows
+  disturbed(configuration);
+  _tile_release();
+}
+AHK_TARGET_END
+#else
+void test_scope(const TileKernels<float>&) {}
+#endif
+
 // Sizes: single numbers, one short of a vector and one past it, whole panels, and k beyond a block of gemm (512 packed
 // floats).
 template <class T>
@@ -439,7 +473,7 @@ void test_table(const TileKernels<T>& tiles, const std::vector<Element>& element
       epilogue.test_mean_free();
       epilogue.test_centered_product();
       epilogue.test_sums();
-      for (const int64_t k : {0, 1, 7, 64, 129}) test_made_tiles(tiles, elements[0], rows, cols, k);
+      for (const int64_t k : {0, 1, 7, 64, 129, 400}) test_made_tiles(tiles, elements[0], rows, cols, k);
     }
   }
   for (const Element element : elements) {
@@ -457,7 +491,17 @@ void test_table(const TileKernels<T>& tiles, const std::vector<Element>& element
 
 int main() {
   for (const std::string& capability : capabilities()) std::printf("%s\n", capability.c_str());
-  test_table(float_kernels("highest"), {Element::kFloat, Element::kHalf, Element::kBFloat16});
+  const TileKernels<float>* before = nullptr;
+  // The numbers here are exact in bf16, and so are their differences from means.
+  for (const auto& [precision, count] : {std::pair{"highest", 1}, {"high", 256}, {"medium", 1}}) {
+    const TileKernels<float>& tiles = float_kernels(precision);
+    if (&tiles == before) continue;
+    before = &tiles;
+    roundings = count;
+    test_table(tiles, {Element::kFloat, Element::kHalf, Element::kBFloat16});
+    test_scope(tiles);
+  }
+  roundings = 1;
   test_table(double_kernels(), {Element::kDouble, Element::kFloat, Element::kHalf, Element::kBFloat16});
   std::printf("%d disagreements in %d comparisons\n", disagreements, comparisons);
   return disagreements || !comparisons ? 1 : 0;

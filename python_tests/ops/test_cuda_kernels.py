@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
 import pytest
 import reference
@@ -21,6 +22,7 @@ def library(tmp_path_factory):
 
 @pytest.fixture(params=[False, True], ids=["mma", "wgmma"])
 def device(request, library, monkeypatch):
+    library.set_schedule(0)
     device = Device(library, hopper=request.param)
     monkeypatch.setattr(cuda, "pack_parts", device.pack_parts)
     monkeypatch.setattr(cuda, "tangent_tiles", device.tangent_tiles)
@@ -37,6 +39,7 @@ SHAPES = [
     (20, 2, 9, 4, 30, 1.0),
     (70, 3, 2, 6, 0, 0.0),
 ]
+SCHEDULES = int(os.environ.get("AHKERNELS_TEST_SCHEDULES", "5"))
 BOUNDS = {"highest": 1e-6, "high": 3e-5, "medium": 1e-2}  # relative to the norm of K
 
 
@@ -145,6 +148,18 @@ def test_same_bits_in_any_run(device):
     results = [cuda.centered_inner_products(one_layer(forward, backward, 0.0), means, "high") for _ in range(3)]
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_any_schedule(device, library, precision):
+    """Warps that are held up, copies and products that come as early or as late as they may: always the same bits."""
+    forward, backward = factors(70, 1, 3, 5, 500)
+    batch, means = one_layer(forward, backward, 1.0), [row_means(reference.kernel(forward, backward, 1.0), 3)]
+    results = []
+    for schedule in range(SCHEDULES):
+        library.set_schedule(1000 * schedule)
+        results.append(float(cuda.centered_inner_products(batch, means, precision)))
+    assert len(set(results)) == 1
 
 
 def test_float64_and_single_outputs_take_float64_products(device, monkeypatch):

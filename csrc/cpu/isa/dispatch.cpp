@@ -9,24 +9,21 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#endif
-
-namespace ahkernels::cpu {
-namespace {
 
 // Whether there are matrix units with bf16 and int8 products and Linux lets this process use them, which takes a
-// request.
-[[maybe_unused]] bool permitted_amx() {
-#if defined(__x86_64__) && defined(__linux__)
+// request. A definition that is linked or loaded before this one answers instead: that of
+// python_tests/emulator/amx.cpp, which carries out their instructions on other processors.
+extern "C" __attribute__((weak, visibility("default"))) bool ahkernels_permitted_amx() {
   constexpr unsigned kNeeded = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, AMX-TILE, AMX-INT8
   constexpr long kRequestPermission = 0x1023, kTileData = 18;   // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
   return (edx & kNeeded) == kNeeded && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
 }
+#endif
+
+namespace ahkernels::cpu {
+namespace {
 
 std::vector<std::string> detect() {
   std::vector<std::string> found;
@@ -37,7 +34,9 @@ std::vector<std::string> detect() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
   const bool bfloat16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  if (bfloat16 && permitted_amx()) found.push_back("amx");
+#if defined(__linux__)
+  if (bfloat16 && ahkernels_permitted_amx()) found.push_back("amx");
+#endif
   if (bfloat16) found.push_back("avx512bf16");
   if (avx512) found.push_back("avx512");
   if (avx2) found.push_back("avx2");
