@@ -475,7 +475,8 @@ class Block {
     void give_back() const {
       for (size_t lane = 0; lane < of.size(); ++lane) {
         for (size_t i = 0; i < kCount; ++i) {
-          if (std::memcmp(&of[lane][i / 4][i % 4], &kInFlight, 4) != 0) fail("registers of products in flight were written");
+          if (std::memcmp(&of[lane][i / 4][i % 4], &kInFlight, 4) != 0)
+            fail("registers of products in flight were written");
         }
         memcpy(of[lane], values.data() + lane * kCount, kCount * 4);
       }
@@ -597,9 +598,9 @@ class Block {
   int64_t syncs_ = 0;
   std::map<uint32_t, Barrier> barriers_;
   std::vector<Box> boxes_;
-  std::map<size_t, Products> products_;               // of each warp
-  std::map<size_t, std::vector<Request>> requests_;   // of each warpgroup
-  std::vector<size_t> waiting_;                       // warps that wait for products
+  std::map<size_t, Products> products_;              // of each warp
+  std::map<size_t, std::vector<Request>> requests_;  // of each warpgroup
+  std::vector<size_t> waiting_;                      // warps that wait for products
   int64_t free_registers_ = 0, register_changes_ = 0;
 };
 

@@ -67,12 +67,12 @@ float dot(float start, std::initializer_list<float> a, std::initializer_list<flo
 void print_products_of_bfloat16() {
   const float tiny = std::ldexp(1.0f, -126), large = std::ldexp(1.0f, 24);
   std::printf("%.9g", static_cast<double>(dot(1, {2, 3}, {5, 7})));
-  std::printf(" %.9g", static_cast<double>(dot(0, {tiny / 4}, {large})));        // a denormal number is zero
-  std::printf(" %.9g", static_cast<double>(dot(0, {tiny}, {0.5f})));             // and so is a denormal product
-  std::printf(" %.9g", static_cast<double>(dot(tiny / 4, {0}, {0})));            // and a denormal sum
-  std::printf(" %.9g", static_cast<double>(dot(0, {large, -large, 1, 0}, {1, 1, 1, 0})));      // 1 is lost beside 2^24
+  std::printf(" %.9g", static_cast<double>(dot(0, {tiny / 4}, {large})));  // a denormal number is zero
+  std::printf(" %.9g", static_cast<double>(dot(0, {tiny}, {0.5f})));       // and so is a denormal product
+  std::printf(" %.9g", static_cast<double>(dot(tiny / 4, {0}, {0})));      // and a denormal sum
+  std::printf(" %.9g", static_cast<double>(dot(0, {large, -large, 1, 0}, {1, 1, 1, 0})));  // 1 is lost beside 2^24
   std::printf(" %.9g", static_cast<double>(dot(0, {large, 0, -large, 0, 1, 1}, {1, 0, 1, 0, 1, 1})));  // in its order
-  std::printf(" %.9g\n", static_cast<double>(dot(large, {1, 1}, {1, 1})));       // pairs first, then the sum
+  std::printf(" %.9g\n", static_cast<double>(dot(large, {1, 1}, {1, 1})));  // pairs first, then the sum
 }
 
 void print_products_of_bytes() {
@@ -157,17 +157,41 @@ const std::map<std::string, std::function<void()>> kPrograms = {
        _tile_release();
        _tile_stored(0, numbers, 64);
      }},
-    {"missing tile", [] { configure(whole()); _tile_loadd(3, numbers, 64); }},
-    {"odd bytes", [] { configure(Configuration().tile(0, 4, 6)); _tile_loadd(0, numbers, 64); }},
+    {"missing tile",
+     [] {
+       configure(whole());
+       _tile_loadd(3, numbers, 64);
+     }},
+    {"odd bytes",
+     [] {
+       configure(Configuration().tile(0, 4, 6));
+       _tile_loadd(0, numbers, 64);
+     }},
     {"same register",  // tdpbssd of the registers 0, 1 and 1, which the assembler refuses
      [] {
        configure(whole());
        asm volatile(".byte 0xC4, 0xE2, 0x73, 0x5E, 0xC1");
      }},
-    {"rows of sums", [] { configure(whole().tile(0, 15, 64)); _tile_dpbssd(0, 1, 2); }},
-    {"columns of sums", [] { configure(whole().tile(2, 16, 60)); _tile_dpbf16ps(0, 1, 2); }},
-    {"length of products", [] { configure(whole().tile(1, 16, 60)); _tile_dpbf16ps(0, 1, 2); }},
-    {"start row", [] { configure(Configuration{.start_row = 16}.tile(0, 16, 64)); _tile_loadd(0, numbers, 64); }},
+    {"rows of sums",
+     [] {
+       configure(whole().tile(0, 15, 64));
+       _tile_dpbssd(0, 1, 2);
+     }},
+    {"columns of sums",
+     [] {
+       configure(whole().tile(2, 16, 60));
+       _tile_dpbf16ps(0, 1, 2);
+     }},
+    {"length of products",
+     [] {
+       configure(whole().tile(1, 16, 60));
+       _tile_dpbf16ps(0, 1, 2);
+     }},
+    {"start row",
+     [] {
+       configure(Configuration{.start_row = 16}.tile(0, 16, 64));
+       _tile_loadd(0, numbers, 64);
+     }},
     {"left set up", [] { configure(whole()); }},
 };
 

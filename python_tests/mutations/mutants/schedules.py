@@ -212,11 +212,11 @@ MUTANTS = [
         "the launch asks for too little shared memory where this does not begin on 1024 bytes",
     ),
     mutant(
-        "no-room-for-barriers",
+        "no-room-for-a-stage",
         WGMMA,
-        "kStageBytes + (2 * kStages + kGroups) * 8;",
-        "kStageBytes;",
-        "the launch asks for too little shared memory for the barriers",
+        "kSharedBytes = 1024 + kStages * kStageBytes",
+        "kSharedBytes = 1024 + (kStages - 1) * kStageBytes",
+        "the launch asks for too little shared memory for the stages",
     ),
     mutant(
         "stages-not-aligned",
@@ -255,7 +255,7 @@ MUTANTS = [
     ),
     # ---- registers
     mutant(
-        "more-registers-than-there-are",
+        "registers-not-by-eights",
         WGMMA,
         "kGroupRegisters = 240;",
         "kGroupRegisters = 236;",
