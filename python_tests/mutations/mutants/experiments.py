@@ -1,0 +1,145 @@
+"""Faults in what the experiments share."""
+
+from __future__ import annotations
+
+from python_tests.mutations.mutant import Mutant
+
+FOLDER = "python_tests/experiments/common"
+STORE_TESTS = f"{FOLDER}/test_store.py"
+TRAINING = f"{FOLDER}/test_training.py"
+DATA = f"{FOLDER}/test_data.py"
+STUDY = f"{FOLDER}/test_study.py"
+STORE = "experiments/common/store.py"
+
+MUTANTS = [
+    Mutant(
+        "runs-written-in-place",
+        STORE,
+        '    with temporary.open("wb") as file:\n        yield file\n        file.flush()\n        os.fsync(file.fileno())\n'
+        "    temporary.replace(path)\n",
+        '    with path.open("wb") as file:\n        yield file\n        file.flush()\n        os.fsync(file.fileno())\n',
+        "checkpoints and tables are written in place, so that a crash leaves a part of them",
+        (STORE_TESTS, STUDY),
+    ),
+    Mutant(
+        "runs-without-fsync",
+        STORE,
+        "        file.flush()\n        os.fsync(file.fileno())\n",
+        "        file.flush()\n",
+        "a checkpoint takes the place of another one before it is on the disk",
+        (STORE_TESTS, STUDY),
+    ),
+    Mutant(
+        "runs-without-fsync-of-the-folder",
+        STORE,
+        "        os.fsync(folder)  # the new name must survive a power cut, too\n",
+        "        pass\n",
+        "the new name of a checkpoint may be lost in a power cut",
+        (STORE_TESTS, STUDY),
+    ),
+    Mutant(
+        "a-lock-that-is-shared",
+        STORE,
+        "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        "two processes may write to one folder",
+        (f"{STORE_TESTS}::test_a_folder_in_use_is_refused", STORE_TESTS, STUDY),
+    ),
+    Mutant(
+        "nobody-waits-for-a-lock",
+        STORE,
+        "            fcntl.flock(handle, fcntl.LOCK_EX)\n        yield",
+        "            fcntl.flock(handle, fcntl.LOCK_SH)\n        yield",
+        "processes that share runs draw their figures at the same time",
+        (f"{STORE_TESTS}::test_waiting_for_a_lock", STORE_TESTS),
+    ),
+    Mutant(
+        "tables-before-the-checkpoint",
+        STORE,
+        '        content = {"state": state, "rows": self.rows, "tables": self.tables, "finished": finished}\n',
+        '        content = {"state": state, "rows": self.rows, "tables": self.tables, "finished": finished}\n'
+        "        self._write_tables()\n",
+        "tables are written before the checkpoint, so that they may have more rows than it holds",
+        (STORE_TESTS, STUDY),
+    ),
+    Mutant(
+        "the-same-order-in-each-epoch",
+        "experiments/common/training.py",
+        "np.random.default_rng([self.recipe.seed, epoch])",
+        "np.random.default_rng([self.recipe.seed])",
+        "batches come in the same order in each epoch",
+        (TRAINING,),
+    ),
+    Mutant(
+        "the-state-is-not-copied",
+        "experiments/common/training.py",
+        'copy.deepcopy(state["optimizer"])',
+        'state["optimizer"]',
+        "training goes on in the tensors of the state that it was restored from",
+        (TRAINING,),
+    ),
+    Mutant(
+        "small-ends-in-any-order",
+        "experiments/common/training.py",
+        "self._small_ends = self._small_ends + 1 if self.averaged_loss < self.recipe.stop_loss else 0",
+        "self._small_ends += self.averaged_loss < self.recipe.stop_loss",
+        "a run ends after two epochs with a small loss that are not in a row",
+        (TRAINING,),
+    ),
+    Mutant(
+        "mean-of-the-means-of-batches",
+        "experiments/common/training.py",
+        'loss += functional.cross_entropy(outputs, ys, reduction="sum").item()',
+        "loss += functional.cross_entropy(outputs, ys).item() * EVALUATION_BATCH",
+        "the last batch, which is smaller, counts as much as the others",
+        (f"{TRAINING}::test_evaluate_is_the_mean_over_all_samples", TRAINING),
+    ),
+    Mutant(
+        "denormals-stay-flushed",
+        "experiments/common/training.py",
+        "    finally:\n        torch.set_flush_denormal(False)\n",
+        "    finally:\n        pass\n",
+        "denormal numbers stay zero after a training",
+        (TRAINING,),
+    ),
+    Mutant(
+        "eigenvalues-by-sign",
+        "experiments/common/hessian.py",
+        "order = np.argsort(-np.abs(values))",
+        "order = np.argsort(-values)",
+        "the eigenvalues of greatest absolute value are sorted by their sign",
+        (f"{FOLDER}/test_hessian.py",),
+    ),
+    Mutant(
+        "noise-from-the-stream-of-batches",
+        "experiments/common/data.py",
+        "np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))",
+        "np.random.default_rng(seed)",
+        "the choice of noisy labels is that of the probe with the same seed",
+        (DATA,),
+    ),
+    Mutant(
+        "test-images-by-their-own-mean",
+        "experiments/common/data.py",
+        "        images -= mean.astype(np.float32)\n",
+        "        images -= images.mean((0, 2), keepdims=True)\n",
+        "test images are standardised by their own mean",
+        (DATA,),
+    ),
+    Mutant(
+        "remainders-to-the-first-classes",
+        "experiments/common/data.py",
+        'take[np.argsort(take - share, kind="stable")[: size - take.sum()]] += 1',
+        "take[: size - take.sum()] += 1",
+        "what rounding leaves over goes to the first classes instead of the largest remainders",
+        (DATA,),
+    ),
+    Mutant(
+        "a-died-run-is-left",
+        "experiments/common/jobs.py",
+        "        if not worked:  # otherwise look again: a process may have died meanwhile, and left its run\n            break\n",
+        "        break\n",
+        "a run that another process has left is not looked for again",
+        (STUDY, "python_tests/experiments/test_hyperparameters.py"),
+    ),
+]
