@@ -270,6 +270,17 @@ def test_writer_gets_layers_and_metrics(fake: FakeMeasurement) -> None:
     assert all(type(value) is float for value in values)
 
 
+def test_a_writer_that_fails_loses_no_measurement(fake: FakeMeasurement) -> None:
+    class Broken(Writer):
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            raise OSError("no space left")
+
+    tracker = make(writer=Broken())
+    with pytest.raises(OSError, match="no space left"):
+        tracker.update(3)
+    assert tracker.steps == [3]
+
+
 def test_several_centerings_are_kept_side_by_side(fake: FakeMeasurement, tmp_path: Path) -> None:
     writer, both = Writer(), ("per_output", "global")
     tracker = make(writer=writer, centering=both)
@@ -432,6 +443,7 @@ def test_a_history_of_another_model_is_refused(fake: FakeMeasurement, ending: st
     make().load(tmp_path / f"run{ending}")
 
 
+<<<<<<< HEAD
 def of_index(returned: torch.Tensor) -> torch.Tensor:
     return returned
 
@@ -495,3 +507,12 @@ def test_a_model_of_the_same_parameters_and_other_modules_is_another(fake: FakeM
     first.update(0)
     with pytest.raises(ValueError, match=r"^state: expected a history measured with model = "):
         second.load_state_dict(first.state_dict())
+=======
+def test_a_history_of_other_estimates_is_refused(fake: FakeMeasurement) -> None:
+    tracker = make(tolerance=0.1)
+    tracker.update(0)
+    for other in (make(), make(tolerance=0.2), make(tolerance=0.1, products=50)):
+        with pytest.raises(ValueError, match=r"^state: expected a history measured with (tolerance|products) = "):
+            other.load_state_dict(tracker.state_dict())
+    make(tolerance=0.1).load_state_dict(tracker.state_dict())
+>>>>>>> 2193e34 (Tests that would notice: chunks of the fallback, biases in slices, what is held, certificates over ranks, and files and options)
