@@ -376,6 +376,14 @@ def test_tiles_in_memory_are_those_of_a_block():
     assert memory.high_water_mark() - held < 240 << 20
 
 
+def test_a_jacobian_of_more_outputs_than_tiles_in_memory():
+    """124 outputs have 135 MiB of tiles, of which 117 rows of tiles are in memory at a time."""
+    a, g = factors(2, 1, 124, 0, 3, torch.float32)
+    expected = reference.kernel(a, g, 1.0)
+    found = ops.tangent_gram(one_layer(a, g, 1.0), "highest")
+    assert (found - expected).norm() <= tolerance(torch.float32, 3) * expected.norm()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the high-water mark of Linux")
 def test_packed_panels_fit_a_workspace():
     """A panel of 48 rows with 60,000 numbers takes 11 MiB, and two of the seven panels are packed at a time."""
