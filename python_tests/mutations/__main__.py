@@ -29,7 +29,7 @@ from python_tests.mutations.tree import ROOT, Tree
 
 RESULTS = Path(__file__).with_name("results.json")
 FOLDER = ROOT / "build" / "mutations"
-TIMEOUT = 300  # seconds: tests that do not end have noticed something, too
+TIMEOUT = 120  # seconds: tests that do not end have noticed something, too
 SUMMARY = re.compile(r"^(FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 
 
@@ -87,10 +87,16 @@ def run(tree: Tree, mutant: Mutant | None, tests: Sequence[str]) -> Result:
     start = time.monotonic()
     with tree.planted(mutant) as environment:
         process = subprocess.Popen(
-            command, cwd=FOLDER, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            cwd=FOLDER,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
         try:
-            output, _ = process.communicate(timeout=TIMEOUT)
+            output, _ = process.communicate(timeout=TIMEOUT if mutant else None)
         except subprocess.TimeoutExpired:
             return Result(tests[0], "does not end", TIMEOUT)
         finally:

@@ -48,7 +48,9 @@ class Tree:
             text = contents[name].decode()
             for one in self._compiled:
                 if one.file == name:
-                    text = text.replace(one.text, f'(ahkernels_mutant("{one.name}") ? ({one.replacement}) : ({one.text}))')
+                    text = text.replace(
+                        one.text, f'(ahkernels_mutant("{one.name}") ? ({one.replacement}) : ({one.text}))'
+                    )
             contents[name] = (CHOOSING + text if name == CHOOSING_HEADER else text).encode()
         for path in self._folder.rglob("*"):
             name = str(path.relative_to(self._folder))
@@ -60,7 +62,12 @@ class Tree:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        subprocess.run(command, cwd=self._folder, env=os.environ | {"AHKERNELS_CUDA": "off"}, check=True)
+        environment = os.environ | {"AHKERNELS_CUDA": "off"}
+        built = subprocess.run(command, cwd=self._folder, env=environment, capture_output=True, text=True)
+        if built.returncode:
+            sys.exit(
+                f"mutations: expected an extension with all mutants, got errors of the build:\n{built.stdout[-4000:]}"
+            )
 
     @contextmanager
     def planted(self, mutant: Mutant | None) -> Iterator[dict[str, str]]:

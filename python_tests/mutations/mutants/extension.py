@@ -18,7 +18,7 @@ MUTANTS = [
         "a.size(dim) != b.size(dim) || a.stride(dim) != b.stride(dim)",
         "a.size(dim) != b.size(dim)",
         "two backward factors in one memory count as the same whatever their strides are",
-        (OPS, PAIRS, CENTERING),
+        (f"{OPS}::test_strided_and_expanded_factors", f"{OPS}::test_moments_of_several_kernels_are_those_of_each"),
     ),
     Mutant(
         "scale-of-the-first-layer",
@@ -26,7 +26,11 @@ MUTANTS = [
         "std::min(smallest[layer.kernel], layer.forward_scale * layer.backward_scale)",
         "std::isinf(smallest[layer.kernel]) ? layer.forward_scale * layer.backward_scale : smallest[layer.kernel]",
         "a sum of layers is computed at the scale of its first layer instead of its largest",
-        (OPS, PAIRS, CENTERING),
+        (
+            f"{OPS}::test_sums_of_layers_and_jacobians",
+            f"{OPS}::test_extreme_scales",
+            f"{CENTERING}::test_extreme_scales",
+        ),
     ),
     Mutant(
         "shared-factor-at-different-scales",
@@ -34,7 +38,7 @@ MUTANTS = [
         "layer.backward_scale == other.backward_scale",
         "true",
         "layers share the tiles of a backward factor that they have at different scales",
-        (OPS, PAIRS, CENTERING),
+        (f"{OPS}::test_moments_of_several_kernels_are_those_of_each", f"{OPS}::test_samples_of_very_different_scales"),
     ),
     Mutant(
         "scale-without-the-bias",
@@ -42,7 +46,7 @@ MUTANTS = [
         "std::max(std::sqrt(layer.bias), largest)",
         "largest",
         "inputs that are small beside the bias are scaled up until the bias leaves the range of float32",
-        (CENTERING, OPS),
+        (f"{CENTERING}::test_inputs_that_are_nothing_beside_the_bias", f"{OPS}::test_extreme_scales"),
     ),
     Mutant(
         "scale-out-of-range",
@@ -50,7 +54,7 @@ MUTANTS = [
         "std::clamp(exponent_of(magnitude), -126, 126)",
         "exponent_of(magnitude)",
         "a power of two that scales factors may be none that float32 and its inverse have",
-        (OPS, CENTERING, PAIRS),
+        (f"{OPS}::test_extreme_scales", f"{OPS}::test_moments_at_extreme_scales"),
     ),
     Mutant(
         "nan-is-no-magnitude",
@@ -58,7 +62,7 @@ MUTANTS = [
         "!(value <= result)",
         "value > result",
         "a nan in a factor is not seen by what looks for its largest magnitude",
-        (f"{OPS}::test_rows_with_nan_or_inf_stay_not_finite", OPS),
+        (f"{OPS}::test_rows_with_nan_or_inf_stay_not_finite",),
         "A scale of 1 takes the place of another one; the nan stays in the numbers, and so does the nan of the result.",
     ),
     Mutant(
@@ -99,7 +103,7 @@ MUTANTS = [
         "mean_of(i) + layer_.m * layer_.d + begin",
         "mean_of(i) + layer_.m * layer_.d",
         "the bias of a Jacobian loses the mean of its first slice in all slices",
-        (CENTERING, OPS),
+        (f"{OPS}::test_a_nearly_constant_bias_in_several_slices", f"{OPS}::test_nearly_constant_jacobians"),
     ),
     Mutant(
         "columns-past-the-end-of-a-weight",
@@ -115,7 +119,7 @@ MUTANTS = [
         "TilesInMemory<T>::bytes(layers, TileBlock{0, panels, 0, panels, 0, o}) <= most",
         "TilesInMemory<T>::bytes(layers, TileBlock{0, panels, 0, panels, 0, o}) <= 16 * most",
         "16 times as many tiles are kept in memory as may be",
-        (OPS, "python_tests/capture/test_memory.py"),
+        (f"{OPS}::test_tiles_of_many_rows_are_not_kept", f"{OPS}::test_moments_of_tiles_that_are_not_kept"),
     ),
     Mutant(
         "tiles-of-a-block-times-16",
@@ -123,7 +127,7 @@ MUTANTS = [
         "static_cast<double>(kTilesInMemoryBytes)",
         "16 * static_cast<double>(kTilesInMemoryBytes)",
         "a block of tiles takes 16 times the memory that it may",
-        (f"{OPS}::test_tiles_in_memory_in_several_blocks", OPS, "python_tests/capture/test_memory.py"),
+        (f"{OPS}::test_tiles_in_memory_are_those_of_a_block", f"{OPS}::test_tiles_in_memory_in_several_blocks"),
     ),
     Mutant(
         "slices-of-products-times-64",
@@ -131,7 +135,7 @@ MUTANTS = [
         "std::clamp<int64_t>(kSliceBytes / bytes, 1, std::max<int64_t>(layer_.m, 1))",
         "std::clamp<int64_t>(64 * kSliceBytes / bytes, 1, std::max<int64_t>(layer_.m, 1))",
         "products with few vectors take slices of 64 times as many pre-activations",
-        (OPS, "python_tests/capture/test_memory.py"),
+        (f"{OPS}::test_products_with_few_vectors_take_slices", f"{OPS}::test_both_routes_of_thin_products"),
     ),
     Mutant(
         "workspace-times-64",
@@ -139,7 +143,7 @@ MUTANTS = [
         "std::clamp<int64_t>(kWorkspaceBytes / 2 / per_panel, 1, rows)",
         "std::clamp<int64_t>(64 * kWorkspaceBytes / 2 / per_panel, 1, rows)",
         "packed panels take 64 times the workspace",
-        (f"{OPS}::test_factors_larger_than_the_workspace", OPS, "python_tests/capture/test_memory.py"),
+        (f"{OPS}::test_packed_panels_fit_a_workspace", f"{OPS}::test_factors_larger_than_the_workspace"),
     ),
     Mutant(
         "visitors-without-bound",
@@ -147,7 +151,8 @@ MUTANTS = [
         "capacity * capacity * of_pair > kVisitorBytes",
         "false",
         "sums of blocks are held for as many panels as are packed, however many numbers that are",
-        (CENTERING, OPS, "python_tests/capture/test_memory.py"),
+        (f"{OPS}::test_factors_larger_than_the_workspace", f"{CENTERING}::test_ops"),
+        "The sums are no more than the offsets of the kernel unless outputs are so many that a test takes seconds.",
     ),
     Mutant(
         "range-guard-100-times-looser",
@@ -155,7 +160,10 @@ MUTANTS = [
         "1e-26 * static_cast<double>(count)",
         "1e-28 * static_cast<double>(count)",
         "squares that may have left the range of float32 are taken for good 100 times further down",
-        (CENTERING, OPS),
+        (
+            f"{CENTERING}::test_inputs_that_are_nothing_beside_the_bias",
+            f"{CENTERING}::test_a_deep_network_whose_gradients_vanish",
+        ),
     ),
     Mutant(
         "range-guard-of-pairs-100-times-looser",
@@ -163,7 +171,7 @@ MUTANTS = [
         "kLeastSquare * entries",
         "0.01 * kLeastSquare * entries",
         "squares of pairs that may have left the range of float32 are taken for good 100 times further down",
-        (PAIRS,),
+        (f"{PAIRS}::test_extreme_scales", f"{PAIRS}::test_blocks_close_to_constant_keep_their_digits"),
     ),
     Mutant(
         "tiles-of-the-diagonal-twice",
@@ -224,10 +232,11 @@ MUTANTS = [
     Mutant(
         "some-outputs-as-all",
         MEMORY,
-        "is_jacobian(layer) && takes_outputs_together(layer) && evenly_spaced(layer) &&\n        block_.outputs() == o_",
+        "is_jacobian(layer) && takes_outputs_together(layer) && evenly_spaced(layer) &&\n"
+        "        block_.outputs() == o_",
         "is_jacobian(layer) && takes_outputs_together(layer) && evenly_spaced(layer)",
         "a block with some of the outputs of a Jacobian takes the products of all",
-        (OPS,),
+        (f"{OPS}::test_a_jacobian_of_more_outputs_than_tiles_in_memory",),
     ),
     Mutant(
         "strides-of-thin-layers",
@@ -243,7 +252,8 @@ MUTANTS = [
         "std::max(rows, columns) <= kMaxForwardGram && rows * columns * (d + m) <= passed * m * d",
         "rows * columns * (d + m) <= passed * m * d",
         "the route through the forward Gram holds all of it, however large it is",
-        (OPS, "python_tests/capture/test_memory.py"),
+        (f"{OPS}::test_both_routes_of_thin_products", f"{OPS}::test_factors_larger_than_the_workspace"),
+        "The route is taken for 2,048 rows of 2,048 numbers and more, whose products take a test a second or more.",
     ),
     Mutant(
         "last-columns-of-a-product",

@@ -19,7 +19,11 @@ MUTANTS = [
         "return torch.stack(list(scales)).amin()",
         "return scales[0]",
         "a sum of layers is computed at the scale of its first layer instead of its largest",
-        (OPS, CONTRACTION, PAIRS),
+        (
+            f"{OPS}::test_sums_of_layers_and_jacobians",
+            f"{OPS}::test_extreme_scales",
+            f"{CONTRACTION}::test_layers_of_different_scales",
+        ),
     ),
     Mutant(
         "plain-chunks-times-64",
@@ -27,7 +31,10 @@ MUTANTS = [
         'return 1 << 23 if factor.device.type == "cpu" else 1 << 26',
         'return 1 << 29 if factor.device.type == "cpu" else 1 << 32',
         "chunks of plain torch are 64 times as large, and so is what it holds",
-        (OPS, CONTRACTION),
+        (
+            f"{OPS}::test_products_of_plain_torch_hold_a_few_chunks",
+            f"{OPS}::test_thin_products_of_plain_torch_in_chunks",
+        ),
     ),
     Mutant(
         "plain-steps-without-bound",
@@ -35,7 +42,10 @@ MUTANTS = [
         "    step = max(1, numbers // max(1, numbers_of_one))\n    return [slice(begin",
         "    step = max(1, count)\n    return [slice(begin",
         "all samples come in one step, however many numbers they have",
-        (OPS, PAIRS, CONTRACTION),
+        (
+            f"{OPS}::test_products_of_plain_torch_hold_a_few_chunks",
+            f"{OPS}::test_thin_products_of_plain_torch_in_chunks",
+        ),
     ),
     Mutant(
         "plain-bias-at-its-own-scale",
@@ -75,7 +85,7 @@ MUTANTS = [
         "    batch = batch.double() if out.dtype == torch.float64 else batch\n",
         "",
         "a kernel in given float64 memory has the rounding of float32",
-        (f"{OPS}::test_tangent_gram_in_given_memory", KERNEL),
+        (f"{OPS}::test_tangent_gram_in_given_memory",),
     ),
     Mutant(
         "plain-panels-keep-their-bits-below-the-diagonal",
@@ -83,7 +93,7 @@ MUTANTS = [
         "return (square.triu() + square.triu(1).T).view(corner.shape)",
         "return square.view(corner.shape)",
         "the corner of a panel is not mirrored, so that a kernel is not exactly symmetric",
-        (OPS, CUDA),
+        (f"{OPS}::test_tangent_gram",),
     ),
     Mutant(
         "power-of-two-out-of-range",
@@ -91,7 +101,11 @@ MUTANTS = [
         "- 1).clamp(-126, 126)",
         "- 1).clamp(-1000, 1000)",
         "a power of two that scales factors may be none that float32 and its inverse have",
-        (f"{OPS}::test_extreme_scales", f"{OPS}::test_moments_at_extreme_scales", CONTRACTION, CENTERING, PAIRS),
+        (
+            f"{OPS}::test_extreme_scales",
+            f"{OPS}::test_moments_at_extreme_scales",
+            f"{CONTRACTION}::test_extreme_scales",
+        ),
     ),
     Mutant(
         "power-of-two-without-the-bias",
@@ -99,7 +113,7 @@ MUTANTS = [
         "return torch.maximum(-low, high).double().clamp(min=bias**0.5)",
         "return torch.maximum(-low, high).double()",
         "inputs that are small beside the bias are scaled up until the bias leaves the range of float32",
-        (f"{CENTERING}::test_inputs_that_are_nothing_beside_the_bias", OPS, CONTRACTION),
+        (f"{CENTERING}::test_inputs_that_are_nothing_beside_the_bias", f"{OPS}::test_extreme_scales"),
     ),
     Mutant(
         "deviations-of-the-bias",
@@ -115,7 +129,7 @@ MUTANTS = [
         "step = max(1, PANEL_BYTES // bytes_per_sample // PANEL_SAMPLES) * PANEL_SAMPLES",
         "step = max(1, PANEL_BYTES // bytes_per_sample)",
         "a panel of samples may end within a tile",
-        (f"{CUDA}::test_three_kernels_in_panels", CUDA),
+        (f"{CUDA}::test_three_kernels_in_panels",),
     ),
     Mutant(
         "cuda-mean-of-all-twice",
@@ -139,7 +153,7 @@ MUTANTS = [
         "parameters <= min(_MOST_PARAMETERS, rows)",
         "parameters <= rows",
         "a matrix over parameters is formed however large it is",
-        (f"{CONTRACTION}::test_order_of_shapes",),
+        (f"{CONTRACTION}::test_a_matrix_over_parameters_has_no_more_than_4096_rows",),
     ),
     Mutant(
         "order-with-too-few-digits",
@@ -263,7 +277,11 @@ MUTANTS = [
         "fp32 = not exact and self.o > 1 and not self.near_constant(centering)",
         "fp32 = not exact and self.o > 1",
         "products of kernels that are centered per output have the rounding of float32",
-        (f"{CENTERING}::test_spectra_of_kernels_close_to_constant", CENTERING, "python_tests/statistics/test_estimate.py"),
+        (
+            f"{CENTERING}::test_spectra_of_kernels_close_to_constant",
+            CENTERING,
+            "python_tests/statistics/test_estimate.py",
+        ),
     ),
     Mutant(
         "steps-of-outputs-by-the-samples-here",
@@ -271,7 +289,7 @@ MUTANTS = [
         "_NUMBERS_JOINED // max(1, self.samples.n * of_output)",
         "_NUMBERS_JOINED // max(1, self.n * of_output)",
         "ranks with other numbers of samples may take part in other numbers of sums",
-        ("python_tests/distributed/test_sharded.py",),
+        ("python_tests/distributed/test_reports_of_ranks.py::test_all_ranks_take_the_same_steps_over_the_outputs",),
     ),
     Mutant(
         "dense-cross-kernel-at-the-scale-of-the-rows",

@@ -18,10 +18,11 @@ MUTANTS = [
     Mutant(
         "results-written-in-place",
         REPLACE,
-        '        with temporary.open("wb") as file:\n',
-        '        with path.open("wb") as file:\n',
+        '        with temporary.open("wb") as file:\n            write(file)\n            file.flush()\n'
+        "            os.fsync(file.fileno())\n        temporary.replace(path)\n",
+        '        with path.open("wb") as file:\n            write(file)\n',
         "a file is written in place, so that a crash leaves a part of it",
-        (RESULTS, KERNEL_FILES, TRACKER, CHECKPOINTS, f"{PLOTTING}/test_animation.py"),
+        (RESULTS, KERNEL_FILES, f"{PLOTTING}/test_animation.py::test_a_file_stays_as_it_was_after_a_failure"),
     ),
     Mutant(
         "results-without-fsync",
@@ -29,7 +30,7 @@ MUTANTS = [
         "            os.fsync(file.fileno())\n",
         "",
         "a file takes the place of another one before it is on the disk",
-        (RESULTS, KERNEL_FILES, TRACKER, CHECKPOINTS),
+        (RESULTS, KERNEL_FILES),
     ),
     Mutant(
         "results-leave-their-temporary-file",
@@ -37,7 +38,7 @@ MUTANTS = [
         "        temporary.unlink(missing_ok=True)\n",
         "        pass\n",
         "a write that fails leaves a temporary file behind",
-        (RESULTS, KERNEL_FILES, f"{PLOTTING}/test_animation.py"),
+        (RESULTS, f"{PLOTTING}/test_animation.py::test_a_file_stays_as_it_was_after_a_failure"),
     ),
     Mutant(
         "infinity-is-not-a-number",
@@ -85,13 +86,13 @@ MUTANTS = [
         '            if report.layers != layers:\n                raise ValueError(f"model:',
         '            if len(report.layers) != len(layers):\n                raise ValueError(f"model:',
         "a history takes reports of as many other layers",
-        (TRACKER, RESULTS),
+        (f"{TRACKER}::test_layers_must_stay_the_same", RESULTS),
     ),
     Mutant(
         "logged-before-it-is-kept",
         "ahkernels/tracker.py",
-        "        self.history.append(row)\n        self._log(row)  # after that, so that what was measured is not lost\n",
-        "        self._log(row)\n        self.history.append(row)\n",
+        "        self.history.append(row)\n        self._log(row)",
+        "        self._log(row)\n        self.history.append(row)",
         "a measurement is lost where the writer fails",
         (TRACKER,),
     ),
@@ -109,7 +110,7 @@ MUTANTS = [
         '        "tolerance": str(options.tolerance),\n',
         "",
         "a history goes on with estimates of another tolerance",
-        (TRACKER, CHECKPOINTS, COMMAND),
+        (TRACKER,),
     ),
     Mutant(
         "structure-without-shapes-of-parameters",
@@ -117,7 +118,7 @@ MUTANTS = [
         'f"{name} {list(one.shape)} {one.dtype}" for name, one',
         'f"{name} {one.dtype}" for name, one',
         "a history goes on with a model of another width",
-        (f"{TRACKER}::test_a_history_of_another_model_is_refused", CHECKPOINTS),
+        (TRACKER,),
     ),
     Mutant(
         "digest-of-the-first-part",
@@ -125,7 +126,7 @@ MUTANTS = [
         "        while part := file.read(1 << 20):\n",
         "        if part := file.read(1 << 20):\n",
         "checkpoints are the same where their first MiB is",
-        (CHECKPOINTS,),
+        (f"{CHECKPOINTS}::test_checkpoints_that_differ_in_their_end_alone_are_told_apart",),
     ),
     Mutant(
         "checkpoints-in-the-order-of-their-paths",
@@ -141,7 +142,7 @@ MUTANTS = [
         "int(arguments.memory_budget * 2**30)",
         "int(arguments.memory_budget * 10**9)",
         "--memory-budget is in GB instead of GiB",
-        (COMMAND,),
+        (f"{COMMAND}::test_estimates_and_memory_budget_are_what_was_asked_for",),
     ),
     Mutant(
         "data-in-a-dtype-of-its-own",
@@ -149,7 +150,10 @@ MUTANTS = [
         "one.to(device, dtype if one.is_floating_point() else None)",
         "one.to(device)",
         "samples in float64 are given to a float32 model as they are",
-        (COMMAND,),
+        (
+            f"{COMMAND}::test_measure_writes_json_csv_and_a_figure",
+            f"{COMMAND}::test_measure_without_checkpoints_takes_the_model_as_it_is",
+        ),
     ),
     Mutant(
         "estimates-by-the-command-are-exact",
@@ -157,7 +161,7 @@ MUTANTS = [
         '        "tolerance": arguments.tolerance,\n',
         "",
         "--tolerance is read and not used",
-        (COMMAND,),
+        (f"{COMMAND}::test_estimates_and_memory_budget_are_what_was_asked_for",),
     ),
     Mutant(
         "status-of-a-mistake",
@@ -165,7 +169,7 @@ MUTANTS = [
         "            return 2\n",
         "            return 0\n",
         "a mistake on the command line ends with the status of success",
-        (COMMAND,),
+        (f"{COMMAND}::test_a_mistake_is_told_in_a_sentence",),
     ),
     Mutant(
         "one-batch-more-than-needed",
@@ -218,8 +222,8 @@ MUTANTS = [
     Mutant(
         "slope-of-an-inner-layer-at-the-last",
         "ahkernels/signal_propagation/propagation.py",
-        "            sign[end - 1] = np.sign(self._readout[end - 1])\n            log[end - 1] = _log(self._readout[end - 1])\n",
-        "            pass\n",
+        "            log[end - 1] = _log(self._readout[end - 1])\n",
+        "",
         "backward information takes the last layer for one with a residual connection",
         (PROPAGATION,),
     ),
