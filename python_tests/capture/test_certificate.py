@@ -120,6 +120,17 @@ def test_a_fault_beside_a_large_mean_gradient(seed, monkeypatch):
     assert not ah.tangent_kernels(model, x, keep_factors=True, certify=1)["0"].factored
 
 
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight, 2 * self.bias)
+
+
+def test_a_bias_that_acts_twice_does_not_hide_behind_large_inputs():
+    """It is a ten-thousandth of what the weight adds to the kernel."""
+    model, x = nn.Sequential(Doubled(4, 6), nn.Linear(6, 3)), 100 * torch.randn(9, 4)
+    assert not ah.tangent_kernels(model, x, keep_factors=True, certify=1)["0"].factored
+
+
 def test_any_silent_sample_that_another_one_acts_on_is_seen():
     """Half of the samples have no weight: no gradient may arrive at any of them."""
     n = 6
