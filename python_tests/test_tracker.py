@@ -445,7 +445,6 @@ def test_a_history_of_another_model_is_refused(fake: FakeMeasurement, ending: st
     make().load(tmp_path / f"run{ending}")
 
 
-<<<<<<< HEAD
 def of_index(returned: torch.Tensor) -> torch.Tensor:
     return returned
 
@@ -509,7 +508,8 @@ def test_a_model_of_the_same_parameters_and_other_modules_is_another(fake: FakeM
     first.update(0)
     with pytest.raises(ValueError, match=r"^state: expected a history measured with model = "):
         second.load_state_dict(first.state_dict())
-=======
+
+
 def test_a_history_of_other_estimates_is_refused(fake: FakeMeasurement) -> None:
     tracker = make(tolerance=0.1)
     tracker.update(0)
@@ -517,4 +517,3 @@ def test_a_history_of_other_estimates_is_refused(fake: FakeMeasurement) -> None:
         with pytest.raises(ValueError, match=r"^state: expected a history measured with (tolerance|products) = "):
             other.load_state_dict(tracker.state_dict())
     make(tolerance=0.1).load_state_dict(tracker.state_dict())
->>>>>>> 2193e34 (Tests that would notice: chunks of the fallback, biases in slices, what is held, certificates over ranks, and files and options)

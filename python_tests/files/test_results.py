@@ -15,7 +15,6 @@ import torch
 
 from ahkernels.certificate import Certificate
 from ahkernels.files import csv_table, json_format, npz_format
-from ahkernels.files.results import write_result
 from ahkernels.history import AlignmentHistory, Measurement
 from ahkernels.report import AlignmentReport
 
@@ -208,15 +207,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for kind in (AlignmentHistory, AlignmentReport):
         with pytest.raises(FileNotFoundError, match=r"^path: expected a file that save\(\) wrote, got .*none.json', "):
             kind.load(tmp_path / "none.json")
-
-
-def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
-    write_result(path, {"a": 1})
-    with pytest.raises(ValueError, match="JSON"):
-        write_result(path, {"a": NAN})  # which is none
-    assert list(tmp_path.iterdir()) == [path]
-    assert json.loads(path.read_text()) == {"a": 1}
 
 
 def test_other_endings_are_refused(tmp_path: Path) -> None:

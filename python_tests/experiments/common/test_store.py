@@ -74,7 +74,7 @@ def test_tables_never_have_more_than_the_checkpoint(tmp_path: Path, monkeypatch:
     with opened(tmp_path) as store:
         store.rows.append({"iteration": 2, "cka/layer1": 0.5})
         monkeypatch.setattr(torch, "save", fails)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(StoreError, match="no space left"):
             store.save({"iteration": 2})
     assert (tmp_path / "metrics.csv").read_bytes() == metrics
 

@@ -126,18 +126,16 @@ def test_processes_that_share_runs_take_turns_in_drawing(tmp_path: Path) -> None
 
 
 def test_a_run_that_another_process_has_left_is_taken_over(tmp_path: Path) -> None:
-    handle = -1
+    held: list[FolderLock] = []
 
     def beginning(store: RunStore) -> int:
-        """As if another process had begun the next run, and died while this one is trained."""
-        nonlocal handle
+        """As if another process had begun the next run, and died while the last one is trained."""
         (tmp_path / "run1").mkdir()
-        handle = os.open(tmp_path / "run1", os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        held.append(FolderLock(tmp_path / "run1"))
         return finishing(store)
 
     def dying(store: RunStore) -> int:
-        os.close(handle)
+        held.pop().release()
         return finishing(store)
 
     assert share(tmp_path, jobs_of(beginning, finishing, dying), {}, "") == 0

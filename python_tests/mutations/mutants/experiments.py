@@ -13,46 +13,6 @@ STORE = "experiments/common/store.py"
 
 MUTANTS = [
     Mutant(
-        "runs-written-in-place",
-        STORE,
-        '    temporary = path.with_name(path.name + ".tmp")\n',
-        "    temporary = path\n",
-        "checkpoints and tables are written in place, so that a crash leaves a part of them",
-        (STORE_TESTS,),
-    ),
-    Mutant(
-        "runs-without-fsync",
-        STORE,
-        "        file.flush()\n        os.fsync(file.fileno())\n",
-        "        file.flush()\n",
-        "a checkpoint takes the place of another one before it is on the disk",
-        (STORE_TESTS,),
-    ),
-    Mutant(
-        "runs-without-fsync-of-the-folder",
-        STORE,
-        "        os.fsync(folder)  # the new name must survive a power cut, too\n",
-        "        pass\n",
-        "the new name of a checkpoint may be lost in a power cut",
-        (STORE_TESTS,),
-    ),
-    Mutant(
-        "a-lock-that-is-shared",
-        STORE,
-        "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)",
-        "fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)",
-        "two processes may write to one folder",
-        (STORE_TESTS,),
-    ),
-    Mutant(
-        "nobody-waits-for-a-lock",
-        STORE,
-        "            fcntl.flock(handle, fcntl.LOCK_EX)\n        yield",
-        "            fcntl.flock(handle, fcntl.LOCK_SH)\n        yield",
-        "processes that share runs draw their figures at the same time",
-        (f"{STORE_TESTS}::test_waiting_for_a_lock", STORE_TESTS),
-    ),
-    Mutant(
         "tables-before-the-checkpoint",
         STORE,
         '        content = {"state": state, "rows": self.rows, "tables": self.tables, "finished": finished}\n',

@@ -15,9 +15,9 @@ PLAIN = "ahkernels/ops/plain.py"
 MUTANTS = [
     Mutant(
         "plain-scale-of-the-first-layer",
-        PLAIN,
-        "return torch.stack(list(scales)).amin()",
-        "return scales[0]",
+        "ahkernels/ops/scaling.py",
+        "smallest = torch.stack(list(scales)).amin()",
+        "smallest = scales[0]",
         "a sum of layers is computed at the scale of its first layer instead of its largest",
         (
             f"{OPS}::test_sums_of_layers_and_jacobians",

@@ -18,11 +18,11 @@ MUTANTS = [
     Mutant(
         "results-written-in-place",
         REPLACE,
-        '        with temporary.open("wb") as file:\n            write(file)\n            file.flush()\n'
+        '        with temporary.open("xb") as file:\n            write(file)\n            file.flush()\n'
         "            os.fsync(file.fileno())\n        temporary.replace(path)\n",
         '        with path.open("wb") as file:\n            write(file)\n',
         "a file is written in place, so that a crash leaves a part of it",
-        (RESULTS, KERNEL_FILES, f"{PLOTTING}/test_animation.py::test_a_file_stays_as_it_was_after_a_failure"),
+        ("python_tests/files/test_replace.py", RESULTS),
     ),
     Mutant(
         "results-without-fsync",
@@ -30,15 +30,15 @@ MUTANTS = [
         "            os.fsync(file.fileno())\n",
         "",
         "a file takes the place of another one before it is on the disk",
-        (RESULTS, KERNEL_FILES),
+        ("python_tests/files/test_replace.py", RESULTS),
     ),
     Mutant(
         "results-leave-their-temporary-file",
         REPLACE,
-        "        temporary.unlink(missing_ok=True)\n",
-        "        pass\n",
+        "            temporary.unlink(missing_ok=True)\n",
+        "            pass\n",
         "a write that fails leaves a temporary file behind",
-        (RESULTS, f"{PLOTTING}/test_animation.py::test_a_file_stays_as_it_was_after_a_failure"),
+        ("python_tests/files/test_replace.py", RESULTS),
     ),
     Mutant(
         "infinity-is-not-a-number",

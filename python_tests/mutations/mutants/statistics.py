@@ -138,7 +138,7 @@ MUTANTS = [
     Mutant(
         "fisher-labels-per-output",
         "ahkernels/layerwise.py",
-        "of_fisher = Labels(outputs, y, samples, None)",
+        "of_fisher = labels_of(outputs, None)",
         "of_fisher = labels[-1]",
         "the Fisher information, which is not centered, takes labels that are centered per output",
         (f"{SPECTRUM}::test_statistics_in_a_report_against_dense_decompositions", SPECTRUM, CENTERING),
@@ -170,7 +170,7 @@ MUTANTS = [
     Mutant(
         "labels-of-the-forward-gram",
         "ahkernels/layerwise.py",
-        'of_samples = [Labels(traced, y, samples, one) for one in centerings] if "forward" in kinds else labels',
+        'of_samples = [labels_of(traced, one) for one in centerings] if "forward" in kinds else labels',
         "of_samples = labels",
         "the forward Gram over samples is held against the labels of pairs of samples and outputs",
         ("python_tests/capture/test_kernels.py::test_forward_and_backward_alignment", KERNEL),
