@@ -90,6 +90,15 @@ def test_a_loader_of_ones_own(tmp_path: Path) -> None:
     assert measured([tmp_path / "4.txt"], load=load).steps == [4]
 
 
+def test_checkpoints_that_differ_in_their_end_alone_are_told_apart(tmp_path: Path) -> None:
+    path, history, content = tmp_path / "4.txt", tmp_path / "history.json", bytes(1 << 20)
+    path.write_bytes(content + b"0")
+    measured([path], load=lambda *_: None, history=history)
+    path.write_bytes(content + b"1")
+    with pytest.raises(ValueError, match=r"^history: expected measurements of these checkpoints, got those of another"):
+        measured([path], load=lambda *_: None, history=history)
+
+
 @pytest.mark.parametrize("ending", [".json", ".npz"])
 def test_an_interrupted_series_goes_on_and_ends_in_the_same_file(
     series: list[Path], ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

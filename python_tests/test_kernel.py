@@ -129,6 +129,17 @@ def test_constant_labels_have_no_alignment():
         assert math.isnan(ah.cka(single, torch.full((12, 1), 2.0)))
 
 
+def test_kernels_and_labels_within_3e_7_of_constant_have_an_alignment():
+    """Their deviations have squares of 1e-13, which is more than the rounding of float64."""
+    x, y = torch.randn(2, 20, 1, dtype=torch.float64)
+    expected = reference.cka(x @ x.T, y @ y.T)
+    ones = torch.ones(20, 1, 1, 1, dtype=torch.float64)
+    near_constant = ah.LayerFactors((1 + 3e-7 * x).unsqueeze(1), ones, bias=False)
+    assert ah.cka(ah.TangentKernel(near_constant), y) == pytest.approx(expected, rel=1e-5)
+    plain = ah.LayerFactors(x.unsqueeze(1), ones, bias=False)
+    assert ah.cka(ah.TangentKernel(plain), 1 + 3e-7 * y) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("forward_scale", [1e-18, 1e18])
 @pytest.mark.parametrize("backward_scale", [1e-18, 1e18])
 @pytest.mark.parametrize("o", [1, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,10 +171,11 @@ def test_metrics_must_be_real_numbers(fake: FakeMeasurement, value: Any, got: st
     assert not fake.calls and not tracker.history
 
 
-def test_layers_must_stay_the_same(fake: FakeMeasurement) -> None:
+@pytest.mark.parametrize("layers", [["fc1", "other"], ["fc1", "dead", "other"], ["dead", "fc1", "fc2"]], ids=str)
+def test_layers_must_stay_the_same(fake: FakeMeasurement, layers: list[str]) -> None:
     tracker = filled()
-    fake.layers = ["fc1", "other"]
-    with pytest.raises(ValueError, match=r"^model: expected the layers .*'dead'.*, got \['fc1', 'other'\]"):
+    fake.layers = layers
+    with pytest.raises(ValueError, match=r"^model: expected the layers .*'dead'.*, got " + re.escape(str(layers))):
         tracker.update(200)
     assert tracker.steps == [0, 10, 100]
 
@@ -268,6 +270,17 @@ def test_writer_gets_layers_and_metrics(fake: FakeMeasurement) -> None:
     values = [value for _, value, _ in writer.scalars]
     assert values[0] == report["fc1"] and math.isnan(values[1]) and values[3] == 0.5
     assert all(type(value) is float for value in values)
+
+
+def test_a_writer_that_fails_loses_no_measurement(fake: FakeMeasurement) -> None:
+    class Broken(Writer):
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            raise OSError("no space left")
+
+    tracker = make(writer=Broken())
+    with pytest.raises(OSError, match="no space left"):
+        tracker.update(3)
+    assert tracker.steps == [3]
 
 
 def test_several_centerings_are_kept_side_by_side(fake: FakeMeasurement, tmp_path: Path) -> None:
@@ -495,3 +508,12 @@ def test_a_model_of_the_same_parameters_and_other_modules_is_another(fake: FakeM
     first.update(0)
     with pytest.raises(ValueError, match=r"^state: expected a history measured with model = "):
         second.load_state_dict(first.state_dict())
+
+
+def test_a_history_of_other_estimates_is_refused(fake: FakeMeasurement) -> None:
+    tracker = make(tolerance=0.1)
+    tracker.update(0)
+    for other in (make(), make(tolerance=0.2), make(tolerance=0.1, products=50)):
+        with pytest.raises(ValueError, match=r"^state: expected a history measured with (tolerance|products) = "):
+            other.load_state_dict(tracker.state_dict())
+    make(tolerance=0.1).load_state_dict(tracker.state_dict())

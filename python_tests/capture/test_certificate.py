@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 import ahkernels as ah
-from ahkernels.capture import run
+from ahkernels.capture import CaptureOptions, run
+from ahkernels.capture.call import call_model
+from ahkernels.capture.certify import Reference
+from ahkernels.capture.plan import plan_capture
 from ahkernels.capture.traced import TracedLayer
 
 
@@ -97,6 +102,58 @@ def test_faults_in_the_factors(layer, fault, dtype, monkeypatch):
         assert name == layer or kernel.factored
         k = expected[name].to_dense()
         assert (kernel.to_dense() - k).norm() <= (1e-9 if dtype == torch.float64 else 1e-4) * k.norm()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fault_beside_a_large_mean_gradient(seed, monkeypatch):
+    """Inputs that differ by 1e-4 are those of other samples, which the mean gradient would hide."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    x = torch.randn(6) + 1e-4 * torch.randn(40, 6)
+    true = run.factors_of
+
+    def faulty(call, planned, *rest):
+        a, g = true(call, planned, *rest)
+        return (a.roll(1, 0), g) if planned.name == "0" else (a, g)
+
+    monkeypatch.setattr(run, "factors_of", faulty)
+    assert not ah.tangent_kernels(model, x, keep_factors=True, certify=1)["0"].factored
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight, 2 * self.bias)
+
+
+def test_a_bias_that_acts_twice_does_not_hide_behind_large_inputs():
+    """It is a ten-thousandth of what the weight adds to the kernel."""
+    model, x = nn.Sequential(Doubled(4, 6), nn.Linear(6, 3)), 100 * torch.randn(9, 4)
+    assert not ah.tangent_kernels(model, x, keep_factors=True, certify=1)["0"].factored
+
+
+def test_any_silent_sample_that_another_one_acts_on_is_seen():
+    """Half of the samples have no weight: no gradient may arrive at any of them."""
+    n = 6
+    last = nn.Linear(4, 3)
+    found = []
+    for taker, giver in itertools.permutations(range(n), 2):
+
+        class Mixing(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first, self.last = nn.Linear(5, 4), last
+
+            def forward(self, x, taker=taker, giver=giver):
+                h = self.first(x)
+                row = torch.arange(len(h))[:, None]
+                return self.last(torch.where(row == taker, h + h[min(giver, len(h) - 1)], h).tanh())
+
+        plan = plan_capture(Mixing(), torch.randn(n, 5), CaptureOptions(layers="first"))
+        call = call_model(plan.forward, plan.twin(), plan.x, list(plan.layers.values()))
+        reference = Reference(call, list(plan.layers.values()), {"first"}, plan.cotangents, 1 << 20)
+        found.append(reference.mixed)
+    assert found.count({"first"}) == (n // 2) * (n - n // 2)  # from each sample with weight to each without
+    assert found.count(set()) == n * (n - 1) - (n // 2) * (n - n // 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

@@ -43,6 +43,15 @@ def test_expected_peak_of_passes():
     assert ah.explain(model, x, memory_budget=1).peak_bytes > of_layer  # which cannot be cut any smaller
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_totals_of_a_table_and_their_units(dtype):
+    model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3))).to(dtype)
+    found = ah.explain(model, torch.randn(1000, 64, dtype=dtype), outputs=[0, 1])
+    assert [one.bytes for one in found] == [1000 * (64 + 2 * 64) * dtype.itemsize] * 3
+    columns = str(found).splitlines()[-2].split()
+    assert columns == [f"{sum(one.flops for one in found) / 1e9:.3f}", f"{found[0].bytes / 2**20:.1f}"]
+
+
 def test_an_explanation_is_a_table_of_html_in_notebooks() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
     found = ah.explain(model, torch.randn(6, 4))

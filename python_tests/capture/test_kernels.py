@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+import weakref
 
 import networks
 import pytest
@@ -13,6 +14,9 @@ import torch
 from torch import nn
 
 import ahkernels as ah
+from ahkernels import layerwise
+from ahkernels.capture import CaptureOptions, fallback, run, start_capture
+from ahkernels.capture.memory import Memory
 
 OUTPUTS = ["all", "trace", "sum", 0, "first and last", "last and first"]
 BOTH = ("global", "per_output")
@@ -140,8 +144,6 @@ def test_any_memory_budget_gives_the_same(name, budget):
 
 
 def test_memory_budget_bounds_the_factors_held_at_once(monkeypatch):
-    from ahkernels.capture import run
-
     sizes = []
     original = run.Capture._pass
 
@@ -158,6 +160,73 @@ def test_memory_budget_bounds_the_factors_held_at_once(monkeypatch):
         pass
     assert len(sizes) > 1
     assert max(sizes) <= budget
+
+
+def test_memory_budget_bounds_the_chunks_of_the_fallback(monkeypatch):
+    sizes = []
+    original = fallback._batched
+
+    def batched(*arguments):
+        gradients = original(*arguments)
+        sizes.append(sum(one.nbytes for one in gradients.values()))
+        return gradients
+
+    monkeypatch.setattr(fallback, "_batched", batched)
+    budget = 1 << 16
+    ah.tangent_kernels(networks.Functional(), torch.randn(64, 6), layers="inner", memory_budget=budget)
+    assert sum(sizes) == 64 * 3 * 42 * 4  # each sample once
+    assert max(sizes) <= budget // 4
+
+
+def test_slices_of_the_fallback_leave_room_for_the_kernel(monkeypatch):
+    held = []
+    original = fallback.add_products
+
+    def add_products(kernel, jacobian, *rest):
+        held.append(kernel.nbytes + jacobian.nbytes)
+        original(kernel, jacobian, *rest)
+
+    monkeypatch.setattr(fallback, "add_products", add_products)
+    model, budget = networks.Functional(), 1 << 17
+    model.inner, model.out = nn.Linear(50, 50), nn.Linear(50, 3)
+    model, x = model.double(), torch.randn(8, 50, dtype=torch.float64)
+    found, expected = (ah.tangent_kernels(model, x, layers="inner", memory_budget=one) for one in (budget, 1 << 30))
+    torch.testing.assert_close(found["inner"].to_dense(), expected["inner"].to_dense(), rtol=1e-9, atol=1e-9)
+    assert len(held) > 1
+    assert max(held) <= budget - budget // 4  # beside a chunk of samples
+
+
+def test_a_chunk_is_no_larger_than_what_keeps_a_processor_busy():
+    of_sample, cpu = 1 << 20, torch.device("cpu")
+    for budget in (1 << 27, 1 << 31, 1 << 35):
+        memory = Memory(budget, 10_000, 3, 4, of_sample, cpu, 10_000)
+        longest = max(one.stop - one.start for one in memory.chunks([], memory.samples))
+        assert longest * 2 * of_sample <= min(budget // 4, 256 << 20)
+        assert memory.work + memory.kept == budget
+
+
+def test_layers_are_measured_in_batches_of_so_many_bytes():
+    model, x = networks.mlp(9, 20, 6, 3, bias=True), torch.randn(50, 6)
+    captured = list(start_capture(model, x, CaptureOptions()).kernels())
+    factors = [one.kernel.factors[0] for one in captured]
+    most = 3 * max(one.forward.nbytes + one.backward.nbytes for one in factors)
+    assert [len(batch) for batch in layerwise._batches(iter(captured), most)] == [4, 3, 2]
+
+
+def test_layers_are_gone_before_the_next_pass(monkeypatch):
+    original, held = run.Capture._pass, []
+
+    def one_pass(capture, names):
+        assert [layer for layer, factor in held if factor() is not None] == []
+        kept = original(capture, names)
+        held.extend((name, weakref.ref(one.factors.backward)) for name, one in kept.items())
+        return kept
+
+    monkeypatch.setattr(run.Capture, "_pass", one_pass)
+    model, x = networks.mlp(6, 50, 6, 3, bias=True), torch.randn(100, 6)
+    budget = 2 * 4 * 100 * (50 + 3 * 50)
+    report = ah.layerwise_alignment(model, x, torch.arange(100) % 3, memory_budget=budget, statistics=["backward_cka"])
+    assert [layer for layer, _ in held] == report.layers
 
 
 def test_chunks_of_samples_give_the_same(monkeypatch):
@@ -247,6 +316,15 @@ def test_nothing_is_left_changed():
         ah.layerwise_alignment(model, x, y, layers=["first", "last"])
     check()
     handle.remove()
+
+
+def test_modes_come_back_after_an_error():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(), nn.ReLU())
+    model[1].eval()
+    with pytest.raises(ZeroDivisionError), ah.evaluating(model):
+        assert not model.training
+        raise ZeroDivisionError
+    assert [module.training for module in model.modules()] == [True, True, False, True]
 
 
 def test_hooks_of_the_user_see_and_change_what_they_would():

@@ -234,6 +234,15 @@ def test_samples_that_act_on_one_another(make):
         ah.layerwise_alignment(model, x, Y)
 
 
+def test_samples_that_act_on_one_another_a_little_and_without_gradients():
+    """By about a hundredth of the outputs, in single precision."""
+    model = network(
+        lambda model, x: model.last(torch.tanh(model.first(x) + 0.05 * model.first(x).detach().mean(0)))
+    ).float()
+    with pytest.raises(ValueError, match="samples act on one another"):
+        ah.layerwise_alignment(model, inputs(6, 5).float(), Y)
+
+
 @pytest.mark.parametrize(
     "forward",
     [

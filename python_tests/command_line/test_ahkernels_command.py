@@ -18,6 +18,7 @@ import torch
 
 import ahkernels as ah
 from ahkernels.command_line import main
+from ahkernels.command_line import measure as command
 
 pytest.importorskip("matplotlib").use("Agg")
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +92,19 @@ def test_measure_without_checkpoints_takes_the_model_as_it_is(folder: Path) -> N
     history = ah.AlignmentHistory.load("out/history.json")
     assert history.steps == [0] and torch.equal(history.cka[0], wanted.cka)
     assert {"model", "x", "y", "outputs"} <= set(history.settings)
+
+
+def test_estimates_and_memory_budget_are_what_was_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+
+    class Tracker(ah.AlignmentTracker):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            made.append(options)
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(command, "AlignmentTracker", Tracker)
+    assert measure("--tolerance", "0.5", "--products", "8", "--memory-budget", "0.5") == 0
+    assert (made[0]["tolerance"], made[0]["products"], made[0]["memory_budget"]) == (0.5, 8, 512 * 1024**2)
 
 
 def test_data_in_safetensors(folder: Path) -> None:

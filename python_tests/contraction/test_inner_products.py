@@ -276,6 +276,12 @@ def test_order_of_shapes():
     assert order_of(256, 100, [LayerShape(4, 256, 256, True)]) == "tiles"  # several positions, and many parameters
 
 
+def test_a_matrix_over_parameters_has_no_more_than_4096_rows():
+    """However cheap it would be beside tiles of a layer with several positions."""
+    assert order_of(100_000, 10, [LayerShape(2, 0, 4096, True)]) == "parameters first"
+    assert order_of(100_000, 10, [LayerShape(2, 0, 4097, True)]) == "tiles"
+
+
 def test_flops_are_those_of_the_formulas():
     counts = flops(50, 20, [LayerShape(1, 6, 4, True)])
     assert counts["tiles"] == 50**2 * (6 + 20**2 * 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 
 import pytest
 import reference
@@ -16,6 +17,7 @@ from torch import Tensor
 from ahkernels import ops
 from ahkernels.factors import LayerFactors
 from ahkernels.ops import plain
+from benchmarks.common import memory
 
 IMPLEMENTATIONS = [
     pytest.param(ops, id="kernels"),
@@ -354,6 +356,54 @@ def test_layers_that_share_a_factor_at_different_scales(op, scales):
     assert (op.tangent_gram(kernels(rest), "highest") - expected).norm() <= 1e-5 * expected.norm()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the high-water mark of Linux")
+def test_tiles_of_many_rows_are_not_kept():
+    """K over 2,600 rows has 14 MiB of tiles, and each is used as soon as it is made."""
+    batch, v = one_layer(*factors(1300, 1, 2, 3, 3, torch.float32), 1.0), centered_vector(1300, 2)
+    ops.tangent_moments(batch, v, "highest")
+    held = memory.reset_high_water_mark()
+    ops.tangent_moments(batch, v, "highest")
+    assert memory.high_water_mark() - held < 7 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the high-water mark of Linux")
+def test_tiles_in_memory_are_those_of_a_block():
+    """K over 12,000 rows has 280 MiB of tiles, of which 128 MiB are kept at a time, beside 64 MiB of slices."""
+    batch = one_layer(*factors(6000, 2, 2, 1, 1, torch.float32), 0.0, True)
+    means = [torch.zeros(6000, 2, dtype=torch.float64)]
+    held = memory.reset_high_water_mark()
+    ops.centered_inner_products(batch, means, "highest")
+    assert memory.high_water_mark() - held < 240 << 20
+
+
+def test_a_jacobian_of_more_outputs_than_tiles_in_memory():
+    """124 outputs have 135 MiB of tiles, of which 117 rows of tiles are in memory at a time."""
+    a, g = factors(2, 1, 124, 0, 3, torch.float32)
+    expected = reference.kernel(a, g, 1.0)
+    found = ops.tangent_gram(one_layer(a, g, 1.0), "highest")
+    assert (found - expected).norm() <= tolerance(torch.float32, 3) * expected.norm()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the high-water mark of Linux")
+def test_packed_panels_fit_a_workspace():
+    """A panel of 48 rows with 60,000 numbers takes 11 MiB, and two of the seven panels are packed at a time."""
+    a, g = torch.randn(300, 1, 1), torch.randn(1, 1, 2, 30_000).expand(300, 1, 2, 30_000)
+    means = [torch.zeros(300, 2, dtype=torch.float64)]
+    held = memory.reset_high_water_mark()
+    ops.centered_inner_products(one_layer(a, g, 0.0), means, "highest")
+    assert memory.high_water_mark() - held < 40 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the high-water mark of Linux")
+def test_products_with_few_vectors_take_slices():
+    """16 weighted sums of gradients of all samples would take 98 MiB, and are 4 MiB at a time."""
+    a, g = torch.randn(100, 1, 100), torch.randn(1, 1, 1, 8000).expand(100, 1, 1, 8000)
+    v = torch.randn(100, 1, 16, dtype=torch.float64)
+    held = memory.reset_high_water_mark()
+    ops.tangent_product(one_layer(a, g, 0.0), v)
+    assert memory.high_water_mark() - held < 40 << 20
+
+
 @pytest.mark.parametrize("op", IMPLEMENTATIONS)
 @pytest.mark.parametrize("spread", [1e-1, 1e-2, 1e-3])
 def test_nearly_constant_jacobians(op, spread):
@@ -369,6 +419,18 @@ def test_nearly_constant_jacobians(op, spread):
     expected = reference.centered(k).square().sum()
     batch = kernels([(a, g, 1.0, True), (other[:, :, 0, :0], other, 1.0)])
     got = op.centered_inner_products(batch, [row_means(k, 1)], "highest")
+    assert float((got - expected).abs() / expected) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_nearly_constant_bias_in_several_slices(dtype):
+    """The bias has more numbers than a slice of the Jacobian (48 x 48), and each of them a mean of its own."""
+    n, s, m = 5, 2, 2400
+    a, g = torch.ones(n, s, 1, dtype=dtype), torch.randn(1, s, 1, m) + 1e-2 * torch.randn(n, s, 1, m)
+    a, g = a + 1e-2 * torch.randn(n, s, 1), g.to(dtype)
+    k = reference.kernel(a, g, 1.0)
+    expected = reference.centered(k).square().sum()
+    got = ops.centered_inner_products(one_layer(a, g, 1.0, True), [row_means(k, 1)], "highest")
     assert float((got - expected).abs() / expected) < 1e-5
 
 

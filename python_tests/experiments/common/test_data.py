@@ -270,6 +270,12 @@ def test_stratified_subset_is_proportional_and_depends_on_the_seed_alone() -> No
         assert len(data.stratified_subset(labels, size, seed=0)) == size
 
 
+def test_largest_remainders_take_what_rounding_leaves_over() -> None:
+    labels = torch.tensor([0] * 10 + [1] * 11 + [2] * 19)
+    chosen = data.stratified_subset(labels, 20, seed=0)  # shares of 5, 5.5 and 9.5: the lower class wins the tie
+    assert torch.bincount(labels[chosen]).tolist() == [5, 6, 9]
+
+
 @pytest.mark.parametrize("size", [0, 4])
 def test_stratified_subset_refuses_a_size_out_of_range(size: int) -> None:
     with pytest.raises(ValueError, match=rf"size: expected 1 ... 3, got {size}"):
@@ -313,6 +319,14 @@ def test_label_noise_depends_on_the_seed_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
+
+
+def test_label_noise_has_a_stream_of_its_own() -> None:
+    """The seed's other streams order batches and choose probes: noise must not know which samples those are."""
+    digits = data.load("digits")
+    changed = (data.with_label_noise(digits, 0.2, seed=7).train_y != digits.train_y).nonzero().flatten().tolist()
+    first_of_the_seed = np.random.default_rng(7).permutation(len(digits.train_y))[: round(0.2 * len(digits.train_y))]
+    assert len(set(changed) & set(first_of_the_seed.tolist())) < 0.4 * len(changed)
 
 
 def test_label_noise_of_none_and_all() -> None:

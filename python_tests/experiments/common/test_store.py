@@ -65,6 +65,20 @@ def test_a_torn_write_does_not_matter(tmp_path: Path) -> None:
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".json", ".json", ".pt"]
 
 
+def test_tables_never_have_more_than_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = filled(tmp_path)
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with opened(tmp_path) as store:
+        store.rows.append({"iteration": 2, "cka/layer1": 0.5})
+        monkeypatch.setattr(torch, "save", fails)
+        with pytest.raises(StoreError, match="no space left"):
+            store.save({"iteration": 2})
+    assert (tmp_path / "metrics.csv").read_bytes() == metrics
+
+
 def test_further_tables_follow_the_checkpoint_too(tmp_path: Path) -> None:
     filled(tmp_path)
     with opened(tmp_path) as store:

@@ -13,7 +13,7 @@ import pytest
 
 from experiments.common import command_line, data
 from experiments.common.folder_lock import FolderLock, HeldError
-from experiments.common.jobs import Job, Run
+from experiments.common.jobs import Job, Run, read, share
 from experiments.common.store import RunStore
 from experiments.common.study import Study
 from experiments.common.training import DivergedError, Recipe
@@ -57,6 +57,14 @@ def study(*trains: Train, drawn: list[dict[str, Run]] | None = None, **options: 
 
     options = {"draw": draw, "jobs": jobs, "load": lambda args: data.load("digits"), "config": ["width"], **options}
     return Study("example", "An example.\n\nWith more to say.", add, **options)
+
+
+def jobs_of(*trains: Train) -> list[Job]:
+    """Jobs as a study makes them."""
+    return [
+        Job(f"run{i}", train, config={"number": i}, finished=lambda rows: len(rows) == 1)
+        for i, train in enumerate(trains)
+    ]
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -115,6 +123,23 @@ def test_processes_that_share_runs_take_turns_in_drawing(tmp_path: Path) -> None
             FolderLock(tmp_path)
 
     assert study(finishing, shared=True, draw=draw).main(["--output", str(tmp_path)]) == 0
+
+
+def test_a_run_that_another_process_has_left_is_taken_over(tmp_path: Path) -> None:
+    held: list[FolderLock] = []
+
+    def beginning(store: RunStore) -> int:
+        """As if another process had begun the next run, and died while the last one is trained."""
+        (tmp_path / "run1").mkdir()
+        held.append(FolderLock(tmp_path / "run1"))
+        return finishing(store)
+
+    def dying(store: RunStore) -> int:
+        held.pop().release()
+        return finishing(store)
+
+    assert share(tmp_path, jobs_of(beginning, finishing, dying), {}, "") == 0
+    assert all(read(tmp_path, job).finished for job in jobs_of(finishing, finishing, finishing))
 
 
 def test_a_study_that_trains_nothing_has_no_options_of_training(tmp_path: Path) -> None:

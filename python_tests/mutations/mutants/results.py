@@ -1,0 +1,246 @@
+"""Faults in files, histories, trackers, checkpoints, pictures, the command line and signal propagation."""
+
+from __future__ import annotations
+
+from python_tests.mutations.mutant import Mutant
+
+RESULTS = "python_tests/files/test_results.py"
+KERNEL_FILES = "python_tests/files/test_kernel_files.py"
+TRACKER = "python_tests/test_tracker.py"
+CHECKPOINTS = "python_tests/test_checkpoints.py"
+COMMAND = "python_tests/command_line/test_ahkernels_command.py"
+INPUTS = "python_tests/capture/test_inputs.py"
+PROPAGATION = "python_tests/signal_propagation/test_signal_propagation.py"
+PLOTTING = "python_tests/plotting"
+REPLACE = "ahkernels/files/replace.py"
+
+MUTANTS = [
+    Mutant(
+        "results-written-in-place",
+        REPLACE,
+        '        with temporary.open("xb") as file:\n            write(file)\n            file.flush()\n'
+        "            os.fsync(file.fileno())\n        temporary.replace(path)\n",
+        '        with path.open("wb") as file:\n            write(file)\n',
+        "a file is written in place, so that a crash leaves a part of it",
+        ("python_tests/files/test_replace.py", RESULTS),
+    ),
+    Mutant(
+        "results-without-fsync",
+        REPLACE,
+        "            os.fsync(file.fileno())\n",
+        "",
+        "a file takes the place of another one before it is on the disk",
+        ("python_tests/files/test_replace.py", RESULTS),
+    ),
+    Mutant(
+        "results-leave-their-temporary-file",
+        REPLACE,
+        "            temporary.unlink(missing_ok=True)\n",
+        "            pass\n",
+        "a write that fails leaves a temporary file behind",
+        ("python_tests/files/test_replace.py", RESULTS),
+    ),
+    Mutant(
+        "infinity-is-not-a-number",
+        "ahkernels/files/numbers.py",
+        "    return str(value) if math.isinf(value) else value\n",
+        "    return None if math.isinf(value) else value\n",
+        "infinite numbers read back as nan",
+        (RESULTS, "python_tests/test_report.py"),
+    ),
+    Mutant(
+        "zeros-for-what-a-step-lacks",
+        "ahkernels/files/npz_format.py",
+        "empty = np.full((len(measurements), len(values)), np.nan)",
+        "empty = np.zeros((len(measurements), len(values)))",
+        "an npz file has zeros where a step lacks a statistic",
+        (RESULTS,),
+    ),
+    Mutant(
+        "metrics-of-the-first-step",
+        "ahkernels/files/csv_format.py",
+        '"metrics": _metrics(of_step[0]),',
+        '"metrics": _metrics(lines[0]),',
+        "a table that is read has the metrics of its first step at every step",
+        (RESULTS,),
+    ),
+    Mutant(
+        "views-share-their-memory",
+        "ahkernels/files/kernels.py",
+        "whole.clone() if memory in self._memory else whole",
+        "whole",
+        "two factors in the same memory are written as one",
+        (KERNEL_FILES,),
+    ),
+    Mutant(
+        "steps-that-stay",
+        "ahkernels/history.py",
+        "if self and measurement.step <= self[-1].step:",
+        "if self and measurement.step < self[-1].step:",
+        "a history takes two measurements of the same step",
+        (TRACKER, RESULTS),
+    ),
+    Mutant(
+        "layers-of-the-last-report",
+        "ahkernels/history.py",
+        '            if report.layers != layers:\n                raise ValueError(f"model:',
+        '            if len(report.layers) != len(layers):\n                raise ValueError(f"model:',
+        "a history takes reports of as many other layers",
+        (f"{TRACKER}::test_layers_must_stay_the_same", RESULTS),
+    ),
+    Mutant(
+        "logged-before-it-is-kept",
+        "ahkernels/tracker.py",
+        "        self.history.append(row)\n        self._log(row)",
+        "        self._log(row)\n        self.history.append(row)",
+        "a measurement is lost where the writer fails",
+        (TRACKER,),
+    ),
+    Mutant(
+        "labels-that-have-been-written-to",
+        "ahkernels/tracker.py",
+        "(*(() if is_empty(self.x) else Batch(self.x).tensors), self.y)]",
+        "(() if is_empty(self.x) else Batch(self.x).tensors)]",
+        "labels may be written to between two updates",
+        (f"{TRACKER}::test_samples_that_have_been_written_to_are_refused", TRACKER),
+    ),
+    Mutant(
+        "settings-without-the-tolerance",
+        "ahkernels/settings.py",
+        '        "tolerance": str(options.tolerance),\n',
+        "",
+        "a history goes on with estimates of another tolerance",
+        (TRACKER,),
+    ),
+    Mutant(
+        "structure-without-shapes-of-parameters",
+        "ahkernels/settings.py",
+        'f"{name} {list(one.shape)} {one.dtype}" for name, one',
+        'f"{name} {one.dtype}" for name, one',
+        "a history goes on with a model of another width",
+        (TRACKER,),
+    ),
+    Mutant(
+        "digest-of-the-first-part",
+        "ahkernels/checkpoints.py",
+        "        while part := file.read(1 << 20):\n",
+        "        if part := file.read(1 << 20):\n",
+        "checkpoints are the same where their first MiB is",
+        (f"{CHECKPOINTS}::test_checkpoints_that_differ_in_their_end_alone_are_told_apart",),
+    ),
+    Mutant(
+        "checkpoints-in-the-order-of-their-paths",
+        "ahkernels/checkpoints.py",
+        "in sorted(zip(map(int, steps), paths, strict=True)):",
+        "in zip(map(int, steps), paths, strict=True):",
+        "checkpoints are measured in the order of their paths instead of their steps",
+        (CHECKPOINTS,),
+    ),
+    Mutant(
+        "gigabytes-for-gibibytes",
+        "ahkernels/command_line/measure.py",
+        "int(arguments.memory_budget * 2**30)",
+        "int(arguments.memory_budget * 10**9)",
+        "--memory-budget is in GB instead of GiB",
+        (f"{COMMAND}::test_estimates_and_memory_budget_are_what_was_asked_for",),
+    ),
+    Mutant(
+        "data-in-a-dtype-of-its-own",
+        "ahkernels/command_line/data_file.py",
+        "one.to(device, dtype if one.is_floating_point() else None)",
+        "one.to(device)",
+        "samples in float64 are given to a float32 model as they are",
+        (
+            f"{COMMAND}::test_measure_writes_json_csv_and_a_figure",
+            f"{COMMAND}::test_measure_without_checkpoints_takes_the_model_as_it_is",
+        ),
+    ),
+    Mutant(
+        "estimates-by-the-command-are-exact",
+        "ahkernels/command_line/measure.py",
+        '        "tolerance": arguments.tolerance,\n',
+        "",
+        "--tolerance is read and not used",
+        (f"{COMMAND}::test_estimates_and_memory_budget_are_what_was_asked_for",),
+    ),
+    Mutant(
+        "status-of-a-mistake",
+        "ahkernels/command_line/__init__.py",
+        "            return 2\n",
+        "            return 0\n",
+        "a mistake on the command line ends with the status of success",
+        (f"{COMMAND}::test_a_mistake_is_told_in_a_sentence",),
+    ),
+    Mutant(
+        "one-batch-more-than-needed",
+        "ahkernels/first_samples.py",
+        "        if found >= count:\n",
+        "        if found > count:\n",
+        "a batch more than needed is taken out of a loader",
+        (f"{INPUTS}::test_first_samples_reads_no_more_than_it_needs", INPUTS),
+    ),
+    Mutant(
+        "loader-draws-a-seed",
+        "ahkernels/first_samples.py",
+        "        with torch.random.fork_rng(devices=[]):  # a loader draws a seed for each pass\n",
+        "        if True:\n",
+        "taking the first samples draws a random number",
+        (f"{INPUTS}::test_first_samples_leaves_random_numbers_alone",),
+    ),
+    Mutant(
+        "null-level-of-the-other-centering",
+        "ahkernels/plotting/null_level.py",
+        'for name in ("n", "outputs", "centering"):',
+        'for name in ("n", "outputs"):',
+        "the null level of one centering is drawn behind a measurement with the other",
+        (f"{PLOTTING}/test_plot_report.py::test_null_level_of_another_measurement",),
+    ),
+    Mutant(
+        "losses-with-capitals",
+        "ahkernels/plotting/history.py",
+        'if "loss" in name.lower())',
+        'if "loss" in name)',
+        "a metric that is called Loss is not drawn",
+        (f"{PLOTTING}/test_plot_history.py", f"{PLOTTING}/test_animation.py"),
+    ),
+    Mutant(
+        "errors-on-one-side",
+        "ahkernels/plotting/layer_curve.py",
+        "[[(x, y - error), (x, y + error)]",
+        "[[(x, y), (x, y + error)]",
+        "the bar of a standard error begins at the alignment",
+        (f"{PLOTTING}/test_plot_report.py::test_standard_errors_are_lines_around_the_points",),
+    ),
+    Mutant(
+        "stable-rank-without-squares",
+        "ahkernels/plotting/spectrum.py",
+        "rank = float((values / values[0]).square().sum())",
+        "rank = float((values / values[0]).sum())",
+        "the dot on a spectrum is at the effective rank instead of the stable one",
+        (f"{PLOTTING}/test_plot_spectrum.py",),
+    ),
+    Mutant(
+        "slope-of-an-inner-layer-at-the-last",
+        "ahkernels/signal_propagation/propagation.py",
+        "            log[end - 1] = _log(self._readout[end - 1])\n",
+        "",
+        "backward information takes the last layer for one with a residual connection",
+        (PROPAGATION,),
+    ),
+    Mutant(
+        "deviation-of-the-draws",
+        "ahkernels/signal_propagation/finite_width.py",
+        "stacked.std(axis=0, ddof=1) / np.sqrt(draws)",
+        "stacked.std(axis=0, ddof=1)",
+        "the standard error of a mean is the standard deviation of the draws",
+        (PROPAGATION,),
+    ),
+    Mutant(
+        "forward-information-with-the-bias",
+        "ahkernels/signal_propagation/finite_width.py",
+        "(_dense(kernel.forward_gram()) - float(factors.bias)) / factors.forward.shape[-1]",
+        "_dense(kernel.forward_gram()) / factors.forward.shape[-1]",
+        "forward information of layers with a bias is larger by 1 / fan-in",
+        (PROPAGATION,),
+    ),
+]
