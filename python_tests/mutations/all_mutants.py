@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from python_tests.mutations.mutants import capture, cuda, distributed, experiments, extension, ops, results, statistics
+from python_tests.mutations.mutants import (
+    amx,
+    capture,
+    cuda,
+    distributed,
+    experiments,
+    extension,
+    ops,
+    results,
+    schedules,
+    statistics,
+)
 
 MUTANTS = [
     *capture.MUTANTS,
@@ -12,5 +23,7 @@ MUTANTS = [
     *results.MUTANTS,
     *experiments.MUTANTS,
     *extension.MUTANTS,
+    *amx.MUTANTS,
     *cuda.MUTANTS,
+    *schedules.MUTANTS,
 ]

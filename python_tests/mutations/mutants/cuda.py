@@ -43,7 +43,6 @@ MUTANTS = [
         "(piece * 16)",
         "the pieces of a row are not swapped around, so that eight rows are read from the same banks",
         (KERNELS,),
-        "Reading and writing agree on any order of the pieces; only the time on a device depends on it.",
     ),
     Mutant(
         "wgmma-turns-without-waiting",
