@@ -140,3 +140,8 @@ def test_kinds_of_layers_and_groups() -> None:
         "dense": "Scaled",
         "linear": "",
     }
+
+
+def test_chosen_layers_come_in_the_order_of_the_model():
+    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(12)))
+    assert chosen(["10", "2"], model) == ["2", "10"]

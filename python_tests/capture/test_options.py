@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -118,6 +119,23 @@ def test_every_chunk_is_certified(monkeypatch):
     found = ah.tangent_kernels(model, x, certify=1, keep_factors=True)
     assert not found["0"].factored and found["2"].factored
     torch.testing.assert_close(found["0"].to_dense(), expected)
+
+
+def test_a_certificate_has_the_largest_difference_of_any_chunk(monkeypatch):
+    monkeypatch.setattr(memory, "_CHUNK_BYTES", 1)  # chunks of one sample
+    true, differences = run.compare, {}
+
+    def compared(reference, captured):
+        for (layer, _, _), found in zip(captured, true(reference, captured), strict=True):
+            of_layer = differences.setdefault(layer.name, [])
+            of_layer.append(1e-13 / (1 + len(of_layer)))  # the first is the largest
+            yield [replace(one, difference=of_layer[-1]) for one in found]
+
+    monkeypatch.setattr(run, "compare", compared)
+    model, x = network().double(), torch.randn(20, 5, dtype=torch.float64)
+    report = ah.layerwise_alignment(model, x, Y, certify=1)
+    assert {len(of_layer) for of_layer in differences.values()} == {20}
+    assert report.certificate.differences == {"0": 1e-13, "2": 1e-13}
 
 
 @pytest.mark.parametrize("kind", [nn.Linear, nn.Conv1d])

@@ -74,6 +74,7 @@ TRANSPOSED = {
 }
 NORMS = {
     "batch": lambda: nn.BatchNorm2d(4),
+    "batch with eps": lambda: nn.BatchNorm2d(4, eps=0.3),
     "layer": lambda: nn.LayerNorm((5, 6)),
     "layer without bias": lambda: nn.LayerNorm(6, bias=False),
     "rms": lambda: nn.RMSNorm((4, 5, 6)),

@@ -554,6 +554,13 @@ def test_extreme_scales_of_16_bit_factors(op, dtype, forward_scale, backward_sca
     assert relative_error(op, (forward * forward_scale).to(dtype), (backward * backward_scale).to(dtype), 0.0) < 1e-5
 
 
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+def test_numbers_below_the_normal_ones_of_fp32(op):
+    forward, backward = factors(60, 1, 3, 50, 40, torch.float32)
+    forward = torch.randint(1, 8, forward.shape) * 2.0**-140  # exactly
+    assert relative_error(op, forward, backward, 0.0) < 1e-5
+
+
 @pytest.mark.parametrize("size", [1e-5, 2e-7, 1e-9])
 def test_inputs_that_are_tiny_beside_a_bias(size):
     """What centering per output leaves is below what squares in fp32 hold; where it comes close, float64 takes over."""

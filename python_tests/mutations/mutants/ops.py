@@ -20,6 +20,7 @@ MUTANTS = [
         "smallest = scales[0]",
         "a sum of layers is computed at the scale of its first layer instead of its largest",
         (
+            f"{OPS}::test_sums_of_layers_of_very_different_scales",
             f"{OPS}::test_sums_of_layers_and_jacobians",
             f"{OPS}::test_extreme_scales",
             f"{CONTRACTION}::test_layers_of_different_scales",
@@ -32,6 +33,7 @@ MUTANTS = [
         'return 1 << 29 if factor.device.type == "cpu" else 1 << 32',
         "chunks of plain torch are 64 times as large, and so is what it holds",
         (
+            f"{OPS}::test_chunks_of_plain_torch",
             f"{OPS}::test_products_of_plain_torch_hold_a_few_chunks",
             f"{OPS}::test_thin_products_of_plain_torch_in_chunks",
         ),
@@ -102,6 +104,7 @@ MUTANTS = [
         "- 1).clamp(-1000, 1000)",
         "a power of two that scales factors may be none that float32 and its inverse have",
         (
+            f"{OPS}::test_numbers_below_the_normal_ones_of_fp32",
             f"{OPS}::test_extreme_scales",
             f"{OPS}::test_moments_at_extreme_scales",
             f"{CONTRACTION}::test_extreme_scales",
@@ -261,7 +264,12 @@ MUTANTS = [
         'return centering is not None and (o == 1 or centering == "per_output")',
         'return centering == "per_output"',
         "kernels over samples alone are not taken to be near constant",
-        (KERNEL, CENTERING, "python_tests/statistics/test_degenerate_warning.py"),
+        (
+            f"{OPS}::test_nearly_constant_kernels",
+            KERNEL,
+            CENTERING,
+            "python_tests/statistics/test_degenerate_warning.py",
+        ),
     ),
     Mutant(
         "kernel-times-the-number-squared",
