@@ -333,6 +333,7 @@ MUTANTS = [
         "return sorted(found)",
         "chosen layers come in the order of their names instead of that of the model",
         (f"{FOLDER}/test_choice.py", KERNELS),
+        "Kernels come in forward order, whatever the order of the names.",
     ),
     Mutant(
         "bytes-of-float32",

@@ -18,7 +18,6 @@ MUTANTS = [
         "",
         "copies for the next product overwrite what other warps still read",
         (KERNELS,),
-        "The emulator has copies land as late as they may, and this race needs one that lands early.",
     ),
     Mutant(
         "mma-a-slice-too-early",
