@@ -115,14 +115,14 @@ def inner_products(kernels: Sequence[TangentKernel], centering: Centering | None
     """<C K_a C, C K_b C>_F of every two of q kernels over the same rows, float64 [q, q] on their device."""
     if kernels[0].samples.sharded:
         return sharded_inner_products(kernels, [centering]).found[centering].to(kernels[0].device)
-    batch, precision = kernel_batch(kernels), kernels[0].precision
-    found = contraction.inner_products(batch, [centering], precision)
+    precision = kernels[0].precision
+    found = contraction.inner_products(kernel_batch(kernels), [centering], precision)
     if found is not None:
         return found[centering].to(kernels[0].device)
-    batch = for_centering(batch, centering)
+    batch = kernel_batch(kernels, centering)
     if centering == "per_output" and not _fit_offsets(kernels):
         return over_output_pairs(
-            kernels, lambda some, _: ops.per_output_inner_products(_batch_per_output(some), precision)[1]
+            kernels, lambda some, _: ops.per_output_inner_products(kernel_batch(some, centering), precision)[1]
         )
     if centering == "per_output" and kernels[0].o > 1:
         return ops.per_output_inner_products(batch, precision)[1]
@@ -143,7 +143,8 @@ def sharded_inner_products(
         return pairs.InnerProducts({one: found[one] for one in centerings}, {})
 
     def of_outputs(some: Sequence[TangentKernel], _: Tensor) -> Tensor:
-        return pairs.per_output(_batch_per_output(some), precision, samples, and_global=False).found["per_output"]
+        own = kernel_batch(some, "per_output")
+        return pairs.per_output(own, precision, samples, and_global=False).found["per_output"]
 
     found = {}
     sums: dict[Centering | None, Tensor] = {}
@@ -153,10 +154,11 @@ def sharded_inner_products(
         if one is None:
             found[None] = pairs.as_they_are(batch, precision, samples)
         elif batch.o == 1:
-            both = pairs.per_output(_batch_per_output(kernels), precision, samples, and_global=False)
+            both = pairs.per_output(kernel_batch(kernels, one), precision, samples, and_global=False)
             found["global"] = found["per_output"] = both.found["per_output"]
         elif "per_output" in centerings and _fit_offsets(kernels):
-            both = pairs.per_output(_batch_per_output(kernels), precision, samples, and_global="global" in centerings)
+            own = kernel_batch(kernels, "per_output")
+            both = pairs.per_output(own, precision, samples, and_global="global" in centerings)
             found |= both.found
             sums |= both.sums
         elif one == "per_output":
@@ -166,17 +168,13 @@ def sharded_inner_products(
     return pairs.InnerProducts({one: found[one] for one in centerings}, sums)
 
 
-def kernel_batch(kernels: Sequence[TangentKernel]) -> KernelBatch:
-    """The kernels as the ops take them."""
-    return KernelBatch.of([one.factors for one in kernels])
-
-
-def _batch_per_output(kernels: Sequence[TangentKernel]) -> KernelBatch:
-    return for_centering(kernel_batch(kernels), "per_output")
+def kernel_batch(kernels: Sequence[TangentKernel], centering: Centering | None = None) -> KernelBatch:
+    """The kernels as the ops take them that make their tiles with a centering."""
+    return for_centering(KernelBatch.of([one.factors for one in kernels]), centering)
 
 
 def _moments(kernels: Sequence[TangentKernel], v: Tensor, *, per_output: bool) -> tuple[Moments, ...]:
-    batch = _batch_per_output(kernels) if per_output else kernel_batch(kernels)
+    batch = kernel_batch(kernels, "per_output" if per_output else None)
     return ops.tangent_moments(batch, v.contiguous().unsqueeze(2), kernels[0].precision, per_output)
 
 

@@ -12,6 +12,11 @@ from torch import Tensor
 Outputs: TypeAlias = Literal["all", "trace", "sum"] | int | Sequence[int]
 
 
+def plain_outputs(outputs: Outputs) -> str | int | list[int]:
+    """The argument `outputs` as a report has it, with a list for any sequence."""
+    return outputs if isinstance(outputs, (str, int)) else list(outputs)
+
+
 @dataclass(frozen=True)
 class OutputSelection:
     """The outputs of a network that enter a kernel.
@@ -59,7 +64,7 @@ class OutputSelection:
     @property
     def plain_spec(self) -> str | int | list[int]:
         """The argument as a report has it, with a list for any sequence."""
-        return self.spec if isinstance(self.spec, (str, int)) else list(self.spec)
+        return plain_outputs(self.spec)
 
     @property
     def per_sample(self) -> bool:

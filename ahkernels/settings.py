@@ -12,7 +12,7 @@ from ahkernels.capture.batch import Batch
 from ahkernels.capture.wrappers import without_wrappers
 from ahkernels.files.digest import bits_of
 from ahkernels.layerwise import AlignmentOptions
-from ahkernels.outputs import Outputs
+from ahkernels.outputs import plain_outputs
 from ahkernels.precision import resolve_precision
 from ahkernels.report import AlignmentReport
 
@@ -33,7 +33,7 @@ def settings_of(x: Inputs, y: Tensor, options: AlignmentOptions) -> dict[str, st
     output = capture.output
     found = {
         "layers": str(capture.layers),
-        "outputs": str(_plain(capture.outputs)),
+        "outputs": str(plain_outputs(capture.outputs)),
         "output": str(None if output is None else getattr(output, "__qualname__", type(output).__qualname__)),
         "precision": resolve_precision(capture.precision),
         "centering": ", ".join(options.centerings),
@@ -77,17 +77,13 @@ def require_settings(found: Mapping[str, str], wanted: Mapping[str, str], argume
 def require_options(report: AlignmentReport, options: AlignmentOptions, argument: str) -> None:
     """Raises ValueError naming the first option of a history's report that a measurement to come has otherwise."""
     capture = options.capture
-    wanted = {"outputs": _plain(capture.outputs), "precision": resolve_precision(capture.precision)}
+    wanted = {"outputs": plain_outputs(capture.outputs), "precision": resolve_precision(capture.precision)}
     for name, value in wanted.items():
         if getattr(report, name) != value:
             raise ValueError(
                 f"{argument}: expected a history with {name} = {value}, as from now on, got one with {name} = "
                 f"{getattr(report, name)}"
             )
-
-
-def _plain(outputs: Outputs) -> str | int | list[int]:
-    return outputs if isinstance(outputs, (str, int)) else list(outputs)
 
 
 def _told(tensors: Sequence[Tensor], constants: str = "") -> str:
