@@ -23,6 +23,8 @@ import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from wheels import PYTHONS, pythons_on_path
+
 ROOT = Path(__file__).parent.parent
 BUILT_WITH = "2.13.0"
 # Newest last; "newest" is what PyPI has.
@@ -57,11 +59,10 @@ def run(*command: str, log: Path, **environment: str) -> int:
 
 def cases(args: argparse.Namespace) -> list[Case]:
     """One thing changed at a time; what is not on this machine is left out, and named."""
-    pythons = [found for name in args.python if (found := shutil.which(name))]
+    pythons = pythons_on_path(args.python)
     compilers = [name for name in args.compiler if shutil.which(name)]
-    for missing in {*args.python, *args.compiler} - {*compilers}:
-        if not shutil.which(missing):
-            print(f"matrix: {missing} is not on the PATH, and is left out")
+    for missing in sorted({*args.compiler} - {*compilers}):
+        print(f"matrix: {missing} is not on the PATH, and is left out")
     if not pythons or not compilers:
         sys.exit(
             "matrix: expected a Python and a compiler on the PATH, found none; name them with --python, --compiler"
@@ -151,7 +152,7 @@ def tested(case: Case, args: argparse.Namespace, work: Path) -> dict[str, object
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--torch", nargs="+", default=TORCHES, metavar="VERSION")
-    parser.add_argument("--python", nargs="+", default=[f"python3.{minor}" for minor in range(10, 16)], metavar="PATH")
+    parser.add_argument("--python", nargs="+", default=PYTHONS, metavar="PATH")
     parser.add_argument("--compiler", nargs="+", default=COMPILERS, metavar="NAME")
     parser.add_argument("--without", nargs="*", default=OPTIONAL, metavar="PACKAGE", help="packages missing in turn")
     parser.add_argument("--tests", nargs="+", default=["python_tests"], metavar="PATH")

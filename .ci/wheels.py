@@ -15,11 +15,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PYTHONS = [f"python3.{minor}" for minor in range(10, 15)]
 OF_TORCH = ["libtorch*.so", "libc10*.so"]
+
+
+def pythons_on_path(names: Sequence[str] = PYTHONS) -> list[str]:
+    """Those that are on the PATH and run: a manager of versions has names there for all that it could install."""
+    found = filter(None, map(shutil.which, names))
+    return [one for one in found if subprocess.run([one, "-c", ""], capture_output=True).returncode == 0]
 
 
 def run(*command: str, **environment: str) -> str:
@@ -64,7 +71,7 @@ def main() -> None:
     parser.add_argument("--outdir", type=Path, default=ROOT / "dist")
     given = parser.parse_args()
 
-    pythons = given.python or [found for name in PYTHONS if (found := shutil.which(name))]
+    pythons = given.python or pythons_on_path()
     if not pythons:
         sys.exit(f"wheels: --python: expected at least one of {', '.join(PYTHONS)} on the PATH, found none; name one")
     cuda = given.cuda if given.cuda in ("off", "required") else str(Path(given.cuda).resolve())

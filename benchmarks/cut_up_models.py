@@ -11,8 +11,6 @@ import argparse
 import copy
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from torch.distributed.fsdp import fully_shard
 import ahkernels as ah
 from benchmarks.common import memory, script, workload
 from benchmarks.common.arguments import positive
+from benchmarks.common.ranks import run_ranks
 
 OUTPUTS, WORDS = 10, 8000
 TOLERANCE = 1e-4
@@ -71,8 +70,8 @@ def cut_up(model: nn.Module) -> nn.Module:
 
 def measure(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
     """What one rank finds of a model that is cut up, and the largest difference from the whole model."""
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    here = slice(rank * len(x) // ranks, (rank + 1) * len(x) // ranks)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    here = slice(rank * len(x) // size, (rank + 1) * len(x) // size)
     options = {"centering": "per_output", "process_group": dist.group.WORLD}
     parts = cut_up(model)
     before = [one.to_local().clone() for one in parts.parameters()]
@@ -121,10 +120,8 @@ def main() -> None:
         args.samples, args.width = 8, 16
     tables = {}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.ranks}"]
-        command += ["-m", "benchmarks.cut_up_models", "--raw", folder]
-        command += ["--samples", str(args.samples), "--width", str(args.width)]
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        sizes = ["--samples", str(args.samples), "--width", str(args.width)]
+        run_ranks("benchmarks.cut_up_models", args.ranks, "--raw", folder, *sizes)
         for path in sorted(Path(folder).iterdir()):
             tables[path.stem] = json.loads(path.read_text())
     for name, of_ranks in tables.items():

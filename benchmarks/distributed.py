@@ -22,8 +22,6 @@ import itertools
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +36,7 @@ from ahkernels.distributed import Group
 from ahkernels.distributed.samples import meetings
 from benchmarks.common import figure, memory, script, workload
 from benchmarks.common.arguments import positive
+from benchmarks.common.ranks import run_ranks
 
 OUTPUTS = 10
 LINKS = {"10 Gbit/s Ethernet": 1.25e9, "100 Gbit/s InfiniBand": 12.5e9, "NVLink, 450 GB/s": 450e9}
@@ -159,12 +158,11 @@ def started(args: argparse.Namespace, ranks: int, *, alone: bool) -> list[dict[s
     """What so many ranks have found, each in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.json"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        command += ["-m", "benchmarks.distributed", "--raw", str(raw), "--samples", str(args.samples)]
-        command += ["--width", str(args.width), "--depth", str(args.depth), "--repeats", str(args.repeats)]
-        command += ["--alone"] * alone + ["--trace"] * args.trace
-        command += ["--budget", str(args.budget)] if args.budget else []
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        options = ["--raw", str(raw), "--samples", str(args.samples), "--width", str(args.width)]
+        options += ["--depth", str(args.depth), "--repeats", str(args.repeats)]
+        options += ["--alone"] * alone + ["--trace"] * args.trace
+        options += ["--budget", str(args.budget)] if args.budget else []
+        run_ranks("benchmarks.distributed", ranks, *options)
         found: list[dict[str, Any]] = json.loads(raw.read_text())
     return found
 

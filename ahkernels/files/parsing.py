@@ -8,6 +8,11 @@ from typing import TypeVar
 _Result = TypeVar("_Result")
 
 
+def reason_of(error: Exception) -> str:
+    """Why a file was refused, in one line: what a check of ours has said, or another error with its kind."""
+    return (str(error) if type(error) is ValueError else f"{type(error).__name__} {error}").partition("\n")[0]
+
+
 def parsed(make: Callable[[], _Result], expected: str) -> _Result:
     """What a function makes of a state.
 

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from ahkernels.files import csv_format, json_format, npz_format
+from ahkernels.files.parsing import reason_of
 from ahkernels.files.replace import replace_file
 
 _FORMATS: dict[str, ModuleType] = {".json": json_format, ".csv": csv_format, ".npz": npz_format}
@@ -40,8 +41,8 @@ def read_result(path: str | os.PathLike[str]) -> Any:
         try:
             return form.read(file)
         except Exception as error:  # whatever a damaged file makes of the readers
-            reason = (str(error) if type(error) is ValueError else f"{type(error).__name__} {error}").partition("\n")[0]
-            raise ValueError(f"path: expected a file that save() wrote, got {str(path)!r} ({reason})") from error
+            wrote = "a file that save() wrote"
+            raise ValueError(f"path: expected {wrote}, got {str(path)!r} ({reason_of(error)})") from error
 
 
 def _format(path: str | os.PathLike[str]) -> ModuleType:

@@ -23,6 +23,7 @@ import numpy
 import torch
 
 from ahkernels.files import csv_table, json_format
+from ahkernels.files.parsing import reason_of
 from ahkernels.files.replace import replace_file, temporary_files
 from experiments.common import checkpoint_file, folder_lock
 
@@ -177,9 +178,8 @@ class RunStore:
             for rows in (content["rows"], *content["tables"].values()):
                 csv_of(rows)
         except Exception as error:  # whatever a file that is none makes of the readers
-            reason = (str(error) if type(error) is ValueError else f"{type(error).__name__} {error}").partition("\n")[0]
             raise StoreError(
-                f"{path}: expected a checkpoint of this program, got a file that cannot be used ({reason}); "
+                f"{path}: expected a checkpoint of this program, got a file that cannot be used ({reason_of(error)}); "
                 "discard the run with --overwrite"
             ) from error
         self.state, self.rows, self.finished = content["state"], content["rows"], content["finished"]
