@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 
 import networks
@@ -15,6 +16,7 @@ from torch import Tensor
 import ahkernels as ah
 from ahkernels import ops
 from ahkernels.ops import plain
+from benchmarks.common import memory
 
 BOTH = ("global", "per_output")
 OUTPUTS = ["all", "trace", "sum", 0, "last and first"]
@@ -181,11 +183,14 @@ def test_moments_of_kernels_and_sums(op, n):
             assert abs(square - reference.centered(k, centering, o).square().sum()) <= 1e-6 * k.norm() ** 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the high-water mark of Linux")
 def test_many_positions_and_outputs_go_by_their_jacobian():
     """The offsets of pairs of positions would take 400 MB."""
     forward, backward = reference.factors(40, 80, 20, 3, 4)
     k = reference.kernel(forward, backward, 1.0)
+    held = memory.reset_high_water_mark()
     found = ops.per_output_inner_products(one_layer(forward, backward, 1.0), "highest")[:, 0, 0]
+    assert memory.high_water_mark() - held < 200 << 20
     for centering, square in zip(BOTH, found, strict=True):
         assert float(square) == pytest.approx(float(reference.centered(k, centering, 20).square().sum()), rel=1e-5)
 
@@ -255,6 +260,18 @@ def test_spectra_of_kernels_close_to_constant():
     values = torch.linalg.eigvalsh(dense)
     expected = float(values.square().sum() / values[-1] ** 2)
     assert ah.stable_rank(kernel, centering="per_output") == pytest.approx(expected, rel=1e-3)
+
+
+def test_products_of_kernels_close_to_constant_keep_their_digits():
+    """Also where they need not be exact: centering leaves 1e-6 of K, and products in float32 are off by 1e-7 of it."""
+    forward, backward = (one[:1] + 1e-3 * one for one in reference.factors(60, 1, 3, 6, 7, torch.float64))
+    kernel = ah.TangentKernel(ah.LayerFactors(forward.float(), backward.float(), bias=True))
+    v = torch.randn(180, 4, dtype=torch.float64)
+    exact = reference.kernel(forward.float(), backward.float(), 1.0)
+    for centering in BOTH:
+        expected = reference.centered(exact, centering, 3) @ v
+        error = (kernel.product(v, centering=centering, exact=False) - expected).norm() / expected.norm()
+        assert error < (1e-6 if centering == "per_output" else 1e-2)
 
 
 def test_vectors_of_a_wrong_shape_are_refused_by_name():

@@ -445,6 +445,15 @@ def test_a_history_of_another_model_is_refused(fake: FakeMeasurement, ending: st
     make().load(tmp_path / f"run{ending}")
 
 
+def test_a_history_of_another_width_is_refused(fake: FakeMeasurement, tmp_path: Path) -> None:
+    narrow, wide = (nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, 3)) for width in (4, 5))
+    tracker = AlignmentTracker(narrow, X, Y)
+    tracker.update(0)
+    tracker.save(tmp_path / "run.json")
+    with pytest.raises(ValueError, match=r"^path: expected a history measured with model = Sequential with 4 param"):
+        AlignmentTracker(wide, X, Y).load(tmp_path / "run.json")
+
+
 def of_index(returned: torch.Tensor) -> torch.Tensor:
     return returned
 

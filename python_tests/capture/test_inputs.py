@@ -194,7 +194,8 @@ def test_first_samples(count):
     assert torch.equal(batch[2], y[:count])
 
 
-def test_first_samples_reads_no_more_than_it_needs():
+@pytest.mark.parametrize(("count", "read"), [(25, 30), (30, 30), (31, 40)])
+def test_first_samples_reads_no_more_than_it_needs(count, read):
     class Counting(torch.utils.data.Dataset):
         read = 0
 
@@ -205,8 +206,8 @@ def test_first_samples_reads_no_more_than_it_needs():
             Counting.read += 1
             return torch.ones(2) * index, index
 
-    x, y = ah.first_samples(DataLoader(Counting(), batch_size=10), 25)
-    assert (len(x), y.tolist(), Counting.read) == (25, list(range(25)), 30)
+    x, y = ah.first_samples(DataLoader(Counting(), batch_size=10), count)
+    assert (len(x), y.tolist(), Counting.read) == (count, list(range(count)), read)
 
 
 def test_first_samples_leaves_random_numbers_alone():

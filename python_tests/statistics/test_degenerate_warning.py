@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import ahkernels as ah
+from ahkernels.statistics.degenerate import RoundingBound
 
 X, Y = torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
 
@@ -33,6 +34,15 @@ def warned(call) -> list[str]:
         call()
     assert all(issubclass(one.category, ah.DegenerateKernelWarning) and one.filename == __file__ for one in caught)
     return [str(one.message) for one in caught]
+
+
+@pytest.mark.parametrize(("centering", "rows"), [("global", 27), ("per_output", 9)])
+def test_what_counts_as_rounding(centering: str, rows: int):
+    """64 units of rounding in the mean of so many entries; kernels centered per output are made in float64."""
+    (kernel,) = ah.tangent_kernels(nn.Linear(4, 3), X).values()
+    bound = RoundingBound.of(kernel, centering)
+    unit = torch.finfo(torch.float64 if centering == "per_output" else torch.float32).eps / rows
+    assert [bound.exceeded_by(units * unit * 5.0, -5.0) for units in (1, 60, 68)] == [False, False, True]
 
 
 def test_one_warning_names_some_of_many_layers():

@@ -136,6 +136,17 @@ def test_a_run_ends_at_the_second_epoch_end_in_a_row_with_a_small_averaged_loss(
     assert [a and b for a, b in itertools.pairwise(small)] == [False] * (len(small) - 2) + [True]
 
 
+def test_a_loss_that_grows_again_does_not_end_a_run() -> None:
+    t, losses = trainer(stop_loss=0.5, epochs=5), iter([0.4, 9.0, 0.1, 0.1, 0.1])
+    t.batches_per_epoch, ended = 1, []
+    t.step = lambda: setattr(t, "iteration", t.iteration + 1) or t._follow(next(losses))  # type: ignore[method-assign]
+    for _ in range(5):
+        t.averaged_loss = math.nan  # so that each loss is the average
+        t.step()
+        ended.append(t.loss_reached)
+    assert ended == [False, False, False, True, True]
+
+
 @pytest.mark.parametrize("stop", [3, 7, 25])
 def test_resuming_gives_the_same_bits_with_a_stopping_rule_and_augmentation(stop: int) -> None:
     def started() -> Trainer:
