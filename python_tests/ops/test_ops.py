@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import sys
 
@@ -644,6 +645,20 @@ def test_rows_with_nan_or_inf_stay_not_finite(precision, bad):
     k = ops.tangent_gram(one_layer(forward, backward, 0.0), precision)
     assert not k[expected].isfinite().any()
     assert k[~expected][:, ~expected].isfinite().all()
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+def test_a_backward_factor_at_two_scales(op):
+    """The scale of a sum of layers is that of the larger one, beside which the factor has a scale of its own."""
+    (a, g), (other, large), (last, _) = (factors(40, 1, 3, 20, 30, torch.float32, seed=i) for i in range(3))
+    layers = [[(a, g, 0.0)], [(last, g, 0.0), (3 * other, 2e4 * large, 0.0)]]
+    dense = [sum(reference.kernel(*one) for one in of_kernel) for of_kernel in layers]
+    means = [reference.row_means(k, 3) for k in dense]
+    centered = [reference.centered(k, "global", 3) for k in dense]
+    got = op.centered_inner_products(kernels(*layers), means, "highest")
+    for i, j in itertools.product(range(2), repeat=2):
+        norms = float(centered[i].norm() * centered[j].norm())
+        assert float(got[i, j]) == pytest.approx(float((centered[i] * centered[j]).sum()), abs=1e-6 * norms)
 
 
 @pytest.mark.parametrize("op", IMPLEMENTATIONS)

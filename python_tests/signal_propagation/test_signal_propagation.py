@@ -248,6 +248,18 @@ def build(width: int, depth: int, branch: float | None):
     return network
 
 
+def test_means_and_errors_of_finite_width_are_those_of_the_draws():
+    """Forward information is that of the inputs, without the bias."""
+    networks = [nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).double() for _ in range(5)]
+    x = torch.randn(3, 4, dtype=torch.float64)
+    found = sp.finite_width(lambda seed: networks[seed], x, draws=5).forward
+    inputs = [network[:2](x).detach().numpy() for network in networks]
+    draws = np.stack([inner @ inner.T / 6 for inner in inputs])
+    np.testing.assert_allclose(found.mean[0], (x @ x.T / 4).numpy(), rtol=1e-12)
+    np.testing.assert_allclose(found.mean[1], draws.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.standard_error[1], draws.std(0, ddof=1) / np.sqrt(5), rtol=1e-9)
+
+
 @pytest.mark.parametrize("branch", [None, 0.5])
 def test_finite_width_agrees_with_infinite_width_within_errors(branch):
     x = torch.randn(3, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
