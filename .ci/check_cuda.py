@@ -116,7 +116,9 @@ def check_target(
         failures += [f"{target} {name}: {fault}" for fault in faults[:3]]
         failures += [f"{target} {name}: and {len(faults) - 3} such faults more"] if len(faults) > 3 else []
     if sum(bool(row["hot"]) for row in rows) != NUMBERS_OF_PARTS:
-        failures.append(f"{target}: expected {NUMBERS_OF_PARTS} kernels like {HOT[target].pattern}: has a name changed?")
+        failures.append(
+            f"{target}: expected {NUMBERS_OF_PARTS} kernels like {HOT[target].pattern}: has a name changed?"
+        )
     return rows, failures
 
 

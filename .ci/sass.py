@@ -86,7 +86,9 @@ class Instruction:
         if self.name == "IMAD" and ("WIDE" in parts or "HI" in parts):
             return 2 if place == 3 or (place == 0 and "WIDE" in parts) else 1
         pairs = self.name in ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX", "RET") or "64" in parts
-        return 2 if pairs or (self.name == "CS2R" and "32" not in parts) or (self.name == "LDSM" and "2" in parts) else 1
+        return (
+            2 if pairs or (self.name == "CS2R" and "32" not in parts) or (self.name == "LDSM" and "2" in parts) else 1
+        )
 
     def register_places(self) -> list[str]:
         return [one for one in self.operand_texts() if REGISTER.search(one) or "gdesc" in one]

@@ -46,7 +46,10 @@ def counts_of(kernel: Kernel) -> Counts:
     exits = {after for index in inner for after in edges[index] if after in outer - inner}
     between = shortest(edges, exits, inner, outer)
     return Counts(
-        Counter(names[index] for index in mainloop), len(inner), Counter(names[index] for index in between), len(outer - inner)
+        Counter(names[index] for index in mainloop),
+        len(inner),
+        Counter(names[index] for index in between),
+        len(outer - inner),
     )
 
 

@@ -35,6 +35,8 @@ Tensor pack_parts(Tensor factor, Tensor scale, int64_t count) {
   const int64_t n = factor.size(0), positions = factor.size(1), o = factor.size(2), m = factor.size(3);
   const int64_t rows = ceil_div(n * o, kTile) * kTile;
   const int64_t k = std::max<int64_t>(1, ceil_div(m, kKAlignment)) * kKAlignment;
+  STD_TORCH_CHECK(rows * positions > 0, "pack_parts: factor: expected at least one row n * s * o, got shape [", n, ", ",
+                  positions, ", ", o, ", ", m, "]");
   // Rows of all parts are counted in 32 bits by the tensor copies.
   STD_TORCH_CHECK(rows * positions * count < (int64_t{1} << 31) && k < (int64_t{1} << 31),
                   "pack_parts: factor: expected fewer than 2^31 rows n * s * o * count and numbers m, got shape [", n,
@@ -78,14 +80,18 @@ std::string cuda_build() {
 
 void check_tiles(const Tensor& parts, const Tensor& p, const Tensor& means, const Tensor& unscale, int64_t n, int64_t o,
                  int64_t sample, const std::string& result, const Tensor& entries) {
-  const int64_t positions = parts.size(1), size = n * o;
+  const int64_t size = n * o;
   STD_TORCH_CHECK(parts.dim() == 4 && parts.is_contiguous() && parts.scalar_type() == ScalarType::BFloat16 &&
-                      parts.size(2) == ceil_div(size, kTile) * kTile && parts.size(3) % kKAlignment == 0,
+                      parts.size(0) >= 1 && parts.size(0) <= 3 && parts.size(2) == ceil_div(size, kTile) * kTile &&
+                      parts.size(3) % kKAlignment == 0,
                   "tangent_tiles: parts: expected what pack_parts makes of a factor of n * o = ", size, " rows");
+  const int64_t positions = parts.size(1);
   STD_TORCH_CHECK(p.dim() == 4 && p.is_contiguous() && p.scalar_type() == ScalarType::Float && p.size(0) == positions &&
                       p.size(1) == positions && p.size(3) == n - sample && sample * o % kTile == 0 &&
                       (p.size(2) * o % kTile == 0 || sample + p.size(2) == n),
                   "tangent_tiles: p: expected a contiguous float32 tensor [s, s, rows, n - sample] about whole tiles");
+  STD_TORCH_CHECK(p.size(2) > 0, "tangent_tiles: p: expected at least one row, got shape [", positions, ", ", positions,
+                  ", 0, ", p.size(3), "]");
   STD_TORCH_CHECK(parts.size(2) < (int64_t{1} << 31), "tangent_tiles: n: expected n * o below 2^31, got ", n, " * ", o);
   STD_TORCH_CHECK(p.numel() < (int64_t{1} << 30), "tangent_tiles: p: expected fewer than 2^30 numbers, got ",
                   p.numel());
