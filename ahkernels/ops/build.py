@@ -23,14 +23,27 @@ except ImportError as error:
 TILING: dict[str, int] = dict(_C.tiling())
 
 _FACTS: dict[str, Any] = dict(_C.build_facts())
+# Of the libraries in the folder, for other Pythons too, the one that was built with the extension.
 _CUDA_LIBRARY = Path(_C.__file__).with_name(Path(_C.__file__).name.replace("_C", "_cuda", 1))
+_REMEDY = "Build ahkernels again: with AHKERNELS_CUDA=off it needs no CUDA library."
 
 
 def load_cuda() -> bool:
     """Loads the CUDA kernels where they are there and torch has CUDA of the same major version."""
     if _FACTS["cuda"] not in ("built", "prebuilt") or torch.version.cuda is None:
         return False
-    torch.ops.load_library(_CUDA_LIBRARY)  # type: ignore[no-untyped-call]
+    if not _CUDA_LIBRARY.is_file():
+        others = ", ".join(sorted(path.name for path in _CUDA_LIBRARY.parent.glob("_cuda*.so")))
+        raise ImportError(
+            f"ahkernels: the CUDA library is missing: expected {_CUDA_LIBRARY}, found {others or 'none'} there. "
+            + _REMEDY
+        )
+    try:
+        torch.ops.load_library(_CUDA_LIBRARY)  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise ImportError(
+            f"ahkernels: the CUDA library {_CUDA_LIBRARY} does not load ({error.__cause__ or error}). {_REMEDY}"
+        ) from error
     return cuda_library()["cuda"].partition(".")[0] == torch.version.cuda.partition(".")[0]
 
 

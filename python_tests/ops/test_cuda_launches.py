@@ -277,7 +277,7 @@ def test_failing_calls_are_errors(device, call):
     device.become(9)
     parts = pack_parts(30, 1, 10, 5, 2)
     device.become(9, failing=call)
-    with pytest.raises(RuntimeError, match="(CUDA|cuTensorMapEncodeTiled failed with) error 719"):
+    with pytest.raises(RuntimeError, match=r"(CUDA|cuTensorMapEncodeTiled failed with) error 719"):
         tangent_tiles(parts, 30, 10)
 
 
