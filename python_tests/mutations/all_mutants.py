@@ -6,6 +6,7 @@ from python_tests.mutations.mutants import (
     amx,
     capture,
     cuda,
+    cuda_host,
     distributed,
     experiments,
     extension,
@@ -25,5 +26,6 @@ MUTANTS = [
     *extension.MUTANTS,
     *amx.MUTANTS,
     *cuda.MUTANTS,
+    *cuda_host.MUTANTS,
     *schedules.MUTANTS,
 ]
