@@ -1,35 +1,35 @@
 """Compiles the CUDA sources for every target without a GPU, and reads what came out: ptxas' report and machine code.
 
 The kernels that time is spent in must not touch local memory, and ptxas must have nothing to say about any kernel.
-Machine code with the matrix products of Hopper must keep to .ci/sass_rules.py, and have as many products and the
-register limits that the sources ask for. Prints registers and numbers of instructions (.ci/sass_counts.py).
-Needs torch, nvcc, a C++ compiler and nvdisasm, which is looked for beside nvcc and on the PATH.
+Machine code with the matrix products of Hopper must keep to .ci/sass_rules.py, and have the products and the register
+limits that the sources ask for. Prints registers and numbers of instructions (.ci/sass_counts.py).
+Needs torch, nvcc, c++filt and nvdisasm, which is looked for beside nvcc and on the PATH.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sass import Kernel, read_kernels
 from sass_counts import counts_of
-from sass_rules import faults_of_limits, faults_of_products, group_sizes, local_memory, register_limits
+from sass_rules import faults_of_limits, faults_of_products, local_memory, register_limits, sizes_of_groups
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-# What makes the sums of squares on each target: mma::tiles<parts, result, several positions> and wgmma::tiles<parts,
-# result>. There is one for each number of parts.
-HOT = {"sm_80": re.compile(r"mma::tiles<\d, 0, false>"), "sm_90a": re.compile(r"wgmma::tiles<\d, 0>")}
-PARTS = re.compile(r"tiles<(\d)")
-NUMBERS_OF_PARTS = 3
+# What makes the sums of squares on each target, for each number of parts: mma::tiles<parts, result, several positions>
+# and wgmma::tiles<parts, result>.
+HOT = {
+    "sm_80": re.compile(r"mma::tiles<(?P<parts>\d), squares, false>"),
+    "sm_90a": re.compile(r"wgmma::tiles<(?P<parts>\d), squares>"),
+}
+PARTS = re.compile(r"tiles<(?P<parts>\d)")
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\S+)' for '(?P<target>\S+)'.*?(?P<stack>\d+) bytes stack frame, "
     r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers",
@@ -61,74 +61,83 @@ def compile_source(nvcc: str, source: Path, folder: Path) -> str:
     return done.stdout
 
 
-def shapes_of_sources(folder: Path) -> dict[str, list[int]]:
-    """What .ci/cuda_shapes.cpp says."""
-    includes = [f"-I{ROOT / path}" for path in ("python_tests/emulator", "csrc/cuda")]
-    program = [*os.environ.get("CXX", "c++").split(), "-std=c++20", "-w", "-DAHK_EMULATOR", *includes]
-    subprocess.run([*program, str(ROOT / ".ci" / "cuda_shapes.cpp"), "-o", str(folder / "shapes")], check=True)
-    return json.loads(subprocess.run([folder / "shapes"], stdout=subprocess.PIPE, check=True).stdout)
+def constant(name: str, header: str = "cuda/mainloop_wgmma.cuh") -> int:
+    found = re.search(rf"\b{name} = (\d+)[,;]", (ROOT / "csrc" / header).read_text())
+    if found is None:
+        sys.exit(f"csrc/{header}: expected {name} = a number: has the name changed?")
+    return int(found[1])
+
+
+def multiply_adds_of_a_slice(parts: int) -> int:
+    """For 64 rows of a tile: those of all pairs of parts that matter (for_each_product in csrc/cuda/problem.cuh)."""
+    return parts * (parts + 1) // 2 * 64 * constant("kTile", "tiling.h") * constant("kSlice")
 
 
 def short_names(mangled: list[str]) -> list[str]:
-    """Such as wgmma::tiles<2, 0>, with results as their numbers."""
+    """Such as wgmma::tiles<2, squares>."""
+    header = (ROOT / "csrc" / "cuda" / "problem.cuh").read_text()
+    results = re.findall(r"\bk(\w+),", re.search(r"enum class Result {(.*?)}", header, re.DOTALL)[1])
     text = "\n".join(mangled)
     demangled = subprocess.run(["c++filt"], input=text, capture_output=True, text=True, check=True).stdout
-    return [
-        re.sub(r"^void |ahkernels::cuda::|\(ahkernels::cuda::\w+\)", "", name).partition("(")[0]
-        for name in demangled.splitlines()
-    ]
+    named = re.sub(r"\(ahkernels::cuda::Result\)(\d+)", lambda number: results[int(number[1])].lower(), demangled)
+    return [re.sub(r"^void |ahkernels::cuda::", "", name).partition("(")[0] for name in named.splitlines()]
 
 
 def faults_of_report(report: str) -> list[str]:
     return [line.strip() for line in report.splitlines() if not ORDINARY.match(line)]
 
 
-def faults_of_kernel(kernel: Kernel, name: str, shapes: dict[str, list[int]], *, hot: bool) -> list[str]:
+def faults_of_kernel(kernel: Kernel, name: str, *, hot: bool) -> list[str]:
     faults = faults_of_products(kernel) + faults_of_limits(kernel)
-    sizes, limits = group_sizes(kernel), register_limits(kernel)
-    if sizes:
-        expected = shapes["multiply_adds_of_a_slice"][int(PARTS.search(name)[1]) - 1]
-        if any(size != expected for size in sizes):
-            found = sorted({size for size in sizes if size != expected})
-            faults.append(f"expected {expected} multiply-adds in each group of products, found {found}")
-        if sorted(limits) != sorted(shapes["register_limits"]):
-            faults.append(f"expected setmaxnreg of {shapes['register_limits']}, found {limits}")
+    groups, limits = sizes_of_groups(kernel), register_limits(kernel)
+    if groups:
+        expected = multiply_adds_of_a_slice(int(PARTS.search(name)["parts"]))
+        if found := sorted({size for group in groups for size in group.values() if size != expected}):
+            faults.append(f"expected {expected} multiply-adds for 64 rows in each group of products, found {found}")
+        asked = [constant("kProducerRegisters"), constant("kGroupRegisters")]
+        if sorted(limits) != asked:
+            faults.append(f"expected setmaxnreg of {asked}, found {limits}")
     if hot:
         faults += [f"local memory is used at {one}" for one in local_memory(kernel)]
     return faults
 
 
 def check_target(
-    kernels: list[Kernel], target: str, entries: dict[str, re.Match[str]], shapes: dict[str, list[int]]
+    kernels: list[Kernel], target: str, entries: dict[str, re.Match[str]]
 ) -> tuple[list[dict[str, object]], list[str]]:
     """A row for each kernel that is not empty, and what is wrong."""
-    rows, failures = [], []
+    rows, failures, missing = [], [], {"1", "2", "3"}
     for kernel, name in zip(kernels, short_names([one.name for one in kernels]), strict=True):
         entry = entries[kernel.name, target]
-        hot = bool(HOT[target].fullmatch(name))
+        hot = HOT[target].fullmatch(name)
         if int(entry["registers"]) <= 16 and not hot:
             continue  # empty, for other targets
         spilled = int(entry["stores"]) + int(entry["loads"])
-        row = {"target": target, "kernel": name, "registers": int(entry["registers"]), "spilled": spilled, "hot": hot}
+        row = {
+            "target": target,
+            "kernel": name,
+            "registers": int(entry["registers"]),
+            "spilled": spilled,
+            "hot": bool(hot),
+        }
         if hot:
             row |= counts_of(kernel).as_dict()
+            missing.discard(hot["parts"])
         rows.append(row)
-        faults = faults_of_kernel(kernel, name, shapes, hot=hot)
+        faults = faults_of_kernel(kernel, name, hot=bool(hot))
         failures += [f"{target} {name}: {fault}" for fault in faults[:3]]
         failures += [f"{target} {name}: and {len(faults) - 3} such faults more"] if len(faults) > 3 else []
-    if sum(bool(row["hot"]) for row in rows) != NUMBERS_OF_PARTS:
-        failures.append(
-            f"{target}: expected {NUMBERS_OF_PARTS} kernels like {HOT[target].pattern}: has a name changed?"
-        )
+    if missing:
+        failures.append(f"{target}: expected kernels like {HOT[target].pattern}, found none of {missing} parts")
     return rows, failures
 
 
 def print_table(rows: list[dict[str, object]]) -> None:
-    print(f"{'target':7} {'kernel':26} {'registers':>9} {'spilled':>7} {'mainloop':>11} {'epilogue':>11}")
+    print(f"{'target':7} {'kernel':29} {'registers':>9} {'spilled':>7} {'mainloop':>11} {'epilogue':>11}")
     for row in rows:
         counts = [f"{row[what]} of {row[f'{what}_size']}" if what in row else "" for what in ("mainloop", "epilogue")]
         print(
-            f"{row['target']:7} {row['kernel']:26} {row['registers']:>9} {row['spilled']:>7} "
+            f"{row['target']:7} {row['kernel']:29} {row['registers']:>9} {row['spilled']:>7} "
             f"{counts[0]:>11} {counts[1]:>11}".rstrip()
         )
     print("mainloop: instructions for 64 (wgmma) or 32 (mma) numbers along k; epilogue: from one mainloop to the next;")
@@ -146,14 +155,13 @@ def main() -> None:
 
     rows, failures = [], []
     for source in SOURCES:
-        with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor() as pool:
-            shapes = pool.submit(shapes_of_sources, Path(name))
+        with tempfile.TemporaryDirectory() as name:
             report = compile_source(options.nvcc, source, Path(name))
             failures += faults_of_report(report)
             entries = {(entry["name"], entry["target"]): entry for entry in ENTRY.finditer(report)}
             for cubin in sorted(Path(name).glob("*.cubin")):
                 target = f"sm_{cubin.stem.rpartition('_')[2]}"
-                found = check_target(read_kernels(cubin, nvdisasm), target, entries, shapes.result())
+                found = check_target(read_kernels(cubin, nvdisasm), target, entries)
                 rows += found[0]
                 failures += found[1]
     print_table(rows)

@@ -74,16 +74,17 @@ def faults_of_products(kernel: Kernel) -> list[str]:
     return [faults[key] for key in sorted(faults)]
 
 
-def group_sizes(kernel: Kernel) -> list[int]:
-    """Multiply-adds of each group of products that the kernel commits, in the order of its code."""
-    sizes, size = [], 0
+def sizes_of_groups(kernel: Kernel) -> list[dict[str, int]]:
+    """For each group of products that the kernel commits, by the first register of the sums: their multiply-adds."""
+    sizes: list[dict[str, int]] = [{}]
     for one in kernel.instructions:
         if one.product:
-            size += int(one.product["rows"]) * int(one.product["cols"]) * int(one.product["k"])
+            size = int(one.product["rows"]) * int(one.product["cols"]) * int(one.product["k"])
+            sums = one.list[0]
+            sizes[-1][sums] = sizes[-1].get(sums, 0) + size
             if "gsb0" in one.operands:
-                sizes.append(size)
-                size = 0
-    return [*sizes, size] if size else sizes
+                sizes.append({})
+    return [size for size in sizes if size]
 
 
 def register_limits(kernel: Kernel) -> list[int]:

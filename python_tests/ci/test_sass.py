@@ -17,8 +17,14 @@ try:
 finally:
     sys.path.remove(str(CI))
 
-NAME = "wgmma::tiles<1, 0>"
-SHAPES = {"multiply_adds_of_a_slice": [2 * 64 * 64 * 16, 0, 0], "register_limits": [24, 240]}
+NAME = "wgmma::tiles<1, squares>"
+CONSTANTS = {"kTile": 64, "kSlice": 32, "kProducerRegisters": 24, "kGroupRegisters": 240}
+
+
+@pytest.fixture(autouse=True)
+def constants(monkeypatch):
+    """Those that the programs here are written for."""
+    monkeypatch.setattr(check_cuda, "constant", lambda name, *_: CONSTANTS[name])
 
 
 def kernel(text, functions=("kernel",)):
@@ -69,8 +75,8 @@ producer:
 """
 
 
-def faults(text, **keywords):
-    return check_cuda.faults_of_kernel(kernel(text), NAME, SHAPES, hot=True, **keywords)
+def faults(text):
+    return check_cuda.faults_of_kernel(kernel(text), NAME, hot=True)
 
 
 def changed(old, new):
@@ -97,7 +103,11 @@ def test_kernel_that_keeps_to_the_rules():
         ("VIADD R2 R2 0x1", "LDG.E.128 R20 desc[UR6][R54.64]", "touched at"),  # an address
         ("R2UR UR4 R4", "R2UR UR4 R30", "touched at"),  # before the group is complete
         ("R24 gsb0", "R24", "unfinished products are touched"),
-        ("    HGMMA.64x64x16.F32.BF16 R24 gdesc[UR4] R24 UP0\n", "", "expected 131072 multiply-adds in each group"),
+        (
+            "    HGMMA.64x64x16.F32.BF16 R24 gdesc[UR4] R24 UP0\n",
+            "",
+            "expected 131072 multiply-adds for 64 rows in each group",
+        ),
         ("    WARPGROUP.ARRIVE\n", "", "no fence before the product"),
         ("    MOV R2 RZ\n", "    WARPGROUP.ARRIVE\n    MOV R40 RZ\n", None),
         ("    WARPGROUP.ARRIVE\n", "    WARPGROUP.ARRIVE\n    @P4 MOV R40 RZ\n", "no fence before the product"),
@@ -197,6 +207,22 @@ def test_counts_of_the_shortest_way():
 def test_counts_need_both_loops():
     with pytest.raises(ValueError, match="expected a loop with matrix products in a loop over tiles"):
         sass_counts.counts_of(kernel(changed("    @P2 BRA tile\n", "")))
+
+
+def test_names():
+    tiles = "_ZN9ahkernels4cuda5wgmma5tilesILi3ELNS0_6ResultE{}EEEvNS0_7ProblemE14CUtensorMap_stS5_"
+    mangled = [tiles.format(0), tiles.format(1), "_ZN9ahkernels4cuda4packENS0_7PackingE"]
+    assert check_cuda.short_names(mangled) == ["wgmma::tiles<3, squares>", "wgmma::tiles<3, matrix>", "pack"]
+
+
+def test_hot_kernels_must_be_there():
+    tiles = "_ZN9ahkernels4cuda5wgmma5tilesILi{}ELNS0_6ResultE0EEEvNS0_7ProblemE14CUtensorMap_stS5_"
+    kernels = [sass.Kernel(tiles.format(parts), kernel(WHOLE).instructions, {"kernel": 0}) for parts in (1, 3)]
+    entries = {(one.name, "sm_90a"): {"registers": "168", "stores": "0", "loads": "0"} for one in kernels}
+    rows, failures = check_cuda.check_target(kernels, "sm_90a", entries)
+    assert [(row["hot"], row["mainloop"]) for row in rows] == [(True, 7)] * 2
+    assert "found none of {'2'} parts" in failures[-1]
+    assert "wgmma::tiles<3, squares>: expected 786432 multiply-adds" in failures[0]  # a slice of one part
 
 
 @pytest.mark.parametrize(
