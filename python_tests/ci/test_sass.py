@@ -221,8 +221,12 @@ def test_hot_kernels_must_be_there():
     entries = {(one.name, "sm_90a"): {"registers": "168", "stores": "0", "loads": "0"} for one in kernels}
     rows, failures = check_cuda.check_target(kernels, "sm_90a", entries)
     assert [(row["hot"], row["mainloop"]) for row in rows] == [(True, 7)] * 2
-    assert "found none of {'2'} parts" in failures[-1]
-    assert "wgmma::tiles<3, squares>: expected 786432 multiply-adds" in failures[0]  # a slice of one part
+    (failure,) = failures
+    assert "wgmma::tiles<3, squares>: expected 786432 multiply-adds" in failure  # these are those of one part
+    rows += [{"target": "sm_80", "kernel": f"mma::tiles<{parts}, squares, false>"} for parts in (1, 2, 3)]
+    (missing,) = check_cuda.missing_kernels(rows)
+    assert missing.startswith("sm_90a: expected a kernel like wgmma::")
+    assert missing.endswith("for 2 parts, found none")
 
 
 @pytest.mark.parametrize(
