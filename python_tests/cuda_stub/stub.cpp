@@ -1,13 +1,10 @@
-// csrc/cuda/ops.cu with the stub of cuda_runtime.h, for test_cuda_launches.py.
+// The calls of cuda_runtime.h, for test_cuda_launches.py.
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
+#include <torch/csrc/stable/c/shim.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <sstream>
@@ -138,5 +135,3 @@ void stub::record_launch(const void* kernel, uint64_t blocks, uint64_t threads, 
   last_error = check("launch", allowed);
   if (last_error == cudaErrorInvalidValue) last_error = cudaErrorInvalidConfiguration;
 }
-
-#include "csrc/cuda/ops.cu"

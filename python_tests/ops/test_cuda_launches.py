@@ -77,11 +77,18 @@ def compile_ops(folder: Path) -> Path:
         path.write_text(source)
     includes = [str(ROOT / "python_tests" / name) for name in ("cuda_stub", "emulator")]
     library = folder / "libops_on_stub.so"
+    sources = [ROOT / "python_tests" / "cuda_stub" / "stub.cpp", *sorted((folder / "csrc" / "cuda").glob("*.cu"))]
     command = [
         *(*os.environ.get("CXX", "c++").split(), "-std=c++20", "-O0", "-fPIC", "-shared", "-Wl,-Bsymbolic", "-w"),
-        *(*(f"-D{name}" for name in DEFINED), *(f"-I{path}" for path in (*includes, folder))),
-        *(*(f"-isystem{path}" for path in include_paths()), f"-L{TORCH_LIB_PATH}"),
-        *(str(ROOT / "python_tests" / "cuda_stub" / "stub.cpp"), "-lc10", "-ltorch", "-ltorch_cpu", "-o", str(library)),
+        *(*(f"-D{name}" for name in DEFINED), *(f"-I{path}" for path in includes)),
+        *(
+            *(f"-isystem{path}" for path in include_paths()),
+            f"-L{TORCH_LIB_PATH}",
+            "-xc++",
+            *map(str, sources),
+            "-xnone",
+        ),
+        *("-lc10", "-ltorch", "-ltorch_cpu", "-o", str(library)),
     ]
     subprocess.run(command, check=True)
     return library
