@@ -27,6 +27,8 @@
 #include <utility>
 #include <vector>
 
+#include "rounding.h"
+
 namespace emulator {
 
 struct Index {
@@ -46,18 +48,11 @@ struct Tensor {
 
 [[noreturn]] inline void fail(const std::string& what) { throw std::runtime_error("emulator: " + what); }
 
-inline double bfloat16(uint16_t bits) {
+inline float bfloat16(uint16_t bits) {
   const uint32_t wide = static_cast<uint32_t>(bits) << 16;
   float value;
   memcpy(&value, &wide, sizeof(value));
   return value;
-}
-
-// Cut off, not rounded, to fp32.
-inline float cut(double value) {
-  float nearest = static_cast<float>(value);
-  if (std::abs(static_cast<double>(nearest)) > std::abs(value)) nearest = std::nextafterf(nearest, 0.0f);
-  return nearest;
 }
 
 class Block {
@@ -516,7 +511,7 @@ class Block {
 
   // numbers [16] of a row, along k. The swizzle of a product acts on addresses: exclusive-or of bits 4 to 6 with bits 7
   // to 9.
-  void read_row(uint64_t descriptor, uint32_t row, double* numbers) {
+  void read_row(uint64_t descriptor, uint32_t row, float (&numbers)[16]) {
     const uint32_t first = static_cast<uint32_t>(descriptor & 0x3FFF) << 4;
     const uint32_t eight_rows = static_cast<uint32_t>(descriptor >> 32 & 0x3FFF) << 4;
     for (uint32_t piece = 0; piece < 2; ++piece) {
@@ -531,14 +526,15 @@ class Block {
     if (group.made) return;
     group.made = true;
     for (const Product& product : group.products) {
-      double a[16][16], b[16][128];  // [row][k], [k][col]
+      float a[16][16];  // [row][k]
+      Columns<128> b;
       for (uint32_t row = 0; row < 16; ++row) {
         read_row(product.a, static_cast<uint32_t>(warp * 16 % 64) + row, a[row]);
       }
       for (uint32_t col = 0; col < 128; ++col) {
-        double numbers[16];
+        float numbers[16];
         read_row(product.b, col, numbers);
-        for (uint32_t k = 0; k < 16; ++k) b[k][col] = numbers[k];
+        for (uint32_t k = 0; k < 16; ++k) b.set(k, col, numbers[k]);
       }
       float* values = products_.at(warp).in_flight.at(product.accumulators).values.data();
       const auto value = [&](uint32_t row, uint32_t col) -> float& {
@@ -546,14 +542,10 @@ class Block {
         return values[lane * 64 + col / 8 * 4 + row / 8 * 2 + col % 2];
       };
       for (uint32_t row = 0; row < 16; ++row) {
-        double sums[128];
-        for (uint32_t col = 0; col < 128; ++col) {
-          sums[col] = product.accumulate ? static_cast<double>(value(row, col)) : 0.0;
-        }
-        for (uint32_t k = 0; k < 16; ++k) {
-          for (uint32_t col = 0; col < 128; ++col) sums[col] += a[row][k] * b[k][col];
-        }
-        for (uint32_t col = 0; col < 128; ++col) value(row, col) = cut(sums[col]);
+        float sums[128];
+        for (uint32_t col = 0; col < 128; ++col) sums[col] = product.accumulate ? value(row, col) : 0.0f;
+        multiply_row<kHopper>(a[row], b, sums);
+        for (uint32_t col = 0; col < 128; ++col) value(row, col) = sums[col];
       }
     }
   }

@@ -69,7 +69,8 @@ inline void multiply_16x8(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, ui
   } lane{c, a, {b0, b1}};
   Block::current().together(32, "mma", &lane, [](const std::vector<Lane*>& lanes) {
     const auto half = [](uint32_t pair, uint32_t which) { return emulator::bfloat16(pair >> (16 * which) & 0xFFFF); };
-    double rows[16][16], cols[16][8];  // [row][k], [k][col]
+    float rows[16][16];  // [row][k]
+    emulator::Columns<8> cols;
     for (uint32_t l = 0; l < 32; ++l) {
       for (uint32_t which = 0; which < 2; ++which) {
         const uint32_t k = l % 4 * 2 + which;
@@ -77,20 +78,18 @@ inline void multiply_16x8(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, ui
         rows[l / 4 + 8][k] = half(lanes[l]->a[1], which);
         rows[l / 4][k + 8] = half(lanes[l]->a[2], which);
         rows[l / 4 + 8][k + 8] = half(lanes[l]->a[3], which);
-        cols[k][l / 4] = half(lanes[l]->b[0], which);
-        cols[k + 8][l / 4] = half(lanes[l]->b[1], which);
+        cols.set(k, l / 4, half(lanes[l]->b[0], which));
+        cols.set(k + 8, l / 4, half(lanes[l]->b[1], which));
       }
     }
     const auto value = [&](uint32_t row, uint32_t col) -> float& {
       return lanes[row % 8 * 4 + col / 2]->c[row / 8 * 2 + col % 2];
     };
     for (uint32_t row = 0; row < 16; ++row) {
-      double sums[8];
+      float sums[8];
       for (uint32_t col = 0; col < 8; ++col) sums[col] = value(row, col);
-      for (uint32_t k = 0; k < 16; ++k) {
-        for (uint32_t col = 0; col < 8; ++col) sums[col] += rows[row][k] * cols[k][col];
-      }
-      for (uint32_t col = 0; col < 8; ++col) value(row, col) = emulator::cut(sums[col]);
+      emulator::multiply_row<emulator::kAmpere>(rows[row], cols, sums);
+      for (uint32_t col = 0; col < 8; ++col) value(row, col) = sums[col];
     }
   });
 }
