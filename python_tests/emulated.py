@@ -76,6 +76,7 @@ class Device:
         n: int,
         o: int,
         sample: int,
+        straight: int,
         result: str,
         entries: Tensor,
     ) -> Tensor:
@@ -86,7 +87,7 @@ class Device:
         self._check(
             self.library.tangent_tiles(
                 *(hopper, ctypes.c_int64(self.blocks), count, RESULTS.index(result), pointer(parts)),
-                *(ctypes.c_int64(rows), k, positions, n, o, pointer(p), sample, ctypes.c_int64(p.shape[2])),
+                *(ctypes.c_int64(rows), k, positions, n, o, pointer(p), sample, straight, ctypes.c_int64(p.shape[2])),
                 *(pointer(means), pointer(sums), pointer(entries), pointer(unscale)),
             )
         )

@@ -26,6 +26,9 @@ PANEL_SAMPLES = TILING["cuda_tile"]
 # For a panel of the forward Gram, in float64 and float32, and for rows of K where two kernels are compared.
 PANEL_BYTES = 256 << 20
 PARTS = {"highest": 3, "high": 2, "medium": 1}
+# The longest sums over k that are left to tensor cores (csrc/cuda/problem.cuh says what these lose): up to 7e-5 at
+# "medium" and 9e-6 at "high", of which the emulator finds 5e-6 and 3e-7. Factors are rounded by 2e-3 and 8e-6 there.
+STRAIGHT = {"highest": 0, "high": 128, "medium": 1024}
 
 
 def pack_parts(factor: Tensor, scale: Tensor, count: int) -> Tensor:
@@ -35,7 +38,16 @@ def pack_parts(factor: Tensor, scale: Tensor, count: int) -> Tensor:
 
 
 def tangent_tiles(
-    parts: Tensor, p: Tensor, means: Tensor, unscale: Tensor, n: int, o: int, sample: int, result: str, entries: Tensor
+    parts: Tensor,
+    p: Tensor,
+    means: Tensor,
+    unscale: Tensor,
+    n: int,
+    o: int,
+    sample: int,
+    straight: int,
+    result: str,
+    entries: Tensor,
 ) -> Tensor:
     """Computes the entries of K, less means, in the rows of the samples that p begins at, and does what `result` says.
 
@@ -47,6 +59,7 @@ def tangent_tiles(
         n: Samples.
         o: Outputs.
         sample: A multiple of PANEL_SAMPLES.
+        straight: The largest k whose sums are left to the tensor cores.
         result: "squares" and "products" (with `entries`): sums over the rows and all columns, counting what lies
             below the diagonal of K for these rows' columns too; "matrix": writes K and its mirror image to `entries`
             [n*o, n*o]; "rows": writes the tiles on and above the diagonal to `entries` [rows of the panel, n*o].
@@ -55,7 +68,7 @@ def tangent_tiles(
     Returns:
         float64 parts of the sum, empty for "matrix" and "rows".
     """
-    sums: Tensor = torch.ops.ahkernels.tangent_tiles(parts, p, means, unscale, n, o, sample, result, entries)
+    sums: Tensor = torch.ops.ahkernels.tangent_tiles(parts, p, means, unscale, n, o, sample, straight, result, entries)
     return sums
 
 
@@ -70,6 +83,7 @@ class ScaledKernel:
         forward_scale: A power of two on the device.
         backward_scale: Likewise.
         o: Outputs.
+        straight: See `tangent_tiles`.
     """
 
     forward: Tensor
@@ -78,6 +92,7 @@ class ScaledKernel:
     forward_scale: Tensor
     backward_scale: Tensor
     o: int
+    straight: int
 
     @classmethod
     def of(cls, layer: Layer, precision: str) -> ScaledKernel:
@@ -92,6 +107,7 @@ class ScaledKernel:
             forward_scale,
             backward_scale,
             backward.shape[2],
+            STRAIGHT[precision],
         )
 
     @property
@@ -136,6 +152,7 @@ class ScaledKernel:
             self.n,
             self.o,
             rows.start,
+            self.straight,
             result,
             empty if entries is None else entries,
         )

@@ -12,9 +12,21 @@ namespace ahkernels::cuda {
 template <int Blocks, int Eights>
 using Fragment = float[Blocks][Eights][4];
 
-// sum += fragment
 template <int Blocks, int Eights>
-__device__ inline void add(const Fragment<Blocks, Eights>& fragment, Fragment<Blocks, Eights>& sum) {
+__device__ inline void clear(Fragment<Blocks, Eights>& fragment) {
+#pragma unroll
+  for (int block = 0; block < Blocks; ++block) {
+#pragma unroll
+    for (int eight = 0; eight < Eights; ++eight) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) fragment[block][eight][i] = 0;
+    }
+  }
+}
+
+// sum += fragment, for as many blocks as that has
+template <int Blocks, int Eights>
+__device__ inline void add(const Fragment<Blocks, Eights>& fragment, float (*sum)[Eights][4]) {
 #pragma unroll
   for (int block = 0; block < Blocks; ++block) {
 #pragma unroll

@@ -67,7 +67,7 @@ inline CUtensorMap tensor_map(const Tensor& parts, uint32_t box_rows) {
 }
 
 // Runs the tile kernel for this device and layer. Returns the sums of the warps, or [0] where the result has none.
-template <int kParts, Result kResult>
+template <int kParts, bool kPromoted, Result kResult>
 Tensor run(Problem& problem, const Tensor& parts, const Tensor& p) {
   constexpr bool kSums = kResult == Result::kSquares || kResult == Result::kProducts;
   const int64_t processors = attribute(cudaDevAttrMultiProcessorCount, parts), tiles = problem.tiles.count();
@@ -78,25 +78,27 @@ Tensor run(Problem& problem, const Tensor& parts, const Tensor& p) {
   problem.sums = data<double>(sums);
   problem.set_steps(hopper ? wgmma::kBlockRows : mma::kBlockRows);
   if (hopper) {
-    launch(wgmma::tiles<kParts, kResult>, blocks, wgmma::kThreads, wgmma::Shape<kParts>::kSharedBytes, parts, problem,
-           tensor_map(parts, wgmma::Shape<kParts>::kTurnRows), tensor_map(parts, kTile));
+    launch(wgmma::tiles<kParts, kPromoted, kResult>, blocks, wgmma::kThreads, wgmma::Shape<kParts>::kSharedBytes, parts,
+           problem, tensor_map(parts, wgmma::Shape<kParts>::kTurnRows), tensor_map(parts, kTile));
   } else if (problem.positions == 1) {
-    launch(mma::tiles<kParts, kResult, false>, blocks, mma::kThreads, mma::kSharedBytes<kParts>, parts, problem);
+    launch(mma::tiles<kParts, kPromoted, false, kResult>, blocks, mma::kThreads, mma::kSharedBytes<kParts>, parts,
+           problem);
   } else {
-    launch(mma::tiles<kParts, kResult, true>, blocks, mma::kThreads, mma::kSharedBytes<kParts>, parts, problem);
+    launch(mma::tiles<kParts, kPromoted, true, kResult>, blocks, mma::kThreads, mma::kSharedBytes<kParts>, parts,
+           problem);
   }
   return sums;
 }
 
 // The same for a result by its name.
-template <int kParts>
+template <int kParts, bool kPromoted>
 Tensor run(const std::string& result, Problem& problem, const Tensor& parts, const Tensor& p) {
-  if (result == "squares") return run<kParts, Result::kSquares>(problem, parts, p);
-  if (result == "matrix") return run<kParts, Result::kMatrix>(problem, parts, p);
-  if (result == "rows") return run<kParts, Result::kRows>(problem, parts, p);
+  if (result == "squares") return run<kParts, kPromoted, Result::kSquares>(problem, parts, p);
+  if (result == "matrix") return run<kParts, kPromoted, Result::kMatrix>(problem, parts, p);
+  if (result == "rows") return run<kParts, kPromoted, Result::kRows>(problem, parts, p);
   STD_TORCH_CHECK(result == "products", "tangent_tiles: result: expected squares, matrix, rows or products, got ",
                   result);
-  return run<kParts, Result::kProducts>(problem, parts, p);
+  return run<kParts, kPromoted, Result::kProducts>(problem, parts, p);
 }
 
 }  // namespace ahkernels::cuda

@@ -37,42 +37,34 @@ class Product {
     from_[1] = problem.parts + (problem.part_rows(0, col_position) + tile.col * kTile) * problem.k;
   }
 
+  // With kPromoted, the sums of kBlocksAtOnce blocks of rows are added at a time.
+  template <bool kPromoted, int kBlocksAtOnce>
   __device__ void make(Fragment<kBlocks, kEights>& fragment) const {
     const int slices = problem_.k / kSlice;
     sync_threads();  // the last product has been read
 #pragma unroll
     for (int slice = 0; slice < kStages<kParts> - 1; ++slice) load(slice, slices);
-    clear(fragment);
+    clear<kBlocks, kEights>(fragment);
     for (int slice = 0; slice < slices; ++slice) {
       copies_wait<kStages<kParts> - 2>();
       sync_threads();  // this slice is there for all, and all are done with the one before
       load(slice + kStages<kParts> - 1, slices);
-      if constexpr (kParts == 3) {
-        // The tensor cores cut off what does not fit an fp32 sum. Sums of a slice alone, added with rounding, keep that
-        // from growing with k.
-        float of_slice[kBlocks][kEights][4];
-        clear(of_slice);
-        multiply(slice, of_slice);
-        add<kBlocks, kEights>(of_slice, fragment);
+      if constexpr (kPromoted) {
+#pragma unroll
+        for (int first = 0; first < kBlocks; first += kBlocksAtOnce) {
+          float of_slice[kBlocksAtOnce][kEights][4];
+          clear<kBlocksAtOnce, kEights>(of_slice);
+          multiply<kBlocksAtOnce>(slice, first, of_slice);
+          add<kBlocksAtOnce, kEights>(of_slice, fragment + first);
+        }
       } else {
-        multiply(slice, fragment);
+        multiply<kBlocks>(slice, 0, fragment);
       }
     }
     copies_wait<0>();
   }
 
  private:
-  __device__ static void clear(Fragment<kBlocks, kEights>& fragment) {
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-#pragma unroll
-      for (int eight = 0; eight < kEights; ++eight) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) fragment[block][eight][i] = 0;
-      }
-    }
-  }
-
   __device__ uint32_t panel(int slice, int part, int side) const {
     return shared_ + ((slice % kStages<kParts> * kParts + part) * 2 + side) * kPanelBytes;
   }
@@ -97,15 +89,17 @@ class Product {
     copies_commit();
   }
 
-  __device__ void multiply(int slice, Fragment<kBlocks, kEights>& fragment) const {
+  // fragment += the products of one slice, for the blocks of rows from first_block on.
+  template <int Blocks>
+  __device__ void multiply(int slice, int first_block, Fragment<Blocks, kEights>& fragment) const {
     const int32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int32_t first_row = warp % 2 * 64, first_col = warp / 2 * 32;
+    const int32_t first_row = warp % 2 * 64 + first_block * 16, first_col = warp / 2 * 32;
 #pragma unroll
     for (int step = 0; step < kSlice / 16; ++step) {
       for_each_product<kParts>([&](int part_a, int part_b) {
-        uint32_t a[kBlocks][4];
+        uint32_t a[Blocks][4];
 #pragma unroll
-        for (int block = 0; block < kBlocks; ++block) {
+        for (int block = 0; block < Blocks; ++block) {
           // Rows 0 to 15 of the first eight k, then of the next.
           load_matrices(a[block],
                         piece(panel(slice, part_a, 0), first_row + block * 16 + lane % 16, step * 2 + lane / 16));
@@ -117,7 +111,7 @@ class Product {
           load_matrices(b, piece(panel(slice, part_b, 1), first_col + pair * 16 + lane / 16 * 8 + lane % 8,
                                  step * 2 + lane / 8 % 2));
 #pragma unroll
-          for (int block = 0; block < kBlocks; ++block) {
+          for (int block = 0; block < Blocks; ++block) {
             multiply_16x8(fragment[block][pair * 2], a[block], b[0], b[1]);
             multiply_16x8(fragment[block][pair * 2 + 1], a[block], b[2], b[3]);
           }
@@ -131,7 +125,7 @@ class Product {
   const uint16_t* from_[2];
 };
 
-template <int kParts, Result kResult, bool kSeveralPositions>
+template <int kParts, bool kPromoted, bool kSeveralPositions, Result kResult>
 __global__ void __launch_bounds__(kThreads) tiles(const __grid_constant__ Problem problem) {
   const int32_t warp = threadIdx.x / 32;
   double sum = 0;
@@ -144,12 +138,12 @@ __global__ void __launch_bounds__(kThreads) tiles(const __grid_constant__ Proble
       for (int pair = 0; pair < problem.positions * problem.positions; ++pair) {
         Product<kParts>(problem, shared_address(shared_memory()), tile, pair / problem.positions,
                         pair % problem.positions)
-            .make(fragment);
+            .template make<kPromoted, kBlocks / 2>(fragment);  // with fewer registers beside the entries
         add_position_pair<kBlocks, kEights>(problem, place, pair, fragment, entries);
       }
       sum += finish<kResult, false, kBlocks, kEights>(problem, place, entries);
     } else {
-      Product<kParts>(problem, shared_address(shared_memory()), tile, 0, 0).make(fragment);
+      Product<kParts>(problem, shared_address(shared_memory()), tile, 0, 0).template make<kPromoted, kBlocks>(fragment);
       sum += finish<kResult, true, kBlocks, kEights>(problem, place, fragment);
     }
   }

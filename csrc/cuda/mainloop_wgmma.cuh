@@ -22,7 +22,7 @@ static_assert(kProducerRegisters + kGroups * kGroupRegisters <= (1 + kGroups) * 
 
 template <int kParts>
 struct Shape {
-  // With three parts a turn is half a tile, 64 rows, since registers hold the sums of one slice beside those of all.
+  // With three parts a turn is half a tile, 64 rows, since shared memory holds too few slices of whole ones.
   static constexpr int kBlocks = kParts == 3 ? 1 : 2;
   static constexpr int kTurnRows = 64 * kBlocks, kTurnsPerTile = static_cast<int>(kTile) / kTurnRows;
   static constexpr int kStages = kParts == 1 ? 6 : 3;
@@ -117,18 +117,19 @@ __device__ inline void produce(const Problem& problem, const TensorMap& row_tens
   }
 }
 
-// fragment (+)= the products of one slice
-template <int kParts>
-__device__ inline void multiply(const Ring<kParts>& ring, int stage, bool accumulate,
-                                typename Shape<kParts>::Sums& fragment) {
+// fragment (+)= the products of one slice, for the blocks of rows from first_block on.
+template <int kParts, int Blocks>
+__device__ inline void multiply(const Ring<kParts>& ring, int stage, int first_block, bool accumulate,
+                                Fragment<Blocks, kEights>& fragment) {
   products_begin();
   for_each_product<kParts>([&](int part_a, int part_b) {
 #pragma unroll
     for (int step = 0; step < kSlice / 16; ++step) {
       const uint64_t b = matrix_descriptor(ring.cols(stage, part_b) + step * 32);
 #pragma unroll
-      for (int block = 0; block < Shape<kParts>::kBlocks; ++block) {
-        const uint64_t a = matrix_descriptor(ring.rows(stage, part_a) + block * 64 * kRowBytes + step * 32);
+      for (int block = 0; block < Blocks; ++block) {
+        const uint64_t a =
+            matrix_descriptor(ring.rows(stage, part_a) + (first_block + block) * 64 * kRowBytes + step * 32);
         multiply_64x128(fragment[block], a, b, accumulate);
       }
       accumulate = true;
@@ -143,42 +144,37 @@ __device__ inline void arrive(uint32_t barrier) {
 }
 
 // fragment = a turn's sums over k
-template <int kParts>
-__device__ inline void consume(const Ring<kParts>& ring, int32_t turn, int slices,
+template <int kParts, bool kPromoted>
+__device__ inline void consume(const Problem& problem, const Ring<kParts>& ring, int32_t turn,
                                typename Shape<kParts>::Sums& fragment) {
+  constexpr int kBlocks = Shape<kParts>::kBlocks;
+  const int slices = problem.k / kSlice;
   auto slot = Slot<kParts>::of(int64_t{turn} * slices);
   // Every other turn is the group's, and each of them is a phase of its barrier. The first turn of group 0 needs none.
   if (turn > 0) barrier_wait(ring.turn(turn % kGroups), static_cast<uint32_t>((turn - 1) / kGroups % 2));
   const auto hand_over = [&](int slice) {
     if (slice == slices - 1) arrive(ring.turn((turn + 1) % kGroups));
   };
-  if constexpr (kParts == 3) {
-    // The tensor cores cut off what does not fit an fp32 sum. Sums of a slice alone, added with rounding, keep that
-    // from growing with k.
-    typename Shape<kParts>::Sums of_slice;
+  if constexpr (kPromoted) {
+    clear<kBlocks, kEights>(fragment);
+    // A block of rows at a time, since registers hold the sums of one beside those of all.
     for (int slice = 0; slice < slices; ++slice, slot = slot.next()) {
       barrier_wait(ring.filled(slot.stage), slot.parity);
-      multiply<kParts>(ring, slot.stage, false, of_slice);
-      hand_over(slice);
-      products_wait<0>();
-      arrive(ring.emptied(slot.stage));
 #pragma unroll
-      for (int block = 0; block < Shape<kParts>::kBlocks; ++block) {
-#pragma unroll
-        for (int eight = 0; eight < kEights; ++eight) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            fragment[block][eight][i] =
-                slice == 0 ? of_slice[block][eight][i] : fragment[block][eight][i] + of_slice[block][eight][i];
-          }
-        }
+      for (int block = 0; block < kBlocks; ++block) {
+        Fragment<1, kEights> of_slice;
+        multiply<kParts, 1>(ring, slot.stage, block, false, of_slice);
+        if (block == kBlocks - 1) hand_over(slice);
+        products_wait<0>();
+        if (block == kBlocks - 1) arrive(ring.emptied(slot.stage));
+        add<1, kEights>(of_slice, fragment + block);
       }
     }
   } else {
     int32_t before = slot.stage;
     for (int slice = 0; slice < slices; ++slice, slot = slot.next()) {
       barrier_wait(ring.filled(slot.stage), slot.parity);
-      multiply<kParts>(ring, slot.stage, slice > 0, fragment);
+      multiply<kParts, kBlocks>(ring, slot.stage, 0, slice > 0, fragment);
       hand_over(slice);
       if (slice > 0) {
         products_wait<1>();
@@ -191,7 +187,7 @@ __device__ inline void consume(const Ring<kParts>& ring, int32_t turn, int slice
   }
 }
 
-template <int kParts, Result kResult>
+template <int kParts, bool kPromoted, Result kResult>
 __global__ void __launch_bounds__(kThreads, 1)
     tiles(const __grid_constant__ Problem problem, const __grid_constant__ TensorMap row_tensor,
           const __grid_constant__ TensorMap col_tensor) {
@@ -211,12 +207,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     acquire_registers<kGroupRegisters>();
     const int32_t warp = threadIdx.x / 32 % 4;
-    const int slices = problem.k / kSlice;
     const int32_t count = turns<kParts>(problem);
     double sum = 0;
     for (int32_t turn = group; turn < count; turn += kGroups) {
       typename Shape<kParts>::Sums fragment;
-      consume<kParts>(ring, turn, slices, fragment);
+      consume<kParts, kPromoted>(problem, ring, turn, fragment);
       const int32_t first_row = turn % Shape<kParts>::kTurnsPerTile * Shape<kParts>::kTurnRows + warp * 16;
       const Place place = Place::of(tile_of<kParts>(problem, turn), first_row, 0, kBlockRows);
       sum += finish<kResult, true, Shape<kParts>::kBlocks, kEights>(problem, place, fragment);

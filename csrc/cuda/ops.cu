@@ -112,7 +112,7 @@ void check_tiles(const Tensor& parts, const Tensor& p, const Tensor& means, cons
 }
 
 Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64_t n, int64_t o, int64_t sample,
-                     std::string result, Tensor entries) {
+                     int64_t straight, std::string result, Tensor entries) {
   check_tiles(parts, p, means, unscale, n, o, sample, result, entries);
   const torch::stable::accelerator::DeviceGuard guard(parts.get_device_index());
   const int64_t size = n * o;
@@ -126,6 +126,7 @@ Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64
   problem.parts = static_cast<const uint16_t*>(parts.const_data_ptr());
   problem.padded_rows = parts.size(2);
   problem.k = static_cast<int32_t>(parts.size(3));
+  problem.straight = static_cast<int32_t>(straight);
   problem.positions = static_cast<int32_t>(parts.size(1));
   problem.p = data<float>(p);
   problem.sample = static_cast<int32_t>(sample);
@@ -136,13 +137,14 @@ Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64
   problem.entries = data<float>(entries);
   problem.first_row = result == "matrix" ? 0 : static_cast<int32_t>(sample * o);
   problem.unscale = data<double>(unscale);
+  const bool promoted = problem.promoted();
   switch (parts.size(0)) {
     case 1:
-      return run<1>(result, problem, parts, p);
+      return promoted ? run<1, true>(result, problem, parts, p) : run<1, false>(result, problem, parts, p);
     case 2:
-      return run<2>(result, problem, parts, p);
-    default:
-      return run<3>(result, problem, parts, p);
+      return promoted ? run<2, true>(result, problem, parts, p) : run<2, false>(result, problem, parts, p);
+    default:  // of fp32 quality at any k
+      return run<3, true>(result, problem, parts, p);
   }
 }
 
@@ -153,8 +155,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ahkernels, m) {
   m.def("cuda_build() -> str");
   m.def("pack_parts(Tensor factor, Tensor scale, int count) -> Tensor");
   m.def(
-      "tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int n, int o, int sample, str result, "
-      "Tensor(a!) entries) -> Tensor");
+      "tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int n, int o, int sample, int straight, "
+      "str result, Tensor(a!) entries) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ahkernels, CompositeExplicitAutograd, m) {

@@ -11,6 +11,12 @@ namespace ahkernels::cuda {
 // The numbers of a factor along k are padded to a multiple of this, a row of shared memory.
 constexpr int64_t kKAlignment = 64;
 
+// A tensor core shifts what it adds in a step to the largest exponent among the addends, and cuts off what falls below
+// 2^-25 of it on Hopper and 2^-24 before. A sum of k numbers that only grows loses up to 17/16 k 2^-25 of itself in
+// this way, or 9/8 k 2^-24. Sums over longer k than Problem::straight are therefore promoted: tensor cores sum up a
+// slice of k at a time, and the sums of slices are added in fp32 with rounding. What is lost is then what a slice
+// loses, however long k.
+
 // The result, in which v is a centered entry of K.
 enum class Result {
   kSquares,   // the sum of v v
@@ -29,6 +35,7 @@ struct Problem {
   const uint16_t* parts;  // [parts][positions][padded_rows][k]
   int64_t padded_rows;
   int32_t k, positions;
+  int32_t straight;  // the largest k of sums in tensor cores alone
 
   // The forward Gram, scaled, at samples from `sample` on, in rows and in columns.
   const float* p;  // [positions][positions][p_rows][p_cols]
@@ -49,6 +56,8 @@ struct Problem {
     eight_rows = SampleOf::row(8, o);
     between_blocks = SampleOf::row(block_rows - 8, o);
   }
+
+  AHK_HOST_DEVICE bool promoted() const { return k > straight; }
 
   AHK_HOST_DEVICE int64_t part_rows(int part, int position) const {
     return (int64_t{part} * positions + position) * padded_rows;

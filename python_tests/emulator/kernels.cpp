@@ -23,7 +23,7 @@ int guarded(const Work& work) {
   }
 }
 
-template <int kParts, Result kResult>
+template <int kParts, bool kPromoted, Result kResult>
 void run(Problem& problem, bool hopper, int64_t blocks) {
   problem.set_steps(hopper ? wgmma::kBlockRows : mma::kBlockRows);
   if (hopper) {
@@ -31,27 +31,27 @@ void run(Problem& problem, bool hopper, int64_t blocks) {
     const emulator::Tensor row_tensor{problem.parts, rows, problem.k, wgmma::Shape<kParts>::kTurnRows, wgmma::kSlice};
     const emulator::Tensor col_tensor{problem.parts, rows, problem.k, static_cast<int32_t>(kTile), wgmma::kSlice};
     emulator::launch(blocks, wgmma::kThreads, wgmma::Shape<kParts>::kSharedBytes,
-                     [&] { wgmma::tiles<kParts, kResult>(problem, row_tensor, col_tensor); });
+                     [&] { wgmma::tiles<kParts, kPromoted, kResult>(problem, row_tensor, col_tensor); });
   } else if (problem.positions == 1) {
     emulator::launch(blocks, mma::kThreads, mma::kSharedBytes<kParts>,
-                     [&] { mma::tiles<kParts, kResult, false>(problem); });
+                     [&] { mma::tiles<kParts, kPromoted, false, kResult>(problem); });
   } else {
     emulator::launch(blocks, mma::kThreads, mma::kSharedBytes<kParts>,
-                     [&] { mma::tiles<kParts, kResult, true>(problem); });
+                     [&] { mma::tiles<kParts, kPromoted, true, kResult>(problem); });
   }
 }
 
-template <int kParts>
+template <int kParts, bool kPromoted>
 void run(Problem& problem, Result result, bool hopper, int64_t blocks) {
   switch (result) {
     case Result::kSquares:
-      return run<kParts, Result::kSquares>(problem, hopper, blocks);
+      return run<kParts, kPromoted, Result::kSquares>(problem, hopper, blocks);
     case Result::kMatrix:
-      return run<kParts, Result::kMatrix>(problem, hopper, blocks);
+      return run<kParts, kPromoted, Result::kMatrix>(problem, hopper, blocks);
     case Result::kRows:
-      return run<kParts, Result::kRows>(problem, hopper, blocks);
+      return run<kParts, kPromoted, Result::kRows>(problem, hopper, blocks);
     case Result::kProducts:
-      return run<kParts, Result::kProducts>(problem, hopper, blocks);
+      return run<kParts, kPromoted, Result::kProducts>(problem, hopper, blocks);
   }
 }
 
@@ -86,8 +86,8 @@ int pack_parts(const void* factor, int element, const int64_t* strides, int n, i
 }
 
 int tangent_tiles(int hopper, int64_t blocks, int count, int result, const uint16_t* parts, int64_t padded_rows, int k,
-                  int positions, int n, int o, const float* p, int sample, int64_t p_rows, const float* means,
-                  double* sums, float* entries, const double* unscale) {
+                  int positions, int n, int o, const float* p, int sample, int straight, int64_t p_rows,
+                  const float* means, double* sums, float* entries, const double* unscale) {
   return guarded([&] {
     Problem problem{};
     problem.size = n * o;
@@ -98,6 +98,7 @@ int tangent_tiles(int hopper, int64_t blocks, int count, int result, const uint1
     problem.parts = parts;
     problem.padded_rows = padded_rows;
     problem.k = k;
+    problem.straight = straight;
     problem.positions = positions;
     problem.p = p;
     problem.sample = sample;
@@ -110,9 +111,12 @@ int tangent_tiles(int hopper, int64_t blocks, int count, int result, const uint1
     problem.first_row = static_cast<Result>(result) == Result::kMatrix ? 0 : sample * o;
     problem.unscale = unscale;
     const Result what = static_cast<Result>(result);
-    if (count == 1) return run<1>(problem, what, hopper, blocks);
-    if (count == 2) return run<2>(problem, what, hopper, blocks);
-    return run<3>(problem, what, hopper, blocks);
+    const bool promoted = problem.promoted();
+    if (count == 3) return run<3, true>(problem, what, hopper, blocks);
+    if (count == 2 && promoted) return run<2, true>(problem, what, hopper, blocks);
+    if (count == 2) return run<2, false>(problem, what, hopper, blocks);
+    if (promoted) return run<1, true>(problem, what, hopper, blocks);
+    return run<1, false>(problem, what, hopper, blocks);
   });
 }
 

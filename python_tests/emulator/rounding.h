@@ -2,8 +2,8 @@
 // among its addends, and what falls below the last bit there is cut off. So is the sum, to fp32.
 //
 // For bf16 numbers, Ampere adds eight products and the sum so far in a step, with 24 bits behind the largest exponent;
-// Hopper adds sixteen, with 25 bits (arXiv:2511.10909 and arXiv:2512.07004 tell how that was found out). The exponent of
-// a product is the sum of the factors' exponents.
+// Hopper adds sixteen, with 25 bits (arXiv:2511.10909 and arXiv:2512.07004 tell how that was found out). The exponent
+// of a product is the sum of the factors' exponents.
 #pragma once
 
 #include <algorithm>
