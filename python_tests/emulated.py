@@ -82,11 +82,12 @@ class Device:
     ) -> Tensor:
         count, positions, rows, k = parts.shape
         assert p.shape == (positions, positions, p.shape[2], n - sample) and p.is_contiguous()
-        hopper = self.hopper and positions == 1
-        sums = torch.full((self.library.warps(hopper, ctypes.c_int64(self.blocks)),), torch.nan, dtype=torch.float64)
+        sums = torch.full(
+            (self.library.warps(self.hopper, ctypes.c_int64(self.blocks)),), torch.nan, dtype=torch.float64
+        )
         self._check(
             self.library.tangent_tiles(
-                *(hopper, ctypes.c_int64(self.blocks), count, RESULTS.index(result), pointer(parts)),
+                *(self.hopper, ctypes.c_int64(self.blocks), count, RESULTS.index(result), pointer(parts)),
                 *(ctypes.c_int64(rows), k, positions, n, o, pointer(p), sample, straight, ctypes.c_int64(p.shape[2])),
                 *(pointer(means), pointer(sums), pointer(entries), pointer(unscale)),
             )

@@ -67,27 +67,31 @@ inline CUtensorMap tensor_map(const Tensor& parts, uint32_t box_rows) {
 }
 
 // Runs the tile kernel for this device and layer. Returns the sums of the warps, or [0] where the result has none.
-template <int kParts, bool kPromoted, Result kResult>
+template <int kParts, bool kPromoted, bool kSeveralPositions, Result kResult>
 Tensor run(Problem& problem, const Tensor& parts, const Tensor& p) {
   constexpr bool kSums = kResult == Result::kSquares || kResult == Result::kProducts;
   const int64_t processors = attribute(cudaDevAttrMultiProcessorCount, parts), tiles = problem.tiles.count();
-  const bool hopper = attribute(cudaDevAttrComputeCapabilityMajor, parts) == 9 && problem.positions == 1;
+  const bool hopper = attribute(cudaDevAttrComputeCapabilityMajor, parts) == 9;
   const int64_t blocks = std::min(hopper ? processors : 2 * processors, tiles);
   const int64_t warps = blocks * (hopper ? wgmma::kWarps : mma::kWarps);
   Tensor sums = torch::stable::new_empty(p, {kSums ? warps : 0}, ScalarType::Double);
   problem.sums = data<double>(sums);
   problem.set_steps(hopper ? wgmma::kBlockRows : mma::kBlockRows);
   if (hopper) {
-    launch(wgmma::tiles<kParts, kPromoted, kResult>, blocks, wgmma::kThreads, wgmma::Shape<kParts>::kSharedBytes, parts,
-           problem, tensor_map(parts, wgmma::Shape<kParts>::kTurnRows), tensor_map(parts, kTile));
-  } else if (problem.positions == 1) {
-    launch(mma::tiles<kParts, kPromoted, false, kResult>, blocks, mma::kThreads, mma::kSharedBytes<kParts>, parts,
-           problem);
+    using Shape = wgmma::Shape<kParts, kSeveralPositions>;
+    launch(wgmma::tiles<kParts, kPromoted, kSeveralPositions, kResult>, blocks, wgmma::kThreads, Shape::kSharedBytes,
+           parts, problem, tensor_map(parts, Shape::kTurnRows), tensor_map(parts, kTile));
   } else {
-    launch(mma::tiles<kParts, kPromoted, true, kResult>, blocks, mma::kThreads, mma::kSharedBytes<kParts>, parts,
-           problem);
+    launch(mma::tiles<kParts, kPromoted, kSeveralPositions, kResult>, blocks, mma::kThreads, mma::kSharedBytes<kParts>,
+           parts, problem);
   }
   return sums;
+}
+
+template <int kParts, bool kPromoted, Result kResult>
+Tensor run(Problem& problem, const Tensor& parts, const Tensor& p) {
+  return problem.positions == 1 ? run<kParts, kPromoted, false, kResult>(problem, parts, p)
+                                : run<kParts, kPromoted, true, kResult>(problem, parts, p);
 }
 
 // The same for a result by its name.

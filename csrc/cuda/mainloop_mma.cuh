@@ -1,4 +1,4 @@
-// The mainloop with products of warps (mma.sync), for sm_80 and later and for layers with several positions.
+// The mainloop with products of warps (mma.sync), for sm_80 and later.
 //
 // A block of 8 warps makes a tile, and a warp 64 x 32 of it. Asynchronous copies bring slices of 32 numbers along k
 // into a ring of stages, [stage][part][rows or columns][128][32]. The four 16-byte pieces of a row are swapped around,

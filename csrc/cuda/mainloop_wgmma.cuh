@@ -1,10 +1,11 @@
-// The mainloop with products of warpgroups (wgmma) on Hopper, for layers with one position.
+// The mainloop with products of warpgroups (wgmma) on Hopper.
 //
 // In a persistent block one warp, the producer, brings slices of 64 numbers along k by bulk tensor copies into a ring
 // of stages. Two warpgroups make tiles by turns, so that one keeps the tensor cores busy while the other works on its
 // entries of K. Slices come in the order of the turns. A barrier tells only even phases from odd ones, so that nobody
 // may wait for a slice before the earlier slice in the same stage has come. A group therefore hands over to the other
-// when it has seen the last slice of its turn.
+// when it has seen the last slice of its turn. With several positions a turn is one pair of them: while a group
+// multiplies its sums by the forward Gram there, the other one has the tensor cores.
 #pragma once
 
 #include "epilogue.cuh"
@@ -20,39 +21,45 @@ constexpr int kProducerRegisters = 24, kGroupRegisters = 240;
 constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
 static_assert(kProducerRegisters + kGroups * kGroupRegisters <= (1 + kGroups) * kLaunchRegisters);
 
-template <int kParts>
+template <int kNumberParts, bool kSeveral>
 struct Shape {
-  // With three parts a turn is half a tile, 64 rows, since shared memory holds too few slices of whole ones.
-  static constexpr int kBlocks = kParts == 3 ? 1 : 2;
+  static constexpr int kParts = kNumberParts;
+  static constexpr bool kSeveralPositions = kSeveral;
+  // A turn is half a tile, 64 rows, with three parts, of which shared memory holds too few slices of whole ones, and
+  // with several positions, since registers hold the entries of K beside the sums.
+  static constexpr int kBlocks = kParts == 3 || kSeveral ? 1 : 2;
   static constexpr int kTurnRows = 64 * kBlocks, kTurnsPerTile = static_cast<int>(kTile) / kTurnRows;
   static constexpr int kStages = kParts == 1 ? 6 : 3;
   static constexpr uint32_t kStageBytes = kParts * (kTurnRows + kTile) * kRowBytes;
   // Stages begin on 1024 bytes, as the swizzle asks for; the barriers follow them.
   static constexpr uint32_t kSharedBytes = 1024 + kStages * kStageBytes + (2 * kStages + kGroups) * 8;
   using Sums = Fragment<kBlocks, kEights>;
+
+  // Turns for the same rows of a tile.
+  __device__ static int32_t pairs(const Problem& problem) {
+    return kSeveral ? problem.positions * problem.positions : 1;
+  }
 };
 
 // The stages in shared memory and their barriers. Slices go through them in the order in which they come, turn by turn.
-template <int kParts>
+template <class Shape>
 class Ring {
  public:
   __device__ Ring(uint32_t shared) : stages_((shared + 1023) / 1024 * 1024) {}
 
   __device__ uint32_t rows(int stage, int part) const {
-    return stages_ + stage * Shape<kParts>::kStageBytes + part * Shape<kParts>::kTurnRows * kRowBytes;
+    return stages_ + stage * Shape::kStageBytes + part * Shape::kTurnRows * kRowBytes;
   }
   __device__ uint32_t cols(int stage, int part) const {
-    return rows(stage, kParts) + part * static_cast<uint32_t>(kTile) * kRowBytes;
+    return rows(stage, Shape::kParts) + part * static_cast<uint32_t>(kTile) * kRowBytes;
   }
-  __device__ uint32_t filled(int stage) const {
-    return stages_ + Shape<kParts>::kStages * Shape<kParts>::kStageBytes + stage * 8;
-  }
-  __device__ uint32_t emptied(int stage) const { return filled(Shape<kParts>::kStages + stage); }
+  __device__ uint32_t filled(int stage) const { return stages_ + Shape::kStages * Shape::kStageBytes + stage * 8; }
+  __device__ uint32_t emptied(int stage) const { return filled(Shape::kStages + stage); }
 
-  __device__ uint32_t turn(int group) const { return filled(2 * Shape<kParts>::kStages + group); }
+  __device__ uint32_t turn(int group) const { return filled(2 * Shape::kStages + group); }
 
   __device__ void init() const {
-    for (int stage = 0; stage < Shape<kParts>::kStages; ++stage) {
+    for (int stage = 0; stage < Shape::kStages; ++stage) {
       barrier_init(filled(stage), 1);
       barrier_init(emptied(stage), 4);  // the warps of the group whose turn it is
     }
@@ -65,64 +72,70 @@ class Ring {
 };
 
 // Stage and parity of a slice.
-template <int kParts>
+template <class Shape>
 struct Slot {
   int32_t stage;
   uint32_t parity;
 
   // The slot of a slice that is counted from the start of the kernel.
   __device__ static Slot of(int64_t slice) {
-    return {static_cast<int32_t>(slice % Shape<kParts>::kStages),
-            static_cast<uint32_t>(slice / Shape<kParts>::kStages % 2)};
+    return {static_cast<int32_t>(slice % Shape::kStages), static_cast<uint32_t>(slice / Shape::kStages % 2)};
   }
   __device__ Slot next() const {
-    const bool last = stage + 1 == Shape<kParts>::kStages;
+    const bool last = stage + 1 == Shape::kStages;
     return {last ? 0 : stage + 1, last ? parity ^ 1 : parity};
   }
 };
 
-// The number of turns of this block, each of which makes a tile or half of one. It is below 2^31, an hour's work.
-template <int kParts>
+// The number of turns of this block. It is below 2^31, an hour's work.
+template <class Shape>
 __device__ inline int32_t turns(const Problem& problem) {
   const int64_t tiles = problem.tiles.count() - blockIdx.x;
-  return tiles <= 0 ? 0 : static_cast<int32_t>(ceil_div(tiles, gridDim.x)) * Shape<kParts>::kTurnsPerTile;
+  return tiles <= 0 ? 0
+                    : static_cast<int32_t>(ceil_div(tiles, gridDim.x)) * Shape::kTurnsPerTile * Shape::pairs(problem);
 }
-template <int kParts>
+// Both halves of a tile take turns at one pair of positions, then at the next.
+template <class Shape>
 __device__ inline PanelPair tile_of(const Problem& problem, int32_t turn) {
-  return problem.tiles.at(blockIdx.x + int64_t{turn / Shape<kParts>::kTurnsPerTile} * gridDim.x);
+  return problem.tiles.at(blockIdx.x + int64_t{turn / (Shape::kTurnsPerTile * Shape::pairs(problem))} * gridDim.x);
+}
+template <class Shape>
+__device__ inline int32_t first_row_of(int32_t turn) {
+  return turn % Shape::kTurnsPerTile * Shape::kTurnRows;
 }
 
-template <int kParts>
+template <class Shape>
 __device__ inline void produce(const Problem& problem, const TensorMap& row_tensor, const TensorMap& col_tensor,
-                               const Ring<kParts>& ring) {
+                               const Ring<Shape>& ring) {
   const int slices = problem.k / kSlice;
-  const int32_t count = turns<kParts>(problem);
-  auto slot = Slot<kParts>::of(0);
+  const int32_t count = turns<Shape>(problem);
+  auto slot = Slot<Shape>::of(0);
   for (int32_t turn = 0; turn < count; ++turn) {
-    const PanelPair tile = tile_of<kParts>(problem, turn);
-    const int64_t row = tile.row * kTile + turn % Shape<kParts>::kTurnsPerTile * Shape<kParts>::kTurnRows,
-                  col = tile.col * kTile;
+    const PanelPair tile = tile_of<Shape>(problem, turn);
+    const int32_t pair = Shape::kSeveralPositions ? turn / kGroups % Shape::pairs(problem) : 0;
+    const int32_t row_position = Shape::kSeveralPositions ? pair / problem.positions : 0,
+                  col_position = Shape::kSeveralPositions ? pair % problem.positions : 0;
+    const int64_t row = tile.row * kTile + first_row_of<Shape>(turn), col = tile.col * kTile;
     for (int slice = 0; slice < slices; ++slice, slot = slot.next()) {
       barrier_wait(ring.emptied(slot.stage), slot.parity ^ 1);  // at first all are empty
-      barrier_arrive_expecting(ring.filled(slot.stage), Shape<kParts>::kStageBytes);
+      barrier_arrive_expecting(ring.filled(slot.stage), Shape::kStageBytes);
 #pragma unroll
-      for (int part = 0; part < kParts; ++part) {
-        const int64_t first = problem.part_rows(part, 0);
-        copy_box(ring.rows(slot.stage, part), row_tensor, slice * kSlice, static_cast<int32_t>(first + row),
-                 ring.filled(slot.stage));
-        copy_box(ring.cols(slot.stage, part), col_tensor, slice * kSlice, static_cast<int32_t>(first + col),
-                 ring.filled(slot.stage));
+      for (int part = 0; part < Shape::kParts; ++part) {
+        copy_box(ring.rows(slot.stage, part), row_tensor, slice * kSlice,
+                 static_cast<int32_t>(problem.part_rows(part, row_position) + row), ring.filled(slot.stage));
+        copy_box(ring.cols(slot.stage, part), col_tensor, slice * kSlice,
+                 static_cast<int32_t>(problem.part_rows(part, col_position) + col), ring.filled(slot.stage));
       }
     }
   }
 }
 
 // fragment (+)= the products of one slice, for the blocks of rows from first_block on.
-template <int kParts, int Blocks>
-__device__ inline void multiply(const Ring<kParts>& ring, int stage, int first_block, bool accumulate,
+template <class Shape, int Blocks>
+__device__ inline void multiply(const Ring<Shape>& ring, int stage, int first_block, bool accumulate,
                                 Fragment<Blocks, kEights>& fragment) {
   products_begin();
-  for_each_product<kParts>([&](int part_a, int part_b) {
+  for_each_product<Shape::kParts>([&](int part_a, int part_b) {
 #pragma unroll
     for (int step = 0; step < kSlice / 16; ++step) {
       const uint64_t b = matrix_descriptor(ring.cols(stage, part_b) + step * 32);
@@ -144,12 +157,12 @@ __device__ inline void arrive(uint32_t barrier) {
 }
 
 // fragment = a turn's sums over k
-template <int kParts, bool kPromoted>
-__device__ inline void consume(const Problem& problem, const Ring<kParts>& ring, int32_t turn,
-                               typename Shape<kParts>::Sums& fragment) {
-  constexpr int kBlocks = Shape<kParts>::kBlocks;
+template <class Shape, bool kPromoted>
+__device__ inline void consume(const Problem& problem, const Ring<Shape>& ring, int32_t turn,
+                               typename Shape::Sums& fragment) {
+  constexpr int kBlocks = Shape::kBlocks;
   const int slices = problem.k / kSlice;
-  auto slot = Slot<kParts>::of(int64_t{turn} * slices);
+  auto slot = Slot<Shape>::of(int64_t{turn} * slices);
   // Every other turn is the group's, and each of them is a phase of its barrier. The first turn of group 0 needs none.
   if (turn > 0) barrier_wait(ring.turn(turn % kGroups), static_cast<uint32_t>((turn - 1) / kGroups % 2));
   const auto hand_over = [&](int slice) {
@@ -163,7 +176,7 @@ __device__ inline void consume(const Problem& problem, const Ring<kParts>& ring,
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
         Fragment<1, kEights> of_slice;
-        multiply<kParts, 1>(ring, slot.stage, block, false, of_slice);
+        multiply<Shape, 1>(ring, slot.stage, block, false, of_slice);
         if (block == kBlocks - 1) hand_over(slice);
         products_wait<0>();
         if (block == kBlocks - 1) arrive(ring.emptied(slot.stage));
@@ -174,7 +187,7 @@ __device__ inline void consume(const Problem& problem, const Ring<kParts>& ring,
     int32_t before = slot.stage;
     for (int slice = 0; slice < slices; ++slice, slot = slot.next()) {
       barrier_wait(ring.filled(slot.stage), slot.parity);
-      multiply<kParts, kBlocks>(ring, slot.stage, 0, slice > 0, fragment);
+      multiply<Shape, kBlocks>(ring, slot.stage, 0, slice > 0, fragment);
       hand_over(slice);
       if (slice > 0) {
         products_wait<1>();
@@ -187,12 +200,13 @@ __device__ inline void consume(const Problem& problem, const Ring<kParts>& ring,
   }
 }
 
-template <int kParts, bool kPromoted, Result kResult>
+template <int kParts, bool kPromoted, bool kSeveralPositions, Result kResult>
 __global__ void __launch_bounds__(kThreads, 1)
     tiles(const __grid_constant__ Problem problem, const __grid_constant__ TensorMap row_tensor,
           const __grid_constant__ TensorMap col_tensor) {
 #if AHK_WITH_HOPPER
-  const Ring<kParts> ring(shared_address(shared_memory()));
+  using Shape = wgmma::Shape<kParts, kSeveralPositions>;
+  const Ring<Shape> ring(shared_address(shared_memory()));
   if (threadIdx.x == 0) ring.init();
   sync_threads();
 
@@ -202,19 +216,30 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (threadIdx.x == 0) {
       prefetch_tensor(row_tensor);
       prefetch_tensor(col_tensor);
-      produce<kParts>(problem, row_tensor, col_tensor, ring);
+      produce<Shape>(problem, row_tensor, col_tensor, ring);
     }
   } else {
     acquire_registers<kGroupRegisters>();
     const int32_t warp = threadIdx.x / 32 % 4;
-    const int32_t count = turns<kParts>(problem);
+    const int32_t count = turns<Shape>(problem);
     double sum = 0;
-    for (int32_t turn = group; turn < count; turn += kGroups) {
-      typename Shape<kParts>::Sums fragment;
-      consume<kParts, kPromoted>(problem, ring, turn, fragment);
-      const int32_t first_row = turn % Shape<kParts>::kTurnsPerTile * Shape<kParts>::kTurnRows + warp * 16;
-      const Place place = Place::of(tile_of<kParts>(problem, turn), first_row, 0, kBlockRows);
-      sum += finish<kResult, true, Shape<kParts>::kBlocks, kEights>(problem, place, fragment);
+    for (int32_t turn = group; turn < count;) {
+      const Place place =
+          Place::of(tile_of<Shape>(problem, turn), first_row_of<Shape>(turn) + warp * 16, 0, kBlockRows);
+      typename Shape::Sums fragment;
+      if constexpr (kSeveralPositions) {
+        typename Shape::Sums entries;
+        clear<Shape::kBlocks, kEights>(entries);
+        for (int pair = 0; pair < Shape::pairs(problem); ++pair, turn += kGroups) {
+          consume<Shape, kPromoted>(problem, ring, turn, fragment);
+          add_position_pair<Shape::kBlocks, kEights>(problem, place, pair, fragment, entries);
+        }
+        sum += finish<kResult, false, Shape::kBlocks, kEights>(problem, place, entries);
+      } else {
+        consume<Shape, kPromoted>(problem, ring, turn, fragment);
+        sum += finish<kResult, true, Shape::kBlocks, kEights>(problem, place, fragment);
+        turn += kGroups;
+      }
     }
     if constexpr (kResult == Result::kSquares || kResult == Result::kProducts) {
       store_sum(problem, sum, (int64_t{blockIdx.x} * kGroups + group) * 4 + warp);

@@ -23,21 +23,29 @@ int guarded(const Work& work) {
   }
 }
 
-template <int kParts, bool kPromoted, Result kResult>
+template <int kParts, bool kPromoted, bool kSeveralPositions, Result kResult>
 void run(Problem& problem, bool hopper, int64_t blocks) {
   problem.set_steps(hopper ? wgmma::kBlockRows : mma::kBlockRows);
   if (hopper) {
+    using Shape = wgmma::Shape<kParts, kSeveralPositions>;
     const int64_t rows = int64_t{kParts} * problem.positions * problem.padded_rows;
-    const emulator::Tensor row_tensor{problem.parts, rows, problem.k, wgmma::Shape<kParts>::kTurnRows, wgmma::kSlice};
+    const emulator::Tensor row_tensor{problem.parts, rows, problem.k, Shape::kTurnRows, wgmma::kSlice};
     const emulator::Tensor col_tensor{problem.parts, rows, problem.k, static_cast<int32_t>(kTile), wgmma::kSlice};
-    emulator::launch(blocks, wgmma::kThreads, wgmma::Shape<kParts>::kSharedBytes,
-                     [&] { wgmma::tiles<kParts, kPromoted, kResult>(problem, row_tensor, col_tensor); });
-  } else if (problem.positions == 1) {
-    emulator::launch(blocks, mma::kThreads, mma::kSharedBytes<kParts>,
-                     [&] { mma::tiles<kParts, kPromoted, false, kResult>(problem); });
+    emulator::launch(blocks, wgmma::kThreads, Shape::kSharedBytes, [&] {
+      wgmma::tiles<kParts, kPromoted, kSeveralPositions, kResult>(problem, row_tensor, col_tensor);
+    });
   } else {
     emulator::launch(blocks, mma::kThreads, mma::kSharedBytes<kParts>,
-                     [&] { mma::tiles<kParts, kPromoted, true, kResult>(problem); });
+                     [&] { mma::tiles<kParts, kPromoted, kSeveralPositions, kResult>(problem); });
+  }
+}
+
+template <int kParts, bool kPromoted, Result kResult>
+void run(Problem& problem, bool hopper, int64_t blocks) {
+  if (problem.positions == 1) {
+    run<kParts, kPromoted, false, kResult>(problem, hopper, blocks);
+  } else {
+    run<kParts, kPromoted, true, kResult>(problem, hopper, blocks);
   }
 }
 

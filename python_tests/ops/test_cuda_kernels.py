@@ -36,6 +36,7 @@ SHAPES = [
     (40, 1, 7, 20, 450, 0.0),
     (3, 1, 100, 5, 130, 1.0),
     (20, 2, 9, 4, 30, 1.0),
+    (8, 2, 17, 4, 200, 1.0),
     (70, 3, 2, 6, 0, 0.0),
 ]
 BOUNDS = {"highest": 1e-6, "high": 3e-5, "medium": 1e-2}  # relative to the norm of K
@@ -157,9 +158,10 @@ def test_same_bits_in_any_run(device):
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
-def test_any_schedule(device, library, precision):
+@pytest.mark.parametrize("sizes", [(70, 1, 3, 5, 500), (50, 2, 3, 5, 150)], ids=["one position", "two positions"])
+def test_any_schedule(device, library, precision, sizes):
     """Warps that are held up, copies and products that come as early or as late as they may: always the same bits."""
-    forward, backward = factors(70, 1, 3, 5, 500)
+    forward, backward = factors(*sizes)
     batch, means = one_layer(forward, backward, 1.0), [row_means(reference.kernel(forward, backward, 1.0), 3)]
     results = []
     for schedule in range(3):

@@ -60,6 +60,22 @@ MUTANTS = [
         (f"{KERNELS}::test_any_schedule", KERNELS),
     ),
     Mutant(
+        "wgmma-columns-at-the-position-of-rows",
+        WGMMA,
+        "Shape::kSeveralPositions ? pair % problem.positions : 0",
+        "Shape::kSeveralPositions ? pair / problem.positions : 0",
+        "of all pairs of positions, only those of a position with itself are multiplied",
+        (f"{KERNELS}::test_any_schedule", KERNELS),
+    ),
+    Mutant(
+        "wgmma-pairs-of-single-turns",
+        WGMMA,
+        "turn / kGroups % Shape::pairs(problem)",
+        "turn % Shape::pairs(problem)",
+        "the two halves of a tile get the products of different pairs of positions",
+        (f"{KERNELS}::test_any_schedule", KERNELS),
+    ),
+    Mutant(
         "straight-sums-by-parts",
         "ahkernels/ops/cuda.py",
         "            STRAIGHT[precision],\n",
