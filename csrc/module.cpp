@@ -44,6 +44,7 @@ pybind11::dict tiling() {
   pybind11::dict sizes;
   sizes["panel"] = ahkernels::kPanel;
   sizes["cuda_tile"] = ahkernels::kTile;
+  sizes["cuda_layers"] = ahkernels::kMostLayers;
   sizes["block_rows_in_memory"] =
       ahkernels::block_side_in_memory(kOutputs, /*kernels=*/1, sizeof(float)) * ahkernels::kPanel * kOutputs;
   return sizes;

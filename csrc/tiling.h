@@ -81,6 +81,9 @@ inline int64_t block_side_in_memory(int64_t o, int64_t kernels, int64_t number_b
 
 constexpr int64_t kTile = 128;
 
+// Layers that a kernel can be the sum of in one pass over its tiles. A launch takes their sizes as arguments.
+constexpr int kMostLayers = 256;
+
 // The tiles (row, col) with first <= row < end and row <= col < size, in bands of kBandRows rows that are taken column
 // by column, so that blocks running at the same time share the panels they read.
 struct TileBands {

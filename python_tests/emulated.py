@@ -1,4 +1,4 @@
-"""The CUDA kernels on host memory, compiled for the emulator: the two functions of `ahkernels.ops.cuda`."""
+"""The CUDA kernels on host memory, compiled for the emulator: the functions of `ahkernels.ops.cuda`."""
 
 from __future__ import annotations
 
@@ -53,19 +53,30 @@ class Device:
         if failed:
             raise RuntimeError(self.library.error().decode())
 
-    def pack_parts(self, factor: Tensor, scale: Tensor, count: int) -> Tensor:
+    def _pack(self, factor: Tensor, scale: Tensor, parts: Tensor, first: int, blocks: int) -> None:
         n, s, o, m = factor.shape
-        rows, k = -(-n * o // TILE) * TILE, max(1, -(-m // 64)) * 64
-        parts = torch.full((count, s, rows, k), torch.nan, dtype=torch.bfloat16)
+        count, all_blocks, rows, k = parts.shape
+        assert 0 <= first <= all_blocks - s * blocks
         strides = (ctypes.c_int64 * 4)(*factor.stride())
         sizes = map(ctypes.c_int, (n, s, o, m))
+        part_size, rows = ctypes.c_int64(all_blocks * rows * k), ctypes.c_int64(rows)
         self._check(
-            self.library.pack_parts(
-                *(pointer(factor), ELEMENTS[factor.dtype], strides, *sizes, pointer(scale), pointer(parts), count),
-                *(ctypes.c_int64(rows), k),
+            self.library.pack(
+                *(pointer(factor), ELEMENTS[factor.dtype], strides, *sizes, pointer(scale), pointer(parts[0, first:])),
+                *(part_size, count, blocks, rows, k),
             )
         )
+
+    def pack_parts(self, factor: Tensor, scale: Tensor, count: int) -> Tensor:
+        n, s, o, m = factor.shape
+        shape = (count, s, -(-n * o // TILE) * TILE, max(1, -(-m // 64)) * 64)
+        parts = torch.full(shape, torch.nan, dtype=torch.bfloat16)
+        self._pack(factor, scale, parts, 0, 1)
         return parts
+
+    def pack_slices(self, factor: Tensor, scale: Tensor, parts: Tensor, first: int) -> None:
+        assert parts.shape[3] == 64 and parts.is_contiguous()
+        self._pack(factor, scale, parts, first, max(1, -(-factor.shape[3] // 64)))
 
     def tangent_tiles(
         self,
@@ -77,19 +88,22 @@ class Device:
         o: int,
         sample: int,
         straight: int,
+        layers: list[int],
         result: str,
         entries: Tensor,
     ) -> Tensor:
-        count, positions, rows, k = parts.shape
-        assert p.shape == (positions, positions, p.shape[2], n - sample) and p.is_contiguous()
+        count, blocks, rows, k = parts.shape
+        pairs = sum(positions**2 for positions in layers[::2]) if layers else 1
+        assert p.shape == (pairs, p.shape[1], n - sample) and p.is_contiguous()
         sums = torch.full(
             (self.library.warps(self.hopper, ctypes.c_int64(self.blocks)),), torch.nan, dtype=torch.float64
         )
+        sizes = (ctypes.c_int64 * len(layers))(*layers)
         self._check(
             self.library.tangent_tiles(
                 *(self.hopper, ctypes.c_int64(self.blocks), count, RESULTS.index(result), pointer(parts)),
-                *(ctypes.c_int64(rows), k, positions, n, o, pointer(p), sample, straight, ctypes.c_int64(p.shape[2])),
-                *(pointer(means), pointer(sums), pointer(entries), pointer(unscale)),
+                *(ctypes.c_int64(rows), k, blocks, sizes, len(layers) // 2, n, o, pointer(p), sample, straight),
+                *(ctypes.c_int64(p.shape[1]), pointer(means), pointer(sums), pointer(entries), pointer(unscale)),
             )
         )
         return sums if result in ("squares", "products") else sums[:0]

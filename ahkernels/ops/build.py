@@ -18,8 +18,8 @@ except ImportError as error:
 
 
 # Sizes that the compiled code cuts K by (csrc/tiling.h): ``panel``, the samples along a side of a tile of the CPU ops,
-# ``cuda_tile``, the rows and columns of a tile of the CUDA kernels, and ``block_rows_in_memory``, the rows of K in a
-# block whose tiles the CPU ops keep in memory.
+# ``cuda_tile``, the rows and columns of a tile of the CUDA kernels, ``cuda_layers``, the layers that they sum up in one
+# pass, and ``block_rows_in_memory``, the rows of K in a block whose tiles the CPU ops keep in memory.
 TILING: dict[str, int] = dict(_C.tiling())
 
 _FACTS: dict[str, Any] = dict(_C.build_facts())

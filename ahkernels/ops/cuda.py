@@ -19,22 +19,36 @@ from torch import Tensor
 from ahkernels.ops import plain
 from ahkernels.ops.batch import KernelBatch, Layer
 from ahkernels.ops.build import TILING
-from ahkernels.ops.scaling import power_of_two, scale_of_largest, scales_of
+from ahkernels.ops.scaling import scale_of_largest, scales_of
 
 # A panel has a multiple of so many samples, and so whole tiles of K at any number of outputs.
 PANEL_SAMPLES = TILING["cuda_tile"]
+SLICE = 64  # numbers along k that a tensor copy brings (kKAlignment)
 # For a panel of the forward Gram, in float64 and float32, and for rows of K where two kernels are compared.
 PANEL_BYTES = 256 << 20
 PARTS = {"highest": 3, "high": 2, "medium": 1}
 # The longest sums over k that are left to tensor cores (csrc/cuda/problem.cuh says what these lose): up to 7e-5 at
 # "medium" and 9e-6 at "high", of which the emulator finds 5e-6 and 3e-7. Factors are rounded by 2e-3 and 8e-6 there.
 STRAIGHT = {"highest": 0, "high": 128, "medium": 1024}
+# A sum of layers has its tiles made in one pass if its layers are not more than these, its Jacobians have no more bytes
+# in float32 and parts, and its forward Grams no more for a panel.
+MOST_LAYERS = TILING["cuda_layers"]
+JACOBIAN_BYTES = 512 << 20
+GRAM_BYTES = 1 << 30
 
 
 def pack_parts(factor: Tensor, scale: Tensor, count: int) -> Tensor:
     """A factor [n, s, o, m] times scale as bf16 parts [count, s, rows, k]: row x*o + i, and zeros up to whole tiles."""
     result: Tensor = torch.ops.ahkernels.pack_parts(factor, scale, count)
     return result
+
+
+def pack_slices(factor: Tensor, scale: Tensor, parts: Tensor, first: int) -> None:
+    """Writes a factor [n, s, o, m] times scale to parts [count, slices, rows, 64] as they are in `tangent_tiles`.
+
+    From slice `first` on come those of the first position along m, then those of the second and so on.
+    """
+    torch.ops.ahkernels.pack_slices(factor, scale, parts, first)
 
 
 def tangent_tiles(
@@ -46,20 +60,23 @@ def tangent_tiles(
     o: int,
     sample: int,
     straight: int,
+    layers: list[int],
     result: str,
     entries: Tensor,
 ) -> Tensor:
     """Computes the entries of K, less means, in the rows of the samples that p begins at, and does what `result` says.
 
     Args:
-        parts: Backward factor from `pack_parts`.
-        p: Forward Gram of samples from `sample` on, float32 [s, s, samples of the rows, n - sample].
+        parts: Backward factor from `pack_parts`; of several layers or positions from `pack_slices`.
+        p: Forward Grams of samples from `sample` on, at each pair of positions of each layer, float32 [pairs, samples
+            of the rows, n - sample].
         means: [2, rows], subtracted from rows and from columns, float32; empty for "matrix".
         unscale: Two float64 numbers that "matrix" multiplies entries by; else empty.
         n: Samples.
         o: Outputs.
         sample: A multiple of PANEL_SAMPLES.
         straight: The largest k whose sums are left to the tensor cores.
+        layers: Positions of a layer and its slices at each of them, then those of the next; empty for `pack_parts`.
         result: "squares" and "products" (with `entries`): sums over the rows and all columns, counting what lies
             below the diagonal of K for these rows' columns too; "matrix": writes K and its mirror image to `entries`
             [n*o, n*o]; "rows": writes the tiles on and above the diagonal to `entries` [rows of the panel, n*o].
@@ -73,62 +90,87 @@ def tangent_tiles(
 
 
 @dataclass(frozen=True)
-class ScaledKernel:
-    """The kernel of one layer times forward_scale^2 backward_scale^2, as the tiles compute it.
+class ScaledForward:
+    """The forward factor of a layer times a power of two.
 
     Attributes:
-        forward: Scaled forward factor, float64 [s, n, d].
+        factor: Scaled, float64 [s, n, d].
         bias: b, scaled, a float64 scalar on the device.
-        parts: Backward factor from `pack_parts`.
-        forward_scale: A power of two on the device.
-        backward_scale: Likewise.
+        scale: What the layer's Gram is multiplied by beyond that: a power of two that is no more than 1.
+    """
+
+    factor: Tensor
+    bias: Tensor
+    scale: Tensor
+
+    def gram(self, rows: slice) -> Tensor:
+        """P between the samples in rows and those from there on, float32 [s * s, rows, n - rows.start].
+
+        One product of matrices: a batched one over pairs of positions would copy both operands for each pair.
+        """
+        a, others = self.factor[:, rows] * self.scale, self.factor[:, rows.start :]
+        product = (a.flatten(0, 1) @ others.flatten(0, 1).T).add_(self.bias * self.scale)
+        s, c, count = *a.shape[:2], others.shape[1]
+        by_positions = product.view(s, c, s, count).transpose(1, 2)
+        return by_positions.to(torch.float32, memory_format=torch.contiguous_format).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class ScaledKernel:
+    """The kernel of some layers times a power of two, as the tiles compute it.
+
+    Attributes:
+        forward: The forward factor of each layer.
+        parts: Backward factors from `pack_parts` or `pack_slices`.
+        layers: See `tangent_tiles`.
+        scale: What the kernel is multiplied by, on the device.
+        n: Samples.
         o: Outputs.
         straight: See `tangent_tiles`.
     """
 
-    forward: Tensor
-    bias: Tensor
+    forward: list[ScaledForward]
     parts: Tensor
-    forward_scale: Tensor
-    backward_scale: Tensor
+    layers: list[int]
+    scale: Tensor
+    n: int
     o: int
     straight: int
 
     @classmethod
-    def of(cls, layer: Layer, precision: str) -> ScaledKernel:
-        """Scales and packs the factors of a layer; nothing waits for the device."""
-        forward, backward, bias, _ = layer
-        forward_scale, backward_scale = power_of_two(forward, bias), power_of_two(backward)
-        count = 1 if backward.dtype == torch.bfloat16 else PARTS[precision]
-        return cls(
-            forward.transpose(0, 1).double() * forward_scale,
-            bias * forward_scale**2,
-            pack_parts(backward, backward_scale, count),
-            forward_scale,
-            backward_scale,
-            backward.shape[2],
-            STRAIGHT[precision],
-        )
-
-    @property
-    def n(self) -> int:
-        """Samples."""
-        return self.forward.shape[1]
+    def of(cls, layers: Sequence[Layer], precision: str) -> ScaledKernel:
+        """Scales and packs the factors of some layers; nothing waits for the device."""
+        terms = [term for layer in layers for term in (_jacobian(layer) if layer.by_jacobian else [layer])]
+        scales = [scales_of(term.forward, term.backward, term.bias) for term in terms]
+        scale = scale_of_largest([of_kernel for _, _, of_kernel in scales])
+        forward = [
+            ScaledForward(term.forward.transpose(0, 1).double() * scale_a, term.bias * scale_a**2, scale / of_kernel)
+            for term, (scale_a, _, of_kernel) in zip(terms, scales, strict=True)
+        ]
+        count = max(1 if term.backward.dtype == torch.bfloat16 else PARTS[precision] for term in terms)
+        n, s, o, _ = terms[0].backward.shape
+        if len(terms) == 1 and s == 1:
+            sizes, parts = [], pack_parts(terms[0].backward, scales[0][1], count)
+        else:
+            sizes = [size for term in terms for size in (term.backward.shape[1], _slices(term))]
+            blocks = sum(term.backward.shape[1] * _slices(term) for term in terms)
+            rows = -(-n * o // PANEL_SAMPLES) * PANEL_SAMPLES
+            parts = terms[0].backward.new_empty(count, blocks, rows, SLICE, dtype=torch.bfloat16)
+            first = 0
+            for term, (_, scale_g, _) in zip(terms, scales, strict=True):
+                pack_slices(term.backward, scale_g, parts, first)
+                first += term.backward.shape[1] * _slices(term)
+        return cls(forward, parts, sizes, scale, n, o, STRAIGHT[precision])
 
     def forward_gram(self, rows: slice) -> Tensor:
-        """P between the samples in rows and those from there on, float32 [s, s, rows, n - rows.start].
-
-        One product of matrices: a batched one over pairs of positions would copy both operands for each pair.
-        """
-        a, others = self.forward[:, rows], self.forward[:, rows.start :]
-        product = (a.flatten(0, 1) @ others.flatten(0, 1).T).add_(self.bias)
-        s, c, count = *a.shape[:2], others.shape[1]
-        by_positions = product.view(s, c, s, count).transpose(1, 2)
-        return by_positions.to(torch.float32, memory_format=torch.contiguous_format)
+        """P of each layer, one after the other; see `tangent_tiles`."""
+        if len(self.forward) == 1:
+            return self.forward[0].gram(rows)
+        return torch.cat([forward.gram(rows) for forward in self.forward])
 
     def means(self, row_means: Tensor) -> Tensor:
         """Numbers [2, rows] that centering subtracts from rows and from columns; the former include the mean of all."""
-        scaled = (row_means * self.forward_scale**2 * self.backward_scale**2).flatten()
+        scaled = (row_means * self.scale).flatten()
         both = torch.stack((scaled - scaled.mean(), scaled)).float()
         return torch.nn.functional.pad(both, (0, self.parts.shape[2] - both.shape[1]))
 
@@ -153,15 +195,16 @@ class ScaledKernel:
             self.o,
             rows.start,
             self.straight,
+            self.layers,
             result,
             empty if entries is None else entries,
         )
 
 
 class SumOfLayers:
-    """A kernel of several layers, or of layers by their Jacobian.
+    """A kernel of several layers that is too large for one pass over its tiles.
 
-    Panels of rows of it are sums, to which one part after the other is added.
+    Panels of rows of it are sums, to which one group of layers after the other is added.
 
     Args:
         layers: The kernel's layers.
@@ -174,42 +217,84 @@ class SumOfLayers:
     def __init__(self, layers: Sequence[Layer], precision: str) -> None:
         self.layers = layers
         self.precision = precision
+        self.packed = [ScaledKernel.of(group, precision) for group in _groups(layers)]
         self.scale = scale_of_largest([scales_of(one.forward, one.backward, one.bias)[2] for one in layers])
-
-    @property
-    def bytes_per_sample(self) -> int:
-        """Bytes of the forward Grams at all pairs of positions, for each sample of a panel."""
-        return max((_gram_bytes(layer) for layer in self.layers if not layer.by_jacobian), default=0)
 
     def panel(self, rows: slice) -> Tensor:
         """As `plain.ScaledLayer.panel`, times scale."""
         (n, _, o, _), c = self.layers[0].backward.shape, rows.stop - rows.start
         total = torch.zeros(c * o, n * o, dtype=torch.float32, device=self.layers[0].backward.device)
+        entries = torch.zeros_like(total)  # of which the tiles below the diagonal are never written
         for part in self._parts():
-            # The tiles below the diagonal are not written.
-            entries = torch.zeros_like(total)
-            means = entries.new_zeros(2, part.parts.shape[2])
-            part.tiles(rows, "rows", means=means, entries=entries)
-            unscale = (self.scale / part.forward_scale**2) / part.backward_scale**2
-            total.addcmul_(entries, unscale.clamp(max=1).float())  # more than 1 for zeros alone
+            part.tiles(rows, "rows", means=entries.new_zeros(2, part.parts.shape[2]), entries=entries)
+            total.addcmul_(entries, (self.scale / part.scale).clamp(max=1).float())  # more than 1 for zeros alone
         panel = total.view(c, o, n, o)[:, :, rows.start :]
         panel[:, :, :c] = plain.mirrored(panel[:, :, :c])
         return panel
 
     def _parts(self) -> Iterator[ScaledKernel]:
+        yield from self.packed
         for layer in self.layers:
-            if not layer.by_jacobian:
-                yield ScaledKernel.of(layer, self.precision)
-                continue
-            a, g = layer.forward, layer.backward
-            for j in plain.jacobian_slices(a.float(), g.float(), layer.bias, plain.jacobian_step(a, g)):
-                yield ScaledKernel.of(Layer(a.new_empty(len(a), 1, 0), j.unsqueeze(1), 1.0, False), self.precision)
+            if layer.by_jacobian:
+                for term in _jacobian(layer):
+                    yield ScaledKernel.of([term], self.precision)
 
 
-def _gram_bytes(layer: Layer) -> int:
-    """Bytes of the forward Gram at all pairs of positions in float64 and float32, for one sample of its rows."""
-    n, s, _ = layer.forward.shape
-    return 12 * s**2 * n
+def _slices(layer: Layer) -> int:
+    """Slices along k of each position; see `pack_slices`."""
+    return max(1, -(-layer.backward.shape[3] // SLICE))
+
+
+def _jacobian(layer: Layer) -> Iterator[Layer]:
+    """The Jacobian of a layer in slices, each as the backward factor of a layer whose forward Gram is 1."""
+    a, g = layer.forward, layer.backward
+    for j in plain.jacobian_slices(a.float(), g.float(), layer.bias, plain.jacobian_step(a, g)):
+        yield Layer(a.new_empty(len(a), 1, 0), j.unsqueeze(1), 1.0, False)
+
+
+def _groups(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """The layers that are contracted by pairs of positions, in groups that one pass can take."""
+    groups: list[list[Layer]] = []
+    room = 0
+    for layer in layers:
+        if layer.by_jacobian:
+            continue
+        needed = _panel_bytes(layer)
+        if not groups or needed > room or len(groups[-1]) == MOST_LAYERS:
+            groups.append([])
+            room = GRAM_BYTES
+        groups[-1].append(layer)
+        room -= needed
+    return groups
+
+
+def _panel_bytes(layer: Layer) -> int:
+    """Bytes of the forward Gram for a panel of as few samples as can be."""
+    return 4 * PANEL_SAMPLES * len(layer.forward) * (1 if layer.by_jacobian else layer.forward.shape[1] ** 2)
+
+
+def _fit_one_pass(layers: Sequence[Layer], precision: str) -> bool:
+    """Whether the tiles of a kernel can be made in one pass."""
+    if len(layers) == 1 and not layers[0].by_jacobian:
+        return True
+    terms, numbers, gram_bytes = 0, 0, 0
+    for layer in layers:
+        (n, _, o, m), d = layer.backward.shape, layer.forward.shape[2]
+        of_layer = -(-m // plain.jacobian_step(layer.forward, layer.backward)) + 1 if layer.by_jacobian else 1
+        terms += of_layer
+        gram_bytes += of_layer * _panel_bytes(layer)
+        numbers += n * o * m * (d + 1) if layer.by_jacobian else 0
+    jacobian_bytes = (4 + 2 * PARTS[precision]) * numbers
+    return terms <= MOST_LAYERS and jacobian_bytes <= JACOBIAN_BYTES and gram_bytes <= GRAM_BYTES
+
+
+def _gram_bytes(layers: Sequence[Layer]) -> int:
+    """Bytes of the forward Grams at all pairs of positions in float64 and float32, for one sample of their rows.
+
+    Those of float64 are of one layer at a time.
+    """
+    each = [len(layer.forward) * (1 if layer.by_jacobian else layer.forward.shape[1] ** 2) for layer in layers]
+    return 4 * sum(each) + 8 * max(each)
 
 
 def _panels(n: int, bytes_per_sample: int) -> list[slice]:
@@ -222,42 +307,34 @@ def _takes_plain(batch: KernelBatch, precision: str) -> bool:
     return batch.dtype == torch.float64 or plain.loses_digits(batch, "global", precision)
 
 
-def _single_layers(batch: KernelBatch) -> list[Layer] | None:
-    """The layer of each kernel, unless there is a sum of layers or a layer by its Jacobian."""
-    if any(batch.by_jacobian) or len(batch.forward) != batch.kernel_count:
-        return None
-    return [layer for (layer,) in batch.kernels()]
-
-
 def centered_inner_products(batch: KernelBatch, row_means: list[Tensor], precision: str) -> Tensor:
     """See `ahkernels.ops.centered_inner_products`."""
     if _takes_plain(batch, precision):
         return plain.centered_inner_products(batch, row_means, precision)
-    layers = _single_layers(batch)
-    if layers is None:
-        return _inner_products_of_sums(batch, row_means, precision)
-    return _inner_products_of_layers([ScaledKernel.of(layer, precision) for layer in layers], row_means)
+    if all(_fit_one_pass(layers, precision) for layers in batch.kernels()):
+        return _inner_products_of_tiles(batch.kernels(), row_means, precision)
+    return _inner_products_of_panels(batch.kernels(), row_means, precision)
 
 
-def _inner_products_of_sums(batch: KernelBatch, row_means: list[Tensor], precision: str) -> Tensor:
-    sums = [SumOfLayers(layers, precision) for layers in batch.kernels()]
-    n, o = batch.n, batch.o
-    held = 4 * (len(sums) + 3) * o * n * o + max(kernel.bytes_per_sample for kernel in sums)
-    scales = [kernel.scale for kernel in sums]
+def _inner_products_of_panels(layers: list[list[Layer]], row_means: list[Tensor], precision: str) -> Tensor:
+    kernels = [SumOfLayers(of_kernel, precision) for of_kernel in layers]
+    n, _, o, _ = layers[0][0].backward.shape
+    held = 4 * (len(kernels) + 3) * o * n * o + max(map(_gram_bytes, layers))
+    scales = [kernel.scale for kernel in kernels]
     return plain.inner_products_of_panels(
-        lambda rows: [kernel.panel(rows) for kernel in sums],
+        lambda rows: [kernel.panel(rows) for kernel in kernels],
         _panels(n, held),
         plain.subtract_row_means(row_means, scales),
         scales,
     )
 
 
-def _inner_products_of_layers(kernels: Sequence[ScaledKernel], row_means: list[Tensor]) -> Tensor:
+def _inner_products_of_tiles(layers: list[list[Layer]], row_means: list[Tensor], precision: str) -> Tensor:
+    kernels = [ScaledKernel.of(of_kernel, precision) for of_kernel in layers]
     n, o = kernels[0].n, kernels[0].o
     means = [kernel.means(row) for kernel, row in zip(kernels, row_means, strict=True)]
     total = row_means[0].new_zeros(len(kernels), len(kernels))
-    positions = max(kernel.forward.shape[0] for kernel in kernels)
-    gram_bytes = 12 * positions**2 * n
+    gram_bytes = max(map(_gram_bytes, layers))
     held = gram_bytes if len(kernels) == 1 else max(gram_bytes, 4 * o * n * o)
     for rows in _panels(n, held):
         for i, kernel in enumerate(kernels):
@@ -271,9 +348,8 @@ def _inner_products_of_layers(kernels: Sequence[ScaledKernel], row_means: list[T
     total = total.tril() + total.tril(-1).T
     for i, kernel in enumerate(kernels):
         # One after the other: the product of extreme scales can leave the range of float64.
-        for scale in (kernel.forward_scale, kernel.backward_scale):
-            total[i] = total[i] / scale / scale
-            total[:, i] = total[:, i] / scale / scale
+        total[i] = total[i] / kernel.scale
+        total[:, i] = total[:, i] / kernel.scale
     return total
 
 
@@ -282,16 +358,14 @@ def tangent_gram(batch: KernelBatch, precision: str) -> Tensor:
     if _takes_plain(batch, precision):
         return plain.tangent_gram(batch, precision)
     n, o = batch.n, batch.o
-    layers = _single_layers(batch)
-    if layers is None:
-        (layers,) = batch.kernels()
+    (layers,) = batch.kernels()
+    if not _fit_one_pass(layers, precision):
         total = SumOfLayers(layers, precision)
-        rows = _panels(n, 20 * o * n * o + total.bytes_per_sample)
+        rows = _panels(n, 20 * o * n * o + _gram_bytes(layers))
         return plain.gram_of_panels(total.panel, rows, n, o, total.scale)
-    (layer,) = layers
-    kernel = ScaledKernel.of(layer, precision)
-    out = torch.empty(n * o, n * o, dtype=torch.float32, device=layer.forward.device)
-    unscale = torch.stack((kernel.forward_scale, kernel.backward_scale)) ** -2.0
-    for now in _panels(n, _gram_bytes(layer)):
+    kernel = ScaledKernel.of(layers, precision)
+    out = torch.empty(n * o, n * o, dtype=torch.float32, device=layers[0].forward.device)
+    unscale = torch.stack((1 / kernel.scale, torch.ones_like(kernel.scale)))
+    for now in _panels(n, _gram_bytes(layers)):
         kernel.tiles(now, "matrix", unscale=unscale, entries=out)
     return out

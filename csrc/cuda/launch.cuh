@@ -66,8 +66,9 @@ inline CUtensorMap tensor_map(const Tensor& parts, uint32_t box_rows) {
   return map;
 }
 
-// Runs the tile kernel for this device and layer. Returns the sums of the warps, or [0] where the result has none.
-template <int kParts, bool kPromoted, bool kSeveralPositions, Result kResult>
+// Runs the tile kernel for this device and these layers. Returns the sums of the warps, or [0] where the result has
+// none.
+template <int kParts, bool kPromoted, bool kSum, Result kResult>
 Tensor run(Problem& problem, const Tensor& parts, const Tensor& p) {
   constexpr bool kSums = kResult == Result::kSquares || kResult == Result::kProducts;
   const int64_t processors = attribute(cudaDevAttrMultiProcessorCount, parts), tiles = problem.tiles.count();
@@ -78,20 +79,20 @@ Tensor run(Problem& problem, const Tensor& parts, const Tensor& p) {
   problem.sums = data<double>(sums);
   problem.set_steps(hopper ? wgmma::kBlockRows : mma::kBlockRows);
   if (hopper) {
-    using Shape = wgmma::Shape<kParts, kSeveralPositions>;
-    launch(wgmma::tiles<kParts, kPromoted, kSeveralPositions, kResult>, blocks, wgmma::kThreads, Shape::kSharedBytes,
-           parts, problem, tensor_map(parts, Shape::kTurnRows), tensor_map(parts, kTile));
+    using Shape = wgmma::Shape<kParts, kSum>;
+    launch(wgmma::tiles<kParts, kPromoted, kSum, kResult>, blocks, wgmma::kThreads, Shape::kSharedBytes, parts, problem,
+           tensor_map(parts, Shape::kTurnRows), tensor_map(parts, kTile));
   } else {
-    launch(mma::tiles<kParts, kPromoted, kSeveralPositions, kResult>, blocks, mma::kThreads, mma::kSharedBytes<kParts>,
-           parts, problem);
+    launch(mma::tiles<kParts, kPromoted, kSum, kResult>, blocks, mma::kThreads, mma::kSharedBytes<kParts>, parts,
+           problem);
   }
   return sums;
 }
 
 template <int kParts, bool kPromoted, Result kResult>
 Tensor run(Problem& problem, const Tensor& parts, const Tensor& p) {
-  return problem.positions == 1 ? run<kParts, kPromoted, false, kResult>(problem, parts, p)
-                                : run<kParts, kPromoted, true, kResult>(problem, parts, p);
+  return problem.layer_count == 0 ? run<kParts, kPromoted, false, kResult>(problem, parts, p)
+                                  : run<kParts, kPromoted, true, kResult>(problem, parts, p);
 }
 
 // The same for a result by its name.

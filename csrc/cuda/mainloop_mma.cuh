@@ -28,27 +28,27 @@ __device__ inline uint32_t piece(uint32_t panel, int32_t row, int32_t piece) {
 }
 
 // One tile of the backward Gram at one pair of positions.
-template <int kParts>
+template <int kParts, bool kSum>
 class Product {
  public:
-  __device__ Product(const Problem& problem, uint32_t shared, const PanelPair& tile, int row_position, int col_position)
-      : problem_(problem), shared_(shared) {
-    from_[0] = problem.parts + (problem.part_rows(0, row_position) + tile.row * kTile) * problem.k;
-    from_[1] = problem.parts + (problem.part_rows(0, col_position) + tile.col * kTile) * problem.k;
+  __device__ Product(const Problem& problem, uint32_t shared, const PanelPair& tile, int row_block, int col_block,
+                     int slices)
+      : problem_(problem), shared_(shared), slices_(slices * static_cast<int>(kKAlignment) / kSlice) {
+    from_[0] = problem.parts + (problem.part_rows(0, row_block) + tile.row * kTile) * problem.k;
+    from_[1] = problem.parts + (problem.part_rows(0, col_block) + tile.col * kTile) * problem.k;
   }
 
   // With kPromoted, the sums of kBlocksAtOnce blocks of rows are added at a time.
   template <bool kPromoted, int kBlocksAtOnce>
   __device__ void make(Fragment<kBlocks, kEights>& fragment) const {
-    const int slices = problem_.k / kSlice;
     sync_threads();  // the last product has been read
 #pragma unroll
-    for (int slice = 0; slice < kStages<kParts> - 1; ++slice) load(slice, slices);
+    for (int slice = 0; slice < kStages<kParts> - 1; ++slice) load(slice);
     clear<kBlocks, kEights>(fragment);
-    for (int slice = 0; slice < slices; ++slice) {
+    for (int slice = 0; slice < slices_; ++slice) {
       copies_wait<kStages<kParts> - 2>();
       sync_threads();  // this slice is there for all, and all are done with the one before
-      load(slice + kStages<kParts> - 1, slices);
+      load(slice + kStages<kParts> - 1);
       if constexpr (kPromoted) {
 #pragma unroll
         for (int first = 0; first < kBlocks; first += kBlocksAtOnce) {
@@ -70,9 +70,12 @@ class Product {
   }
 
   // One group of copies, empty past the last slice.
-  __device__ void load(int slice, int slices) const {
-    if (slice < slices) {
+  __device__ void load(int slice) const {
+    if (slice < slices_) {
       const int64_t part_size = problem_.part_rows(1, 0) * problem_.k;
+      constexpr int kOfBlock = kKAlignment / kSlice;  // slices of a block of a sum
+      const int64_t first = kSum ? slice / kOfBlock * problem_.padded_rows * problem_.k + slice % kOfBlock * kSlice
+                                 : int64_t{slice} * kSlice;
 #pragma unroll 1  // the addresses of all parts would take the registers of the sums
       for (int part = 0; part < kParts; ++part) {
 #pragma unroll
@@ -81,7 +84,7 @@ class Product {
           for (int copy = 0; copy < kTile * 4 / kThreads; ++copy) {
             const int32_t row = (threadIdx.x + copy * kThreads) / 4, which = threadIdx.x % 4;
             copy_16(piece(panel(slice, part, side), row, which),
-                    from_[side] + part * part_size + int64_t{row} * problem_.k + slice * kSlice + which * 8);
+                    from_[side] + part * part_size + first + int64_t{row} * problem_.k + which * 8);
           }
         }
       }
@@ -122,10 +125,11 @@ class Product {
 
   const Problem& problem_;
   const uint32_t shared_;
+  const int slices_;
   const uint16_t* from_[2];
 };
 
-template <int kParts, bool kPromoted, bool kSeveralPositions, Result kResult>
+template <int kParts, bool kPromoted, bool kSum, Result kResult>
 __global__ void __launch_bounds__(kThreads) tiles(const __grid_constant__ Problem problem) {
   const int32_t warp = threadIdx.x / 32;
   double sum = 0;
@@ -133,17 +137,18 @@ __global__ void __launch_bounds__(kThreads) tiles(const __grid_constant__ Proble
     const PanelPair tile = problem.tiles.at(t);
     const Place place = Place::of(tile, warp % 2 * 64, warp / 2 * 32, kBlockRows);
     float fragment[kBlocks][kEights][4];
-    if constexpr (kSeveralPositions) {
+    if constexpr (kSum) {
       float entries[kBlocks][kEights][4] = {};
-      for (int pair = 0; pair < problem.positions * problem.positions; ++pair) {
-        Product<kParts>(problem, shared_address(shared_memory()), tile, pair / problem.positions,
-                        pair % problem.positions)
+      for_each_pair<kSum>(problem, [&](int32_t pair, int32_t row_block, int32_t col_block, int32_t slices) {
+        Product<kParts, kSum>(problem, shared_address(shared_memory()), tile, row_block, col_block, slices)
             .template make<kPromoted, kBlocks / 2>(fragment);  // with fewer registers beside the entries
         add_position_pair<kBlocks, kEights>(problem, place, pair, fragment, entries);
-      }
+      });
       sum += finish<kResult, false, kBlocks, kEights>(problem, place, entries);
     } else {
-      Product<kParts>(problem, shared_address(shared_memory()), tile, 0, 0).template make<kPromoted, kBlocks>(fragment);
+      Product<kParts, kSum>(problem, shared_address(shared_memory()), tile, 0, 0,
+                            static_cast<int>(problem.k / kKAlignment))
+          .template make<kPromoted, kBlocks>(fragment);
       sum += finish<kResult, true, kBlocks, kEights>(problem, place, fragment);
     }
   }

@@ -4,8 +4,8 @@
 // of stages. Two warpgroups make tiles by turns, so that one keeps the tensor cores busy while the other works on its
 // entries of K. Slices come in the order of the turns. A barrier tells only even phases from odd ones, so that nobody
 // may wait for a slice before the earlier slice in the same stage has come. A group therefore hands over to the other
-// when it has seen the last slice of its turn. With several positions a turn is one pair of them: while a group
-// multiplies its sums by the forward Gram there, the other one has the tensor cores.
+// when it has seen the last slice of its turn. In a sum of layers and positions a turn is one pair of positions: while
+// a group multiplies its sums by the forward Gram there, the other one has the tensor cores.
 #pragma once
 
 #include "epilogue.cuh"
@@ -21,24 +21,19 @@ constexpr int kProducerRegisters = 24, kGroupRegisters = 240;
 constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
 static_assert(kProducerRegisters + kGroups * kGroupRegisters <= (1 + kGroups) * kLaunchRegisters);
 
-template <int kNumberParts, bool kSeveral>
+template <int kNumberParts, bool kOfLayers>
 struct Shape {
   static constexpr int kParts = kNumberParts;
-  static constexpr bool kSeveralPositions = kSeveral;
+  static constexpr bool kSum = kOfLayers;
   // A turn is half a tile, 64 rows, with three parts, of which shared memory holds too few slices of whole ones, and
-  // with several positions, since registers hold the entries of K beside the sums.
-  static constexpr int kBlocks = kParts == 3 || kSeveral ? 1 : 2;
+  // in a sum of layers, since registers hold the entries of K beside the sums.
+  static constexpr int kBlocks = kParts == 3 || kSum ? 1 : 2;
   static constexpr int kTurnRows = 64 * kBlocks, kTurnsPerTile = static_cast<int>(kTile) / kTurnRows;
   static constexpr int kStages = kParts == 1 ? 6 : 3;
   static constexpr uint32_t kStageBytes = kParts * (kTurnRows + kTile) * kRowBytes;
   // Stages begin on 1024 bytes, as the swizzle asks for; the barriers follow them.
   static constexpr uint32_t kSharedBytes = 1024 + kStages * kStageBytes + (2 * kStages + kGroups) * 8;
   using Sums = Fragment<kBlocks, kEights>;
-
-  // Turns for the same rows of a tile.
-  __device__ static int32_t pairs(const Problem& problem) {
-    return kSeveral ? problem.positions * problem.positions : 1;
-  }
 };
 
 // The stages in shared memory and their barriers. Slices go through them in the order in which they come, turn by turn.
@@ -87,46 +82,39 @@ struct Slot {
   }
 };
 
-// The number of turns of this block. It is below 2^31, an hour's work.
-template <class Shape>
-__device__ inline int32_t turns(const Problem& problem) {
+// The number of tiles of this block. It is below 2^31, an hour's work.
+__device__ inline int32_t tile_count(const Problem& problem) {
   const int64_t tiles = problem.tiles.count() - blockIdx.x;
-  return tiles <= 0 ? 0
-                    : static_cast<int32_t>(ceil_div(tiles, gridDim.x)) * Shape::kTurnsPerTile * Shape::pairs(problem);
+  return tiles <= 0 ? 0 : static_cast<int32_t>(ceil_div(tiles, gridDim.x));
 }
-// Both halves of a tile take turns at one pair of positions, then at the next.
-template <class Shape>
-__device__ inline PanelPair tile_of(const Problem& problem, int32_t turn) {
-  return problem.tiles.at(blockIdx.x + int64_t{turn / (Shape::kTurnsPerTile * Shape::pairs(problem))} * gridDim.x);
-}
-template <class Shape>
-__device__ inline int32_t first_row_of(int32_t turn) {
-  return turn % Shape::kTurnsPerTile * Shape::kTurnRows;
+__device__ inline PanelPair tile_of(const Problem& problem, int32_t number) {
+  return problem.tiles.at(blockIdx.x + int64_t{number} * gridDim.x);
 }
 
 template <class Shape>
 __device__ inline void produce(const Problem& problem, const TensorMap& row_tensor, const TensorMap& col_tensor,
                                const Ring<Shape>& ring) {
-  const int slices = problem.k / kSlice;
-  const int32_t count = turns<Shape>(problem);
+  const int32_t tiles = tile_count(problem);
   auto slot = Slot<Shape>::of(0);
-  for (int32_t turn = 0; turn < count; ++turn) {
-    const PanelPair tile = tile_of<Shape>(problem, turn);
-    const int32_t pair = Shape::kSeveralPositions ? turn / kGroups % Shape::pairs(problem) : 0;
-    const int32_t row_position = Shape::kSeveralPositions ? pair / problem.positions : 0,
-                  col_position = Shape::kSeveralPositions ? pair % problem.positions : 0;
-    const int64_t row = tile.row * kTile + first_row_of<Shape>(turn), col = tile.col * kTile;
-    for (int slice = 0; slice < slices; ++slice, slot = slot.next()) {
-      barrier_wait(ring.emptied(slot.stage), slot.parity ^ 1);  // at first all are empty
-      barrier_arrive_expecting(ring.filled(slot.stage), Shape::kStageBytes);
+  for (int32_t number = 0; number < tiles; ++number) {
+    const PanelPair tile = tile_of(problem, number);
+    for_each_pair<Shape::kSum>(problem, [&](int32_t, int32_t row_block, int32_t col_block, int32_t slices) {
+      for (int half = 0; half < Shape::kTurnsPerTile; ++half) {
+        const int64_t row = tile.row * kTile + half * Shape::kTurnRows, col = tile.col * kTile;
+        for (int slice = 0; slice < slices; ++slice, slot = slot.next()) {
+          const int32_t block = Shape::kSum ? slice : 0, first = Shape::kSum ? 0 : slice * kSlice;
+          barrier_wait(ring.emptied(slot.stage), slot.parity ^ 1);  // at first all are empty
+          barrier_arrive_expecting(ring.filled(slot.stage), Shape::kStageBytes);
 #pragma unroll
-      for (int part = 0; part < Shape::kParts; ++part) {
-        copy_box(ring.rows(slot.stage, part), row_tensor, slice * kSlice,
-                 static_cast<int32_t>(problem.part_rows(part, row_position) + row), ring.filled(slot.stage));
-        copy_box(ring.cols(slot.stage, part), col_tensor, slice * kSlice,
-                 static_cast<int32_t>(problem.part_rows(part, col_position) + col), ring.filled(slot.stage));
+          for (int part = 0; part < Shape::kParts; ++part) {
+            copy_box(ring.rows(slot.stage, part), row_tensor, first,
+                     static_cast<int32_t>(problem.part_rows(part, row_block + block) + row), ring.filled(slot.stage));
+            copy_box(ring.cols(slot.stage, part), col_tensor, first,
+                     static_cast<int32_t>(problem.part_rows(part, col_block + block) + col), ring.filled(slot.stage));
+          }
+        }
       }
-    }
+    });
   }
 }
 
@@ -156,13 +144,11 @@ __device__ inline void arrive(uint32_t barrier) {
   if (threadIdx.x % 32 == 0) barrier_arrive(barrier);
 }
 
-// fragment = a turn's sums over k
+// fragment = a turn's sums over k, whose slices begin with the one in this slot.
 template <class Shape, bool kPromoted>
-__device__ inline void consume(const Problem& problem, const Ring<Shape>& ring, int32_t turn,
+__device__ inline void consume(const Ring<Shape>& ring, int32_t turn, Slot<Shape> slot, int32_t slices,
                                typename Shape::Sums& fragment) {
   constexpr int kBlocks = Shape::kBlocks;
-  const int slices = problem.k / kSlice;
-  auto slot = Slot<Shape>::of(int64_t{turn} * slices);
   // Every other turn is the group's, and each of them is a phase of its barrier. The first turn of group 0 needs none.
   if (turn > 0) barrier_wait(ring.turn(turn % kGroups), static_cast<uint32_t>((turn - 1) / kGroups % 2));
   const auto hand_over = [&](int slice) {
@@ -200,12 +186,12 @@ __device__ inline void consume(const Problem& problem, const Ring<Shape>& ring, 
   }
 }
 
-template <int kParts, bool kPromoted, bool kSeveralPositions, Result kResult>
+template <int kParts, bool kPromoted, bool kSum, Result kResult>
 __global__ void __launch_bounds__(kThreads, 1)
     tiles(const __grid_constant__ Problem problem, const __grid_constant__ TensorMap row_tensor,
           const __grid_constant__ TensorMap col_tensor) {
 #if AHK_WITH_HOPPER
-  using Shape = wgmma::Shape<kParts, kSeveralPositions>;
+  using Shape = wgmma::Shape<kParts, kSum>;
   const Ring<Shape> ring(shared_address(shared_memory()));
   if (threadIdx.x == 0) ring.init();
   sync_threads();
@@ -221,25 +207,28 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     acquire_registers<kGroupRegisters>();
     const int32_t warp = threadIdx.x / 32 % 4;
-    const int32_t count = turns<Shape>(problem);
+    // A group's tiles, or its half of all tiles.
+    constexpr int32_t kStep = kGroups / Shape::kTurnsPerTile;
+    const int32_t tiles = tile_count(problem), first_row = kStep == 1 ? group * Shape::kTurnRows : 0;
     double sum = 0;
-    for (int32_t turn = group; turn < count;) {
-      const Place place =
-          Place::of(tile_of<Shape>(problem, turn), first_row_of<Shape>(turn) + warp * 16, 0, kBlockRows);
-      typename Shape::Sums fragment;
-      if constexpr (kSeveralPositions) {
-        typename Shape::Sums entries;
-        clear<Shape::kBlocks, kEights>(entries);
-        for (int pair = 0; pair < Shape::pairs(problem); ++pair, turn += kGroups) {
-          consume<Shape, kPromoted>(problem, ring, turn, fragment);
+    int32_t turn = group;
+    int64_t before = 0;  // slices of both groups, up to this pair of turns
+    for (int32_t number = kStep == 1 ? 0 : group; number < tiles; number += kStep) {
+      // Where all turns have as many slices, registers hold no counts of them.
+      if constexpr (!kSum) turn = number * Shape::kTurnsPerTile + (kStep == 1 ? group : 0);
+      const Place place = Place::of(tile_of(problem, number), first_row + warp * 16, 0, kBlockRows);
+      typename Shape::Sums fragment, entries;
+      if constexpr (kSum) clear<Shape::kBlocks, kEights>(entries);
+      for_each_pair<kSum>(problem, [&](int32_t pair, int32_t, int32_t, int32_t slices) {
+        const auto slot = Slot<Shape>::of(kSum ? before + group * slices : int64_t{turn} * slices);
+        consume<Shape, kPromoted>(ring, turn, slot, slices, fragment);
+        if constexpr (kSum) {
+          turn += kGroups;
+          before += kGroups * slices;
           add_position_pair<Shape::kBlocks, kEights>(problem, place, pair, fragment, entries);
         }
-        sum += finish<kResult, false, Shape::kBlocks, kEights>(problem, place, entries);
-      } else {
-        consume<Shape, kPromoted>(problem, ring, turn, fragment);
-        sum += finish<kResult, true, Shape::kBlocks, kEights>(problem, place, fragment);
-        turn += kGroups;
-      }
+      });
+      sum += finish<kResult, !kSum, Shape::kBlocks, kEights>(problem, place, kSum ? entries : fragment);
     }
     if constexpr (kResult == Result::kSquares || kResult == Result::kProducts) {
       store_sum(problem, sum, (int64_t{blockIdx.x} * kGroups + group) * 4 + warp);

@@ -13,11 +13,12 @@ void check_float64(const char* op, const char* name, const Tensor& tensor) {
                   ": expected a contiguous float64 tensor");
 }
 
-Tensor pack_parts(Tensor factor, Tensor scale, int64_t count) {
-  STD_TORCH_CHECK(factor.dim() == 4, "pack_parts: factor: expected shape [n, s, o, m], got ", factor.dim(),
-                  " dimensions");
-  STD_TORCH_CHECK(count >= 1 && count <= 3, "pack_parts: count: expected 1, 2 or 3, got ", count);
-  check_float64("pack_parts", "scale", scale);
+constexpr int64_t kRowsLimit = int64_t{1} << 31;  // the tensor copies count rows in 32 bits
+
+// Packs a factor [n, s, o, m] into parts [count, s * blocks or more, rows, k] from block `first` on.
+void pack_into(const char* op, const Tensor& factor, const Tensor& scale, Tensor& parts, int64_t first,
+               int64_t blocks) {
+  check_float64(op, "scale", scale);
   Packing packing{};
   switch (factor.scalar_type()) {
     case ScalarType::Float:
@@ -30,36 +31,63 @@ Tensor pack_parts(Tensor factor, Tensor scale, int64_t count) {
       packing.element = Element::kBFloat16;
       break;
     default:
-      STD_TORCH_CHECK(false, "pack_parts: factor: expected float32, float16 or bfloat16 numbers");
+      STD_TORCH_CHECK(false, op, ": factor: expected float32, float16 or bfloat16 numbers");
   }
+  packing.factor = factor.const_data_ptr();
+  for (int dim = 0; dim < 4; ++dim) packing.strides[dim] = factor.stride(dim);
+  packing.n = static_cast<int32_t>(factor.size(0));
+  packing.positions = static_cast<int32_t>(factor.size(1));
+  packing.o = static_cast<int32_t>(factor.size(2));
+  packing.m = static_cast<int32_t>(factor.size(3));
+  packing.scale = static_cast<const double*>(scale.const_data_ptr());
+  packing.count = static_cast<int32_t>(parts.size(0));
+  packing.part_size = parts.size(1) * parts.size(2) * parts.size(3);
+  packing.blocks = static_cast<int32_t>(blocks);
+  packing.padded_rows = parts.size(2);
+  packing.k = static_cast<int32_t>(parts.size(3));
+  packing.parts = static_cast<uint16_t*>(parts.mutable_data_ptr()) + first * parts.size(2) * parts.size(3);
+  constexpr int64_t kThreads = 256;
+  const int64_t threads = ceil_div(packing.positions * blocks * packing.padded_rows * packing.k / 2, kThreads);
+  const int64_t most = 32 * attribute(cudaDevAttrMultiProcessorCount, factor);
+  pack<<<static_cast<unsigned>(std::min(threads, most)), kThreads, 0, current_stream(factor)>>>(packing);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+Tensor pack_parts(Tensor factor, Tensor scale, int64_t count) {
+  STD_TORCH_CHECK(factor.dim() == 4, "pack_parts: factor: expected shape [n, s, o, m], got ", factor.dim(),
+                  " dimensions");
+  STD_TORCH_CHECK(count >= 1 && count <= 3, "pack_parts: count: expected 1, 2 or 3, got ", count);
   const int64_t n = factor.size(0), positions = factor.size(1), o = factor.size(2), m = factor.size(3);
   const int64_t rows = ceil_div(n * o, kTile) * kTile;
   const int64_t k = std::max<int64_t>(1, ceil_div(m, kKAlignment)) * kKAlignment;
   STD_TORCH_CHECK(rows * positions > 0, "pack_parts: factor: expected at least one row n * s * o, got shape [", n, ", ",
                   positions, ", ", o, ", ", m, "]");
-  // Rows of all parts are counted in 32 bits by the tensor copies.
-  STD_TORCH_CHECK(rows * positions * count < (int64_t{1} << 31) && k < (int64_t{1} << 31),
+  STD_TORCH_CHECK(rows * positions * count < kRowsLimit && k < kRowsLimit,
                   "pack_parts: factor: expected fewer than 2^31 rows n * s * o * count and numbers m, got shape [", n,
                   ", ", positions, ", ", o, ", ", m, "] and count ", count);
   const torch::stable::accelerator::DeviceGuard guard(factor.get_device_index());
   Tensor parts = torch::stable::new_empty(factor, {count, positions, rows, k}, ScalarType::BFloat16);
-  packing.factor = factor.const_data_ptr();
-  for (int dim = 0; dim < 4; ++dim) packing.strides[dim] = factor.stride(dim);
-  packing.n = static_cast<int32_t>(n);
-  packing.positions = static_cast<int32_t>(positions);
-  packing.o = static_cast<int32_t>(o);
-  packing.m = static_cast<int32_t>(m);
-  packing.scale = static_cast<const double*>(scale.const_data_ptr());
-  packing.parts = static_cast<uint16_t*>(parts.mutable_data_ptr());
-  packing.count = static_cast<int32_t>(count);
-  packing.padded_rows = rows;
-  packing.k = static_cast<int32_t>(k);
-  constexpr int64_t kThreads = 256;
-  const int64_t blocks = ceil_div(positions * rows * k / 2, kThreads);
-  const int64_t most = 32 * attribute(cudaDevAttrMultiProcessorCount, factor);
-  pack<<<static_cast<unsigned>(std::min(blocks, most)), kThreads, 0, current_stream(factor)>>>(packing);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  pack_into("pack_parts", factor, scale, parts, 0, 1);
   return parts;
+}
+
+void pack_slices(Tensor factor, Tensor scale, Tensor parts, int64_t first) {
+  STD_TORCH_CHECK(factor.dim() == 4, "pack_slices: factor: expected shape [n, s, o, m], got ", factor.dim(),
+                  " dimensions");
+  const int64_t rows = ceil_div(factor.size(0) * factor.size(2), kTile) * kTile;
+  const int64_t slices = std::max<int64_t>(1, ceil_div(factor.size(3), kKAlignment));
+  STD_TORCH_CHECK(parts.dim() == 4 && parts.is_contiguous() && parts.scalar_type() == ScalarType::BFloat16 &&
+                      parts.size(0) >= 1 && parts.size(0) <= 3 && parts.size(2) == rows && parts.size(3) == kKAlignment,
+                  "pack_slices: parts: expected a contiguous bfloat16 tensor [1 to 3, slices, ", rows, ", ",
+                  kKAlignment, "]");
+  STD_TORCH_CHECK(rows * parts.size(1) * parts.size(0) < kRowsLimit,
+                  "pack_slices: parts: expected fewer than 2^31 rows in all slices, got ",
+                  rows * parts.size(1) * parts.size(0));
+  STD_TORCH_CHECK(first >= 0 && first + factor.size(1) * slices <= parts.size(1),
+                  "pack_slices: first: expected room for ", factor.size(1) * slices, " slices, got ", first, " of ",
+                  parts.size(1));
+  const torch::stable::accelerator::DeviceGuard guard(factor.get_device_index());
+  pack_into("pack_slices", factor, scale, parts, first, slices);
 }
 
 // How the library was built, as "name=value" with blanks between them: for ahkernels/ops/build.py.
@@ -79,19 +107,29 @@ std::string cuda_build() {
 // ---- tiles
 
 void check_tiles(const Tensor& parts, const Tensor& p, const Tensor& means, const Tensor& unscale, int64_t n, int64_t o,
-                 int64_t sample, const std::string& result, const Tensor& entries) {
+                 int64_t sample, const std::vector<int64_t>& layers, const std::string& result, const Tensor& entries) {
   const int64_t size = n * o;
   STD_TORCH_CHECK(parts.dim() == 4 && parts.is_contiguous() && parts.scalar_type() == ScalarType::BFloat16 &&
                       parts.size(0) >= 1 && parts.size(0) <= 3 && parts.size(2) == ceil_div(size, kTile) * kTile &&
                       parts.size(3) % kKAlignment == 0,
                   "tangent_tiles: parts: expected what pack_parts makes of a factor of n * o = ", size, " rows");
-  const int64_t positions = parts.size(1);
-  STD_TORCH_CHECK(p.dim() == 4 && p.is_contiguous() && p.scalar_type() == ScalarType::Float && p.size(0) == positions &&
-                      p.size(1) == positions && p.size(3) == n - sample && sample * o % kTile == 0 &&
-                      (p.size(2) * o % kTile == 0 || sample + p.size(2) == n),
-                  "tangent_tiles: p: expected a contiguous float32 tensor [s, s, rows, n - sample] about whole tiles");
-  STD_TORCH_CHECK(p.size(2) > 0, "tangent_tiles: p: expected at least one row, got shape [", positions, ", ", positions,
-                  ", 0, ", p.size(3), "]");
+  int64_t blocks = layers.empty() ? 1 : 0, pairs = blocks;
+  STD_TORCH_CHECK(layers.size() % 2 == 0 && layers.size() <= 2 * kMostLayers,
+                  "tangent_tiles: layers: expected positions and slices of up to ", kMostLayers, " layers, got ",
+                  layers.size(), " numbers");
+  for (size_t i = 0; i < layers.size(); i += 2) {
+    blocks += layers[i] * layers[i + 1];
+    pairs += layers[i] * layers[i];
+  }
+  STD_TORCH_CHECK(parts.size(1) == blocks && (layers.empty() || parts.size(3) == kKAlignment),
+                  "tangent_tiles: parts: expected ", blocks, " blocks, got ", parts.size(1), " of ", parts.size(3),
+                  " numbers");
+  STD_TORCH_CHECK(
+      p.dim() == 3 && p.is_contiguous() && p.scalar_type() == ScalarType::Float && p.size(0) == pairs &&
+          p.size(2) == n - sample && sample * o % kTile == 0 && (p.size(1) * o % kTile == 0 || sample + p.size(1) == n),
+      "tangent_tiles: p: expected a contiguous float32 tensor [", pairs, ", rows, n - sample] about whole tiles");
+  STD_TORCH_CHECK(p.size(1) > 0, "tangent_tiles: p: expected at least one row, got shape [", pairs, ", 0, ", p.size(2),
+                  "]");
   STD_TORCH_CHECK(parts.size(2) < (int64_t{1} << 31), "tangent_tiles: n: expected n * o below 2^31, got ", n, " * ", o);
   STD_TORCH_CHECK(p.numel() < (int64_t{1} << 30), "tangent_tiles: p: expected fewer than 2^30 numbers, got ",
                   p.numel());
@@ -104,7 +142,7 @@ void check_tiles(const Tensor& parts, const Tensor& p, const Tensor& means, cons
                     "tangent_tiles: means: expected a contiguous float32 tensor [2, ", parts.size(2), "]");
   }
   if (result == "squares") return;
-  const int64_t end = ceil_div((sample + p.size(2)) * o, kTile) * kTile;
+  const int64_t end = ceil_div((sample + p.size(1)) * o, kTile) * kTile;
   const int64_t rows = result == "matrix" ? size : std::min(end, size) - sample * o;
   STD_TORCH_CHECK(entries.dim() == 2 && entries.size(0) == rows && entries.size(1) == size && entries.is_contiguous() &&
                       entries.scalar_type() == ScalarType::Float,
@@ -112,13 +150,13 @@ void check_tiles(const Tensor& parts, const Tensor& p, const Tensor& means, cons
 }
 
 Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64_t n, int64_t o, int64_t sample,
-                     int64_t straight, std::string result, Tensor entries) {
-  check_tiles(parts, p, means, unscale, n, o, sample, result, entries);
+                     int64_t straight, std::vector<int64_t> layers, std::string result, Tensor entries) {
+  check_tiles(parts, p, means, unscale, n, o, sample, layers, result, entries);
   const torch::stable::accelerator::DeviceGuard guard(parts.get_device_index());
   const int64_t size = n * o;
   Problem problem{};
   problem.tiles = {static_cast<int32_t>(sample * o / kTile),
-                   static_cast<int32_t>(ceil_div((sample + p.size(2)) * o, kTile)),
+                   static_cast<int32_t>(ceil_div((sample + p.size(1)) * o, kTile)),
                    static_cast<int32_t>(ceil_div(size, kTile))};
   problem.size = static_cast<int32_t>(size);
   problem.n = static_cast<int32_t>(n);
@@ -127,11 +165,15 @@ Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64
   problem.padded_rows = parts.size(2);
   problem.k = static_cast<int32_t>(parts.size(3));
   problem.straight = static_cast<int32_t>(straight);
-  problem.positions = static_cast<int32_t>(parts.size(1));
+  problem.blocks = static_cast<int32_t>(parts.size(1));
+  problem.layer_count = static_cast<int32_t>(layers.size() / 2);
+  for (size_t i = 0; i < layers.size(); i += 2) {
+    problem.layers[i / 2] = {static_cast<int32_t>(layers[i]), static_cast<int32_t>(layers[i + 1])};
+  }
   problem.p = data<float>(p);
   problem.sample = static_cast<int32_t>(sample);
-  problem.p_rows = p.size(2);
-  problem.p_cols = p.size(3);
+  problem.p_rows = p.size(1);
+  problem.p_cols = p.size(2);
   problem.row_means = data<float>(means);
   problem.col_means = problem.row_means == nullptr ? nullptr : problem.row_means + parts.size(2);
   problem.entries = data<float>(entries);
@@ -154,9 +196,10 @@ Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64
 STABLE_TORCH_LIBRARY_FRAGMENT(ahkernels, m) {
   m.def("cuda_build() -> str");
   m.def("pack_parts(Tensor factor, Tensor scale, int count) -> Tensor");
+  m.def("pack_slices(Tensor factor, Tensor scale, Tensor(a!) parts, int first) -> ()");
   m.def(
       "tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int n, int o, int sample, int straight, "
-      "str result, Tensor(a!) entries) -> Tensor");
+      "int[] layers, str result, Tensor(a!) entries) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ahkernels, CompositeExplicitAutograd, m) {
@@ -165,5 +208,6 @@ STABLE_TORCH_LIBRARY_IMPL(ahkernels, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(ahkernels, CUDA, m) {
   m.impl("pack_parts", TORCH_BOX(&ahkernels::cuda::pack_parts));
+  m.impl("pack_slices", TORCH_BOX(&ahkernels::cuda::pack_slices));
   m.impl("tangent_tiles", TORCH_BOX(&ahkernels::cuda::tangent_tiles));
 }

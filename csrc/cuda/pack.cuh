@@ -13,8 +13,10 @@ struct Packing {
   int64_t strides[4];
   int32_t n, positions, o, m;
   const double* scale;  // a power of two
-  uint16_t* parts;      // [count][positions][padded_rows][k], zero where there is nothing
+  uint16_t* parts;      // [count][positions][blocks][padded_rows][k], zero where there is nothing
+  int64_t part_size;    // numbers from one part to the next
   int32_t count;        // parts
+  int32_t blocks;       // of each position; they follow one another along m
   int64_t padded_rows;
   int32_t k;
 };
@@ -60,14 +62,12 @@ __device__ inline float read(const Packing& packing, int64_t index) {
 // A thread packs two numbers of every part at a time.
 __global__ void pack(const __grid_constant__ Packing packing) {
   const float scale = static_cast<float>(*packing.scale);
-  const int64_t pairs_per_row = packing.k / 2, rows = packing.positions * packing.padded_rows;
-  const int64_t part_size = rows * packing.k;
+  const int64_t pairs_per_row = packing.k / 2, rows = int64_t{packing.positions} * packing.blocks * packing.padded_rows;
   for (int64_t pair = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; pair < rows * pairs_per_row;
        pair += int64_t{gridDim.x} * blockDim.x) {
-    const int64_t row = pair / pairs_per_row, position = row / packing.padded_rows,
-                  in_position = row % packing.padded_rows;
-    const int64_t x = in_position / packing.o, i = in_position % packing.o;
-    const int32_t begin = static_cast<int32_t>(pair % pairs_per_row) * 2;
+    const int64_t row = pair / pairs_per_row, block = row / packing.padded_rows, in_block = row % packing.padded_rows;
+    const int64_t position = block / packing.blocks, x = in_block / packing.o, i = in_block % packing.o;
+    const int32_t begin = static_cast<int32_t>(block % packing.blocks * packing.k + pair % pairs_per_row * 2);
     float rest[2] = {0, 0};
     for (int e = 0; e < 2; ++e) {
       if (x < packing.n && begin + e < packing.m) {
@@ -82,7 +82,7 @@ __global__ void pack(const __grid_constant__ Packing packing) {
         rest[e] -= bfloat16_value(bits);
         both |= static_cast<uint32_t>(bits) << (16 * e);
       }
-      reinterpret_cast<uint32_t*>(packing.parts + part * part_size)[pair] = both;
+      reinterpret_cast<uint32_t*>(packing.parts + part * packing.part_size)[pair] = both;
     }
   }
 }

@@ -25,20 +25,28 @@ enum class Result {
   kProducts,  // the sum of v w, with the entries w of another kernel as kRows has written them
 };
 
+// A layer of a sum: its positions, and the slices of kKAlignment numbers along k at each of them.
+struct LayerSize {
+  int32_t positions, slices;
+};
+
 struct Problem {
   TileBands tiles;
   int32_t size;  // n * o, the rows of K; less than 2^31 also in whole tiles
   int32_t n, o;
   SampleOf eight_rows, between_blocks;  // steps between rows and between columns of a fragment: see set_steps()
 
-  // The backward factor, scaled, as a sum of bf16 parts.
-  const uint16_t* parts;  // [parts][positions][padded_rows][k]
+  // The backward factors, scaled, as sums of bf16 parts. One layer with one position is one block. In a sum of layers
+  // and of pairs of their positions, every slice along k is a block, and k = kKAlignment.
+  const uint16_t* parts;  // [parts][blocks][padded_rows][k]
   int64_t padded_rows;
-  int32_t k, positions;
+  int32_t k, blocks;
+  int32_t layer_count;  // 0 for one layer with one position
+  LayerSize layers[kMostLayers];
   int32_t straight;  // the largest k of sums in tensor cores alone
 
-  // The forward Gram, scaled, at samples from `sample` on, in rows and in columns.
-  const float* p;  // [positions][positions][p_rows][p_cols]
+  // The forward Grams, scaled, at samples from `sample` on, in rows and in columns.
+  const float* p;  // [pairs of positions of all layers][p_rows][p_cols]
   int32_t sample;
   int64_t p_rows, p_cols;
 
@@ -57,12 +65,36 @@ struct Problem {
     between_blocks = SampleOf::row(block_rows - 8, o);
   }
 
-  AHK_HOST_DEVICE bool promoted() const { return k > straight; }
+  bool promoted() const {
+    bool longer = k > straight;
+    for (int layer = 0; layer < layer_count; ++layer) longer |= layers[layer].slices * kKAlignment > straight;
+    return longer;
+  }
 
-  AHK_HOST_DEVICE int64_t part_rows(int part, int position) const {
-    return (int64_t{part} * positions + position) * padded_rows;
+  AHK_HOST_DEVICE int64_t part_rows(int part, int block) const {
+    return (int64_t{part} * blocks + block) * padded_rows;
   }
 };
+
+// Calls visit(pair, row_block, col_block, slices) for the products that K is the sum of, each times the forward Gram of
+// its pair: the blocks at which factors begin, and slices along k.
+template <bool kSum, class Visit>
+AHK_HOST_DEVICE inline void for_each_pair(const Problem& problem, const Visit& visit) {
+  if constexpr (!kSum) {
+    visit(0, 0, 0, static_cast<int32_t>(problem.k / kKAlignment));
+  } else {
+    int32_t pair = 0, first = 0;
+    for (int layer = 0; layer < problem.layer_count; ++layer) {
+      const LayerSize size = problem.layers[layer];
+      for (int row = 0; row < size.positions; ++row) {
+        for (int col = 0; col < size.positions; ++col, ++pair) {
+          visit(pair, first + row * size.slices, first + col * size.slices, size.slices);
+        }
+      }
+      first += size.positions * size.slices;
+    }
+  }
+}
 
 // Calls visit(a, b) for the products of parts that matter, a + b < parts, the smallest products first.
 template <int kParts, class Visit>

@@ -23,26 +23,25 @@ int guarded(const Work& work) {
   }
 }
 
-template <int kParts, bool kPromoted, bool kSeveralPositions, Result kResult>
+template <int kParts, bool kPromoted, bool kSum, Result kResult>
 void run(Problem& problem, bool hopper, int64_t blocks) {
   problem.set_steps(hopper ? wgmma::kBlockRows : mma::kBlockRows);
   if (hopper) {
-    using Shape = wgmma::Shape<kParts, kSeveralPositions>;
-    const int64_t rows = int64_t{kParts} * problem.positions * problem.padded_rows;
+    using Shape = wgmma::Shape<kParts, kSum>;
+    const int64_t rows = int64_t{kParts} * problem.blocks * problem.padded_rows;
     const emulator::Tensor row_tensor{problem.parts, rows, problem.k, Shape::kTurnRows, wgmma::kSlice};
     const emulator::Tensor col_tensor{problem.parts, rows, problem.k, static_cast<int32_t>(kTile), wgmma::kSlice};
-    emulator::launch(blocks, wgmma::kThreads, Shape::kSharedBytes, [&] {
-      wgmma::tiles<kParts, kPromoted, kSeveralPositions, kResult>(problem, row_tensor, col_tensor);
-    });
+    emulator::launch(blocks, wgmma::kThreads, Shape::kSharedBytes,
+                     [&] { wgmma::tiles<kParts, kPromoted, kSum, kResult>(problem, row_tensor, col_tensor); });
   } else {
     emulator::launch(blocks, mma::kThreads, mma::kSharedBytes<kParts>,
-                     [&] { mma::tiles<kParts, kPromoted, kSeveralPositions, kResult>(problem); });
+                     [&] { mma::tiles<kParts, kPromoted, kSum, kResult>(problem); });
   }
 }
 
 template <int kParts, bool kPromoted, Result kResult>
 void run(Problem& problem, bool hopper, int64_t blocks) {
-  if (problem.positions == 1) {
+  if (problem.layer_count == 0) {
     run<kParts, kPromoted, false, kResult>(problem, hopper, blocks);
   } else {
     run<kParts, kPromoted, true, kResult>(problem, hopper, blocks);
@@ -74,8 +73,8 @@ void set_schedule(uint32_t schedule) { emulator::next_schedule = schedule; }
 
 int64_t warps(int hopper, int64_t blocks) { return blocks * (hopper ? wgmma::kWarps : mma::kWarps); }
 
-int pack_parts(const void* factor, int element, const int64_t* strides, int n, int positions, int o, int m,
-               const double* scale, uint16_t* parts, int count, int64_t padded_rows, int k) {
+int pack(const void* factor, int element, const int64_t* strides, int n, int positions, int o, int m,
+         const double* scale, uint16_t* parts, int64_t part_size, int count, int blocks, int64_t padded_rows, int k) {
   return guarded([&] {
     Packing packing{factor,
                     static_cast<Element>(element),
@@ -86,16 +85,19 @@ int pack_parts(const void* factor, int element, const int64_t* strides, int n, i
                     m,
                     scale,
                     parts,
+                    part_size,
                     count,
+                    blocks,
                     padded_rows,
                     k};
-    emulator::launch(2, 64, 0, [&] { pack(packing); });
+    emulator::launch(2, 64, 0, [&] { cuda::pack(packing); });
   });
 }
 
 int tangent_tiles(int hopper, int64_t blocks, int count, int result, const uint16_t* parts, int64_t padded_rows, int k,
-                  int positions, int n, int o, const float* p, int sample, int straight, int64_t p_rows,
-                  const float* means, double* sums, float* entries, const double* unscale) {
+                  int part_blocks, const int64_t* layers, int layer_count, int n, int o, const float* p, int sample,
+                  int straight, int64_t p_rows, const float* means, double* sums, float* entries,
+                  const double* unscale) {
   return guarded([&] {
     Problem problem{};
     problem.size = n * o;
@@ -107,7 +109,11 @@ int tangent_tiles(int hopper, int64_t blocks, int count, int result, const uint1
     problem.padded_rows = padded_rows;
     problem.k = k;
     problem.straight = straight;
-    problem.positions = positions;
+    problem.blocks = part_blocks;
+    problem.layer_count = layer_count;
+    for (int i = 0; i < layer_count; ++i) {
+      problem.layers[i] = {static_cast<int32_t>(layers[2 * i]), static_cast<int32_t>(layers[2 * i + 1])};
+    }
     problem.p = p;
     problem.sample = sample;
     problem.p_rows = p_rows;
