@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int32_t tiles = tile_count(problem), first_row = kStep == 1 ? group * Shape::kTurnRows : 0;
     double sum = 0;
     int32_t turn = group;
-    int64_t before = 0;  // slices of both groups, up to this pair of turns
+    int32_t before = 0;  // slices of both groups up to these turns, modulo the slots
     for (int32_t number = kStep == 1 ? 0 : group; number < tiles; number += kStep) {
       // Where all turns have as many slices, registers hold no counts of them.
       if constexpr (!kSum) turn = number * Shape::kTurnsPerTile + (kStep == 1 ? group : 0);
@@ -220,11 +220,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       typename Shape::Sums fragment, entries;
       if constexpr (kSum) clear<Shape::kBlocks, kEights>(entries);
       for_each_pair<kSum>(problem, [&](int32_t pair, int32_t, int32_t, int32_t slices) {
-        const auto slot = Slot<Shape>::of(kSum ? before + group * slices : int64_t{turn} * slices);
+        const auto slot = Slot<Shape>::of(kSum ? int64_t{before + group * slices} : int64_t{turn} * slices);
         consume<Shape, kPromoted>(ring, turn, slot, slices, fragment);
         if constexpr (kSum) {
           turn += kGroups;
-          before += kGroups * slices;
+          before = (before + kGroups * slices) % (2 * Shape::kStages);
           add_position_pair<Shape::kBlocks, kEights>(problem, place, pair, fragment, entries);
         }
       });

@@ -86,7 +86,7 @@ LIMITS = {"one pass": {}, "Jacobians in slices": {"JACOBIAN_BYTES": 0}, "a layer
 
 @pytest.mark.parametrize(
     ("precision", "limit"),
-    [("highest", "one pass"), *(("medium", limit) for limit in LIMITS)],
+    [("high", "one pass"), *(("medium", limit) for limit in LIMITS)],
 )
 def test_sums_of_layers_and_jacobians(device, precision, limit, monkeypatch):
     monkeypatch.setattr(cuda, "PANEL_BYTES", 1)
@@ -109,20 +109,32 @@ def test_sums_of_layers_and_jacobians(device, precision, limit, monkeypatch):
     assert_inner_products(got, sums, BOUNDS[precision])
 
 
-def test_what_a_sum_of_layers_takes(device, monkeypatch):
-    """Every factor is packed once and every panel is one pass, whatever the layers and their Jacobians are."""
+@pytest.mark.parametrize(
+    ("limit", "passes"),
+    [
+        ({}, ["pack_slices", "pack_slices", "tangent_tiles", "tangent_tiles"]),
+        (
+            {"JACOBIAN_BYTES": 0},
+            ["pack_parts", *2 * ["tangent_tiles", "pack_parts", "tangent_tiles"]],
+        ),
+    ],
+    ids=["one pass", "Jacobians in slices"],
+)
+def test_what_a_sum_of_layers_takes(device, limit, passes, monkeypatch):
+    """Every factor is packed once and a panel is one pass, unless the Jacobian is too large to be held."""
     called = []
     for name in ("pack_parts", "pack_slices", "tangent_tiles"):
         function = getattr(cuda, name)
         monkeypatch.setattr(
             cuda, name, lambda *args, name=name, function=function: called.append(name) or function(*args)
         )
-    monkeypatch.setattr(cuda, "PANEL_BYTES", 1)
+    for name, value in {"PANEL_BYTES": 1, **limit}.items():
+        monkeypatch.setattr(cuda, name, value)
     n, o = 135, 2  # two panels
     layers = [(*factors(n, 1, o, 5, 20), 1.0, False), (*factors(n, 4, o, 3, 9, seed=1), 0.0, True)]
     k = sum(reference.kernel(*one[:3]) for one in layers)
     cuda.centered_inner_products(kernels(layers), [row_means(k, o)], "medium")
-    assert called == ["pack_slices"] * 2 + ["tangent_tiles"] * 2
+    assert called == passes
 
 
 def test_layers_far_apart_in_scale(device):
@@ -178,6 +190,14 @@ def test_sums_over_long_k_keep_their_digits(device, dtype, precision):
     forward, backward = (factor.abs().to(torch.bfloat16).to(dtype) for factor in factors(1, 1, 2, 3, 2048))
     k = reference.kernel(forward, backward, 0.0)  # sums that only grow
     assert (cuda.tangent_gram(one_layer(forward, backward, 0.0), precision) - k).norm() <= 1e-6 * k.norm()
+
+
+def test_long_layers_of_a_sum_keep_their_digits(device):
+    """One long layer makes the tiles of all others add slices with rounding."""
+    layers = [[factor.abs().to(torch.bfloat16).float() for factor in factors(1, 1, 2, 3, m, seed=m)] for m in (2, 2048)]
+    k = sum(reference.kernel(*one, 0.0) for one in layers)
+    got = cuda.tangent_gram(kernels([(*one, 0.0) for one in layers]), "medium")
+    assert (got - k).norm() <= 1e-6 * k.norm()
 
 
 def test_zero_factors(device):
