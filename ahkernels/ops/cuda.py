@@ -95,7 +95,7 @@ class ScaledForward:
 
     Attributes:
         factor: Scaled, float64 [s, n, d].
-        bias: b, scaled, a float64 scalar on the device.
+        bias: b, scaled as the Gram is, a float64 scalar on the device.
         scale: What the layer's Gram is multiplied by beyond that: a power of two that is no more than 1.
     """
 
@@ -103,13 +103,19 @@ class ScaledForward:
     bias: Tensor
     scale: Tensor
 
+    @classmethod
+    def of(cls, layer: Layer, forward_scale: Tensor, scale: Tensor) -> ScaledForward:
+        """Scales the factor of a layer."""
+        factor = layer.forward.transpose(0, 1).double() * forward_scale
+        return cls(factor, layer.bias * forward_scale**2 * scale, scale)
+
     def gram(self, rows: slice) -> Tensor:
         """P between the samples in rows and those from there on, float32 [s * s, rows, n - rows.start].
 
         One product of matrices: a batched one over pairs of positions would copy both operands for each pair.
         """
         a, others = self.factor[:, rows] * self.scale, self.factor[:, rows.start :]
-        product = (a.flatten(0, 1) @ others.flatten(0, 1).T).add_(self.bias * self.scale)
+        product = (a.flatten(0, 1) @ others.flatten(0, 1).T).add_(self.bias)
         s, c, count = *a.shape[:2], others.shape[1]
         by_positions = product.view(s, c, s, count).transpose(1, 2)
         return by_positions.to(torch.float32, memory_format=torch.contiguous_format).flatten(0, 1)
@@ -144,7 +150,7 @@ class ScaledKernel:
         scales = [scales_of(term.forward, term.backward, term.bias) for term in terms]
         scale = scale_of_largest([of_kernel for _, _, of_kernel in scales])
         forward = [
-            ScaledForward(term.forward.transpose(0, 1).double() * scale_a, term.bias * scale_a**2, scale / of_kernel)
+            ScaledForward.of(term, scale_a, scale / of_kernel)
             for term, (scale_a, _, of_kernel) in zip(terms, scales, strict=True)
         ]
         count = max(1 if term.backward.dtype == torch.bfloat16 else PARTS[precision] for term in terms)

@@ -21,6 +21,8 @@ constexpr int kProducerRegisters = 24, kGroupRegisters = 240;
 constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
 static_assert(kProducerRegisters + kGroups * kGroupRegisters <= (1 + kGroups) * kLaunchRegisters);
 
+static_assert(sizeof(Problem) + 2 * sizeof(TensorMap) <= 4096, "a launch has 4096 bytes of arguments");
+
 template <int kNumberParts, bool kOfLayers>
 struct Shape {
   static constexpr int kParts = kNumberParts;

@@ -118,8 +118,8 @@ MUTANTS = [
     Mutant(
         "layers-of-a-sum-at-their-own-scales",
         "ahkernels/ops/cuda.py",
-        "term.bias * scale_a**2, scale / of_kernel)",
-        "term.bias * scale_a**2, scale / scale)",
+        "ScaledForward.of(term, scale_a, scale / of_kernel)",
+        "ScaledForward.of(term, scale_a, scale / scale)",
         "the layers of a sum are added without regard to what each was multiplied by",
         (f"{KERNELS}::test_layers_far_apart_in_scale", KERNELS),
     ),
@@ -134,8 +134,8 @@ MUTANTS = [
     Mutant(
         "straight-sums-by-parts",
         "ahkernels/ops/cuda.py",
-        "            STRAIGHT[precision],\n",
-        '            STRAIGHT["medium" if count == 1 else precision],\n',
+        "n, o, STRAIGHT[precision])",
+        'n, o, STRAIGHT["medium" if count == 1 else precision])',
         "factors that are bf16 already are summed as at medium, whatever precision was asked for",
         (f"{KERNELS}::test_sums_over_long_k_keep_their_digits", KERNELS),
     ),
