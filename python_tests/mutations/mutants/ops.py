@@ -145,8 +145,8 @@ MUTANTS = [
     Mutant(
         "cuda-scales-of-one-kernel",
         "ahkernels/ops/cuda.py",
-        "            total[:, i] = total[:, i] / scale / scale\n    return total",
-        "            total[:, i] = total[:, i] / scale\n    return total",
+        "        total[:, i] = total[:, i] / kernel.scale\n    return total",
+        "    return total",
         "inner products of two kernels keep a scale of one of them",
         (f"{CUDA}::test_extreme_scales", CUDA),
     ),

@@ -119,8 +119,8 @@ MUTANTS = [
     mutant(
         "half-the-bytes-expected",
         WGMMA,
-        "barrier_arrive_expecting(ring.filled(slot.stage), Shape<kParts>::kStageBytes);",
-        "barrier_arrive_expecting(ring.filled(slot.stage), Shape<kParts>::kStageBytes / 2);",
+        "barrier_arrive_expecting(ring.filled(slot.stage), Shape::kStageBytes);",
+        "barrier_arrive_expecting(ring.filled(slot.stage), Shape::kStageBytes / 2);",
         "a stage counts as full when half of its bytes have come",
     ),
     mutant(
@@ -142,17 +142,16 @@ MUTANTS = [
         "slice-read-before-it-has-come",
         WGMMA,
         "      barrier_wait(ring.filled(slot.stage), slot.parity);\n"
-        "      multiply<kParts>(ring, slot.stage, slice > 0, fragment);\n",
-        "      multiply<kParts>(ring, slot.stage, slice > 0, fragment);\n",
+        "      multiply<Shape, kBlocks>(ring, slot.stage, 0, slice > 0, fragment);\n",
+        "      multiply<Shape, kBlocks>(ring, slot.stage, 0, slice > 0, fragment);\n",
         "products do not wait for their slice",
     ),
     mutant(
-        "slice-of-three-parts-read-before-it-has-come",
+        "slice-of-promoted-sums-read-before-it-has-come",
         WGMMA,
-        "      barrier_wait(ring.filled(slot.stage), slot.parity);\n"
-        "      multiply<kParts>(ring, slot.stage, false, of_slice);\n",
-        "      multiply<kParts>(ring, slot.stage, false, of_slice);\n",
-        "products of three parts do not wait for their slice",
+        "      barrier_wait(ring.filled(slot.stage), slot.parity);\n#pragma unroll\n",
+        "#pragma unroll\n",
+        "products of slices whose sums are added do not wait for their slice",
     ),
     mutant(
         "stage-released-before-its-products-are-done",
@@ -169,11 +168,11 @@ MUTANTS = [
         "a stage is released before the wait for its products",
     ),
     mutant(
-        "stage-of-three-parts-released-too-early",
+        "stage-of-promoted-sums-released-too-early",
         WGMMA,
-        "      products_wait<0>();\n      arrive(ring.emptied(slot.stage));\n",
-        "      arrive(ring.emptied(slot.stage));\n      products_wait<0>();\n",
-        "a stage of three parts is released before the wait for its products",
+        "        products_wait<0>();\n        if (block == kBlocks - 1) arrive(ring.emptied(slot.stage));\n",
+        "        if (block == kBlocks - 1) arrive(ring.emptied(slot.stage));\n        products_wait<0>();\n",
+        "a stage is released before the wait for its products where the sums of slices are added",
     ),
     mutant(
         "two-groups-in-flight",
@@ -192,8 +191,8 @@ MUTANTS = [
     mutant(
         "sums-of-a-slice-not-waited-for",
         WGMMA,
-        "      products_wait<0>();\n      arrive(ring.emptied(slot.stage));\n",
-        "      arrive(ring.emptied(slot.stage));\n",
+        "        products_wait<0>();\n        if (block == kBlocks - 1) arrive(ring.emptied(slot.stage));\n",
+        "        if (block == kBlocks - 1) arrive(ring.emptied(slot.stage));\n",
         "the sums of a slice are added while products are in flight",
     ),
     mutant(
@@ -228,15 +227,15 @@ MUTANTS = [
     mutant(
         "barriers-in-the-last-stage",
         WGMMA,
-        "return stages_ + Shape<kParts>::kStages * Shape<kParts>::kStageBytes + stage * 8;",
-        "return stages_ + (Shape<kParts>::kStages - 1) * Shape<kParts>::kStageBytes + stage * 8;",
+        "return stages_ + Shape::kStages * Shape::kStageBytes + stage * 8;",
+        "return stages_ + (Shape::kStages - 1) * Shape::kStageBytes + stage * 8;",
         "the barriers lie where a stage is copied to",
     ),
     mutant(
         "columns-over-rows",
         WGMMA,
-        "return rows(stage, kParts) + part",
-        "return rows(stage, kParts - 1) + part",
+        "return rows(stage, Shape::kParts) + part",
+        "return rows(stage, Shape::kParts - 1) + part",
         "the columns of a stage are copied over its rows",
     ),
     mutant(
@@ -293,8 +292,8 @@ MUTANTS = [
     mutant(
         "one-stage-too-many-in-flight",
         MMA,
-        "      load(slice + kStages<kParts> - 1, slices);\n",
-        "      load(slice + kStages<kParts>, slices);\n",
+        "      load(slice + kStages<kParts> - 1);\n",
+        "      load(slice + kStages<kParts>);\n",
         "a slice is copied over the one that is being read",
     ),
 ]
