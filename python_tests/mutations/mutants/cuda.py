@@ -63,7 +63,7 @@ MUTANTS = [
         "wgmma-columns-at-the-position-of-rows",
         WGMMA,
         "problem.part_rows(part, col_block + block)",
-        "problem.part_rows(part, row_block + block)",
+        "problem.part_rows(part, 0 * col_block + row_block + block)",
         "of all pairs of positions, only those of a position with itself are multiplied",
         (f"{KERNELS}::test_any_schedule", KERNELS),
     ),
