@@ -23,11 +23,11 @@ from sass_rules import faults_of_limits, faults_of_products, local_memory, regis
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-# What makes the sums of squares on each target, for each number of parts: mma::tiles<parts, result, several positions>
-# and wgmma::tiles<parts, result>.
+# What makes the sums of squares of single layers on each target, for each number of parts: mma::tiles<parts, whether
+# sums over k are promoted, whether K is a sum of layers, result>, and wgmma::tiles likewise.
 HOT = {
-    "sm_80": re.compile(r"mma::tiles<(?P<parts>\d), squares, false>"),
-    "sm_90a": re.compile(r"wgmma::tiles<(?P<parts>\d), squares>"),
+    "sm_80": re.compile(r"mma::tiles<(?P<parts>\d), (true|false), false, squares>"),
+    "sm_90a": re.compile(r"wgmma::tiles<(?P<parts>\d), (true|false), false, squares>"),
 }
 PARTS = re.compile(r"tiles<(?P<parts>\d)")
 ENTRY = re.compile(
@@ -142,11 +142,11 @@ def missing_kernels(rows: list[dict[str, object]]) -> list[str]:
 
 
 def print_table(rows: list[dict[str, object]]) -> None:
-    print(f"{'target':7} {'kernel':29} {'registers':>9} {'spilled':>7} {'mainloop':>11} {'epilogue':>11}")
+    print(f"{'target':7} {'kernel':38} {'registers':>9} {'spilled':>7} {'mainloop':>11} {'epilogue':>11}")
     for row in rows:
         counts = [f"{row[what]} of {row[f'{what}_size']}" if what in row else "" for what in ("mainloop", "epilogue")]
         print(
-            f"{row['target']:7} {row['kernel']:29} {row['registers']:>9} {row['spilled']:>7} "
+            f"{row['target']:7} {row['kernel']:38} {row['registers']:>9} {row['spilled']:>7} "
             f"{counts[0]:>11} {counts[1]:>11}".rstrip()
         )
     print("mainloop: instructions for 64 (wgmma) or 32 (mma) numbers along k; epilogue: from one mainloop to the next;")

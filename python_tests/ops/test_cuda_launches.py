@@ -122,25 +122,30 @@ def pack_parts(n, s, o, m, count, dtype=torch.float32):
     return torch.ops.ahkernels_on_stub.pack_parts(empty(n, s, o, m, dtype=dtype), empty(dtype=torch.float64), count)
 
 
-def tangent_tiles(parts, n, o, result="squares", *, sample=0, rows=None, **changed):
+def pack_slices(parts, first, n, s, o, m):
+    factor = empty(n, s, o, m)
+    torch.ops.ahkernels_on_stub.pack_slices(factor, empty(dtype=torch.float64), parts, first)
+
+
+def tangent_tiles(parts, n, o, result="squares", *, sample=0, rows=None, layers=(), straight=0, **changed):
     """All rows of K from `sample` on, or as many samples as `rows` says."""
+    pairs = sum(positions**2 for positions in layers[::2]) if layers else 1
     rows = n - sample if rows is None else rows
     heights = {"squares": 0, "matrix": n * o}
     height = heights.get(result, min(-(-(sample + rows) * o // TILE) * TILE, n * o) - sample * o)
     arguments = {
-        "p": empty(parts.shape[1], parts.shape[1], rows, n - sample),
+        "p": empty(pairs, rows, n - sample),
         "means": empty(2, parts.shape[2]) if result != "matrix" else empty(0),
         "unscale": empty(2 if result == "matrix" else 0, dtype=torch.float64),
         "entries": empty(height, n * o) if height else empty(0),
     } | changed
     tensors = [arguments[name] for name in ("p", "means", "unscale")]
-    return torch.ops.ahkernels_on_stub.tangent_tiles(parts, *tensors, n, o, sample, result, arguments["entries"])
+    numbers = (n, o, sample, straight, list(layers))
+    return torch.ops.ahkernels_on_stub.tangent_tiles(parts, *tensors, *numbers, result, arguments["entries"])
 
 
-# n, s, o, m: one sample, ragged and whole tiles, k of one slice and of many, several positions.
-@pytest.mark.parametrize(
-    "shape", [(1, 1, 2, 5), (30, 1, 10, 70), (64, 1, 2, 64), (500, 1, 7, 4000), (9, 40, 3, 6)], ids=str
-)
+# n, s, o, m: one sample, ragged and whole tiles, k of one slice and of many.
+@pytest.mark.parametrize("shape", [(1, 1, 2, 5), (30, 1, 10, 70), (64, 1, 2, 64), (500, 1, 7, 4000)], ids=str)
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("major", SHARED_BYTES)
 def test_launches(device, major, count, shape):
@@ -152,21 +157,54 @@ def test_launches(device, major, count, shape):
     assert parts.dtype == torch.bfloat16
     assert device.launch.blocks == min(-(-parts[0].numel() // 2 // 256), 32 * PROCESSORS)
 
-    tiles = tiles_a_side * (tiles_a_side + 1) // 2
-    hopper = major == 9 and s == 1  # other devices have no products of warpgroups, or others than Hopper's
     # Boxes of a turn's rows and of a tile's columns, made in any order.
-    heights = [64 if count == 3 else 128, 128] if hopper else []
+    check_tiles(device, major, parts, n, o, [], [64 if count == 3 else 128, 128])
+
+
+@pytest.mark.parametrize("major", [8, 9])
+def test_launches_for_sums(device, major):
+    """A layer with 40 positions and one with 3 slices along k, in boxes of 64 rows and of the columns of a tile."""
+    n, o = 30, 10
+    device.become(major)
+    parts = empty(2, 43, 384, 64, dtype=torch.bfloat16)
+    pack_slices(parts, 0, n, 40, o, 6)
+    assert device.launch.blocks == min(40 * 384 * 64 // 2 // 256, 32 * PROCESSORS)
+    device.become(major)
+    pack_slices(parts, 40, n, 1, o, 130)
+    assert device.launch.blocks == 3 * 384 * 64 // 2 // 256
+    check_tiles(device, major, parts, n, o, [40, 1, 1, 3], [64, 128])
+
+
+@pytest.mark.parametrize("major", [8, 9])
+@pytest.mark.parametrize(("count", "straight", "promoted"), [(1, 128, 0), (1, 127, 1), (2, 64, 1), (3, 4096, 1)])
+def test_promoted_sums(device, major, count, straight, promoted):
+    """Where k is longer than sums in tensor cores may be, and always with three parts."""
+    for parts, layers in (
+        (pack_parts(5, 1, 2, 128, count), []),
+        (empty(count, 3, 128, 64, dtype=torch.bfloat16), [1, 1, 1, 2]),
+    ):
+        device.become(major)
+        tangent_tiles(parts, 5, 2, straight=straight, layers=layers)
+        assert f"tilesILi{count}ELb{promoted}ELb{int(bool(layers))}E" in device.launch.kernel
+
+
+def check_tiles(device, major, parts, n, o, layers, heights):
+    count, blocks, padded_rows, k = parts.shape
+    tiles_a_side = -(-n * o // TILE)
+    tiles = tiles_a_side * (tiles_a_side + 1) // 2
+    hopper = major == 9  # other devices have no products of warpgroups, or others than Hopper's
     for result, number in RESULTS.items():
         device.become(major)
-        sums = tangent_tiles(parts, n, o, result)
+        sums = tangent_tiles(parts, n, o, result, layers=layers)
         family = f"5wgmma5tilesILi{count}E" if hopper else f"3mma5tilesILi{count}E"
         assert family in device.launch.kernel
         assert f"ResultE{number}E" in device.launch.kernel
-        assert hopper or f"ELb{int(s > 1)}E" in device.launch.kernel
+        assert f"ELb1ELb{int(bool(layers))}E" in device.launch.kernel
         assert device.launch.blocks == min(tiles, PROCESSORS if hopper else 2 * PROCESSORS)
         warps = device.launch.blocks * 8 if result in ("squares", "products") else 0
         assert (sums.shape, sums.dtype) == ((warps,), torch.float64)
-        assert sorted(device.maps) == [(parts.shape[3], count * parts.shape[2], 64, height) for height in heights]
+        heights = heights if hopper else []
+        assert sorted(device.maps) == [(k, count * blocks * padded_rows, 64, height) for height in heights]
 
 
 @pytest.mark.parametrize("result", ["squares", "rows", "products"])
@@ -233,7 +271,7 @@ def test_nothing_to_do(device):
     for shape in [(0, 1, 2, 3), (4, 1, 0, 3), (4, 0, 2, 3)]:
         with pytest.raises(RuntimeError, match="pack_parts: factor: expected at least one row"):
             pack_parts(*shape, 1)
-    with pytest.raises(RuntimeError, match=r"tangent_tiles: p: expected at least one row, got shape \[1, 1, 0, 300\]"):
+    with pytest.raises(RuntimeError, match=r"tangent_tiles: p: expected at least one row, got shape \[1, 0, 300\]"):
         tangent_tiles(pack_parts(300, 1, 2, 3, 1), 300, 2, rows=0)
 
 
@@ -246,7 +284,7 @@ WRONG = {
         empty(4, 1, 384, 64, dtype=torch.bfloat16),
         empty(2, 384, 64, dtype=torch.bfloat16),
     ],
-    "p": [empty(1, 1, 30, 29), empty(1, 1, 30, 30, dtype=torch.float64), empty(1, 1, 30, 60)[..., ::2]],
+    "p": [empty(1, 30, 29), empty(2, 30, 30), empty(1, 30, 30, dtype=torch.float64), empty(1, 30, 60)[..., ::2]],
     "means": [empty(2, 300), empty(384, 2), empty(2, 384, dtype=torch.float64)],
     "entries": [empty(300, 299), empty(299, 300), empty(300, 300, dtype=torch.float64)],
 }
@@ -259,7 +297,7 @@ def test_wrong_arguments(device, name, which):
     changed = {name: WRONG[name][which]}
     parts = changed.pop("parts", empty(2, 1, 384, 64, dtype=torch.bfloat16))
     with pytest.raises(RuntimeError, match=f"tangent_tiles: {name}: expected"):
-        tangent_tiles(parts, 30, 10, "products", p=changed.pop("p", empty(1, 1, 30, 30)), **changed)
+        tangent_tiles(parts, 30, 10, "products", p=changed.pop("p", empty(1, 30, 30)), **changed)
     assert device.calls("launch") == []
 
 
@@ -274,6 +312,26 @@ def test_wrong_words_and_numbers(device):
         pack_parts(3, 1, 2, 5, 4)
     with pytest.raises(RuntimeError, match="factor: expected float32, float16 or bfloat16 numbers"):
         pack_parts(3, 1, 2, 5, 1, torch.float64)
+
+
+def test_wrong_sums(device):
+    """Sizes of layers that the parts do not have, and slices where there is no room."""
+    device.become(9)
+    parts = empty(1, 5, 128, 64, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match="tangent_tiles: parts: expected 6 blocks, got 5 of 64 numbers"):
+        tangent_tiles(parts, 5, 2, layers=[2, 1, 1, 4])
+    with pytest.raises(RuntimeError, match="tangent_tiles: parts: expected 1 blocks, got 5"):
+        tangent_tiles(parts, 5, 2)
+    with pytest.raises(
+        RuntimeError, match="layers: expected positions and slices of up to 256 layers, got 514 numbers"
+    ):
+        tangent_tiles(parts, 5, 2, layers=[1] * 514)
+    with pytest.raises(RuntimeError, match="pack_slices: first: expected room for 4 slices, got 2 of 5"):
+        pack_slices(parts, 2, 5, 2, 2, 65)
+    for shape in [(4, 5, 128, 64), (1, 5, 256, 64), (1, 5, 128, 128)]:
+        with pytest.raises(RuntimeError, match="pack_slices: parts: expected a contiguous bfloat16 tensor"):
+            pack_slices(empty(*shape, dtype=torch.bfloat16), 0, 5, 2, 2, 65)
+    assert device.calls("launch") == []
 
 
 # ---- calls that fail

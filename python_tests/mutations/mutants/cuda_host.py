@@ -47,7 +47,7 @@ MUTANTS = [
     Mutant(
         "map-with-boxes-of-a-tile",
         LAUNCH,
-        "tensor_map(parts, wgmma::Shape<kParts>::kTurnRows)",
+        "tensor_map(parts, Shape::kTurnRows)",
         "tensor_map(parts, kTile)",
         "with three parts a copy brings twice the bytes that the barrier expects",
         (LAUNCHES,),
@@ -79,8 +79,8 @@ MUTANTS = [
     Mutant(
         "rows-of-one-part-alone",
         OPS,
-        "rows * positions * count < (int64_t{1} << 31)",
-        "rows * positions < (int64_t{1} << 31)",
+        "rows * positions * count < kRowsLimit",
+        "rows * positions < kRowsLimit",
         "rows of later parts are counted past 32 bits",
         (LAUNCHES,),
     ),
@@ -95,8 +95,8 @@ MUTANTS = [
     Mutant(
         "any-number-of-parts",
         OPS,
-        "parts.size(0) >= 1 && parts.size(0) <= 3 &&",
-        "",
+        "parts.size(0) >= 1 && parts.size(0) <= 3 && parts.size(2) == ceil_div(size",
+        "parts.size(2) == ceil_div(size",
         "parts that the kernel does not know are left out",
         (LAUNCHES,),
     ),
