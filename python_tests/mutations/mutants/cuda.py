@@ -87,7 +87,7 @@ MUTANTS = [
         "mma-slices-of-a-sum-in-one-row",
         MMA,
         "kSum ? slice / kOfBlock * problem_.padded_rows * problem_.k + slice % kOfBlock * kSlice",
-        "kSum ? int64_t{slice} * kSlice",
+        "kSum ? int64_t{slice / kOfBlock} * problem_.k + slice % kOfBlock * kSlice",
         "slices of a sum of layers are read as if they followed one another in a row",
         (f"{KERNELS}::test_sums_of_layers_and_jacobians", KERNELS),
     ),
