@@ -177,17 +177,17 @@ def test_extreme_scales(device, scales):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "precision"),
-    [*((torch.float32, precision) for precision in BOUNDS), (torch.bfloat16, "highest")],
+    ("dtype", "precision", "m"),
+    [*((torch.float32, precision, 2048) for precision in BOUNDS), (torch.bfloat16, "highest", 1024)],
     ids=str,
 )
-def test_sums_over_long_k_keep_their_digits(device, dtype, precision):
+def test_sums_over_long_k_keep_their_digits(device, dtype, precision, m):
     """Cutting off instead of rounding adds up over k, unless sums of slices are added with rounding.
 
-    Sums over all of k would lose 5e-6 of themselves on Hopper, and 1e-5 elsewhere. The factors have the digits of bf16,
-    so that nothing else is lost.
+    Sums over all of k would lose 2e-6 of themselves at least. The factors have the digits of bf16, so that nothing else
+    is lost. At "highest" that holds for as many parts as there are, and for shorter sums than at "medium".
     """
-    forward, backward = (factor.abs().to(torch.bfloat16).to(dtype) for factor in factors(1, 1, 2, 3, 2048))
+    forward, backward = (factor.abs().to(torch.bfloat16).to(dtype) for factor in factors(1, 1, 2, 3, m))
     k = reference.kernel(forward, backward, 0.0)  # sums that only grow
     assert (cuda.tangent_gram(one_layer(forward, backward, 0.0), precision) - k).norm() <= 1e-6 * k.norm()
 

@@ -47,7 +47,7 @@ MUTANTS = [
         "wgmma-sums-over-all-slices",
         WGMMA,
         "  if constexpr (kPromoted) {\n",
-        "  if constexpr (kParts == 3) {\n",
+        "  if constexpr (Shape::kParts == 3) {\n",
         "sums over many numbers are kept in the tensor cores, which cut them off",
         (f"{KERNELS}::test_sums_over_long_k_keep_their_digits", KERNELS),
     ),
