@@ -103,7 +103,7 @@ def jacobian_slices(forward: Tensor, backward: Tensor, bias: Tensor | float, ste
     for begin in range(0, m if d else 0, step):
         yield jacobian_of_weights(forward, backward[..., begin : begin + step])
     if isinstance(bias, Tensor) or bias:
-        yield backward.sum(1) * torch.as_tensor(bias, dtype=torch.float64, device=backward.device).sqrt()
+        yield backward.sum(1) * bias**0.5
 
 
 def jacobian_of_weights(forward: Tensor, backward: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_iter, tree_map
 import ahkernels
 from ahkernels import ops
 from ahkernels.autocast import without_autocast
+from ahkernels.capture.call import Uses
 from ahkernels.ops import arguments, cuda, plain
 from ahkernels.ops.batch import flat
 from ahkernels.ops.moments import join
@@ -72,6 +73,7 @@ class PretendedDevice:
                 stack.enter_context(mock.patch.object(torch.ops.ahkernels, name, implementation))
             stack.enter_context(mock.patch.object(cuda, "pack_parts", self._kernel("pack_parts", _pack_parts)))
             stack.enter_context(mock.patch.object(cuda, "tangent_tiles", self._kernel("tangent_tiles", _tangent_tiles)))
+            stack.enter_context(mock.patch.object(Uses, "no_gradient", self._on_device(Uses.no_gradient)))
             stack.enter_context(_Operations(self))
             stack.enter_context(_Functions(self))
             yield
@@ -97,6 +99,16 @@ class PretendedDevice:
             storage = _storage(tensor) if isinstance(tensor, Tensor) else None
             if storage is not None:
                 (self._held.add if on_device else self._held.discard)(StorageWeakRef(storage))
+
+    def _on_device(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """A function that makes a tensor where the graph of autograd says, which knows of memory alone."""
+
+        def on_device(*given: Any) -> Tensor:
+            made = function(*given)
+            self.put(made, on_device=True)
+            return made
+
+        return on_device
 
     def _kernel(self, name: str, stand_in: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def kernel(*given: Any, **named: Any) -> Tensor:
@@ -154,7 +166,8 @@ class _Functions(TorchFunctionMode):
             return found
         found = found.clone()
         self._device.put(found, on_device=to_device)
-        self._device.note_wait("host to device" if to_device else "device to host")
+        if found.numel():
+            self._device.note_wait("host to device" if to_device else "device to host")
         return found
 
 
@@ -191,7 +204,7 @@ class _Operations(TorchDispatchMode):
             if masks or of_host:
                 device.note_wait(f"{name}: {'mask' if masks else 'indices of the host'}")
         elif name in ("copy_", "_to_copy"):
-            if of_host or not held[0]:
+            if tensors[0].numel() and (of_host or not held[0]):
                 device.note_wait("host to device" if held[0] else "device to host")
         elif of_host:
             raise RuntimeError(f"{_caller()}: {name}: expected tensors on the device, got one of the host among them")
@@ -219,9 +232,7 @@ def _implementations() -> dict[str, Callable[..., Any]]:
     found = {}
     for name in [*ops.__all__, "tangent_gram_out"]:
         if hasattr(torch.ops.ahkernels, name):
-            own = getattr(cuda, name, None) or (
-                _plain_moments if name == "tangent_moments" else getattr(plain, name)
-            )
+            own = getattr(cuda, name, None) or (_plain_moments if name == "tangent_moments" else getattr(plain, name))
             batches = 2 if name == "tangent_cross_product" else 1
             found[name] = flat(without_autocast()(own), getattr(arguments, name), batches)
     return found
