@@ -271,7 +271,10 @@ def _alignment_reports(
         require_debiased("statistics", samples.n, 1 if outputs.per_sample else len(outputs.indices), centerings)
     readings = Readings()
     pending: dict[str, _PendingLayer] = {}
-    for batch in _batches(capture.kernels(), min(_BATCH_BYTES, options.capture.memory_budget // _BATCHES_IN_BUDGET)):
+    most_bytes = min(_BATCH_BYTES, options.capture.memory_budget // _BATCHES_IN_BUDGET)
+    if "per_output" in centerings and capture.device.type != "cpu":
+        most_bytes = 0  # there, the offsets of each kernel would be held, and nothing gained
+    for batch in _batches(capture.kernels(), most_bytes):
         same_rows: list[dict[KernelKind, TangentKernel]] = []
         for _, kernel, with_grams in batch:
             same_rows.append({"kernel": kernel})
@@ -352,7 +355,7 @@ def _report(
 
 
 def _batches(kernels: Iterable[CapturedKernel], most_bytes: int) -> Iterator[list[CapturedKernel]]:
-    """Kernels to be measured by one op: on a CPU it takes small ones side by side, a thread each.
+    """Kernels to be measured by one op: a CPU takes small ones side by side, a device launches less for each of them.
 
     A batch ends once its factors are of so many bytes.
     """
@@ -365,7 +368,7 @@ def _batches(kernels: Iterable[CapturedKernel], most_bytes: int) -> Iterator[lis
             batch, held = [], 0
         batch.append(captured)
         held += sum(factors.forward.nbytes + factors.backward.nbytes for factors in kernel.factors)
-        full = held >= most_bytes or kernel.device.type != "cpu" or kernel.o == 1 or kernel.samples.sharded
+        full = held >= most_bytes or kernel.o == 1 or kernel.samples.sharded
         del captured, kernel  # before the next pass
         if full:
             yield batch

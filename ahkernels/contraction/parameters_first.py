@@ -18,7 +18,7 @@ from ahkernels.contraction.order import LayerShape
 from ahkernels.ops import KernelBatch
 from ahkernels.ops.batch import Layer
 from ahkernels.ops.plain import jacobian_slices, steps
-from ahkernels.ops.scaling import largest_magnitude, to_one
+from ahkernels.ops.scaling import largest_magnitudes, to_one
 from ahkernels.samples import Samples
 
 _NUMBERS = 1 << 23  # of the Jacobian that are held at a time
@@ -34,9 +34,8 @@ class _Jacobian:
 
     def __init__(self, layers: Sequence[Layer], samples: Samples) -> None:
         self._layers = layers
-        magnitudes = [(largest_magnitude(a, bias), largest_magnitude(g)) for a, g, bias, _ in layers]
-        of_all = samples.maximum(torch.stack([torch.stack(both) for both in magnitudes]))
-        self._scales = [(of_a, of_g) for of_a, of_g in to_one(of_all).tolist()]
+        of_all = samples.maximum(largest_magnitudes(layers))
+        self._scales = [(of_a, of_g) for of_a, of_g in to_one(of_all).T.tolist()]
         self.scale = min((of_a * of_g) ** 2 for of_a, of_g in self._scales)
         self.columns = sum(LayerShape.of(layer).parameters for layer in layers)
 

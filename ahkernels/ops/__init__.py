@@ -19,7 +19,9 @@ The ops themselves take the fields of a batch as five arguments, as in
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -232,8 +234,14 @@ def tangent_row_sums(batch: KernelBatch) -> Tensor:
     return result
 
 
-def _plain_moments(*arguments: Any) -> Tensor:
-    return join(plain.tangent_moments(*arguments))
+def joined(module: ModuleType) -> Callable[..., Tensor]:
+    """The moments of a module as the op returns them."""
+
+    @functools.wraps(module.tangent_moments)
+    def moments(*arguments: Any) -> Tensor:
+        return join(module.tangent_moments(*arguments))
+
+    return moments
 
 
 def _register() -> None:
@@ -244,13 +252,17 @@ def _register() -> None:
         check = getattr(arguments, name)
         torch.library.register_fake(f"ahkernels::{name}", flat(getattr(fake, name), check, batches))
         # Any device without kernels of its own takes the plain-torch implementation.
-        implementation: Callable[..., Any] = _plain_moments if name == "tangent_moments" else getattr(plain, name)
+        implementation: Callable[..., Any] = joined(plain) if name == "tangent_moments" else getattr(plain, name)
         torch.library.impl(
             f"ahkernels::{name}", "CompositeExplicitAutograd", flat(without_autocast()(implementation), check, batches)
         )
     if load_cuda():
-        for name in ("centered_inner_products", "tangent_gram"):  # torch's libraries are best at the other ops
-            implementation = without_autocast()(getattr(cuda, name))
+        for name in (
+            "centered_inner_products",
+            "tangent_gram",
+            "tangent_moments",
+        ):  # the others are best in plain torch
+            implementation = without_autocast()(joined(cuda) if name == "tangent_moments" else getattr(cuda, name))
             torch.library.impl(f"ahkernels::{name}", "CUDA", flat(implementation, getattr(arguments, name)))
 
 

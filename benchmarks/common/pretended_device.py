@@ -31,7 +31,6 @@ from ahkernels.autocast import without_autocast
 from ahkernels.capture.call import Uses
 from ahkernels.ops import arguments, cuda, plain
 from ahkernels.ops.batch import flat
-from ahkernels.ops.moments import join
 
 DEVICE = torch.device("maia", 0)  # of a kind that torch knows and nothing here treats apart
 _HOST = torch.device("cpu")
@@ -232,14 +231,11 @@ def _implementations() -> dict[str, Callable[..., Any]]:
     found = {}
     for name in [*ops.__all__, "tangent_gram_out"]:
         if hasattr(torch.ops.ahkernels, name):
-            own = getattr(cuda, name, None) or (_plain_moments if name == "tangent_moments" else getattr(plain, name))
+            module = cuda if hasattr(cuda, name) else plain
+            own = ops.joined(module) if name == "tangent_moments" else getattr(module, name)
             batches = 2 if name == "tangent_cross_product" else 1
             found[name] = flat(without_autocast()(own), getattr(arguments, name), batches)
     return found
-
-
-def _plain_moments(*given: Any) -> Tensor:
-    return join(plain.tangent_moments(*given))
 
 
 def _pack_parts(factor: Tensor, scale: Tensor, count: int) -> Tensor:
