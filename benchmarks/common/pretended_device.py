@@ -56,6 +56,7 @@ class PretendedDevice:
         self.waits: Counter[str] = Counter()
         self.launches: Counter[str] = Counter()
         self._held: set[StorageWeakRef] = set()
+        self._unplaced: set[StorageWeakRef] = set()  # made by torch itself, which has placed them with a gradient, say
         self._paused = False
 
     def adopt(self, *values: Tensor | nn.Module) -> None:
@@ -98,6 +99,19 @@ class PretendedDevice:
             storage = _storage(tensor) if isinstance(tensor, Tensor) else None
             if storage is not None:
                 (self._held.add if on_device else self._held.discard)(StorageWeakRef(storage))
+
+    def place(self, value: object, *, on_device: bool) -> None:
+        """Puts those tensors somewhere that are nowhere yet."""
+        for tensor in tree_iter(value):
+            storage = _storage(tensor) if isinstance(tensor, Tensor) else None
+            if storage is not None and (reference := StorageWeakRef(storage)) in self._unplaced:
+                self._unplaced.remove(reference)
+                if on_device:
+                    self._held.add(reference)
+
+    def note_new(self, value: object) -> None:
+        """Notes tensors that were made from nothing."""
+        self._unplaced.update(StorageWeakRef(_storage(one)) for one in tree_iter(value) if isinstance(one, Tensor))
 
     def _on_device(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """A function that makes a tensor where the graph of autograd says, which knows of memory alone."""
@@ -152,6 +166,7 @@ class _Functions(TorchFunctionMode):
             target = DEVICE if device.holds(args[1]) else _HOST
         args, kwargs = tree_map(to_host, tuple(args)), tree_map(to_host, dict(kwargs or {}))
         found = func(*args, **kwargs)
+        device.place(found, on_device=False)
         if name in ("to", "cpu"):
             return found if target is None else self._moved(found, on_device, target == DEVICE)
         if name in _FROM_NUMBERS and (target == DEVICE or (name == "new_tensor" and on_device)):
@@ -180,10 +195,14 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         device, name = self._device, func._schema.name.rpartition("::")[2]
         tensors = [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
+        if any(map(device.holds, tensors)):
+            device.place(tensors, on_device=True)
         held = [device.holds(one) for one in tensors]
         before = {StorageWeakRef(storage) for storage in map(_storage, tensors) if storage is not None}
         found = func(*args, **(kwargs or {}))
         if not any(held):
+            if not tensors:
+                device.note_new(found)
             return found
         results = [one for one in tree_iter(found) if isinstance(one, Tensor)]
         new = [one for one in results if (storage := _storage(one)) is None or StorageWeakRef(storage) not in before]
