@@ -97,6 +97,26 @@ def test_sums_of_layers_and_jacobians(device, precision, monkeypatch):
     assert_inner_products(got, sums, BOUNDS[precision])
 
 
+def test_moments_of_several_kernels(device, monkeypatch):
+    """Of very different scales, one of them zero, in panels of 128 samples."""
+    monkeypatch.setattr(cuda, "PANEL_BYTES", 1)
+    n, o = 140, 2
+    layers = [(*factors(n, 1, o, 5, 20), 1.0), (*factors(n, 2, o, 3, 9, seed=1), 0.0), (*factors(n, 1, o, 2, 3), 0.0)]
+    layers[0] = (layers[0][0] * 1e18, layers[0][1] * 1e15, 1.0)
+    layers[1] = (layers[1][0] * 1e-15, layers[1][1] * 1e-17, 0.0)
+    layers.append((layers[2][0], torch.zeros_like(layers[2][1]), 1.0))
+    v = torch.randn(n, o, 1, dtype=torch.float64) * 1e30
+    (moments,) = cuda.tangent_moments(kernels(*([one] for one in layers)), v, "highest")
+    of_labels = (v - v.mean()).flatten()
+    for (forward, backward, bias), *got in zip(layers, *moments, strict=True):
+        k = reference.kernel(forward, backward, bias)
+        bound = BOUNDS["highest"] * k.norm()
+        expected = of_labels @ k @ of_labels, reference.centered(k).square().sum(), k.trace(), k.sum()
+        bounds = bound * of_labels.norm() ** 2, bound * k.norm(), 1e-13 * k.trace(), bound * n * o
+        for one, right, most in zip(got, expected, bounds, strict=True):
+            assert (one - right).abs() <= most
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_factors_of_16_bits_are_exact_in_parts(device, dtype):
     forward, backward = factors(33, 1, 4, 9, 40, dtype)
