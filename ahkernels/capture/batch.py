@@ -148,9 +148,9 @@ class Batch:
 
 def rows_of(tensor: Tensor, samples: slice | Sequence[int]) -> Tensor:
     """Some rows of a tensor; a list of few is no index, which a device would have to wait for."""
-    if isinstance(samples, slice) or not samples:
+    if isinstance(samples, slice):
         return tensor[samples]
-    return torch.stack([tensor[index] for index in samples])
+    return torch.stack([tensor[index] for index in samples]) if samples else tensor[:0]
 
 
 def is_empty(x: Inputs) -> bool:
