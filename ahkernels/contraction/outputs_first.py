@@ -32,7 +32,7 @@ from ahkernels.centering import Centering
 from ahkernels.ops import KernelBatch
 from ahkernels.ops.batch import Layer
 from ahkernels.ops.plain import steps
-from ahkernels.ops.scaling import scales_of
+from ahkernels.ops.scaling import scales_of_layers
 from ahkernels.samples import Pairs, Samples
 
 _NUMBERS = 1 << 22  # that are held at a time: of T, of a block of pairs of samples, of means
@@ -105,7 +105,7 @@ def inner_products(
 def _layers(batch: KernelBatch) -> list[_Layer]:
     """The layers of all kernels; waits for the device once, for their scales."""
     layers = [(layer, index) for index, kernel in enumerate(batch.kernels()) for layer in kernel]
-    found = scales_of([layer for layer, _ in layers])
+    found = scales_of_layers([layer for layer, _ in layers])
     scales = zip(*torch.stack((found.forward, found.backward)).tolist(), strict=True)
     return [_Layer.of(*layer, *of_layer) for layer, of_layer in zip(layers, scales, strict=True)]
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ahkernels.autocast import without_autocast
-from ahkernels.ops import arguments, cuda, fake, plain
+from ahkernels.ops import arguments, cuda, fake, moments_on_cuda, plain
 from ahkernels.ops.batch import KernelBatch, flat
 from ahkernels.ops.build import TILING, build_info, load_cuda
 from ahkernels.ops.deviations import deviations
@@ -257,13 +257,11 @@ def _register() -> None:
             f"ahkernels::{name}", "CompositeExplicitAutograd", flat(without_autocast()(implementation), check, batches)
         )
     if load_cuda():
-        for name in (
-            "centered_inner_products",
-            "tangent_gram",
-            "tangent_moments",
-        ):  # the others are best in plain torch
-            implementation = without_autocast()(joined(cuda) if name == "tangent_moments" else getattr(cuda, name))
+        for name in ("centered_inner_products", "tangent_gram"):  # torch's libraries are best at the other ops
+            implementation = without_autocast()(getattr(cuda, name))
             torch.library.impl(f"ahkernels::{name}", "CUDA", flat(implementation, getattr(arguments, name)))
+        implementation = without_autocast()(joined(moments_on_cuda))
+        torch.library.impl("ahkernels::tangent_moments", "CUDA", flat(implementation, arguments.tangent_moments))
 
 
 _register()

@@ -10,9 +10,9 @@ of float64 numbers or over samples alone, which take float64 products (see `ahke
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ from torch import Tensor
 from ahkernels.ops import plain
 from ahkernels.ops.batch import KernelBatch, Layer
 from ahkernels.ops.build import TILING
-from ahkernels.ops.moments import Moments
-from ahkernels.ops.scaling import Scales, scales_of
+from ahkernels.ops.scaling import power_of_two, scale_of_largest, scales_of
 
 # A panel has a multiple of so many samples, and so whole tiles of K at any number of outputs.
 PANEL_SAMPLES = TILING["cuda_tile"]
@@ -82,14 +81,14 @@ class ScaledKernel:
     o: int
 
     @classmethod
-    def of(cls, layer: Layer, precision: str, scales: Scales | None = None) -> ScaledKernel:
+    def of(cls, layer: Layer, precision: str, scales: tuple[Tensor, Tensor] | None = None) -> ScaledKernel:
         """Scales and packs the factors of a layer; nothing waits for the device."""
         forward, backward, bias, _ = layer
-        forward_scale, forward_gram_scale, backward_scale, _ = scales or scales_of([layer]).of_each()[0]
+        forward_scale, backward_scale = scales or (power_of_two(forward, bias), power_of_two(backward))
         count = 1 if backward.dtype == torch.bfloat16 else PARTS[precision]
         return cls(
             forward.transpose(0, 1).double() * forward_scale,
-            bias * forward_gram_scale,
+            bias * forward_scale**2,
             pack_parts(backward, backward_scale, count),
             forward_scale,
             backward_scale,
@@ -101,6 +100,11 @@ class ScaledKernel:
         """Samples."""
         return self.forward.shape[1]
 
+    def squared_norm(self, means: Tensor) -> Tensor:
+        """That of the kernel less means of its rows and columns, which are as for `tangent_tiles`."""
+        panels = _panels(self.n, 12 * len(self.forward) ** 2 * self.n)
+        return reduce(torch.add, [self.tiles(rows, "squares", means=means).sum() for rows in panels])
+
     def forward_gram(self, rows: slice) -> Tensor:
         """P between the samples in rows and those from there on, float32 [s, s, rows, n - rows.start].
 
@@ -111,6 +115,12 @@ class ScaledKernel:
         s, c, count = *a.shape[:2], others.shape[1]
         by_positions = product.view(s, c, s, count).transpose(1, 2)
         return by_positions.to(torch.float32, memory_format=torch.contiguous_format)
+
+    def means(self, row_means: Tensor) -> Tensor:
+        """Numbers [2, rows] that centering subtracts from rows and from columns; the former include the mean of all."""
+        scaled = (row_means * self.forward_scale**2 * self.backward_scale**2).flatten()
+        both = torch.stack((scaled - scaled.mean(), scaled)).float()
+        return torch.nn.functional.pad(both, (0, self.parts.shape[2] - both.shape[1]))
 
     def tiles(
         self,
@@ -153,7 +163,7 @@ class SumOfLayers:
     def __init__(self, layers: Sequence[Layer], precision: str) -> None:
         self.layers = layers
         self.precision = precision
-        self.scale = scales_of(layers).of_largest()
+        self.scale = scale_of_largest([scales_of(one.forward, one.backward, one.bias)[2] for one in layers])
 
     @property
     def bytes_per_sample(self) -> int:
@@ -215,9 +225,7 @@ def centered_inner_products(batch: KernelBatch, row_means: list[Tensor], precisi
     layers = _single_layers(batch)
     if layers is None:
         return _inner_products_of_sums(batch, row_means, precision)
-    scales = scales_of(layers)
-    kernels = [ScaledKernel.of(layer, precision, one) for layer, one in zip(layers, scales.of_each(), strict=True)]
-    return _inner_products_of_layers(kernels, torch.stack(row_means), scales)
+    return _inner_products_of_layers([ScaledKernel.of(layer, precision) for layer in layers], row_means)
 
 
 def _inner_products_of_sums(batch: KernelBatch, row_means: list[Tensor], precision: str) -> Tensor:
@@ -233,66 +241,29 @@ def _inner_products_of_sums(batch: KernelBatch, row_means: list[Tensor], precisi
     )
 
 
-def _means_of_tiles(row_means: Tensor, scales: Scales) -> list[Tensor]:
-    """Numbers [2, rows] of each kernel that centering subtracts from rows and from columns, from means [q, n, o].
-
-    Those of the rows include the mean of all. They have float32, as the tiles do, and zeros up to whole tiles.
-    """
-    scaled = row_means.flatten(1) * (scales.forward * scales.backward).square_()[:, None]
-    both = torch.stack((scaled - scaled.mean(1, keepdim=True), scaled), 1).float()
-    return list(torch.nn.functional.pad(both, (0, -both.shape[2] % PANEL_SAMPLES)).unbind())
-
-
-def _unscaled(total: Tensor, scales: Scales) -> Tensor:
-    """Inner products [q, q] without the scales of the kernels."""
-    for scale in (scales.forward, scales.backward):
-        # One after the other: the product of extreme scales can leave the range of float64.
-        total = total / scale.square()[:, None] / scale.square()
-    return total
-
-
-def _inner_products_of_layers(kernels: Sequence[ScaledKernel], row_means: Tensor, scales: Scales) -> Tensor:
+def _inner_products_of_layers(kernels: Sequence[ScaledKernel], row_means: list[Tensor]) -> Tensor:
     n, o = kernels[0].n, kernels[0].o
-    means = _means_of_tiles(row_means, scales)
-    total = row_means.new_zeros(len(kernels), len(kernels))
+    means = [kernel.means(row) for kernel, row in zip(kernels, row_means, strict=True)]
+    total = row_means[0].new_zeros(len(kernels), len(kernels))
     positions = max(kernel.forward.shape[0] for kernel in kernels)
     gram_bytes = 12 * positions**2 * n
     held = gram_bytes if len(kernels) == 1 else max(gram_bytes, 4 * o * n * o)
     for rows in _panels(n, held):
         for i, kernel in enumerate(kernels):
-            total[i, i].add_(kernel.tiles(rows, "squares", means=means[i]).sum())
+            total[i, i] += kernel.tiles(rows, "squares", means=means[i]).sum()
             if i + 1 == len(kernels):
                 break
             entries = means[i].new_empty((rows.stop - rows.start) * o, n * o)
             kernel.tiles(rows, "rows", means=means[i], entries=entries)
             for j in range(i + 1, len(kernels)):
-                total[j, i].add_(kernels[j].tiles(rows, "products", means=means[j], entries=entries).sum())
-    return _unscaled(total.tril() + total.tril(-1).T, scales)
-
-
-def tangent_moments(batch: KernelBatch, v: Tensor, precision: str, per_output: bool = False) -> tuple[Moments, ...]:
-    """See `ahkernels.ops.tangent_moments`; what is small takes as many launches for many layers as for one."""
-    layers = _single_layers(batch)
-    if per_output or layers is None or _takes_plain(batch, precision):
-        return plain.tangent_moments(batch, v, precision, per_output)
-    scales = scales_of(layers)
-    of_each = list(zip(layers, scales.of_each(), strict=True))
-
-    def squared_norm(layer: Layer, of_layer: Scales, means: Tensor) -> Tensor:
-        kernel = ScaledKernel.of(layer, precision, of_layer)  # one at a time
-        panels = _panels(batch.n, _gram_bytes(layer))
-        return functools.reduce(torch.add, [kernel.tiles(rows, "squares", means=means).sum() for rows in panels])
-
-    def squared_norms(row_means: Tensor) -> Tensor:
-        means = _means_of_tiles(row_means, scales)
-        squares = torch.stack([squared_norm(*one, of_layer) for one, of_layer in zip(of_each, means, strict=True)])
-        return squares / scales.forward**4 / scales.backward**4
-
-    columns = plain.ones_and_labels(v)
-    scaled, of_v = plain.scaled_vectors(columns)
-    products = torch.stack([plain.scaled_product(*one, scaled) for one in of_each])  # [q, n, o, 2]
-    products = products / scales.kernel[:, None, None, None] / of_v
-    return (plain.moments_of_products(products, columns, squared_norms, plain.traces(batch)),)
+                total[j, i] += kernels[j].tiles(rows, "products", means=means[j], entries=entries).sum()
+    total = total.tril() + total.tril(-1).T
+    for i, kernel in enumerate(kernels):
+        # One after the other: the product of extreme scales can leave the range of float64.
+        for scale in (kernel.forward_scale, kernel.backward_scale):
+            total[i] = total[i] / scale / scale
+            total[:, i] = total[:, i] / scale / scale
+    return total
 
 
 def tangent_gram(batch: KernelBatch, precision: str) -> Tensor:

@@ -16,7 +16,7 @@ from ahkernels.centering import Centering
 from ahkernels.ops.batch import KernelBatch, Layer
 from ahkernels.ops.deviations import deviations
 from ahkernels.ops.moments import Moments
-from ahkernels.ops.scaling import Scales, finite, scales_of, to_one
+from ahkernels.ops.scaling import Scales, finite, scales_of_layers, to_one
 from ahkernels.precision import products_in_float32
 
 
@@ -88,7 +88,7 @@ class ScaledLayer(NamedTuple):
 
 def scaled_layers(layers: Sequence[Layer], precision: str) -> list[ScaledLayer]:
     """Scales and rounds the factors of layers."""
-    scales = scales_of(layers).of_each()
+    scales = scales_of_layers(layers).of_each()
     return [ScaledLayer.of(*one, precision) for one in zip(layers, scales, strict=True)]
 
 
@@ -199,7 +199,7 @@ class ScaledKernels(NamedTuple):
     def of(cls, batch: KernelBatch, precision: str) -> ScaledKernels:
         """Scales the layers of a batch."""
         of_all = [layer for kernel in batch.kernels() for layer in kernel]
-        scales_of_all = scales_of(of_all)
+        scales_of_all = scales_of_layers(of_all)
         layers = map(ScaledLayer.of, of_all, scales_of_all.of_each(), itertools.repeat(precision))
         kernels = [[next(layers) for _ in range(count)] for count in batch.layers]
         largest = torch.stack([some.amin() for some in torch.split(scales_of_all.kernel, batch.layers)])
@@ -353,7 +353,7 @@ def tangent_product(batch: KernelBatch, v: Tensor, fp32: bool = False) -> Tensor
 
 def _product_in_float32(layers: Sequence[Layer], v: Tensor) -> Tensor:
     scaled, of_v = scaled_vectors(v)
-    scales = scales_of(layers).of_each()
+    scales = scales_of_layers(layers).of_each()
     products = (scaled_product(*one, scaled).div_(one[1].kernel) for one in zip(layers, scales, strict=True))
     return _sum(products).div_(of_v)
 

@@ -38,12 +38,8 @@ class Scales(NamedTuple):
         """Those of each layer, scalars on the device."""
         return [Scales(*one) for one in zip(*(part.unbind() for part in self), strict=True)]
 
-    def of_largest(self) -> Tensor:
-        """The scale of the largest of the kernels, which a sum of them is computed with; 1 for zeros alone."""
-        return finite(self.kernel.amin())
 
-
-def scales_of(layers: Sequence[Layer]) -> Scales:
+def scales_of_layers(layers: Sequence[Layer]) -> Scales:
     """The powers of two that bring the largest magnitude of each factor to [1, 2).
 
     A bias is one more number of a forward factor, its square root.
@@ -54,6 +50,30 @@ def scales_of(layers: Sequence[Layer]) -> Scales:
     forward_gram, backward_gram = scales.square().unbind()
     kernel = (forward_gram * backward_gram).masked_fill_((largest == 0).any(0), torch.inf)
     return Scales(forward, forward_gram, backward, kernel)
+
+
+def scales_of(forward: Tensor, backward: Tensor, bias: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The powers of two of a layer's factors, and what its kernel is multiplied by then; see `Scales`."""
+    (one,) = scales_of_layers([Layer(forward, backward, bias, False)]).of_each()
+    return one.forward, one.backward, one.kernel
+
+
+def power_of_two(factor: Tensor, bias: float = 0.0) -> Tensor:
+    """The power of two of one factor, a float64 scalar on its device."""
+    return to_one(largest_magnitude(factor, bias))
+
+
+def scale_of_largest(scales: Sequence[Tensor]) -> Tensor:
+    """The scale of a kernel's largest layer, which all of its layers are computed with; 1 for zeros alone."""
+    return finite(torch.stack(list(scales)).amin())
+
+
+def largest_magnitude(factor: Tensor, bias: float = 0.0) -> Tensor:
+    """The largest magnitude in a factor with its bias, a float64 scalar on its device."""
+    if factor.numel():
+        low, high = factor.aminmax()
+        return torch.maximum(-low, high).double().clamp(min=bias**0.5)
+    return torch.full((), bias**0.5, dtype=torch.float64, device=factor.device)
 
 
 def finite(scales: Tensor) -> Tensor:
@@ -73,7 +93,8 @@ def largest_magnitudes(layers: Sequence[Layer]) -> Tensor:
 
 
 def to_one(largest: Tensor, most: int = _MOST) -> Tensor:
-    """The powers of two that bring magnitudes to [1, 2), within 2^-most and 2^most."""
+    """The powers of two that bring magnitudes to [1, 2), within 2^-most and 2^most; 1 for zero."""
     low, high = ((_BIAS + exponent) << _MANTISSA_BITS for exponent in (-most, most))
     powers = largest.view(torch.int64).bitwise_and(_EXPONENTS).clamp_(low, high)  # 2^exponent by its bits, exactly
-    return torch.rsub(powers, 2 * _BIAS << _MANTISSA_BITS).view(torch.float64)  # 2^-exponent
+    inverse = torch.rsub(powers, 2 * _BIAS << _MANTISSA_BITS).view(torch.float64)  # 2^-exponent
+    return inverse.masked_fill_(largest == 0, 1.0)

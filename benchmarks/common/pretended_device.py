@@ -29,7 +29,7 @@ import ahkernels
 from ahkernels import ops
 from ahkernels.autocast import without_autocast
 from ahkernels.capture.call import Uses
-from ahkernels.ops import arguments, cuda, plain
+from ahkernels.ops import arguments, cuda, moments_on_cuda, plain
 from ahkernels.ops.batch import flat
 
 DEVICE = torch.device("maia", 0)  # of a kind that torch knows and nothing here treats apart
@@ -250,8 +250,9 @@ def _implementations() -> dict[str, Callable[..., Any]]:
     found = {}
     for name in [*ops.__all__, "tangent_gram_out"]:
         if hasattr(torch.ops.ahkernels, name):
-            module = cuda if hasattr(cuda, name) else plain
-            own = ops.joined(module) if name == "tangent_moments" else getattr(module, name)
+            own = (
+                ops.joined(moments_on_cuda) if name == "tangent_moments" else getattr(cuda, name, getattr(plain, name))
+            )
             batches = 2 if name == "tangent_cross_product" else 1
             found[name] = flat(without_autocast()(own), getattr(arguments, name), batches)
     return found

@@ -11,7 +11,7 @@ from batches import kernels, one_layer
 from emulated import Device, build
 from reference import factors, row_means
 
-from ahkernels.ops import cuda
+from ahkernels.ops import cuda, moments_on_cuda
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +106,7 @@ def test_moments_of_several_kernels(device, monkeypatch):
     layers[1] = (layers[1][0] * 1e-15, layers[1][1] * 1e-17, 0.0)
     layers.append((layers[2][0], torch.zeros_like(layers[2][1]), 1.0))
     v = torch.randn(n, o, 1, dtype=torch.float64) * 1e30
-    (moments,) = cuda.tangent_moments(kernels(*([one] for one in layers)), v, "highest")
+    (moments,) = moments_on_cuda.tangent_moments(kernels(*([one] for one in layers)), v, "highest")
     of_labels = (v - v.mean()).flatten()
     for (forward, backward, bias), *got in zip(layers, *moments, strict=True):
         k = reference.kernel(forward, backward, bias)
