@@ -565,6 +565,18 @@ def test_numbers_below_the_normal_ones_of_fp32(op):
     assert relative_error(op, forward, backward, 0.0) < 1e-5
 
 
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+def test_the_largest_numbers_of_fp32_where_those_below_the_normal_ones_are_zero(op):
+    forward, backward = factors(60, 1, 3, 50, 40, torch.float32)
+    forward *= 3e38 / forward.abs().max()
+    flushed = torch.set_flush_denormal(True)
+    try:
+        error = relative_error(op, forward, backward, 0.0)
+    finally:
+        torch.set_flush_denormal(False)
+    assert flushed and error < 1e-5
+
+
 @pytest.mark.parametrize("size", [1e-5, 2e-7, 1e-9])
 def test_inputs_that_are_tiny_beside_a_bias(size):
     """What centering per output leaves is below what squares in fp32 hold; where it comes close, float64 takes over."""

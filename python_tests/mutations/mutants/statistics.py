@@ -45,7 +45,6 @@ MUTANTS = [
         "rows = kernel.shape[0]",
         "the bound per output is that of global centering, smaller by the number of outputs",
         (KERNEL, f"{FOLDER}/test_degenerate_warning.py", f"{CENTERING}::test_kernels_whose_blocks_are_constant"),
-        "The bound is one of orders of magnitude: rounding is smaller than either of both in all cases that are known.",
     ),
     Mutant(
         "rounding-of-labels-100-times-looser",
