@@ -36,8 +36,20 @@ __device__ inline unsigned char* shared_memory() {
 
 __device__ inline void sync_threads() { __syncthreads(); }
 
-// ---- sm_80: copies of 16 bytes, and matrix products of a warp
+template <class T>
+__device__ inline T load_shared(uint32_t address) {
+  return *static_cast<const T*>(__cvta_shared_to_generic(address));
+}
+template <class T>
+__device__ inline void store_shared(uint32_t address, const T& value) {
+  *static_cast<T*>(__cvta_shared_to_generic(address)) = value;
+}
 
+// ---- sm_80: copies of 4 and 16 bytes, and matrix products of a warp
+
+__device__ inline void copy_4(uint32_t to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
 __device__ inline void copy_16(uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
@@ -126,6 +138,9 @@ __device__ inline void copy_box(uint32_t to, const TensorMap& tensor, int32_t co
 __device__ inline void prefetch_tensor(const TensorMap& tensor) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&tensor) : "memory");
 }
+
+// Threads of a warpgroup wait for each other, at a barrier of its own.
+__device__ inline void sync_warpgroup(int group) { asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory"); }
 
 __device__ inline void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

@@ -131,8 +131,20 @@ class Block {
     together(fibers_.size(), "a barrier of the block", &nothing, [&](const auto&) { ++syncs_; });
   }
 
-  std::byte* at(uint32_t address, uint32_t bytes) {
+  void sync_warpgroup(int barrier) {
+    if (barrier < 0 || barrier > 14) fail("a barrier of a warpgroup that a block does not have");
+    together(kWarpgroup, "a barrier of the warpgroup", &barrier, [&](const std::vector<int*>& barriers) {
+      for (const int* one : barriers) {
+        if (*one != barrier) fail("threads of a warpgroup wait at different barriers");
+      }
+      const auto [owner, first] = barrier_owners_.emplace(barrier, running_ / kWarpgroup);
+      if (owner->second != running_ / kWarpgroup) fail("warpgroups wait at the same barrier");
+    });
+  }
+
+  std::byte* at(uint32_t address, size_t bytes, size_t alignment = 1) {
     if (address < kBase || address + bytes > memory_.size()) fail("an address beyond the launch's shared memory");
+    if (address % alignment != 0) fail("an address in shared memory that is not aligned");
     return memory_.data() + address;
   }
   std::byte* begin() { return memory_.data(); }
@@ -140,13 +152,14 @@ class Block {
   // ---- copies of single threads
 
   struct Copy {
-    uint32_t to;
+    uint32_t to, bytes;
     const void* from;
   };
 
-  void copy(uint32_t to, const void* from) {
-    if (to % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) fail("a copy of 16 bytes that are not aligned");
-    fibers_[running_].open.push_back({to, from});
+  void copy(uint32_t to, const void* from, uint32_t bytes) {
+    if (reinterpret_cast<uintptr_t>(from) % bytes != 0) fail("a copy of bytes that are not aligned");
+    at(to, bytes, bytes);
+    fibers_[running_].open.push_back({to, bytes, from});
   }
   void commit_copies() {
     Fiber& fiber = fibers_[running_];
@@ -408,7 +421,7 @@ class Block {
   // ---- copies and barriers
 
   void make(std::vector<Copy>& copies) {
-    for (const Copy& copy : copies) memcpy(at(copy.to, 16), copy.from, 16);
+    for (const Copy& copy : copies) memcpy(at(copy.to, copy.bytes), copy.from, copy.bytes);
     copies.clear();
   }
 
@@ -596,6 +609,7 @@ class Block {
   std::exception_ptr error_;
   std::map<std::pair<size_t, size_t>, Meeting> meetings_;
   int64_t syncs_ = 0;
+  std::map<int, size_t> barrier_owners_;  // warpgroups
   std::map<uint32_t, Barrier> barriers_;
   std::vector<Box> boxes_;
   std::map<size_t, Products> products_;              // of each warp
