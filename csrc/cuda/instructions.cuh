@@ -83,6 +83,20 @@ __device__ inline double add_over_warp(double value) {
   return value;
 }
 
+// Whether this thread is the one that its warp has chosen. That a single thread goes on is known to the compiler only
+// so: after a comparison with its number, it puts each bulk copy into a loop over the threads' operands.
+__device__ inline bool elect_one() {
+  uint32_t elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}"
+      : "=r"(elected));
+  return elected != 0;
+}
+
 // ---- sm_90a: barriers in shared memory, bulk tensor copies, matrix products of a warpgroup
 
 __device__ inline void barrier_init(uint32_t barrier, uint32_t arrivals) {

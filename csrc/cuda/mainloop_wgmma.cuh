@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int32_t group = static_cast<int32_t>(threadIdx.x) / 128 - 1;
   if (group < 0) {
     release_registers<kProducerRegisters>();
-    if (threadIdx.x == 0) {
+    if (threadIdx.x < 32 && elect_one()) {
       prefetch_tensor(row_tensor);
       prefetch_tensor(col_tensor);
       produce<kParts>(problem, row_tensor, col_tensor, ring);

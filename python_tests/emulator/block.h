@@ -142,10 +142,23 @@ class Block {
     });
   }
 
-  std::byte* at(uint32_t address, size_t bytes, size_t alignment = 1) {
+  // Any one thread of a warp.
+  bool elect() {
+    bool elected = false;
+    together(kWarp, "an election", &elected, [&](const auto& lanes) { *lanes[below(kWarp)] = true; });
+    return elected;
+  }
+
+  std::byte* at(uint32_t address, size_t bytes) {
     if (address < kBase || address + bytes > memory_.size()) fail("an address beyond the launch's shared memory");
-    if (address % alignment != 0) fail("an address in shared memory that is not aligned");
     return memory_.data() + address;
+  }
+  // For numbers that threads read and write by themselves.
+  std::byte* numbers_at(uint32_t address, size_t bytes, size_t alignment) {
+    if (address % alignment != 0) fail("an address in shared memory that is not aligned");
+    const auto barrier = barriers_.upper_bound(address - kBarrierBytes);
+    if (barrier != barriers_.end() && barrier->first < address + bytes) fail("numbers where a barrier is");
+    return at(address, bytes);
   }
   std::byte* begin() { return memory_.data(); }
 
@@ -158,7 +171,7 @@ class Block {
 
   void copy(uint32_t to, const void* from, uint32_t bytes) {
     if (reinterpret_cast<uintptr_t>(from) % bytes != 0) fail("a copy of bytes that are not aligned");
-    at(to, bytes, bytes);
+    numbers_at(to, bytes, bytes);
     fibers_[running_].open.push_back({to, bytes, from});
   }
   void commit_copies() {

@@ -37,12 +37,12 @@ inline void sync_threads() { Block::current().sync(); }
 template <class T>
 T load_shared(uint32_t address) {
   T value;
-  std::memcpy(&value, Block::current().at(address, sizeof(T), alignof(T)), sizeof(T));
+  std::memcpy(&value, Block::current().numbers_at(address, sizeof(T), alignof(T)), sizeof(T));
   return value;
 }
 template <class T>
 void store_shared(uint32_t address, const T& value) {
-  std::memcpy(Block::current().at(address, sizeof(T), alignof(T)), &value, sizeof(T));
+  std::memcpy(Block::current().numbers_at(address, sizeof(T), alignof(T)), &value, sizeof(T));
 }
 
 inline void copy_4(uint32_t to, const void* from) { Block::current().copy(to, from, 4); }
@@ -130,6 +130,8 @@ inline void copy_box(uint32_t to, const TensorMap& tensor, int32_t column, int32
   Block::current().copy_box({to, tensor, column, row, barrier});
 }
 inline void prefetch_tensor(const TensorMap&) {}
+
+inline bool elect_one() { return Block::current().elect(); }
 
 inline void sync_warpgroup(int group) { Block::current().sync_warpgroup(group); }
 
