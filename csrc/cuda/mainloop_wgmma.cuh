@@ -29,9 +29,9 @@ struct Shape {
   static constexpr uint32_t kStageBytes = kParts * (kTurnRows + kTile) * kRowBytes;
   // As many samples as there is room for: those of any tile from 10 or from 5 outputs on.
   using Gram = GramTile<kBlocks, kParts == 3 ? 14 : 27>;
-  // Stages begin on 1024 bytes, as the swizzle asks for; the groups' forward Grams and the barriers follow them.
-  static constexpr uint32_t kSharedBytes =
-      1024 + kStages * kStageBytes + kGroups * Gram::kBytes + (2 * kStages + kGroups) * 8;
+  // Stages begin on 1024 bytes, as the swizzle asks for; the barriers and the groups' forward Grams follow them.
+  static constexpr uint32_t kBarrierBytes = (2 * kStages + kGroups) * 8;
+  static constexpr uint32_t kSharedBytes = 1024 + kStages * kStageBytes + kBarrierBytes + kGroups * Gram::kBytes;
   using Sums = Fragment<kBlocks, kEights>;
 };
 
@@ -47,13 +47,14 @@ class Ring {
   __device__ uint32_t cols(int stage, int part) const {
     return rows(stage, kParts) + part * static_cast<uint32_t>(kTile) * kRowBytes;
   }
-  __device__ uint32_t gram(int group) const {
-    return stages_ + Shape<kParts>::kStages * Shape<kParts>::kStageBytes + group * Shape<kParts>::Gram::kBytes;
+  __device__ uint32_t filled(int stage) const {
+    return stages_ + Shape<kParts>::kStages * Shape<kParts>::kStageBytes + stage * 8;
   }
-  __device__ uint32_t filled(int stage) const { return gram(kGroups) + stage * 8; }
   __device__ uint32_t emptied(int stage) const { return filled(Shape<kParts>::kStages + stage); }
 
   __device__ uint32_t turn(int group) const { return filled(2 * Shape<kParts>::kStages + group); }
+
+  __device__ uint32_t gram(int group) const { return turn(kGroups) + group * Shape<kParts>::Gram::kBytes; }
 
   __device__ void init() const {
     for (int stage = 0; stage < Shape<kParts>::kStages; ++stage) {

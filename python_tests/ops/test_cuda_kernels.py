@@ -151,10 +151,11 @@ def test_same_bits_in_any_run(device):
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
-def test_any_schedule(device, library, precision):
+@pytest.mark.parametrize("shape", [(70, 1, 3, 5, 500), (40, 1, 10, 5, 64)], ids=["long k", "many turns"])
+def test_any_schedule(device, library, shape, precision):
     """Warps that are held up, copies and products that come as early or as late as they may: always the same bits."""
-    forward, backward = factors(70, 1, 3, 5, 500)
-    batch, means = one_layer(forward, backward, 1.0), [row_means(reference.kernel(forward, backward, 1.0), 3)]
+    forward, backward = factors(*shape)
+    batch, means = one_layer(forward, backward, 1.0), [row_means(reference.kernel(forward, backward, 1.0), shape[2])]
     results = []
     for schedule in range(3):
         library.set_schedule(1000 * schedule)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from python_tests.mutations.mutant import Mutant
 
 KERNELS = "python_tests/ops/test_cuda_kernels.py"
+SCHEDULES = f"{KERNELS}::test_any_schedule"
+PRODUCTS = f"{KERNELS}::test_gram_and_inner_products"
 MMA = "csrc/cuda/mainloop_mma.cuh"
 WGMMA = "csrc/cuda/mainloop_wgmma.cuh"
 EPILOGUE = "csrc/cuda/epilogue.cuh"
@@ -117,7 +119,7 @@ MUTANTS = [
         "    sync_warpgroup(group_);  // the last turn's has been read\n",
         "",
         "copies for the next turn come while other warps still read the forward Gram of the last one",
-        (KERNELS,),
+        (SCHEDULES, PRODUCTS),
     ),
     Mutant(
         "gram-tile-read-before-copies-are-done",
@@ -125,7 +127,7 @@ MUTANTS = [
         "    copies_wait<0>();\n",
         "",
         "the forward Gram is read before its copies are done",
-        (KERNELS,),
+        (SCHEDULES, PRODUCTS),
     ),
     Mutant(
         "gram-tile-read-before-others-have-copied",
@@ -133,7 +135,7 @@ MUTANTS = [
         "    sync_warpgroup(group_);  // all have brought their share\n",
         "",
         "a thread waits for its own copies alone",
-        (KERNELS,),
+        (SCHEDULES, PRODUCTS),
     ),
     Mutant(
         "gram-tile-too-small",
@@ -141,7 +143,7 @@ MUTANTS = [
         "return (static_cast<int32_t>(kTile) - 2) / o + 2 <= Samples;",
         "return o > 0;",
         "the samples of a tile with few outputs do not fit into shared memory",
-        (KERNELS,),
+        (SCHEDULES, PRODUCTS),
     ),
     Mutant(
         "gram-tile-a-sample-short",
@@ -149,7 +151,7 @@ MUTANTS = [
         "(end < last ? end : last) + 1)",
         "(end < last ? end : last))",
         "the last sample of a tile's columns is not brought",
-        (KERNELS,),
+        (SCHEDULES, PRODUCTS),
     ),
     Mutant(
         "gram-tile-rows-in-another-order",
@@ -157,7 +159,7 @@ MUTANTS = [
         "slot % 2 * 8 + slot / (2 * Blocks) % 8",
         "slot % 2 + slot / (2 * Blocks) % 8 * 2",
         "the forward Gram and the means are those of other rows",
-        (KERNELS,),
+        (SCHEDULES, PRODUCTS),
     ),
     Mutant(
         "gram-tiles-at-one-place",
@@ -165,7 +167,7 @@ MUTANTS = [
         "group * Shape<kParts>::Gram::kBytes",
         "0 * group * Shape<kParts>::Gram::kBytes",
         "the forward Grams of both groups, and the barriers, lie at one place",
-        (KERNELS,),
+        (SCHEDULES, PRODUCTS),
     ),
     Mutant(
         "gram-tiles-at-one-barrier",
@@ -173,7 +175,7 @@ MUTANTS = [
         "ring.gram(turn % kGroups), turn % kGroups)",
         "ring.gram(turn % kGroups), 0)",
         "both groups wait for their own threads at one barrier",
-        (KERNELS,),
+        (SCHEDULES, PRODUCTS),
     ),
     Mutant(
         "forward-gram-in-tf32",
