@@ -146,6 +146,23 @@ template <Result kResult, bool kWhole, int Blocks, int Eights, class Operands>
 __device__ inline double finish_entries(const Problem& problem, const Place& place, Operands operands,
                                         Fragment<Blocks, Eights>& fragment) {
   float sum[Blocks][2] = {};  // for each row: short chains of additions
+  // Where the fragment's first entry of each row is, and its mirror image of the first.
+  float *row_at[Blocks][2] = {}, *mirrored = nullptr;
+  const int64_t size = problem.size;
+  double unscale[2] = {};
+  if constexpr (kResult != Result::kSquares) {
+#pragma unroll
+    for (int block = 0; block < Blocks; ++block) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        row_at[block][h] = problem.entries + (place.row_of(block, h) - problem.first_row) * size + place.col;
+      }
+    }
+  }
+  if constexpr (kResult == Result::kMatrix) {
+    mirrored = problem.entries + place.col * size + place.row;
+    for (int i = 0; i < 2; ++i) unscale[i] = problem.unscale[i];
+  }
   int32_t col = 0;
   for_each_entry<Blocks, Eights>(
       fragment,
@@ -162,15 +179,15 @@ __device__ inline double finish_entries(const Problem& problem, const Place& pla
           sum[block][h] += centered * centered;
           return;
         }
-        float* at = problem.entries + int64_t{row - problem.first_row} * problem.size + col;
+        float* at = row_at[block][h] + (col - place.col);
         if constexpr (kResult == Result::kProducts) {
           sum[block][h] += centered * __ldg(at);
         } else if constexpr (kResult == Result::kRows) {
           *at = centered;
         } else if (col >= row) {
-          const float value = static_cast<float>(static_cast<double>(entry) * problem.unscale[0] * problem.unscale[1]);
+          const float value = static_cast<float>(static_cast<double>(entry) * unscale[0] * unscale[1]);
           *at = value;
-          problem.entries[int64_t{col - problem.first_row} * problem.size + row] = value;
+          mirrored[(col - place.col) * size + (row - place.row)] = value;
         }
       });
   double total = 0;

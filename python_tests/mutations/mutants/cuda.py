@@ -196,8 +196,8 @@ MUTANTS = [
     Mutant(
         "bands-of-any-height",
         TILING,
-        "band_rows = ceil_div(rows, ceil_div(rows, kMostBandRows));",
-        "band_rows = kMostBandRows;",
+        "ceil_div(rows, ceil_div(rows, kMostBandRows))",
+        "int64_t{kMostBandRows}",
         "the last band of tiles may be a low one",
         (f"{KERNELS}::test_tile_bands_are_of_one_height",),
     ),
