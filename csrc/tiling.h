@@ -88,10 +88,14 @@ struct TileBands {
   static constexpr int32_t kMostBandRows = 16;
   int32_t first, end, size, bands, band_rows;
 
-  static TileBands of(int64_t first, int64_t end, int64_t size) {
-    const int64_t rows = end - first, band_rows = ceil_div(rows, ceil_div(rows, kMostBandRows));
-    return {static_cast<int32_t>(first), static_cast<int32_t>(end), static_cast<int32_t>(size),
-            static_cast<int32_t>(ceil_div(rows, band_rows)), static_cast<int32_t>(band_rows)};
+  TileBands() = default;
+  TileBands(int64_t first_row, int64_t end_row, int64_t rows_of_tiles)
+      : first(static_cast<int32_t>(first_row)),
+        end(static_cast<int32_t>(end_row)),
+        size(static_cast<int32_t>(rows_of_tiles)) {
+    const int64_t rows = end_row > first_row ? end_row - first_row : 1;  // without rows there is a band without tiles
+    band_rows = static_cast<int32_t>(ceil_div(rows, ceil_div(rows, kMostBandRows)));
+    bands = static_cast<int32_t>(ceil_div(rows, band_rows));
   }
 
   // Number of tiles in the rows [first, row).

@@ -117,7 +117,9 @@ Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64
   const torch::stable::accelerator::DeviceGuard guard(parts.get_device_index());
   const int64_t size = n * o;
   Problem problem{};
-  problem.tiles = TileBands::of(sample * o / kTile, ceil_div((sample + p.size(2)) * o, kTile), ceil_div(size, kTile));
+  problem.tiles = {static_cast<int32_t>(sample * o / kTile),
+                   static_cast<int32_t>(ceil_div((sample + p.size(2)) * o, kTile)),
+                   static_cast<int32_t>(ceil_div(size, kTile))};
   problem.size = static_cast<int32_t>(size);
   problem.n = static_cast<int32_t>(n);
   problem.o = static_cast<int32_t>(o);

@@ -91,8 +91,8 @@ int tangent_tiles(int hopper, int64_t blocks, int count, int result, const uint1
   return guarded([&] {
     Problem problem{};
     problem.size = n * o;
-    const auto tiles = [&](int64_t rows) { return ceil_div(rows, kTile); };
-    problem.tiles = TileBands::of(tiles(int64_t{sample} * o), tiles((sample + p_rows) * o), tiles(problem.size));
+    const auto tiles = [&](int64_t rows) { return static_cast<int32_t>(ceil_div(rows, kTile)); };
+    problem.tiles = {tiles(int64_t{sample} * o), tiles((sample + p_rows) * o), tiles(problem.size)};
     problem.n = n;
     problem.o = o;
     problem.parts = parts;
@@ -118,7 +118,7 @@ int tangent_tiles(int hopper, int64_t blocks, int count, int result, const uint1
 
 // Every tile of TileBands in its order, as (row, col).
 int64_t tile_bands(int32_t first, int32_t end, int32_t size, int64_t* pairs) {
-  const TileBands tiles = TileBands::of(first, end, size);
+  const TileBands tiles{first, end, size};
   for (int64_t t = 0; t < tiles.count(); ++t) {
     const PanelPair pair = tiles.at(t);
     pairs[2 * t] = pair.row;
@@ -128,7 +128,7 @@ int64_t tile_bands(int32_t first, int32_t end, int32_t size, int64_t* pairs) {
 }
 
 void tile_at(int32_t first, int32_t end, int32_t size, int64_t t, int64_t* pair) {
-  const PanelPair found = TileBands::of(first, end, size).at(t);
+  const PanelPair found = TileBands{first, end, size}.at(t);
   pair[0] = found.row;
   pair[1] = found.col;
 }
