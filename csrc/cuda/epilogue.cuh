@@ -101,22 +101,23 @@ class GramEntries {
   uint32_t row_[Blocks][2];
 };
 
-// sum += P o fragment, at one pair of positions.
-template <int Blocks, int Eights>
-__device__ inline void add_position_pair(const Problem& problem, const Place& place, int pair,
-                                         Fragment<Blocks, Eights>& fragment, Fragment<Blocks, Eights>& sum) {
-  GramEntries<false, Blocks> p(problem, place, pair);
+// sum += P o fragment, at one pair of positions, with operands as for finish_entries().
+template <int Blocks, int Eights, class Operands>
+__device__ inline void add_position_pair(Operands operands, Fragment<Blocks, Eights>& fragment,
+                                         Fragment<Blocks, Eights>& sum) {
   for_each_entry<Blocks, Eights>(
-      fragment, [&](int, int e) { p.column(e); }, [&](int block, int h, float& number) { number *= p.at(block, h); });
+      fragment, [&](int eight, int e) { operands.column(eight, e); },
+      [&](int block, int h, float& number) { number *= operands.p(block, h); });
   add<Blocks, Eights>(fragment, sum);
 }
 
-// What goes into entries beside the products, read from global memory where it is needed: P with kGram, and the means.
+// What goes into entries beside the products, read from global memory where it is needed: P with kGram, at one pair of
+// positions, and the means.
 template <bool kGram, bool kMeans, bool kWhole, int Blocks>
 class FromGlobal {
  public:
-  __device__ FromGlobal(const Problem& problem, const Place& place)
-      : problem_(problem), place_(place), p_(problem, place, 0) {
+  __device__ FromGlobal(const Problem& problem, const Place& place, int pair)
+      : problem_(problem), place_(place), p_(problem, place, pair) {
 #pragma unroll
     for (int block = 0; block < Blocks; ++block) {
 #pragma unroll
@@ -203,14 +204,25 @@ __device__ inline double finish_entries(const Problem& problem, const Place& pla
 template <Result kResult>
 constexpr bool kHasMeans = kResult != Result::kMatrix;
 
+// With operands that serve any tile.
+template <Result kResult, int Blocks, int Eights, class Operands>
+__device__ inline double finish(const Problem& problem, const Place& place, const Operands& operands,
+                                Fragment<Blocks, Eights>& fragment) {
+  return place.whole(problem) ? finish_entries<kResult, true, Blocks, Eights>(problem, place, operands, fragment)
+                              : finish_entries<kResult, false, Blocks, Eights>(problem, place, operands, fragment);
+}
+
+// With operands from global memory.
+template <Result kResult, bool kGram, bool kWhole, int Blocks, int Eights>
+__device__ inline double finish_from_global(const Problem& problem, const Place& place,
+                                            Fragment<Blocks, Eights>& fragment) {
+  const FromGlobal<kGram, kHasMeans<kResult>, kWhole, Blocks> operands(problem, place, 0);
+  return finish_entries<kResult, kWhole, Blocks, Eights>(problem, place, operands, fragment);
+}
 template <Result kResult, bool kGram, int Blocks, int Eights>
 __device__ inline double finish(const Problem& problem, const Place& place, Fragment<Blocks, Eights>& fragment) {
-  if (place.whole(problem)) {
-    const FromGlobal<kGram, kHasMeans<kResult>, true, Blocks> operands(problem, place);
-    return finish_entries<kResult, true, Blocks, Eights>(problem, place, operands, fragment);
-  }
-  const FromGlobal<kGram, kHasMeans<kResult>, false, Blocks> operands(problem, place);
-  return finish_entries<kResult, false, Blocks, Eights>(problem, place, operands, fragment);
+  return place.whole(problem) ? finish_from_global<kResult, kGram, true, Blocks, Eights>(problem, place, fragment)
+                              : finish_from_global<kResult, kGram, false, Blocks, Eights>(problem, place, fragment);
 }
 
 // Stores each warp's sum in a place of its own, so that they can be added in a fixed order.

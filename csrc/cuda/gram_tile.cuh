@@ -67,17 +67,7 @@ class GramTile {
     copies_commit();
   }
 
-  // As finish() of the epilogue, with what bring() has brought.
-  template <Result kResult, int Eights>
-  __device__ double finish(const Problem& problem, const Place& place, Fragment<Blocks, Eights>& fragment) const {
-    copies_wait<0>();
-    sync_warpgroup(group_);  // all have brought their share
-    const Operands operands(columns_, rows_);
-    return place.whole(problem) ? finish_entries<kResult, true, Blocks, Eights>(problem, place, operands, fragment)
-                                : finish_entries<kResult, false, Blocks, Eights>(problem, place, operands, fragment);
-  }
-
-  // This thread's share of it, as finish_entries() takes it.
+  // This thread's share of it, for finish().
   class Operands {
    public:
     __device__ Operands(uint32_t columns, uint32_t rows)
@@ -96,10 +86,16 @@ class GramTile {
 
    private:
     uint32_t columns_, rows_;
-    OfRows<Blocks> row_means_, p_;
-    TwoColumns two_;
-    float col_mean_;
+    OfRows<Blocks> row_means_, p_{};
+    TwoColumns two_{};
+    float col_mean_ = 0;
   };
+  // When all threads of the warpgroup have brought theirs.
+  __device__ Operands brought() const {
+    copies_wait<0>();
+    sync_warpgroup(group_);
+    return {columns_, rows_};
+  }
 
  private:
   uint32_t columns_, rows_;

@@ -232,8 +232,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       typename Shape<kParts>::Sums fragment;
       consume<kParts>(ring, turn, slices, fragment);
-      sum += in_shared ? gram.template finish<kResult>(problem, place, fragment)
-                       : finish<kResult, true, Shape<kParts>::kBlocks, kEights>(problem, place, fragment);
+      // Tiles of so few outputs are not worth an epilogue of their own where they are whole.
+      sum += in_shared
+                 ? finish<kResult, Shape<kParts>::kBlocks, kEights>(problem, place, gram.brought(), fragment)
+                 : finish_from_global<kResult, true, false, Shape<kParts>::kBlocks, kEights>(problem, place, fragment);
     }
     if constexpr (kResult == Result::kSquares || kResult == Result::kProducts) {
       store_sum(problem, sum, (int64_t{blockIdx.x} * kGroups + group) * 4 + warp);

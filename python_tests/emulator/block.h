@@ -44,7 +44,23 @@ struct Tensor {
   int32_t box_rows, box_cols;
 };
 
+struct Span {
+  const void* begin;
+  int64_t bytes;
+};
+
+// The global memory that single threads of a launch may read; any, where nothing is listed.
+inline std::vector<Span> readable;
+
 [[noreturn]] inline void fail(const std::string& what) { throw std::runtime_error("emulator: " + what); }
+
+inline void check_readable(const void* from, size_t bytes) {
+  const auto holds = [&](const Span& span) {
+    const int64_t offset = static_cast<const std::byte*>(from) - static_cast<const std::byte*>(span.begin);
+    return offset >= 0 && offset + static_cast<int64_t>(bytes) <= span.bytes;
+  };
+  if (!readable.empty() && std::none_of(readable.begin(), readable.end(), holds)) fail("a read beyond what was given");
+}
 
 inline double bfloat16(uint16_t bits) {
   const uint32_t wide = static_cast<uint32_t>(bits) << 16;
@@ -172,6 +188,7 @@ class Block {
   void copy(uint32_t to, const void* from, uint32_t bytes) {
     if (reinterpret_cast<uintptr_t>(from) % bytes != 0) fail("a copy of bytes that are not aligned");
     numbers_at(to, bytes, bytes);
+    check_readable(from, bytes);
     fibers_[running_].open.push_back({to, bytes, from});
   }
   void commit_copies() {

@@ -17,6 +17,7 @@
 
 template <class T>
 T __ldg(const T* pointer) {
+  emulator::check_readable(pointer, sizeof(T));
   return *pointer;
 }
 

@@ -95,7 +95,7 @@ MUTANTS = [
         "kWhole || sample < problem_.n ? sample : problem_.n - 1",
         "sample",
         "the forward Gram is read past its end for columns that fill up a tile",
-        (KERNELS,),
+        (PRODUCTS,),
     ),
     Mutant(
         "gram-at-the-first-pair-of-positions",
@@ -132,7 +132,7 @@ MUTANTS = [
     Mutant(
         "gram-tile-read-before-others-have-copied",
         GRAM_TILE,
-        "    sync_warpgroup(group_);  // all have brought their share\n",
+        "    sync_warpgroup(group_);\n    return {columns_, rows_};",
         "",
         "a thread waits for its own copies alone",
         (SCHEDULES, PRODUCTS),
@@ -152,6 +152,22 @@ MUTANTS = [
         "(end < last ? end : last))",
         "the last sample of a tile's columns is not brought",
         (SCHEDULES, PRODUCTS),
+    ),
+    Mutant(
+        "gram-tile-samples-past-the-last",
+        GRAM_TILE,
+        "(end < last ? end : last) + 1)",
+        "end + 1)",
+        "the forward Gram is read past its end for columns that fill up a tile",
+        (PRODUCTS,),
+    ),
+    Mutant(
+        "gram-tile-rows-past-the-last",
+        GRAM_TILE,
+        "((x < last ? x : last) - problem.sample)",
+        "(x - problem.sample)",
+        "the forward Gram is read past its end for rows that fill up a tile",
+        (PRODUCTS,),
     ),
     Mutant(
         "gram-tile-rows-in-another-order",
