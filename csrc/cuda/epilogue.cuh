@@ -43,8 +43,8 @@ struct Place {
   __device__ bool whole(const Problem& problem) const { return (row > col ? row : col) / kTile < problem.size / kTile; }
 };
 
-// Calls visit(block, h, number) for the numbers of a fragment, column by column, and before each column column(eight,
-// e).
+// Calls visit(block, h, number) for the numbers of a fragment, column by column, and column(eight, e) before each of
+// the columns.
 template <int Blocks, int Eights, class Column, class Visit>
 __device__ inline void for_each_entry(Fragment<Blocks, Eights>& fragment, const Column& column, const Visit& visit) {
 #pragma unroll
