@@ -133,7 +133,7 @@ MUTANTS = [
         "gram-tile-read-before-others-have-copied",
         GRAM_TILE,
         "    sync_warpgroup(group_);\n    return {columns_, rows_};",
-        "",
+        "    return {columns_, rows_};",
         "a thread waits for its own copies alone",
         (SCHEDULES, PRODUCTS),
     ),
