@@ -4,8 +4,8 @@ Tensor cores multiply bf16 numbers. A product of fp32 numbers is a sum of such p
 "highest" (6 products), of 2 parts at "high" (3 products). "medium" takes the numbers rounded to bf16. Factors that are
 bf16 already need one part at any precision.
 
-Everything else is torch's: the forward Gram, which is tiny beside K, in float64 and by panels of samples, and kernels
-of float64 numbers or over samples alone, which take float64 products (see `ahkernels.ops.plain`).
+Everything else is torch's: the forward Gram, which is tiny beside K, by panels of samples (see `gram_dtype`), and
+kernels of float64 numbers or over samples alone, which take float64 products (see `ahkernels.ops.plain`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,29 @@ from ahkernels.ops import plain
 from ahkernels.ops.batch import KernelBatch, Layer
 from ahkernels.ops.build import TILING
 from ahkernels.ops.scaling import power_of_two, scale_of_largest, scales_of
+from ahkernels.precision import products_are_in_float32
 
 # A panel has a multiple of so many samples, and so whole tiles of K at any number of outputs.
 PANEL_SAMPLES = TILING["cuda_tile"]
-# For a panel of the forward Gram, in float64 and float32, and for rows of K where two kernels are compared.
+# For a panel of the forward Gram, and for rows of K where two kernels are compared.
 PANEL_BYTES = 256 << 20
 PARTS = {"highest": 3, "high": 2, "medium": 1}
+# A sum of so many products in fp32 keeps the digits of two bf16 parts: see `gram_dtype`.
+LONGEST_FLOAT32_SUM = 1 << 14
+
+
+def gram_dtype(layer: Layer, precision: str) -> torch.dtype:
+    """What the forward Gram P is computed in. An error of P is an error of every entry of K.
+
+    A product of d fp32 numbers is off by about sqrt(d) 2^-24 of the norms of its two rows, and by d 2^-24 at most.
+    "medium" rounds the backward factor to 2^-9, beside which that does not count, nor 2^-11 where torch may multiply
+    in TF32. "high" keeps 2^-17, which fp32 keeps up to d = 2^14, and TF32 does not. "highest" asks for fp32's own
+    2^-24, and leaves it to the backward factor alone.
+    """
+    if precision == "medium":
+        return torch.float32
+    keeps = layer.forward.shape[2] <= LONGEST_FLOAT32_SUM and products_are_in_float32(layer.forward.device)
+    return torch.float32 if precision == "high" and keeps else torch.float64
 
 
 def pack_parts(factor: Tensor, scale: Tensor, count: int) -> Tensor:
@@ -65,8 +82,8 @@ class ScaledKernel:
     """The kernel of one layer times forward_scale^2 backward_scale^2, as the tiles compute it.
 
     Attributes:
-        forward: Scaled forward factor, float64 [s, n, d].
-        bias: b, scaled, a float64 scalar on the device.
+        forward: Scaled forward factor [s, n, d], in the dtype that its Gram is computed in.
+        bias: b, scaled, a scalar of that dtype on the device.
         parts: Backward factor from `pack_parts`.
         forward_scale: A power of two on the device.
         backward_scale: Likewise.
@@ -86,9 +103,10 @@ class ScaledKernel:
         forward, backward, bias, _ = layer
         forward_scale, backward_scale = scales or (power_of_two(forward, bias), power_of_two(backward))
         count = 1 if backward.dtype == torch.bfloat16 else PARTS[precision]
+        dtype = gram_dtype(layer, precision)
         return cls(
-            forward.transpose(0, 1).double() * forward_scale,
-            bias * forward_scale**2,
+            forward.transpose(0, 1).to(dtype) * forward_scale.to(dtype),
+            (bias * forward_scale**2).to(dtype),
             pack_parts(backward, backward_scale, count),
             forward_scale,
             backward_scale,
@@ -111,10 +129,11 @@ class ScaledKernel:
         One product of matrices: a batched one over pairs of positions would copy both operands for each pair.
         """
         a, others = self.forward[:, rows], self.forward[:, rows.start :]
-        product = (a.flatten(0, 1) @ others.flatten(0, 1).T).add_(self.bias)
         s, c, count = *a.shape[:2], others.shape[1]
+        # A vector of biases is added within the product, unlike a scalar.
+        product = torch.addmm(self.bias.expand(s * count).contiguous(), a.flatten(0, 1), others.flatten(0, 1).T)
         by_positions = product.view(s, c, s, count).transpose(1, 2)
-        return by_positions.to(torch.float32, memory_format=torch.contiguous_format)
+        return by_positions.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
 
     def means(self, row_means: Tensor) -> Tensor:
         """Numbers [2, rows] that centering subtracts from rows and from columns; the former include the mean of all."""
@@ -168,7 +187,8 @@ class SumOfLayers:
     @property
     def bytes_per_sample(self) -> int:
         """Bytes of the forward Grams at all pairs of positions, for each sample of a panel."""
-        return max((_gram_bytes(layer) for layer in self.layers if not layer.by_jacobian), default=0)
+        by_pairs = (layer for layer in self.layers if not layer.by_jacobian)
+        return max((_gram_bytes(layer, self.precision) for layer in by_pairs), default=0)
 
     def panel(self, rows: slice) -> Tensor:
         """As `plain.ScaledLayer.panel`, times scale."""
@@ -195,10 +215,15 @@ class SumOfLayers:
                 yield ScaledKernel.of(Layer(a.new_empty(len(a), 1, 0), j.unsqueeze(1), 1.0, False), self.precision)
 
 
-def _gram_bytes(layer: Layer) -> int:
-    """Bytes of the forward Gram at all pairs of positions in float64 and float32, for one sample of its rows."""
+def _gram_bytes(layer: Layer, precision: str) -> int:
+    """Bytes of the forward Gram at all pairs of positions, for one sample of its rows.
+
+    It is held twice where the tiles do not take the product as it is: in another dtype or order.
+    """
     n, s, _ = layer.forward.shape
-    return 12 * s**2 * n
+    dtype = gram_dtype(layer, precision)
+    as_it_is = dtype == torch.float32 and s == 1
+    return (dtype.itemsize + (0 if as_it_is else 4)) * s**2 * n
 
 
 def _panels(n: int, bytes_per_sample: int) -> list[slice]:
@@ -225,7 +250,7 @@ def centered_inner_products(batch: KernelBatch, row_means: list[Tensor], precisi
     layers = _single_layers(batch)
     if layers is None:
         return _inner_products_of_sums(batch, row_means, precision)
-    return _inner_products_of_layers([ScaledKernel.of(layer, precision) for layer in layers], row_means)
+    return _inner_products_of_layers(layers, row_means, precision)
 
 
 def _inner_products_of_sums(batch: KernelBatch, row_means: list[Tensor], precision: str) -> Tensor:
@@ -241,12 +266,12 @@ def _inner_products_of_sums(batch: KernelBatch, row_means: list[Tensor], precisi
     )
 
 
-def _inner_products_of_layers(kernels: Sequence[ScaledKernel], row_means: list[Tensor]) -> Tensor:
+def _inner_products_of_layers(layers: Sequence[Layer], row_means: list[Tensor], precision: str) -> Tensor:
+    kernels = [ScaledKernel.of(layer, precision) for layer in layers]
     n, o = kernels[0].n, kernels[0].o
     means = [kernel.means(row) for kernel, row in zip(kernels, row_means, strict=True)]
     total = row_means[0].new_zeros(len(kernels), len(kernels))
-    positions = max(kernel.forward.shape[0] for kernel in kernels)
-    gram_bytes = 12 * positions**2 * n
+    gram_bytes = max(_gram_bytes(layer, precision) for layer in layers)
     held = gram_bytes if len(kernels) == 1 else max(gram_bytes, 4 * o * n * o)
     for rows in _panels(n, held):
         for i, kernel in enumerate(kernels):
@@ -281,6 +306,6 @@ def tangent_gram(batch: KernelBatch, precision: str) -> Tensor:
     kernel = ScaledKernel.of(layer, precision)
     out = torch.empty(n * o, n * o, dtype=torch.float32, device=layer.forward.device)
     unscale = torch.stack((kernel.forward_scale, kernel.backward_scale)) ** -2.0
-    for now in _panels(n, _gram_bytes(layer)):
+    for now in _panels(n, _gram_bytes(layer, precision)):
         kernel.tiles(now, "matrix", unscale=unscale, entries=out)
     return out

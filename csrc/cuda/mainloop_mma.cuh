@@ -145,7 +145,8 @@ __global__ void __launch_bounds__(kThreads) tiles(const __grid_constant__ Proble
         Product<kParts>(problem, shared_address(shared_memory()), tile, pair / problem.positions,
                         pair % problem.positions)
             .make(fragment);
-        add_position_pair<kBlocks, kEights>(problem, place, pair, fragment, entries);
+        const FromGlobal<true, false, false, kBlocks> operands(problem, place, pair);
+        add_position_pair<kBlocks, kEights>(operands, fragment, entries);
       }
       sum += finish<kResult, false, kBlocks, kEights>(problem, place, entries);
     } else {

@@ -7,7 +7,7 @@
 // when it has seen the last slice of its turn.
 #pragma once
 
-#include "epilogue.cuh"
+#include "gram_tile.cuh"
 
 namespace ahkernels::cuda::wgmma {
 
@@ -27,8 +27,11 @@ struct Shape {
   static constexpr int kTurnRows = 64 * kBlocks, kTurnsPerTile = static_cast<int>(kTile) / kTurnRows;
   static constexpr int kStages = kParts == 1 ? 6 : 3;
   static constexpr uint32_t kStageBytes = kParts * (kTurnRows + kTile) * kRowBytes;
-  // Stages begin on 1024 bytes, as the swizzle asks for; the barriers follow them.
-  static constexpr uint32_t kSharedBytes = 1024 + kStages * kStageBytes + (2 * kStages + kGroups) * 8;
+  // As many samples as there is room for: those of any tile from 10 or from 5 outputs on.
+  using Gram = GramTile<kBlocks, kParts == 3 ? 14 : 27>;
+  // Stages begin on 1024 bytes, as the swizzle asks for; the barriers and the groups' forward Grams follow them.
+  static constexpr uint32_t kBarrierBytes = (2 * kStages + kGroups) * 8;
+  static constexpr uint32_t kSharedBytes = 1024 + kStages * kStageBytes + kBarrierBytes + kGroups * Gram::kBytes;
   using Sums = Fragment<kBlocks, kEights>;
 };
 
@@ -50,6 +53,8 @@ class Ring {
   __device__ uint32_t emptied(int stage) const { return filled(Shape<kParts>::kStages + stage); }
 
   __device__ uint32_t turn(int group) const { return filled(2 * Shape<kParts>::kStages + group); }
+
+  __device__ uint32_t gram(int group) const { return turn(kGroups) + group * Shape<kParts>::Gram::kBytes; }
 
   __device__ void init() const {
     for (int stage = 0; stage < Shape<kParts>::kStages; ++stage) {
@@ -203,7 +208,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int32_t group = static_cast<int32_t>(threadIdx.x) / 128 - 1;
   if (group < 0) {
     release_registers<kProducerRegisters>();
-    if (threadIdx.x == 0) {
+    if (threadIdx.x < 32 && elect_one()) {
       prefetch_tensor(row_tensor);
       prefetch_tensor(col_tensor);
       produce<kParts>(problem, row_tensor, col_tensor, ring);
@@ -213,13 +218,24 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int32_t warp = threadIdx.x / 32 % 4;
     const int slices = problem.k / kSlice;
     const int32_t count = turns<kParts>(problem);
+    using Gram = typename Shape<kParts>::Gram;
+    const bool in_shared = Gram::fits(problem.o);
     double sum = 0;
     for (int32_t turn = group; turn < count; turn += kGroups) {
+      const Gram gram(ring.gram(turn % kGroups), turn % kGroups);
+      const PanelPair tile = tile_of<kParts>(problem, turn);
+      const int32_t first_row = turn % Shape<kParts>::kTurnsPerTile * Shape<kParts>::kTurnRows;
+      const Place place = Place::of(tile, first_row + warp * 16, 0, kBlockRows);
+      if (in_shared) {
+        gram.template bring<kHasMeans<kResult>>(problem, static_cast<uint32_t>(tile.row * kTile + first_row),
+                                                static_cast<uint32_t>(tile.col * kTile));
+      }
       typename Shape<kParts>::Sums fragment;
       consume<kParts>(ring, turn, slices, fragment);
-      const int32_t first_row = turn % Shape<kParts>::kTurnsPerTile * Shape<kParts>::kTurnRows + warp * 16;
-      const Place place = Place::of(tile_of<kParts>(problem, turn), first_row, 0, kBlockRows);
-      sum += finish<kResult, true, Shape<kParts>::kBlocks, kEights>(problem, place, fragment);
+      // Tiles of so few outputs are not worth an epilogue of their own where they are whole.
+      sum += in_shared
+                 ? finish<kResult, Shape<kParts>::kBlocks, kEights>(problem, place, gram.brought(), fragment)
+                 : finish_from_global<kResult, true, false, Shape<kParts>::kBlocks, kEights>(problem, place, fragment);
     }
     if constexpr (kResult == Result::kSquares || kResult == Result::kProducts) {
       store_sum(problem, sum, (int64_t{blockIdx.x} * kGroups + group) * 4 + warp);

@@ -110,6 +110,11 @@ int tangent_tiles(int hopper, int64_t blocks, int count, int result, const uint1
     problem.first_row = static_cast<Result>(result) == Result::kMatrix ? 0 : sample * o;
     problem.unscale = unscale;
     const Result what = static_cast<Result>(result);
+    const int64_t all_rows = int64_t{positions} * padded_rows, pairs = int64_t{positions} * positions;
+    emulator::readable = {{parts, 2 * count * all_rows * k},
+                          {p, 4 * pairs * p_rows * problem.p_cols},
+                          {means, means == nullptr ? 0 : 4 * 2 * padded_rows},
+                          {entries, what == Result::kProducts ? 4 * p_rows * o * int64_t{problem.size} : 0}};
     if (count == 1) return run<1>(problem, what, hopper, blocks);
     if (count == 2) return run<2>(problem, what, hopper, blocks);
     return run<3>(problem, what, hopper, blocks);

@@ -28,13 +28,15 @@ def device(request, library, monkeypatch):
     return device
 
 
-# n, s, o, d, m, bias: one tile and several, ragged and whole, k beyond the stages of the rings, several positions.
+# n, s, o, d, m, bias: one tile and several, ragged and whole, k beyond the stages of the rings, as many samples in a
+# tile as shared memory has room for (10 outputs in three parts, else 5), several positions.
 SHAPES = [
     (1, 1, 2, 3, 5, 1.0),
     (64, 1, 2, 10, 64, 0.0),
     (30, 1, 10, 7, 70, 1.0),
     (40, 1, 7, 20, 450, 0.0),
     (3, 1, 100, 5, 130, 1.0),
+    (110, 1, 5, 3, 8, 1.0),
     (20, 2, 9, 4, 30, 1.0),
     (70, 3, 2, 6, 0, 0.0),
 ]
@@ -169,10 +171,11 @@ def test_same_bits_in_any_run(device):
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
-def test_any_schedule(device, library, precision):
+@pytest.mark.parametrize("shape", [(70, 1, 3, 5, 500), (40, 1, 10, 5, 64)], ids=["long k", "many turns"])
+def test_any_schedule(device, library, shape, precision):
     """Warps that are held up, copies and products that come as early or as late as they may: always the same bits."""
-    forward, backward = factors(70, 1, 3, 5, 500)
-    batch, means = one_layer(forward, backward, 1.0), [row_means(reference.kernel(forward, backward, 1.0), 3)]
+    forward, backward = factors(*shape)
+    batch, means = one_layer(forward, backward, 1.0), [row_means(reference.kernel(forward, backward, 1.0), shape[2])]
     results = []
     for schedule in range(3):
         library.set_schedule(1000 * schedule)
@@ -203,6 +206,20 @@ def test_tile_bands_visit_each_tile_once(library, first, end, size):
     assert library.tile_bands(first, end, size, pairs) == count
     got = list(zip(pairs[::2], pairs[1::2], strict=True))
     assert sorted(got) == [(row, col) for row in range(first, end) for col in range(row, size)]
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 20, 33, 40, 80])
+def test_tile_bands_are_of_one_height(library, rows):
+    """The last column of tiles, of which each band takes its rows one after the other."""
+    size = 100
+    pairs = (ctypes.c_int64 * (2 * sum(size - row for row in range(rows))))()
+    library.tile_bands(0, rows, size, pairs)
+    times = [t for t, col in enumerate(pairs[1::2]) if col == size - 1]
+    ends = [i + 1 for i in range(rows) if i + 1 == rows or times[i + 1] != times[i] + 1]
+    heights = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    assert len(heights) == -(-rows // 16)
+    assert set(heights[:-1]) <= {heights[0]}
+    assert heights[0] - heights[-1] < len(heights)
 
 
 def test_tile_bands_beyond_32_bits(library):
