@@ -112,8 +112,7 @@ class CrossKernel(KernelOperator):
             )
         n, o = self.rows.n, self.rows.o
         scaled = [
-            [plain.ScaledLayer.of(layer, self.rows.precision) for layer in kernel.batch.kernels()[0]]
-            for kernel in (self.rows, self.columns)
+            plain.scaled_layers(kernel.batch.kernels()[0], self.rows.precision) for kernel in (self.rows, self.columns)
         ]
         if out is None:
             out = torch.empty(self.shape, dtype=self.dtype, device=self.rows.device)

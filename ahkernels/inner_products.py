@@ -83,17 +83,17 @@ def _from_squares(
     for one in squares:
         if one is not None:
             product = products[one]
-            of_ones = sums[one] if one in sums else product.new_tensor(_sum(kernel, one))
+            of_ones = sums[one] if one in sums else _sum(kernel, one)
             found[one] = torch.stack((product, squares[one].to(product).squeeze(), trace, of_ones.squeeze()))
     return found
 
 
-def _sum(kernel: TangentKernel, centering: Centering) -> float:
-    """The sum of the entries that a centering takes means of."""
+def _sum(kernel: TangentKernel, centering: Centering) -> Tensor:
+    """The sum of the entries that a centering takes means of, on the kernel's device."""
     if centering == "per_output":
         return kernel.sum_of_diagonal_blocks()
     ones = torch.ones(kernel.rows_here, 1, dtype=torch.float64, device=kernel.device)
-    return float(kernel.quadratic(ones))
+    return kernel.quadratic(ones)
 
 
 def _by_tiles(kernels: Sequence[TangentKernel], v: Tensor, centerings: Sequence[Centering]) -> dict[Centering, Moments]:

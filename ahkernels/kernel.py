@@ -264,16 +264,16 @@ class TangentKernel(KernelOperator):
         """Sum of all entries, from the row means."""
         return float(self.samples.sum(self.row_means().sum())) * self.shape[0]
 
-    def sum_of_diagonal_blocks(self) -> float:
-        """Sum of the entries between rows of the same output."""
+    def sum_of_diagonal_blocks(self) -> Tensor:
+        """Sum of the entries between rows of the same output, a float64 scalar on the kernel's device."""
         ones = torch.ones(self.n, 1, 1, dtype=torch.float64, device=self.device)
         of_output = sum(one.positions * one.backward.shape[3] for one in self.factors)
         step = max(1, _NUMBERS_JOINED // max(1, self.samples.n * of_output))  # the same in all processes
-        total = 0.0
+        total = ones.new_zeros(())
         for begin in range(0, self.o, step):
             # The blocks are those of one output whose gradient is that of all of them side by side.
             joined = [g[:, :, begin : begin + step].flatten(2).unsqueeze(2) for g in self.batch.backward]
-            total += float(self.samples.quadratic(self.batch._replace(backward=joined), ones))
+            total += self.samples.quadratic(self.batch._replace(backward=joined), ones).squeeze()
         return total
 
     def frobenius_norm(self, *, centering: Centering | None = "global") -> float:

@@ -18,16 +18,18 @@ from ahkernels.centering import Centering, Centerings, require_centerings
 from ahkernels.distributed.cost import Shard
 from ahkernels.distributed.group import everywhere, watched
 from ahkernels.distributed.layers import reports_by_layers
+from ahkernels.inner_products import inner_products
 from ahkernels.kernel import TangentKernel
 from ahkernels.ops.moments import KernelMoments
 from ahkernels.outputs import OutputSelection
+from ahkernels.readings import Readings
 from ahkernels.report import AlignmentReport
 from ahkernels.statistics.alignment_numbers import AlignmentNumbers, inner_product, label_moments
 from ahkernels.statistics.debiased import bias_of_inner_products, require_debiased
 from ahkernels.statistics.degenerate import RoundingBound
 from ahkernels.statistics.degenerate_warning import Finding, OneWarning
 from ahkernels.statistics.estimate import Estimate, estimate_frobenius_norm, estimated_moments, require_products
-from ahkernels.statistics.fisher import fisher_kernel
+from ahkernels.statistics.fisher import fisher_roots
 from ahkernels.statistics.labels import Labels
 from ahkernels.statistics.layer_statistics import STATISTICS, KernelKind, statistics_in_report
 from ahkernels.statistics.spectrum import largest_eigenvalue
@@ -262,32 +264,36 @@ def _alignment_reports(
     of_samples = [labels_of(traced, one) for one in centerings] if "forward" in kinds else labels
     if "fisher" in kinds and outputs.spec != "all":
         raise ValueError(f'statistics: expected those of Fisher with outputs = "all", got {outputs.spec!r}')
-    of_fisher = labels_of(outputs, None)
-    logits = capture.logits() if "fisher" in kinds else None
+    of_fisher = (fisher_roots(capture.logits()), labels_of(outputs, None)) if "fisher" in kinds else None
     spectral = any(statistic.spectral for statistic in wanted if statistic.kernel == "kernel")
     debiased = any(statistic.debiased for statistic in wanted)
     if debiased:
         require_debiased("statistics", samples.n, 1 if outputs.per_sample else len(outputs.indices), centerings)
+    readings = Readings()
     pending: dict[str, _PendingLayer] = {}
-    for batch in _batches(capture.kernels(), min(_BATCH_BYTES, options.capture.memory_budget // _BATCHES_IN_BUDGET)):
+    most_bytes = min(_BATCH_BYTES, options.capture.memory_budget // _BATCHES_IN_BUDGET)
+    if "per_output" in centerings and capture.device.type != "cpu":
+        most_bytes = 0  # there, the offsets of each kernel would be held, and nothing gained
+    for batch in _batches(capture.kernels(), most_bytes):
         same_rows: list[dict[KernelKind, TangentKernel]] = []
         for _, kernel, with_grams in batch:
             same_rows.append({"kernel": kernel})
             if "backward" in kinds and with_grams is kernel:  # of the same factors
                 same_rows[-1]["backward"] = with_grams.backward_gram()
-        of_batch = _pending(same_rows, labels, estimate)
+        of_batch = _pending(same_rows, labels, estimate, readings)
         for (name, kernel, with_grams), of_layer in zip(batch, of_batch, strict=True):
             if "forward" in kinds and with_grams is not None:
-                of_layer |= _pending([{"forward": with_grams.forward_gram()}], of_samples, estimate)[0]
+                of_layer |= _pending([{"forward": with_grams.forward_gram()}], of_samples, estimate, readings)[0]
             if "backward" in kinds and with_grams is not None and with_grams is not kernel:
-                of_layer |= _pending([{"backward": with_grams.backward_gram()}], labels, estimate)[0]
-            if logits is not None:
-                fisher = _pending_fisher(fisher_kernel(kernel, logits), of_fisher, estimate)
+                of_layer |= _pending([{"backward": with_grams.backward_gram()}], labels, estimate, readings)[0]
+            if of_fisher is not None:
+                roots, uncentered = of_fisher
+                fisher = _pending_fisher(kernel.congruence(roots), uncentered, estimate, readings)
                 of_layer["fisher"] = dict.fromkeys(centerings, fisher)
             for one in centerings if spectral else ():
                 of_layer["kernel"][one].largest = largest_eigenvalue(kernel, centering=one)
             if debiased:
-                bias = bias_of_inner_products([kernel], labels[0].centered)
+                bias = readings.add(bias_of_inner_products([kernel], labels[0].centered))
                 for one in centerings:  # with several, they are the same
                     of_layer["kernel"][one].bias = bias
             pending[name] = of_layer
@@ -308,13 +314,12 @@ class _PendingKernel:
     labels: Labels
     largest: float = math.nan
     relative_error: float = 0.0
-    bias: Tensor | None = None
+    bias: Callable[[], Tensor] | None = None
 
     def numbers(self) -> AlignmentNumbers:
         """The numbers as floats, which waits for the device."""
-        return AlignmentNumbers.of(
-            self.bound, self.moments(), self.labels, self.largest, self.relative_error, self.bias
-        )
+        bias = None if self.bias is None else self.bias()
+        return AlignmentNumbers.of(self.bound, self.moments(), self.labels, self.largest, self.relative_error, bias)
 
 
 _PendingLayer: TypeAlias = dict[KernelKind, dict[Centering, _PendingKernel]]
@@ -350,7 +355,7 @@ def _report(
 
 
 def _batches(kernels: Iterable[CapturedKernel], most_bytes: int) -> Iterator[list[CapturedKernel]]:
-    """Kernels to be measured by one op: on a CPU it takes small ones side by side, a thread each.
+    """Kernels to be measured by one op: a CPU takes small ones side by side, a device launches less for each of them.
 
     A batch ends once its factors are of so many bytes.
     """
@@ -363,7 +368,7 @@ def _batches(kernels: Iterable[CapturedKernel], most_bytes: int) -> Iterator[lis
             batch, held = [], 0
         batch.append(captured)
         held += sum(factors.forward.nbytes + factors.backward.nbytes for factors in kernel.factors)
-        full = held >= most_bytes or kernel.device.type != "cpu" or kernel.o == 1 or kernel.samples.sharded
+        full = held >= most_bytes or kernel.o == 1 or kernel.samples.sharded
         del captured, kernel  # before the next pass
         if full:
             yield batch
@@ -373,7 +378,10 @@ def _batches(kernels: Iterable[CapturedKernel], most_bytes: int) -> Iterator[lis
 
 
 def _pending(
-    layers: Sequence[Mapping[KernelKind, TangentKernel]], labels: Sequence[Labels], estimate: _NormEstimate | None
+    layers: Sequence[Mapping[KernelKind, TangentKernel]],
+    labels: Sequence[Labels],
+    estimate: _NormEstimate | None,
+    readings: Readings,
 ) -> list[_PendingLayer]:
     """The kernels of each layer, all over the same rows, measured for each centering."""
     if estimate is not None:
@@ -382,13 +390,13 @@ def _pending(
             for of_layer in layers
         ]
     moments = label_moments([kernel for of_layer in layers for kernel in of_layer.values()], labels)
-    of_each = {one: functools.cache(found.of_each) for one, found in moments.items()}  # one copy from the device
+    of_each = {one: readings.add(found.stacked()) for one, found in moments.items()}
     row = itertools.count()
 
     def of_kernel(kernel: TangentKernel, index: int) -> dict[Centering, _PendingKernel]:
         def pending(one: Labels) -> _PendingKernel:
             bound = RoundingBound.of(kernel, one.centering)
-            return _PendingKernel(bound, lambda: of_each[one.centering]()[index], one)
+            return _PendingKernel(bound, lambda: KernelMoments(*of_each[one.centering]()[index].tolist()), one)
 
         return {one.centering: pending(one) for one in labels}
 
@@ -413,10 +421,17 @@ def _given(moments: KernelMoments) -> KernelMoments:
     return moments
 
 
-def _pending_fisher(fisher: TangentKernel, labels: Labels, estimate: _NormEstimate | None) -> _PendingKernel:
+def _pending_fisher(
+    fisher: TangentKernel, labels: Labels, estimate: _NormEstimate | None, readings: Readings
+) -> _PendingKernel:
     """The kernel of a layer's Fisher information, which is not centered."""
-    norm = fisher.frobenius_norm(centering=None) if estimate is None else estimate(fisher, centering=None).value
+    product, trace = inner_product(fisher, labels), fisher.samples.sum(fisher.diagonal().sum())
+    if estimate is None:
+        square = inner_products([fisher], None).squeeze()
+    else:
+        square = torch.full_like(trace, estimate(fisher, centering=None).value ** 2)
     # There is no constant part: nothing is centered.
-    moments = KernelMoments(float(inner_product(fisher, labels)), norm**2, fisher.trace(), 0.0)
+    numbers = readings.add(torch.stack((product, square, trace, torch.zeros_like(trace))))
     bound = RoundingBound.of(fisher, None, "Fisher information")
-    return _PendingKernel(bound, lambda: moments, labels, largest_eigenvalue(fisher, centering=None))
+    largest = largest_eigenvalue(fisher, centering=None)
+    return _PendingKernel(bound, lambda: KernelMoments(*numbers().tolist()), labels, largest)

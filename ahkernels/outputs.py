@@ -85,7 +85,8 @@ class OutputSelection:
         """The gradients by the outputs that the backward passes start from, [r, o], with dtype and device of `like`."""
         if self.spec == "sum":
             return torch.ones(1, self.total, dtype=like.dtype, device=like.device)
-        return torch.eye(self.total, dtype=like.dtype, device=like.device)[self.indices]
+        every = torch.eye(self.total, dtype=like.dtype, device=like.device)
+        return every if isinstance(self.spec, str) else every[self.indices]
 
     def labels(self, y: Tensor, n: int) -> Tensor:
         """The labels of the kernel's rows, float64 on the CPU.

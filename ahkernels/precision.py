@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, TypeAlias
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -11,6 +13,10 @@ Precision: TypeAlias = Literal["highest", "high", "medium"]
 
 # What torch.backends calls them; "none" is that nothing has been set.
 _PRECISIONS = {"none": "highest", "ieee": "highest", "tf32": "high", "bf16": "medium"}
+
+# The user's setting for "cpu" or "cuda" while `products_in_float32` has changed it, and how many threads need that.
+_LOCK = threading.Lock()
+_CHANGED: dict[str, tuple[str, int]] = {}
 
 
 def resolve_precision(precision: str | None) -> str:
@@ -42,9 +48,43 @@ def products_are_in_float32(device: torch.device) -> bool:
     return _PRECISIONS[_setting(device.type)] == "highest"
 
 
+@contextmanager
+def products_in_float32(device: torch.device) -> Iterator[None]:
+    """Has torch multiply float32 matrices on a device without rounding their numbers, whatever the user has set.
+
+    The setting is that of all threads, and is the user's again once the last of those that need it leaves.
+    """
+    kind = _kind(device.type)
+    with _LOCK:
+        of_user, threads = _CHANGED.get(kind, (_setting(kind), 0))
+        changed = _PRECISIONS[of_user] != "highest"
+        if changed:
+            _CHANGED[kind] = of_user, threads + 1
+            _matmul(kind).fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if changed:
+            with _LOCK:
+                of_user, threads = _CHANGED[kind]
+                _CHANGED[kind] = of_user, threads - 1
+                if threads == 1:
+                    _matmul(kind).fp32_precision = of_user
+                    del _CHANGED[kind]
+
+
 def _setting(device: str) -> str:
-    backend = torch.backends.mkldnn if device == "cpu" else torch.backends.cuda
-    return str(backend.matmul.fp32_precision)
+    """What the user has set."""
+    changed = _CHANGED.get(_kind(device))
+    return str(_matmul(device).fp32_precision) if changed is None else changed[0]
+
+
+def _kind(device: str) -> str:
+    return "cpu" if device == "cpu" else "cuda"
+
+
+def _matmul(device: str) -> Any:
+    return (torch.backends.mkldnn if device == "cpu" else torch.backends.cuda).matmul
 
 
 def coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:

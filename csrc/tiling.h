@@ -79,40 +79,53 @@ inline int64_t block_side_in_memory(int64_t o, int64_t kernels, int64_t number_b
 // There the rows of K come in their own order (x, i), and a tile is kTile x kTile of them wherever samples begin and
 // end; the forward Gram enters elementwise, with P at the samples of row and column (SampleOf).
 
-constexpr int64_t kTile = 128;
+constexpr int32_t kTile = 128;
 
 // Layers that a kernel can be the sum of in one pass over its tiles. A launch takes their sizes as arguments.
 constexpr int kMostLayers = 256;
 
-// The tiles (row, col) with first <= row < end and row <= col < size, in bands of kBandRows rows that are taken column
-// by column, so that blocks running at the same time share the panels they read.
+// The tiles (row, col) with first <= row < end and row <= col < size, in bands of rows that are taken column by column,
+// so that blocks running at the same time share the panels they read. Bands are of one height, as far as rows go: in a
+// low one, blocks would share little.
 struct TileBands {
-  static constexpr int32_t kBandRows = 16;
-  int32_t first, end, size;
+  static constexpr int32_t kMostBandRows = 16;
+  int32_t first, end, size, bands, band_rows;
+
+  TileBands() = default;
+  TileBands(int64_t first_row, int64_t end_row, int64_t rows_of_tiles)
+      : first(static_cast<int32_t>(first_row)),
+        end(static_cast<int32_t>(end_row)),
+        size(static_cast<int32_t>(rows_of_tiles)) {
+    const int64_t rows = end_row > first_row ? end_row - first_row : 1;  // without rows there is a band without tiles
+    band_rows = static_cast<int32_t>(ceil_div(rows, ceil_div(rows, kMostBandRows)));
+    bands = static_cast<int32_t>(ceil_div(rows, band_rows));
+  }
 
   // Number of tiles in the rows [first, row).
   AHK_HOST_DEVICE int64_t before(int32_t row) const {
-    const int64_t rows = row - first, width = size - first;
-    return rows * width - rows * (rows - 1) / 2;
+    const int32_t rows = row - first, width = size - first;
+    return int64_t{rows} * (2 * width - rows + 1) / 2;
   }
   AHK_HOST_DEVICE int64_t count() const { return before(end); }
 
   AHK_HOST_DEVICE PanelPair at(int64_t t) const {
-    int32_t low = 0, high = (end - first - 1) / kBandRows;
+    int32_t low = 0, high = bands - 1;
     while (low < high) {  // the last band that starts at t or before
       const int32_t middle = (low + high + 1) / 2;
-      if (before(first + middle * kBandRows) <= t) {
+      if (before(first + middle * band_rows) <= t) {
         low = middle;
       } else {
         high = middle - 1;
       }
     }
-    const int32_t top = first + low * kBandRows;
-    const int32_t height = end - top < kBandRows ? end - top : kBandRows;
-    const int64_t rest = t - before(top) - int64_t{height} * (height + 1) / 2;
+    const int32_t top = first + low * band_rows;
+    const int32_t height = end - top < band_rows ? end - top : band_rows;
+    int32_t in_band = static_cast<int32_t>(t - before(top));
+    const int32_t rest = in_band - height * (height + 1) / 2;
     if (rest >= 0) return {top + rest % height, top + height + rest / height};
-    const PanelPair corner = triangle_pair(t - before(top));  // the columns of the band's own rows: 1, 2, ... tiles
-    return {top + corner.col, top + corner.row};
+    int32_t col = 0;  // the columns of the band's own rows: 1, 2, ... tiles
+    while (in_band > col) in_band -= ++col;
+    return {top + in_band, top + col};
   }
 };
 

@@ -64,7 +64,7 @@ class Batch:
 
     def __getitem__(self, samples: slice | Sequence[int]) -> Batch:
         """Some of the samples."""
-        return self.with_tensors([tensor[samples] for tensor in self.tensors])
+        return self.with_tensors([rows_of(tensor, samples) for tensor in self.tensors])
 
     @property
     def device(self) -> torch.device:
@@ -144,6 +144,13 @@ class Batch:
                     f"{name}: expected the dtype of the model, {dtypes[0]}, got {tensor.dtype}; write x.to({dtypes[0]})"
                 )
         return None
+
+
+def rows_of(tensor: Tensor, samples: slice | Sequence[int]) -> Tensor:
+    """Some rows of a tensor; a list of few is no index, which a device would have to wait for."""
+    if isinstance(samples, slice):
+        return tensor[samples]
+    return torch.stack([tensor[index] for index in samples]) if samples else tensor[:0]
 
 
 def is_empty(x: Inputs) -> bool:

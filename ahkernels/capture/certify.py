@@ -143,14 +143,13 @@ def rounding_of_gradients(
 ) -> tuple[float, float]:
     """The size of gradients of <v, f>, and how far those for multiples of v are from them, by nothing but rounding."""
     once, *again = (gradients_by(output, inputs, scale * v) for scale in (1.0, *_OTHER_SCALES))
-    size = math.hypot(*(float(_norm(one)) for one in once if one is not None))
     distances = [
         math.hypot(
-            *(float(_norm(h / scale - g)) for g, h in zip(once, other, strict=True) if g is not None and h is not None)
+            *_norms([None if g is None or h is None else h / scale - g for g, h in zip(once, other, strict=True)])
         )
         for scale, other in zip(_OTHER_SCALES, again, strict=True)
     ]
-    return size, max(distances)
+    return math.hypot(*_norms(once)), max(distances)
 
 
 def apart(size: float, distance: float) -> float:
@@ -371,25 +370,21 @@ def _summed_in(dtype: torch.dtype) -> torch.dtype:
 
 
 def _norms(gradients: Sequence[Tensor | None]) -> list[float]:
-    """The Frobenius norms; 0 for None."""
-    plain = [one for one in gradients if one is not None and one.layout == torch.strided and one.dtype == torch.float32]
-    quick = iter(torch.stack(torch._foreach_norm(plain)).tolist() if plain else [])
-    found = []
-    for one in gradients:
-        if one is None:
-            found.append(0.0)
-            continue
-        norm = next(quick) if one.layout == torch.strided and one.dtype == torch.float32 else math.nan
-        found.append(norm if _SAFE_NORMS[0] < norm < _SAFE_NORMS[1] else float(_norm(one)))
-    return found
+    """The Frobenius norms; 0 for None. Waits once for those in float32, and once for all that need float64."""
+    given = {place: one for place, one in enumerate(gradients) if one is not None}
+    plain = {place: one for place, one in given.items() if one.layout == torch.strided and one.dtype == torch.float32}
+    quick = torch.stack(torch._foreach_norm([*plain.values()])).tolist() if plain else []
+    found = dict.fromkeys(range(len(gradients)), 0.0)
+    found |= {place: norm for place, norm in zip(plain, quick, strict=True) if _SAFE_NORMS[0] < norm < _SAFE_NORMS[1]}
+    rest = {place: one for place, one in given.items() if found[place] == 0}
+    if rest:
+        found |= zip(rest, torch.stack([_norm(one) for one in rest.values()]).tolist(), strict=True)
+    return list(found.values())
 
 
 def _norm(values: Tensor) -> Tensor:
     """The Frobenius norm, float64."""
     if values.layout != torch.strided:
         values = values.coalesce().values()
-    found: Tensor = torch.linalg.vector_norm(values)
-    if values.dtype == torch.float32 and _SAFE_NORMS[0] < found < _SAFE_NORMS[1]:
-        return found.double()
-    exact: Tensor = torch.linalg.vector_norm(values, dtype=torch.float64)
-    return exact
+    found: Tensor = torch.linalg.vector_norm(values, dtype=torch.float64)
+    return found

@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ahkernels.capture.batch import Batch
+from ahkernels.capture.batch import Batch, rows_of
 from ahkernels.capture.call import explained_for_one
 from ahkernels.capture.plan import CapturePlan
 from ahkernels.capture.trace import another_sample, few_samples
@@ -71,16 +71,21 @@ def _require_alone(plan: CapturePlan, samples: slice, output: Tensor, few: list[
     in_chunk = [few[place] - samples.start for place in both]
     dtype = plan.trace.dtype
     same = functools.partial(_same, sizes=torch.cat((plan.trace.output, of_few)).abs().amax(0).double())
-    if same(of_few[both], output[in_chunk], dtype):
+    if same(rows_of(of_few, both), rows_of(output, in_chunk), dtype):
         return
     _require_no_chance(plan, of_few, _outputs(plan, [plan.x[few]]))
-    if same(of_few[both], output[in_chunk], dtype, _TIMES_ROUNDING * _effect_of_rounding(plan, few, of_few)):
+    if same(
+        rows_of(of_few, both),
+        rows_of(output, in_chunk),
+        dtype,
+        _TIMES_ROUNDING * _effect_of_rounding(plan, few, of_few),
+    ):
         return
     finer = _FINER.get(dtype)
     with suppress(RuntimeError):  # the model may insist on its dtype
         if finer is not None:
             alone, among_all = _outputs(plan, [plan.x[few], plan.x[samples]], finer)
-            if same(alone[both], among_all[in_chunk], alone.dtype):
+            if same(rows_of(alone, both), rows_of(among_all, in_chunk), alone.dtype):
                 return  # rounding alone, as where it sends a sample to another expert
     raise ValueError(
         "model: expected outputs that depend on their own sample alone, got others when only some of the samples are "
@@ -128,9 +133,8 @@ def _same(found: Tensor, again: Tensor, dtype: torch.dtype, rounding: Tensor | f
         return False
     if len(found) == 0:
         return True
-    if not bool(torch.isfinite(found).all()):
-        return True  # the measurement says so by itself
     # Small outputs beside large ones are held to their own size.
     of_largest = _ROUNDING * torch.finfo(torch.float64).eps * sizes.max()
     apart = (found.double() - again.double()).abs()
-    return bool((apart <= _TOLERANCE[dtype] * sizes + of_largest + rounding).all())
+    close = (apart <= _TOLERANCE[dtype] * sizes + of_largest + rounding).all()
+    return bool(close | ~torch.isfinite(found).all())  # what is not finite the measurement says by itself

@@ -34,8 +34,8 @@ def inner_products(
         samples: The samples that the kernels are over; None for those of the batch.
 
     Returns:
-        float64 [q, q] on the CPU; None where tiles cost less, or a centered kernel is so small beside the kernel that
-        only tiles have its digits.
+        float64 [q, q] on the kernels' device; None where tiles cost less, or a centered kernel is so small beside the
+        kernel that only tiles have its digits.
     """
     samples = Samples(batch.n) if samples is None else samples
     shapes = [LayerShape.of(layer) for kernel in batch.kernels() for layer in kernel]
@@ -51,6 +51,6 @@ def inner_products(
     for dtype in most:
         found = outputs_first.inner_products(batch, centerings, dtype, samples)
         squares = torch.stack([found[one].diagonal() for one in centerings])
-        if bool((found[None].diagonal() <= most[dtype] * squares).all()) or not bool(squares.isfinite().all()):
+        if bool((found[None].diagonal() <= most[dtype] * squares).all() | ~squares.isfinite().all()):
             return found
     return None

@@ -32,7 +32,7 @@ from ahkernels.centering import Centering
 from ahkernels.ops import KernelBatch
 from ahkernels.ops.batch import Layer
 from ahkernels.ops.plain import steps
-from ahkernels.ops.scaling import power_of_two
+from ahkernels.ops.scaling import scales_of_layers
 from ahkernels.samples import Pairs, Samples
 
 _NUMBERS = 1 << 22  # that are held at a time: of T, of a block of pairs of samples, of means
@@ -63,9 +63,9 @@ class _Layer(NamedTuple):
     scale: float
 
     @classmethod
-    def of(cls, layer: Layer, kernel: int) -> _Layer:
+    def of(cls, layer: Layer, kernel: int, scale_a: float, scale_g: float) -> _Layer:
+        """A layer whose factors the powers of two bring near one."""
         forward, backward, bias, _ = layer
-        scale_a, scale_g = float(power_of_two(forward, bias)), float(power_of_two(backward))
         if 1 / _NO_SCALE <= scale_g <= _NO_SCALE:
             scale_g = 1.0
         a = torch.nn.functional.pad(forward[:, 0].double(), (0, 1), value=math.sqrt(bias)) * scale_a
@@ -80,7 +80,7 @@ class _Layer(NamedTuple):
 def inner_products(
     batch: KernelBatch, centerings: Sequence[Centering | None], dtype: torch.dtype, samples: Samples
 ) -> dict[Centering | None, Tensor]:
-    """<C K_a C, C K_b C>_F of q kernels for each centering, and for None <K_a, K_b>_F: float64 [q, q] on the CPU.
+    """<C K_a C, C K_b C>_F of q kernels for each centering, and for None <K_a, K_b>_F: float64 [q, q] on their device.
 
     Args:
         batch: The kernels, of layers with one position.
@@ -98,12 +98,16 @@ def inner_products(
         ones = torch.ones(batch.n, batch.o, 1, dtype=torch.float64, device=batch.backward[0].device)
         means = torch.stack([samples.product(one, ones).flatten() for one in batch.split()]) / rows
         mean = samples.sum(means.sum(1)) / rows
-        found["global"] = whole - 2 * rows * samples.sum(means @ means.T).cpu() + rows**2 * mean.outer(mean).cpu()
+        found["global"] = whole - 2 * rows * samples.sum(means @ means.T) + rows**2 * mean.outer(mean)
     return found
 
 
 def _layers(batch: KernelBatch) -> list[_Layer]:
-    return [_Layer.of(layer, index) for index, kernel in enumerate(batch.kernels()) for layer in kernel]
+    """The layers of all kernels; waits for the device once, for their scales."""
+    layers = [(layer, index) for index, kernel in enumerate(batch.kernels()) for layer in kernel]
+    found = scales_of_layers([layer for layer, _ in layers])
+    scales = zip(*torch.stack((found.forward, found.backward)).tolist(), strict=True)
+    return [_Layer.of(*layer, *of_layer) for layer, of_layer in zip(layers, scales, strict=True)]
 
 
 def _inner_products(batch: KernelBatch, dtype: torch.dtype, samples: Samples) -> Tensor:
@@ -122,19 +126,19 @@ def _inner_products(batch: KernelBatch, dtype: torch.dtype, samples: Samples) ->
             of_blocks = list(itertools.product(steps(pairs.first_end, _BLOCK, 1), others))
         return _over_blocks(layers, of_blocks, dtype)
 
-    zero = torch.zeros(batch.kernel_count, batch.kernel_count, dtype=torch.float64)
+    zero = torch.zeros(batch.kernel_count, batch.kernel_count, dtype=torch.float64, device=batch.backward[0].device)
     return samples.sum_over_pairs([*batch.forward, *batch.backward], part, zero)
 
 
 def _over_blocks(layers: Sequence[_Layer], blocks: Sequence[tuple[slice, slice]], dtype: torch.dtype) -> Tensor:
     """The part of <K_a, K_b>_F [q, q] that blocks of pairs of samples have; those off the diagonal count twice."""
     count = layers[-1].kernel + 1
-    found = torch.zeros(count, count, dtype=torch.float64)
+    found = layers[0].a.new_zeros(count, count)
     for first, second in itertools.combinations_with_replacement(layers, 2):
-        total = 0.0
+        total = found.new_zeros(())
         for rows, columns in blocks:
             of_block = 1 if rows == columns else 2
-            total += of_block * float(_of_block(first, second, rows, columns, dtype)) / first.scale / second.scale
+            total += of_block * _of_block(first, second, rows, columns, dtype) / first.scale / second.scale
         found[first.kernel, second.kernel] += total
         if first is not second:
             found[second.kernel, first.kernel] += total
@@ -212,7 +216,7 @@ def _means_by_output(batch: KernelBatch, dtype: torch.dtype, samples: Samples) -
             total += means.flatten(1) @ means.flatten(1).T
             blocks[:, outputs, columns] += means.sum(1) / samples.n
     blocks, total = samples.sum(blocks), samples.sum(total)
-    return total.cpu(), (blocks.flatten(1) @ blocks.flatten(1).T).cpu()
+    return total, blocks.flatten(1) @ blocks.flatten(1).T
 
 
 def columns_of(o: int) -> list[slice]:

@@ -18,7 +18,7 @@ from ahkernels.contraction.order import LayerShape
 from ahkernels.ops import KernelBatch
 from ahkernels.ops.batch import Layer
 from ahkernels.ops.plain import jacobian_slices, steps
-from ahkernels.ops.scaling import largest_magnitude, to_one
+from ahkernels.ops.scaling import largest_magnitudes, to_one
 from ahkernels.samples import Samples
 
 _NUMBERS = 1 << 23  # of the Jacobian that are held at a time
@@ -34,9 +34,8 @@ class _Jacobian:
 
     def __init__(self, layers: Sequence[Layer], samples: Samples) -> None:
         self._layers = layers
-        magnitudes = [(largest_magnitude(a, bias), largest_magnitude(g)) for a, g, bias, _ in layers]
-        of_all = samples.maximum(torch.stack([torch.stack(both) for both in magnitudes]))
-        self._scales = [(float(of_a), float(of_g)) for of_a, of_g in to_one(of_all)]
+        of_all = samples.maximum(largest_magnitudes(layers))
+        self._scales = [(of_a, of_g) for of_a, of_g in to_one(of_all).T.tolist()]
         self.scale = min((of_a * of_g) ** 2 for of_a, of_g in self._scales)
         self.columns = sum(LayerShape.of(layer).parameters for layer in layers)
 
@@ -54,7 +53,7 @@ class _Jacobian:
 def inner_products(
     batch: KernelBatch, centerings: Sequence[Centering | None], dtype: torch.dtype, samples: Samples
 ) -> dict[Centering | None, Tensor]:
-    """<C K_a C, C K_b C>_F of q kernels for each centering, and for None <K_a, K_b>_F: float64 [q, q] on the CPU.
+    """<C K_a C, C K_b C>_F of q kernels for each centering, and for None <K_a, K_b>_F: float64 [q, q] on their device.
 
     Args:
         batch: The kernels, of any layers.
@@ -81,11 +80,8 @@ def inner_products(
     for one, rows in added.items():
         if one in centerings or one is None:
             square = gram if rows is None else gram + samples.n * rows.T @ rows
-            blocks = [
-                [float(block.square().sum()) for block in torch.split(row, columns, 1)]
-                for row in torch.split(square, columns)
-            ]
-            found[one] = torch.tensor(blocks, dtype=torch.float64)
+            blocks = [block for row in torch.split(square, columns) for block in torch.split(row, columns, 1)]
+            found[one] = torch.stack([block.square().sum() for block in blocks]).view(len(columns), -1)
             for index, jacobian in enumerate(jacobians):
                 found[one][index] /= jacobian.scale
                 found[one][:, index] /= jacobian.scale

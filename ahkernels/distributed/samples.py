@@ -19,7 +19,7 @@ from ahkernels.contraction.order import LayerShape
 from ahkernels.distributed.group import Group
 from ahkernels.ops import TILING, KernelBatch
 from ahkernels.ops.batch import Layer
-from ahkernels.ops.plain import chunk_elements, steps, weight_gradients
+from ahkernels.ops.plain import ThinFactors, chunk_elements, steps, weight_gradients
 from ahkernels.samples import Pairs, Samples
 
 _Result = TypeVar("_Result")
@@ -211,7 +211,7 @@ class ShardedSamples(Samples):
     def _weights(self, layer: Layer, v: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """See `ops.plain.weight_gradients`, summed over the ranks."""
         numbers = chunk_elements(v) // _PART
-        for pre_activations, weight, sums in weight_gradients(layer.forward, layer.backward, v, numbers):
+        for pre_activations, weight, sums in weight_gradients(ThinFactors.of(layer), v, numbers):
             columns, width, d = weight.shape
             both = self.sum(torch.cat((weight.flatten(1), sums), 1))
             yield pre_activations, both[:, : width * d].view(columns, width, d), both[:, width * d :]

@@ -19,14 +19,16 @@ The ops themselves take the fields of a batch as five arguments, as in
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ahkernels.autocast import without_autocast
-from ahkernels.ops import arguments, cuda, fake, plain
+from ahkernels.ops import arguments, cuda, fake, moments_on_cuda, plain
 from ahkernels.ops.batch import KernelBatch, flat
 from ahkernels.ops.build import TILING, build_info, load_cuda
 from ahkernels.ops.deviations import deviations
@@ -232,8 +234,14 @@ def tangent_row_sums(batch: KernelBatch) -> Tensor:
     return result
 
 
-def _plain_moments(*arguments: Any) -> Tensor:
-    return join(plain.tangent_moments(*arguments))
+def joined(module: ModuleType) -> Callable[..., Tensor]:
+    """The moments of a module as the op returns them."""
+
+    @functools.wraps(module.tangent_moments)
+    def moments(*arguments: Any) -> Tensor:
+        return join(module.tangent_moments(*arguments))
+
+    return moments
 
 
 def _register() -> None:
@@ -244,7 +252,7 @@ def _register() -> None:
         check = getattr(arguments, name)
         torch.library.register_fake(f"ahkernels::{name}", flat(getattr(fake, name), check, batches))
         # Any device without kernels of its own takes the plain-torch implementation.
-        implementation: Callable[..., Any] = _plain_moments if name == "tangent_moments" else getattr(plain, name)
+        implementation: Callable[..., Any] = joined(plain) if name == "tangent_moments" else getattr(plain, name)
         torch.library.impl(
             f"ahkernels::{name}", "CompositeExplicitAutograd", flat(without_autocast()(implementation), check, batches)
         )
@@ -252,6 +260,8 @@ def _register() -> None:
         for name in ("centered_inner_products", "tangent_gram"):  # torch's libraries are best at the other ops
             implementation = without_autocast()(getattr(cuda, name))
             torch.library.impl(f"ahkernels::{name}", "CUDA", flat(implementation, getattr(arguments, name)))
+        implementation = without_autocast()(joined(moments_on_cuda))
+        torch.library.impl("ahkernels::tangent_moments", "CUDA", flat(implementation, arguments.tangent_moments))
 
 
 _register()

@@ -4,14 +4,15 @@ Tensor cores multiply bf16 numbers. A product of fp32 numbers is a sum of such p
 "highest" (6 products), of 2 parts at "high" (3 products). "medium" takes the numbers rounded to bf16. Factors that are
 bf16 already need one part at any precision.
 
-Everything else is torch's: the forward Gram, which is tiny beside K, in float64 and by panels of samples, and kernels
-of float64 numbers or over samples alone, which take float64 products (see `ahkernels.ops.plain`).
+Everything else is torch's: the forward Gram, which is tiny beside K, by panels of samples (see `gram_dtype`), and
+kernels of float64 numbers or over samples alone, which take float64 products (see `ahkernels.ops.plain`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -20,11 +21,12 @@ from ahkernels.ops import plain
 from ahkernels.ops.batch import KernelBatch, Layer
 from ahkernels.ops.build import TILING
 from ahkernels.ops.scaling import scale_of_largest, scales_of
+from ahkernels.precision import products_are_in_float32
 
 # A panel has a multiple of so many samples, and so whole tiles of K at any number of outputs.
 PANEL_SAMPLES = TILING["cuda_tile"]
 SLICE = 64  # numbers along k that a tensor copy brings (kKAlignment)
-# For a panel of the forward Gram, in float64 and float32, and for rows of K where two kernels are compared.
+# For a panel of the forward Gram, and for rows of K where two kernels are compared.
 PANEL_BYTES = 256 << 20
 PARTS = {"highest": 3, "high": 2, "medium": 1}
 # The longest sums over k that are left to tensor cores (csrc/cuda/problem.cuh says what these lose): up to 7e-5 at
@@ -35,6 +37,22 @@ STRAIGHT = {"highest": 0, "high": 128, "medium": 1024}
 MOST_LAYERS = TILING["cuda_layers"]
 JACOBIAN_BYTES = 512 << 20
 GRAM_BYTES = 1 << 30
+# A sum of so many products in fp32 keeps the digits of two bf16 parts: see `gram_dtype`.
+LONGEST_FLOAT32_SUM = 1 << 14
+
+
+def gram_dtype(layer: Layer, precision: str) -> torch.dtype:
+    """What the forward Gram P is computed in. An error of P is an error of every entry of K.
+
+    A product of d fp32 numbers is off by about sqrt(d) 2^-24 of the norms of its two rows, and by d 2^-24 at most.
+    "medium" rounds the backward factor to 2^-9, beside which that does not count, nor 2^-11 where torch may multiply
+    in TF32. "high" keeps 2^-17, which fp32 keeps up to d = 2^14, and TF32 does not. "highest" asks for fp32's own
+    2^-24, and leaves it to the backward factor alone.
+    """
+    if precision == "medium":
+        return torch.float32
+    keeps = layer.forward.shape[2] <= LONGEST_FLOAT32_SUM and products_are_in_float32(layer.forward.device)
+    return torch.float32 if precision == "high" and keeps else torch.float64
 
 
 def pack_parts(factor: Tensor, scale: Tensor, count: int) -> Tensor:
@@ -94,8 +112,8 @@ class ScaledForward:
     """The forward factor of a layer times a power of two.
 
     Attributes:
-        factor: Scaled, float64 [s, n, d].
-        bias: b, scaled as the Gram is, a float64 scalar on the device.
+        factor: Scaled [s, n, d], in the dtype that its Gram is computed in.
+        bias: b, scaled as the Gram is, a scalar of that dtype on the device.
         scale: What the layer's Gram is multiplied by beyond that: a power of two that is no more than 1.
     """
 
@@ -104,10 +122,11 @@ class ScaledForward:
     scale: Tensor
 
     @classmethod
-    def of(cls, layer: Layer, forward_scale: Tensor, scale: Tensor) -> ScaledForward:
+    def of(cls, layer: Layer, precision: str, forward_scale: Tensor, scale: Tensor) -> ScaledForward:
         """Scales the factor of a layer."""
-        factor = layer.forward.transpose(0, 1).double() * forward_scale
-        return cls(factor, layer.bias * forward_scale**2 * scale, scale)
+        dtype = gram_dtype(layer, precision)
+        factor = layer.forward.transpose(0, 1).to(dtype) * forward_scale.to(dtype)
+        return cls(factor, (layer.bias * forward_scale**2 * scale).to(dtype), scale.to(dtype))
 
     def gram(self, rows: slice) -> Tensor:
         """P between the samples in rows and those from there on, float32 [s * s, rows, n - rows.start].
@@ -115,10 +134,11 @@ class ScaledForward:
         One product of matrices: a batched one over pairs of positions would copy both operands for each pair.
         """
         a, others = self.factor[:, rows] * self.scale, self.factor[:, rows.start :]
-        product = (a.flatten(0, 1) @ others.flatten(0, 1).T).add_(self.bias)
         s, c, count = *a.shape[:2], others.shape[1]
+        # A vector of biases is added within the product, unlike a scalar.
+        product = torch.addmm(self.bias.expand(s * count).contiguous(), a.flatten(0, 1), others.flatten(0, 1).T)
         by_positions = product.view(s, c, s, count).transpose(1, 2)
-        return by_positions.to(torch.float32, memory_format=torch.contiguous_format).flatten(0, 1)
+        return by_positions.to(torch.float32, memory_format=torch.contiguous_format).contiguous().flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -144,13 +164,15 @@ class ScaledKernel:
     straight: int
 
     @classmethod
-    def of(cls, layers: Sequence[Layer], precision: str) -> ScaledKernel:
-        """Scales and packs the factors of some layers; nothing waits for the device."""
+    def of(
+        cls, layers: Sequence[Layer], precision: str, scales: Sequence[tuple[Tensor, Tensor, Tensor]] | None = None
+    ) -> ScaledKernel:
+        """Scales and packs the factors of some layers, by `scales_of` or as given; nothing waits for the device."""
         terms = [term for layer in layers for term in (_jacobian(layer) if layer.by_jacobian else [layer])]
-        scales = [scales_of(term.forward, term.backward, term.bias) for term in terms]
+        scales = scales or [scales_of(term.forward, term.backward, term.bias) for term in terms]
         scale = scale_of_largest([of_kernel for _, _, of_kernel in scales])
         forward = [
-            ScaledForward.of(term, scale_a, scale / of_kernel)
+            ScaledForward.of(term, precision, scale_a, scale / of_kernel)
             for term, (scale_a, _, of_kernel) in zip(terms, scales, strict=True)
         ]
         count = max(1 if term.backward.dtype == torch.bfloat16 else PARTS[precision] for term in terms)
@@ -173,6 +195,10 @@ class ScaledKernel:
         if len(self.forward) == 1:
             return self.forward[0].gram(rows)
         return torch.cat([forward.gram(rows) for forward in self.forward])
+
+    def squared_norm(self, means: Tensor, panels: Sequence[slice]) -> Tensor:
+        """That of the kernel less means of its rows and columns, which are as for `tangent_tiles`."""
+        return reduce(torch.add, [self.tiles(rows, "squares", means=means).sum() for rows in panels])
 
     def means(self, row_means: Tensor) -> Tensor:
         """Numbers [2, rows] that centering subtracts from rows and from columns; the former include the mean of all."""
@@ -294,19 +320,29 @@ def _fit_one_pass(layers: Sequence[Layer], precision: str) -> bool:
     return terms <= MOST_LAYERS and jacobian_bytes <= JACOBIAN_BYTES and gram_bytes <= GRAM_BYTES
 
 
-def _gram_bytes(layers: Sequence[Layer]) -> int:
-    """Bytes of the forward Grams at all pairs of positions in float64 and float32, for one sample of their rows.
+def _gram_bytes(layers: Sequence[Layer], precision: str) -> int:
+    """Bytes of the forward Grams at all pairs of positions, for one sample of their rows.
 
-    Those of float64 are of one layer at a time.
+    They are held twice where the tiles do not take the products as they are: in another dtype or order, or as those of
+    one of several layers.
     """
-    each = [len(layer.forward) * (1 if layer.by_jacobian else layer.forward.shape[1] ** 2) for layer in layers]
-    return 4 * sum(each) + 8 * max(each)
+    numbers = [len(layer.forward) * (1 if layer.by_jacobian else layer.forward.shape[1] ** 2) for layer in layers]
+    dtypes = [gram_dtype(layer, precision) for layer in layers]
+    if len(layers) > 1:
+        return 8 * sum(numbers) + max(count * dtype.itemsize for count, dtype in zip(numbers, dtypes, strict=True))
+    as_it_is = dtypes[0] == torch.float32 and numbers[0] == len(layers[0].forward)
+    return (dtypes[0].itemsize + (0 if as_it_is else 4)) * numbers[0]
 
 
 def _panels(n: int, bytes_per_sample: int) -> list[slice]:
     """Samples in steps of whole PANEL_SAMPLES within PANEL_BYTES."""
     step = max(1, PANEL_BYTES // bytes_per_sample // PANEL_SAMPLES) * PANEL_SAMPLES
     return [slice(begin, min(begin + step, n)) for begin in range(0, n, step)]
+
+
+def panels(layers: Sequence[Layer], precision: str) -> list[slice]:
+    """Panels of samples whose forward Grams fit."""
+    return _panels(layers[0].backward.shape[0], _gram_bytes(layers, precision))
 
 
 def _takes_plain(batch: KernelBatch, precision: str) -> bool:
@@ -325,7 +361,7 @@ def centered_inner_products(batch: KernelBatch, row_means: list[Tensor], precisi
 def _inner_products_of_panels(layers: list[list[Layer]], row_means: list[Tensor], precision: str) -> Tensor:
     kernels = [SumOfLayers(of_kernel, precision) for of_kernel in layers]
     n, _, o, _ = layers[0][0].backward.shape
-    held = 4 * (len(kernels) + 3) * o * n * o + max(map(_gram_bytes, layers))
+    held = 4 * (len(kernels) + 3) * o * n * o + max(_gram_bytes(of_kernel, precision) for of_kernel in layers)
     scales = [kernel.scale for kernel in kernels]
     return plain.inner_products_of_panels(
         lambda rows: [kernel.panel(rows) for kernel in kernels],
@@ -340,7 +376,7 @@ def _inner_products_of_tiles(layers: list[list[Layer]], row_means: list[Tensor],
     n, o = kernels[0].n, kernels[0].o
     means = [kernel.means(row) for kernel, row in zip(kernels, row_means, strict=True)]
     total = row_means[0].new_zeros(len(kernels), len(kernels))
-    gram_bytes = max(map(_gram_bytes, layers))
+    gram_bytes = max(_gram_bytes(of_kernel, precision) for of_kernel in layers)
     held = gram_bytes if len(kernels) == 1 else max(gram_bytes, 4 * o * n * o)
     for rows in _panels(n, held):
         for i, kernel in enumerate(kernels):
@@ -367,11 +403,11 @@ def tangent_gram(batch: KernelBatch, precision: str) -> Tensor:
     (layers,) = batch.kernels()
     if not _fit_one_pass(layers, precision):
         total = SumOfLayers(layers, precision)
-        rows = _panels(n, 20 * o * n * o + _gram_bytes(layers))
+        rows = _panels(n, 20 * o * n * o + _gram_bytes(layers, precision))
         return plain.gram_of_panels(total.panel, rows, n, o, total.scale)
     kernel = ScaledKernel.of(layers, precision)
     out = torch.empty(n * o, n * o, dtype=torch.float32, device=layers[0].forward.device)
     unscale = torch.stack((1 / kernel.scale, torch.ones_like(kernel.scale)))
-    for now in _panels(n, _gram_bytes(layers)):
+    for now in panels(layers, precision):
         kernel.tiles(now, "matrix", unscale=unscale, entries=out)
     return out

@@ -5,6 +5,7 @@ Slower, with the same answer. Memory beyond the factors stays within a few times
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ from ahkernels.centering import Centering
 from ahkernels.ops.batch import KernelBatch, Layer
 from ahkernels.ops.deviations import deviations
 from ahkernels.ops.moments import Moments
-from ahkernels.ops.scaling import scale_of_largest, scales_of
+from ahkernels.ops.scaling import Scales, finite, scales_of_layers, to_one
+from ahkernels.precision import products_in_float32
 
 
 def chunk_elements(factor: Tensor) -> int:
@@ -43,16 +45,15 @@ class ScaledLayer(NamedTuple):
     scale: Tensor
 
     @classmethod
-    def of(cls, layer: Layer, precision: str) -> ScaledLayer:
+    def of(cls, layer: Layer, scales: Scales, precision: str) -> ScaledLayer:
         """Scales and rounds the factors."""
         forward, backward, bias, by_jacobian = layer
-        scale_a, scale_g, scale = scales_of(forward, backward, bias)
         return cls(
-            _rounded(forward, scale_a, precision),
-            _rounded(backward, scale_g, precision),
-            bias * scale_a**2 if bias else 0.0,
+            _rounded(forward, scales.forward, precision),
+            _rounded(backward, scales.backward, precision),
+            bias * scales.forward_gram if bias else 0.0,
             by_jacobian,
-            scale,
+            scales.kernel,
         )
 
     def panel(self, rows: slice) -> Tensor:
@@ -85,6 +86,12 @@ class ScaledLayer(NamedTuple):
         return jacobian_slices(self.forward, self.backward, self.bias, step)
 
 
+def scaled_layers(layers: Sequence[Layer], precision: str) -> list[ScaledLayer]:
+    """Scales and rounds the factors of layers."""
+    scales = scales_of_layers(layers).of_each()
+    return [ScaledLayer.of(*one, precision) for one in zip(layers, scales, strict=True)]
+
+
 def _rounded(factor: Tensor, scale: Tensor, precision: str) -> Tensor:
     numbers = factor.to(tile_dtype(factor)) * scale.to(tile_dtype(factor))
     if precision == "medium" and numbers.dtype == torch.float32:
@@ -103,7 +110,7 @@ def jacobian_slices(forward: Tensor, backward: Tensor, bias: Tensor | float, ste
     for begin in range(0, m if d else 0, step):
         yield jacobian_of_weights(forward, backward[..., begin : begin + step])
     if isinstance(bias, Tensor) or bias:
-        yield backward.sum(1) * torch.as_tensor(bias, dtype=torch.float64, device=backward.device).sqrt()
+        yield backward.sum(1) * bias**0.5
 
 
 def jacobian_of_weights(forward: Tensor, backward: Tensor) -> Tensor:
@@ -111,9 +118,8 @@ def jacobian_of_weights(forward: Tensor, backward: Tensor) -> Tensor:
     return torch.einsum("xsom,xsd->xomd", backward, forward).flatten(2)
 
 
-def sum_panel(layers: Sequence[ScaledLayer], rows: slice, columns: slice | None = None) -> Tensor:
+def sum_panel(layers: Sequence[ScaledLayer], scale: Tensor, rows: slice, columns: slice | None = None) -> Tensor:
     """`ScaledLayer.panel` of a kernel, or entries between two groups of samples, at the scale of its largest layer."""
-    scale = scale_of_largest([layer.scale for layer in layers])
     panel: Tensor | None = None
     for layer in layers:
         part = layer.panel(rows) if columns is None else layer.samples(rows).against(layer.samples(columns))
@@ -143,12 +149,10 @@ def inner_products_of_panels(
             for j, second in enumerate(centered[: i + 1]):
                 products = first * second  # past the samples in rows they stand for their mirror image too
                 square = products[:, :, : len(products)].sum(dtype=torch.float64)
-                total[i, j] += 2 * products.sum(dtype=torch.float64) - square
-    for i, scale in enumerate(scales):
-        for j, other in enumerate(scales[: i + 1]):
-            total[i, j] = total[i, j] / scale / other
-            total[j, i] = total[i, j]
-    return total
+                total[i, j].add_(products.sum(dtype=torch.float64), alpha=2).sub_(square)
+    of_kernels = torch.stack(scales)
+    total = total / of_kernels[:, None] / of_kernels
+    return total.tril() + total.tril(-1).T
 
 
 def subtract_row_means(row_means: list[Tensor], scales: list[Tensor]) -> Callable[[int, Tensor, slice], None]:
@@ -194,13 +198,17 @@ class ScaledKernels(NamedTuple):
     @classmethod
     def of(cls, batch: KernelBatch, precision: str) -> ScaledKernels:
         """Scales the layers of a batch."""
-        kernels = [[ScaledLayer.of(layer, precision) for layer in kernel] for kernel in batch.kernels()]
-        scales = [scale_of_largest([layer.scale for layer in kernel]) for kernel in kernels]
+        of_all = [layer for kernel in batch.kernels() for layer in kernel]
+        scales_of_all = scales_of_layers(of_all)
+        layers = map(ScaledLayer.of, of_all, scales_of_all.of_each(), itertools.repeat(precision))
+        kernels = [[next(layers) for _ in range(count)] for count in batch.layers]
+        largest = torch.stack([some.amin() for some in torch.split(scales_of_all.kernel, batch.layers)])
+        scales = list(finite(largest).unbind())
         return cls(kernels, scales, steps(batch.n, chunk_elements(batch.backward[0]), batch.n * batch.o**2))
 
     def panels(self, rows: slice) -> list[Tensor]:
         """`sum_panel` of each kernel."""
-        return [sum_panel(kernel, rows) for kernel in self.kernels]
+        return [sum_panel(*one, rows) for one in zip(self.kernels, self.scales, strict=True)]
 
 
 def centered_inner_products(batch: KernelBatch, row_means: list[Tensor], precision: str) -> Tensor:
@@ -218,10 +226,10 @@ def per_output_inner_products(batch: KernelBatch, precision: str) -> Tensor:
     # The means [n, o, o] of rows by the output of the columns.
     means = [scale.new_zeros(n, o, o, dtype=torch.float64) for scale in scaled.scales]
     for now in scaled.steps:
-        for kernel, of_kernel in zip(scaled.kernels, means, strict=True):
-            panel, count = sum_panel(kernel, now).double(), now.stop - now.start
-            of_kernel[now] += panel.sum(2) / n
-            of_kernel[now.stop :] += panel[:, :, count:].sum(0).permute(1, 2, 0) / n
+        for kernel, scale, of_kernel in zip(scaled.kernels, scaled.scales, means, strict=True):
+            panel, count = sum_panel(kernel, scale, now).double(), now.stop - now.start
+            of_kernel[now].add_(panel.sum(2) / n)
+            of_kernel[now.stop :].add_(panel[:, :, count:].sum(0).permute(1, 2, 0) / n)
 
     def subtract(index: int, panel: Tensor, now: slice) -> None:
         mean = means[index]
@@ -250,18 +258,16 @@ def pair_inner_products(
     total = given[0].new_zeros(batch.kernel_count, batch.kernel_count)
     for rows in steps(first_end, chunk_elements(batch.backward[0]), (batch.n - second_begin) * o**2):
         panels = []
-        for kernel, mean in zip(scaled.kernels, given, strict=True):
-            panel = sum_panel(kernel, rows, columns)  # [rows, o, columns, o]
+        for kernel, scale, mean in zip(scaled.kernels, scaled.scales, given, strict=True):
+            panel = sum_panel(kernel, scale, rows, columns)  # [rows, o, columns, o]
             panel -= mean[rows].to(panel.dtype)[:, :, None]
             panel -= mean[columns].to(panel.dtype).permute(2, 0, 1)
             panels.append(panel)
         for i, first in enumerate(panels):
             for j, second in enumerate(panels):
-                total[i, j] += twice * (first * second).sum(dtype=torch.float64)
-    for i, scale in enumerate(scaled.scales):
-        total[i] /= scale
-        total[:, i] /= scale
-    return total
+                total[i, j].add_((first * second).sum(dtype=torch.float64), alpha=twice)
+    of_kernels = torch.stack(scaled.scales)
+    return total / of_kernels[:, None] / of_kernels
 
 
 def _between_outputs(means: list[Tensor], scales: list[Tensor]) -> Tensor:
@@ -289,7 +295,7 @@ def tangent_gram(batch: KernelBatch, precision: str) -> Tensor:
     """See `ahkernels.ops.tangent_gram`."""
     scaled = ScaledKernels.of(batch, precision)
     ((kernel,), (scale,)) = scaled.kernels, scaled.scales
-    return gram_of_panels(lambda now: sum_panel(kernel, now), scaled.steps, batch.n, batch.o, scale)
+    return gram_of_panels(lambda now: sum_panel(kernel, scale, now), scaled.steps, batch.n, batch.o, scale)
 
 
 def tangent_gram_out(batch: KernelBatch, precision: str, out: Tensor) -> None:
@@ -321,11 +327,16 @@ def _diagonal(layer: Layer) -> Tensor:
     diagonal = forward.new_empty(backward.shape[0], backward.shape[2], dtype=torch.float64)
     s, o, m = backward.shape[1:]
     for rows in steps(len(backward), chunk_elements(backward), s * max(o * m, forward.shape[2], s)):
+        if s == 1 and not by_jacobian:  # (|a|^2 + b) |g|^2
+            both = (torch.linalg.vector_norm(one[rows, 0], dim=-1, dtype=torch.float64) for one in (forward, backward))
+            of_a, of_g = (norms.square_() for norms in both)
+            diagonal[rows] = of_g.mul_(of_a.add_(bias)[:, None])
+            continue
         a, g = forward[rows].double(), backward[rows].double()
         if by_jacobian:
             diagonal[rows] = 0
             for j in jacobian_slices(a, g, bias, jacobian_step(a, g)):
-                diagonal[rows] += j.square().sum(2)
+                diagonal[rows].add_(j.square().sum(2))
             continue
         p = a @ a.mT + bias  # [rows, s, s]
         g = g.transpose(1, 2)  # [rows, o, s, m]
@@ -334,54 +345,118 @@ def _diagonal(layer: Layer) -> Tensor:
 
 
 def tangent_product(batch: KernelBatch, v: Tensor, fp32: bool = False) -> Tensor:
-    """See `ahkernels.ops.tangent_product`; here always in float64."""
-    return tangent_cross_product(batch, batch, v)
+    """See `ahkernels.ops.tangent_product`."""
+    if not fp32 or batch.dtype == torch.float64:
+        return tangent_cross_product(batch, batch, v)
+    return _product_in_float32(_only_kernel(batch), v)
+
+
+def _product_in_float32(layers: Sequence[Layer], v: Tensor) -> Tensor:
+    scaled, of_v = scaled_vectors(v)
+    scales = scales_of_layers(layers).of_each()
+    products = (scaled_product(*one, scaled).div_(one[1].kernel) for one in zip(layers, scales, strict=True))
+    return _sum(products).div_(of_v)
+
+
+def scaled_vectors(v: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors [n, o, columns] in float32 times powers of two that bring each near one, and these powers [columns]."""
+    of_v = to_one(v.abs().amax((0, 1)), most=1000)
+    return (v * of_v).float(), of_v
+
+
+def scaled_product(layer: Layer, scales: Scales, v: Tensor) -> Tensor:
+    """K v of one layer times the scale of its kernel, with products in float32 that are added up in float64.
+
+    Args:
+        layer: The layer.
+        scales: Those of the layer, by which its factors are multiplied.
+        v: From `scaled_vectors`.
+    """
+    factors = ThinFactors.in_float32(layer, scales)
+    with products_in_float32(v.device):
+        return _product(factors, factors, v)
 
 
 def tangent_cross_product(rows: KernelBatch, columns: KernelBatch, v: Tensor) -> Tensor:
     """See `ahkernels.ops.tangent_cross_product`."""
     layers = zip(_only_kernel(rows), _only_kernel(columns), strict=True)
-    return _sum(_cross_product(row, column, v) for row, column in layers)
+    return _sum(_product(ThinFactors.of(row), ThinFactors.of(column), v) for row, column in layers)
 
 
-def _cross_product(row: Layer, column: Layer, v: Tensor) -> Tensor:
+class ThinFactors(NamedTuple):
+    """The factors of a layer as products with few vectors take them chunk by chunk, in float64 or scaled in float32.
+
+    Attributes:
+        forward: The forward factor as it is.
+        backward: Likewise.
+        bias: b, times the square of the scale of the forward factor.
+        scales: The powers of two for float32; None for float64.
+    """
+
+    forward: Tensor
+    backward: Tensor
+    bias: Tensor | float
+    scales: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def of(cls, layer: Layer) -> ThinFactors:
+        """For products in float64."""
+        return cls(layer.forward, layer.backward, layer.bias)
+
+    @classmethod
+    def in_float32(cls, layer: Layer, scales: Scales) -> ThinFactors:
+        """For products in float32."""
+        bias = layer.bias * scales.forward_gram if layer.bias else 0.0
+        return cls(layer.forward, layer.backward, bias, (scales.forward, scales.backward))
+
+    def a(self, samples: slice) -> Tensor:
+        """The forward factor of some samples."""
+        factor = self.forward[samples]
+        return factor.double() if self.scales is None else factor.float() * self.scales[0]
+
+    def g(self, samples: slice, pre_activations: slice = slice(None), now: slice = slice(None)) -> Tensor:
+        """The backward factor of some samples, and of some among them, at some pre-activations."""
+        factor = self.backward[samples][..., pre_activations][now]
+        return factor.double() if self.scales is None else factor.float() * self.scales[1]
+
+
+def _product(row: ThinFactors, column: ThinFactors, v: Tensor) -> Tensor:
     numbers = chunk_elements(row.backward)
     through_samples = _fewer_flops_through_samples(row.forward, column.forward, row.backward.shape[3], passes=2)
     route = _entries_through_samples if through_samples else _entries_through_parameters
-    out = v.new_zeros(*row.backward.shape[::2], v.shape[2])
-    entries = route(row.forward, column.forward, column.backward, column.bias, v, numbers)
-    for samples, pre_activations, t in entries:
-        g, sums = row.backward[samples][..., pre_activations], out[samples]
-        for now in steps(len(g), numbers, g[0].numel()):
-            sums[now] += torch.einsum("xsim,xsvm->xiv", g[now].double(), t[now])
+    out = v.new_zeros(*row.backward.shape[::2], v.shape[2], dtype=torch.float64)
+    for samples, pre_activations, t in route(row, column, v, numbers):
+        sums = out[samples]
+        for now in steps(len(sums), numbers, row.backward[0, ..., pre_activations].numel()):
+            sums[now].add_(torch.einsum("xsim,xsvm->xiv", row.g(samples, pre_activations, now), t[now]))
     return out
 
 
 def tangent_quadratic(batch: KernelBatch, v: Tensor) -> Tensor:
     """See `ahkernels.ops.tangent_quadratic`."""
-    return _sum(_quadratic(layer, v) for layer in _only_kernel(batch))
+    return _sum(_quadratic(ThinFactors.of(layer), v) for layer in _only_kernel(batch))
 
 
-def _quadratic(layer: Layer, v: Tensor) -> Tensor:
+def _quadratic(layer: ThinFactors, v: Tensor) -> Tensor:
     forward, backward, bias, _ = layer
     forms = v.new_zeros(v.shape[2])
     numbers = chunk_elements(backward)
     if _fewer_flops_through_samples(forward, forward, backward.shape[3], passes=1):
-        for rows, pre_activations, t in _entries_through_samples(forward, forward, backward, bias, v, numbers):
-            g, weights = backward[rows][..., pre_activations], v[rows]
-            for now in steps(len(g), numbers, g[0].numel()):
-                h = torch.einsum("xsim,xiv->xsvm", g[now].double(), weights[now])
+        for rows, pre_activations, t in _entries_through_samples(layer, layer, v, numbers):
+            weights = v[rows]
+            for now in steps(len(weights), numbers, backward[0, ..., pre_activations].numel()):
+                h = torch.einsum("xsim,xiv->xsvm", layer.g(rows, pre_activations, now), weights[now])
                 forms += (h * t[now]).sum((0, 1, 3))
         return forms
-    for _, weights, sums in weight_gradients(forward, backward, v, numbers):
+    for _, weights, sums in weight_gradients(layer, v, numbers):
         forms += weights.square().sum((1, 2)) + bias * sums.square().sum(1)
     return forms
 
 
 def tangent_row_sums(batch: KernelBatch) -> Tensor:
-    """See `ahkernels.ops.tangent_row_sums`; here exact up to float64's rounding."""
+    """See `ahkernels.ops.tangent_row_sums`."""
     ones = torch.ones(batch.n, batch.o, 1, dtype=torch.float64, device=batch.backward[0].device)
-    return tangent_product(batch, ones)[..., 0]
+    return tangent_product(batch, ones, not batch.near_constant("global"))[..., 0]
 
 
 def tangent_moments(batch: KernelBatch, v: Tensor, precision: str, per_output: bool = False) -> tuple[Moments, ...]:
@@ -392,17 +467,37 @@ def tangent_moments(batch: KernelBatch, v: Tensor, precision: str, per_output: b
 def _moments(batch: KernelBatch, v: Tensor, precision: str) -> Moments:
     """Global centering: inner products and sums from products, squared norms from panels."""
     ops = torch.ops.ahkernels  # the device's own, where it has some
-    v = v - v.mean()
-    columns = torch.cat((torch.ones_like(v), v), 2)
-    products = [ops.tangent_product(*kernel, columns) for kernel in batch.split()]  # K 1 and K v
-    sums = [product[..., 0] for product in products]
-    squares = ops.centered_inner_products(*batch, [rows / rows.numel() for rows in sums], precision)
-    return Moments(
-        torch.stack([(product[..., 1] * v[..., 0]).sum() for product in products]),
-        squares.diagonal(),
-        _traces(batch),
-        torch.stack([rows.sum() for rows in sums]),
-    )
+
+    def squared_norms(means: Tensor) -> Tensor:
+        pairs = zip(batch.split(), means, strict=True)
+        return torch.cat([ops.centered_inner_products(*kernel, [of_rows], precision)[0] for kernel, of_rows in pairs])
+
+    columns = ones_and_labels(v)
+    products = torch.stack([ops.tangent_product(*kernel, columns, True) for kernel in batch.split()])
+    return moments_of_products(products, columns, squared_norms, traces(batch))
+
+
+def ones_and_labels(v: Tensor) -> Tensor:
+    """Ones and the centered labels v [n, o, 1] side by side."""
+    return torch.cat((torch.ones_like(v), v - v.mean()), 2)
+
+
+def moments_of_products(
+    products: Tensor, columns: Tensor, squared_norms: Callable[[Tensor], Tensor], of_diagonals: Tensor
+) -> Moments:
+    """The moments of q kernels over several outputs, centered as a whole.
+
+    Args:
+        products: K 1 and K v of each kernel, [q, n, o, 2].
+        columns: From `ones_and_labels`.
+        squared_norms: Gives those of the centered kernels [q] from the means of their rows [q, n, o]. Errors of means
+            enter them by their square alone, since the entries of a centered row add up to zero: the rounding of
+            float32 is enough.
+        of_diagonals: The traces of the kernels [q].
+    """
+    forms = (products * columns[..., 1:]).sum((1, 2))  # of ones and labels with the labels
+    row_means = products[..., 0] / columns[..., 0].numel()
+    return Moments(forms[:, 1], squared_norms(row_means), of_diagonals, products[..., 0].sum((1, 2)))
 
 
 def _moments_of_both_centerings(batch: KernelBatch, v: Tensor, precision: str) -> tuple[Moments, Moments]:
@@ -413,16 +508,18 @@ def _moments_of_both_centerings(batch: KernelBatch, v: Tensor, precision: str) -
     blocks = torch.eye(o, dtype=v.dtype, device=v.device).expand(n, o, o)  # a column of ones at each output
     columns = torch.cat((v, v - v.mean(0), torch.ones_like(v), blocks), 2)
     forms = torch.stack([ops.tangent_quadratic(*kernel, columns) for kernel in batch.split()])  # [q, 3 + o]
-    squares = ops.per_output_inner_products(*batch, precision).diagonal(dim1=1, dim2=2)
-    traces = _traces(batch)
+    squares = torch.cat([ops.per_output_inner_products(*kernel, precision)[:, 0] for kernel in batch.split()], 1)
+    of_diagonals = traces(batch)
     return (
-        Moments(forms[:, 0], squares[0], traces, forms[:, 2]),
-        Moments(forms[:, 1], squares[1], traces, forms[:, 3:].sum(1)),
+        Moments(forms[:, 0], squares[0], of_diagonals, forms[:, 2]),
+        Moments(forms[:, 1], squares[1], of_diagonals, forms[:, 3:].sum(1)),
     )
 
 
-def _traces(batch: KernelBatch) -> Tensor:
-    return torch.stack([torch.ops.ahkernels.tangent_diagonal(*kernel).sum() for kernel in batch.split()])
+def traces(batch: KernelBatch) -> Tensor:
+    """Those of q kernels [q]."""
+    diagonals = [torch.ops.ahkernels.tangent_diagonal(*kernel) for kernel in batch.split()]
+    return torch.stack(diagonals).sum((1, 2))
 
 
 def steps(count: int, numbers: int, numbers_of_one: int) -> list[slice]:
@@ -442,55 +539,55 @@ def _fewer_flops_through_samples(forward: Tensor, other_forward: Tensor, m: int,
 
 
 def _entries_through_samples(
-    forward: Tensor, other_forward: Tensor, other_backward: Tensor, bias: float, v: Tensor, numbers: int
+    row: ThinFactors, column: ThinFactors, v: Tensor, numbers: int
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Sums t of (<a, a'> + b) sum_i v_i g^i' over the other samples and positions, through the forward Gram P.
 
     Yields slices of the samples and of the pre-activations, and t [samples, s, columns, pre-activations] there. P and t
     have no more than `numbers` numbers each, unless a single sample has more.
     """
-    (n, s, d), (others, other_s, o, m), columns = forward.shape, other_backward.shape, v.shape[2]
+    (n, s, d), (others, other_s, o, m), columns = row.forward.shape, column.backward.shape, v.shape[2]
     for rows in steps(n, numbers, s * max(others * other_s, d)):
-        a = forward[rows].double().flatten(0, 1)  # [rows * s, d]
-        p = a.new_empty(len(a), others, other_s)
+        a = row.a(rows).flatten(0, 1)  # [rows * s, d]
+        p = a.new_empty(len(a), others * other_s)
         for now in steps(others, numbers, other_s * d):
-            p[:, now] = (a @ other_forward[now].double().flatten(0, 1).T).view(len(a), -1, other_s) + bias
+            columns_now = slice(now.start * other_s, now.stop * other_s)
+            torch.mm(a, column.a(now).flatten(0, 1).T, out=p[:, columns_now])
+        p += row.bias
         for pre_activations in steps(m, numbers, max(len(a), s) * columns):
             width = pre_activations.stop - pre_activations.start
             t = a.new_zeros(len(a), columns * width)
             for now in steps(others, numbers, other_s * max(o, columns) * width):
-                g = other_backward[now, ..., pre_activations].double()
-                h = torch.einsum("xsim,xiv->xsvm", g, v[now])
-                t.addmm_(p[:, now].flatten(1), h.flatten(0, 1).flatten(1))
+                h = torch.einsum("xsim,xiv->xsvm", column.g(now, pre_activations), v[now])
+                t.addmm_(p[:, now.start * other_s : now.stop * other_s], h.flatten(0, 1).flatten(1))
             yield rows, pre_activations, t.view(-1, s, columns, width)
 
 
 def _entries_through_parameters(
-    forward: Tensor, other_forward: Tensor, other_backward: Tensor, bias: float, v: Tensor, numbers: int
+    row: ThinFactors, column: ThinFactors, v: Tensor, numbers: int
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """The same as `_entries_through_samples`, but as M_v a + b sum h."""
-    n, s, d = forward.shape
-    for pre_activations, weights, sums in weight_gradients(other_forward, other_backward, v, numbers):
+    n, s, d = row.forward.shape
+    for pre_activations, weights, sums in weight_gradients(column, v, numbers):
         columns, width, _ = weights.shape
+        weights, sums = weights.to(v.dtype), sums.to(v.dtype)
         for rows in steps(n, numbers, s * max(d, columns * width)):
-            t = torch.einsum("vmd,xsd->xsvm", weights, forward[rows].double())
-            yield rows, pre_activations, t + bias * sums
+            t = torch.einsum("vmd,xsd->xsvm", weights, row.a(rows))
+            yield rows, pre_activations, t + row.bias * sums
 
 
-def weight_gradients(
-    forward: Tensor, backward: Tensor, v: Tensor, numbers: int
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def weight_gradients(factors: ThinFactors, v: Tensor, numbers: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Sums M_v of h a^T over samples and positions with h = sum_i v_i g^i, by pre-activations.
 
     Yields slices of the pre-activations, and there M_v [columns, pre-activations, d] and the sum of h [columns,
-    pre-activations]. M_v has no more than `numbers` numbers, unless a single pre-activation has more.
+    pre-activations], both float64. M_v has no more than `numbers` numbers, unless a single pre-activation has more.
     """
-    (n, s, o, m), d, columns = backward.shape, forward.shape[2], v.shape[2]
+    (n, s, o, m), d, columns = factors.backward.shape, factors.forward.shape[2], v.shape[2]
     for pre_activations in steps(m, numbers, columns * d):
         width = pre_activations.stop - pre_activations.start
-        weights, sums = v.new_zeros(columns, width, d), v.new_zeros(columns, width)
+        weights, sums = (v.new_zeros(*shape, dtype=torch.float64) for shape in ((columns, width, d), (columns, width)))
         for rows in steps(n, numbers, s * max(d, max(o, columns) * width)):
-            h = torch.einsum("xsim,xiv->xsvm", backward[rows][..., pre_activations].double(), v[rows])
-            weights += torch.einsum("xsvm,xsd->vmd", h, forward[rows].double())
+            h = torch.einsum("xsim,xiv->xsvm", factors.g(rows, pre_activations), v[rows])
+            weights += torch.einsum("xsvm,xsd->vmd", h, factors.a(rows))
             sums += h.sum((0, 1))
         yield pre_activations, weights, sums

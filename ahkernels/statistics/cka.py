@@ -113,7 +113,7 @@ def alignment_matrix(
         RoundingBound.of(kernel, centering, argument) for kernel, argument in zip(kernels, arguments, strict=True)
     ]
     undefined = [
-        undefined_kernel(bound, norm, constant_part(kernel, centering))
+        undefined_kernel(bound, norm, float(constant_part(kernel, centering)))
         for kernel, bound, norm in zip(kernels, bounds, norms.tolist(), strict=True)
     ]
     if debiased:

@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ahkernels.centering import Centering
 from ahkernels.kernel import TangentKernel
@@ -57,14 +58,16 @@ class RoundingBound(NamedTuple):
         return norm > self.relative * abs(constant) and math.isfinite(norm)
 
 
-def constant_part(kernel: TangentKernel, centering: Centering | None) -> float:
-    """The sum of the entries that centering takes the mean of; 0 without centering.
+def constant_part(kernel: TangentKernel, centering: Centering | None) -> Tensor:
+    """The sum of the entries that centering takes the mean of, on the kernel's device; 0 without centering.
 
     Per output these are the blocks on the diagonal.
     """
     if centering is None:
-        return 0.0
-    return kernel.sum_of_diagonal_blocks() if centering == "per_output" and kernel.o > 1 else kernel.sum()
+        return torch.zeros((), dtype=torch.float64, device=kernel.device)
+    if centering == "per_output" and kernel.o > 1:
+        return kernel.sum_of_diagonal_blocks()
+    return kernel.samples.sum(kernel.row_means().sum()) * kernel.shape[0]
 
 
 def undefined_kernel(bound: RoundingBound, norm: float, constant: float) -> Finding | None:

@@ -187,8 +187,10 @@ def estimate_cka(
 
 def estimated_moments(kernel: TangentKernel, labels: Labels, norm: Estimate) -> KernelMoments:
     """The moments of a kernel with an estimated norm."""
-    inner = float(inner_product(kernel, labels))
-    return KernelMoments(inner, norm.value**2, kernel.trace(), constant_part(kernel, labels.centering))
+    trace = kernel.samples.sum(kernel.diagonal().sum())
+    rest = (inner_product(kernel, labels), trace, constant_part(kernel, labels.centering))
+    inner, *others = torch.stack(rest).tolist()
+    return KernelMoments(inner, norm.value**2, *others)
 
 
 def require_products(products: object, tolerance: object = None) -> int:

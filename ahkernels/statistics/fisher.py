@@ -37,8 +37,14 @@ def fisher_kernel(kernel: TangentKernel, logits: Tensor) -> TangentKernel:
         raise TypeError(f"logits: expected a tensor [n, o], got {type(logits).__name__}")
     if tuple(logits.shape) != (kernel.n, kernel.o):
         raise ValueError(f"logits: expected shape [n, o] = [{kernel.n}, {kernel.o}], got {list(logits.shape)}")
+    return kernel.congruence(fisher_roots(logits))
+
+
+def fisher_roots(logits: Tensor) -> Tensor:
+    """H^(1/2) of each sample, float64 [n, o, o], for finite logits [n, o]; the same for all layers."""
     if not bool(torch.isfinite(logits).all()):
         raise ValueError("logits: expected finite numbers, got nan or inf")
     p = logits.detach().double().softmax(1)
     values, vectors = torch.linalg.eigh(torch.diag_embed(p) - p[:, :, None] * p[:, None, :])
-    return kernel.congruence((vectors * values.clamp(min=0).sqrt().unsqueeze(1)) @ vectors.mT)
+    roots: Tensor = (vectors * values.clamp(min=0).sqrt().unsqueeze(1)) @ vectors.mT
+    return roots

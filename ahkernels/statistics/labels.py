@@ -42,5 +42,5 @@ class Labels:
     def to(self, device: torch.device) -> Labels:
         """The same on the device of kernels: a copy to it waits, so that there is one for all layers."""
         moved = copy.copy(self)
-        moved.rows, moved.centered = self.rows.to(device), self.centered.to(device)
+        moved.rows, moved.centered = torch.stack((self.rows, self.centered)).to(device).unbind()
         return moved

@@ -91,8 +91,9 @@ class Sketch:
             second /= second.norm(dim=0).clamp(min=torch.finfo(second.dtype).tiny)
             changes[:, j] = values - estimates.values(torch.stack((left_out, second)))
         changes.fill_diagonal_(0)
-        covariance = float((changes * changes.T).sum()) / (size * (size - 1))
-        return SquaredNorm(float(values.mean()), math.sqrt(float(values.var()) / size + max(covariance, 0.0)))
+        numbers = (values.mean(), values.var(), (changes * changes.T).sum() / (size * (size - 1)))
+        mean, variance, covariance = torch.stack(numbers).tolist()
+        return SquaredNorm(mean, math.sqrt(variance / size + max(covariance, 0.0)))
 
 
 class _Estimates:
@@ -113,9 +114,10 @@ class _Estimates:
         self._h = (inside + inside.T) / 2
         self._g = of_image
         diagonal = triangle.diagonal().abs()
-        least = max(_ROUNDING * float(diagonal.max()), torch.finfo(diagonal.dtype).tiny)
+        least = (_ROUNDING * diagonal.max()).clamp(min=torch.finfo(diagonal.dtype).tiny)
         solvable = triangle + ((diagonal < least).to(diagonal) * least).diag()
-        inverse = torch.linalg.solve_triangular(solvable, torch.eye(len(triangle)).to(triangle), upper=True)
+        identity = torch.eye(len(triangle), dtype=triangle.dtype, device=triangle.device)
+        inverse = torch.linalg.solve_triangular(solvable, identity, upper=True)
         self.directions = (inverse / inverse.norm(dim=1, keepdim=True)).T
 
     def values(self, left_out: Tensor) -> Tensor:

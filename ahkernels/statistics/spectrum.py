@@ -253,7 +253,7 @@ def stable_rank(kernel: TangentKernel, *, centering: Centering | None = "global"
     require_centering(centering, none=True)
     norm, largest = kernel.frobenius_norm(centering=centering), largest_eigenvalue(kernel, centering=centering)
     bound = RoundingBound.of(kernel, centering)
-    if largest == 0 or (centering and not bound.exceeded_by(norm, constant_part(kernel, centering))):
+    if largest == 0 or (centering and not bound.exceeded_by(norm, float(constant_part(kernel, centering)))):
         return math.nan
     return (norm / largest) ** 2
 
@@ -290,7 +290,7 @@ def label_correlation(kernel: TangentKernel, y: Tensor, *, centering: Centering 
     require_centering(centering, none=True)
     labels = Labels(kernel.outputs, y, kernel.samples, centering)
     largest = largest_eigenvalue(kernel, centering=centering)
-    constant = constant_part(kernel, centering)
+    constant = float(constant_part(kernel, centering))
     undefined = undefined_kernel(RoundingBound.of(kernel, centering), largest, constant) or undefined_labels(labels)
     if undefined:
         OneWarning().warn([undefined])

@@ -36,8 +36,20 @@ __device__ inline unsigned char* shared_memory() {
 
 __device__ inline void sync_threads() { __syncthreads(); }
 
-// ---- sm_80: copies of 16 bytes, and matrix products of a warp
+template <class T>
+__device__ inline T load_shared(uint32_t address) {
+  return *static_cast<const T*>(__cvta_shared_to_generic(address));
+}
+template <class T>
+__device__ inline void store_shared(uint32_t address, const T& value) {
+  *static_cast<T*>(__cvta_shared_to_generic(address)) = value;
+}
 
+// ---- sm_80: copies of 4 and 16 bytes, and matrix products of a warp
+
+__device__ inline void copy_4(uint32_t to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
 __device__ inline void copy_16(uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
@@ -69,6 +81,20 @@ __device__ inline double add_over_warp(double value) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffff, value, step);
   return value;
+}
+
+// Whether this thread is the one that its warp has chosen. That a single thread goes on is known to the compiler only
+// so: after a comparison with its number, it puts each bulk copy into a loop over the threads' operands.
+__device__ inline bool elect_one() {
+  uint32_t elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}"
+      : "=r"(elected));
+  return elected != 0;
 }
 
 // ---- sm_90a: barriers in shared memory, bulk tensor copies, matrix products of a warpgroup
@@ -126,6 +152,9 @@ __device__ inline void copy_box(uint32_t to, const TensorMap& tensor, int32_t co
 __device__ inline void prefetch_tensor(const TensorMap& tensor) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&tensor) : "memory");
 }
+
+// Threads of a warpgroup wait for each other, at a barrier of its own.
+__device__ inline void sync_warpgroup(int group) { asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory"); }
 
 __device__ inline void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

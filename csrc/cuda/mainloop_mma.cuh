@@ -142,7 +142,8 @@ __global__ void __launch_bounds__(kThreads) tiles(const __grid_constant__ Proble
       for_each_pair<kSum>(problem, [&](int32_t pair, int32_t row_block, int32_t col_block, int32_t slices) {
         Product<kParts, kSum>(problem, shared_address(shared_memory()), tile, row_block, col_block, slices)
             .template make<kPromoted, kBlocks / 2>(fragment);  // with fewer registers beside the entries
-        add_position_pair<kBlocks, kEights>(problem, place, pair, fragment, entries);
+        const FromGlobal<true, false, false, kBlocks> operands(problem, place, pair);
+        add_position_pair<kBlocks, kEights>(operands, fragment, entries);
       });
       sum += finish<kResult, false, kBlocks, kEights>(problem, place, entries);
     } else {

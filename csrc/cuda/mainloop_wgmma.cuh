@@ -8,7 +8,7 @@
 // a group multiplies its sums by the forward Gram there, the other one has the tensor cores.
 #pragma once
 
-#include "epilogue.cuh"
+#include "gram_tile.cuh"
 
 namespace ahkernels::cuda::wgmma {
 
@@ -33,8 +33,11 @@ struct Shape {
   static constexpr int kTurnRows = 64 * kBlocks, kTurnsPerTile = static_cast<int>(kTile) / kTurnRows;
   static constexpr int kStages = kParts == 1 ? 6 : 3;
   static constexpr uint32_t kStageBytes = kParts * (kTurnRows + kTile) * kRowBytes;
-  // Stages begin on 1024 bytes, as the swizzle asks for; the barriers follow them.
-  static constexpr uint32_t kSharedBytes = 1024 + kStages * kStageBytes + (2 * kStages + kGroups) * 8;
+  // As many samples as there is room for: those of any tile from 10 or from 5 outputs on.
+  using Gram = GramTile<kBlocks, kParts == 3 ? 14 : 27>;
+  // Stages begin on 1024 bytes, as the swizzle asks for; the barriers and the groups' forward Grams follow them.
+  static constexpr uint32_t kBarrierBytes = (2 * kStages + kGroups) * 8;
+  static constexpr uint32_t kSharedBytes = 1024 + kStages * kStageBytes + kBarrierBytes + kGroups * Gram::kBytes;
   using Sums = Fragment<kBlocks, kEights>;
 };
 
@@ -54,6 +57,8 @@ class Ring {
   __device__ uint32_t emptied(int stage) const { return filled(Shape::kStages + stage); }
 
   __device__ uint32_t turn(int group) const { return filled(2 * Shape::kStages + group); }
+
+  __device__ uint32_t gram(int group) const { return turn(kGroups) + group * Shape::Gram::kBytes; }
 
   __device__ void init() const {
     for (int stage = 0; stage < Shape::kStages; ++stage) {
@@ -201,7 +206,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int32_t group = static_cast<int32_t>(threadIdx.x) / 128 - 1;
   if (group < 0) {
     release_registers<kProducerRegisters>();
-    if (threadIdx.x == 0) {
+    if (threadIdx.x < 32 && elect_one()) {
       prefetch_tensor(row_tensor);
       prefetch_tensor(col_tensor);
       produce<Shape>(problem, row_tensor, col_tensor, ring);
@@ -212,13 +217,21 @@ __global__ void __launch_bounds__(kThreads, 1)
     // A group's tiles, or its half of all tiles.
     constexpr int32_t kStep = kGroups / Shape::kTurnsPerTile;
     const int32_t tiles = tile_count(problem), first_row = kStep == 1 ? group * Shape::kTurnRows : 0;
+    using Gram = typename Shape::Gram;
+    const bool in_shared = !kSum && Gram::fits(problem.o);
     double sum = 0;
     int32_t turn = group;
     int32_t before = 0;  // slices of both groups up to these turns, modulo the slots
     for (int32_t number = kStep == 1 ? 0 : group; number < tiles; number += kStep) {
       // Where all turns have as many slices, registers hold no counts of them.
       if constexpr (!kSum) turn = number * Shape::kTurnsPerTile + (kStep == 1 ? group : 0);
-      const Place place = Place::of(tile_of(problem, number), first_row + warp * 16, 0, kBlockRows);
+      const Gram gram(ring.gram(group), group);
+      const PanelPair tile = tile_of(problem, number);
+      const Place place = Place::of(tile, first_row + warp * 16, 0, kBlockRows);
+      if (in_shared) {
+        gram.template bring<kHasMeans<kResult>>(problem, static_cast<uint32_t>(tile.row * kTile + first_row),
+                                                static_cast<uint32_t>(tile.col * kTile));
+      }
       typename Shape::Sums fragment, entries;
       if constexpr (kSum) clear<Shape::kBlocks, kEights>(entries);
       for_each_pair<kSum>(problem, [&](int32_t pair, int32_t, int32_t, int32_t slices) {
@@ -227,10 +240,17 @@ __global__ void __launch_bounds__(kThreads, 1)
         if constexpr (kSum) {
           turn += kGroups;
           before = (before + kGroups * slices) % (2 * Shape::kStages);
-          add_position_pair<Shape::kBlocks, kEights>(problem, place, pair, fragment, entries);
+          const FromGlobal<true, false, false, Shape::kBlocks> operands(problem, place, pair);
+          add_position_pair<Shape::kBlocks, kEights>(operands, fragment, entries);
         }
       });
-      sum += finish<kResult, !kSum, Shape::kBlocks, kEights>(problem, place, kSum ? entries : fragment);
+      if constexpr (kSum) {
+        sum += finish<kResult, false, Shape::kBlocks, kEights>(problem, place, entries);
+      } else {
+        // Tiles of so few outputs are not worth an epilogue of their own where they are whole.
+        sum += in_shared ? finish<kResult, Shape::kBlocks, kEights>(problem, place, gram.brought(), fragment)
+                         : finish_from_global<kResult, true, false, Shape::kBlocks, kEights>(problem, place, fragment);
+      }
     }
     if constexpr (kResult == Result::kSquares || kResult == Result::kProducts) {
       store_sum(problem, sum, (int64_t{blockIdx.x} * kGroups + group) * 4 + warp);

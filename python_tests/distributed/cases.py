@@ -119,7 +119,7 @@ def statistics(
         found[f"{row} means"] = kernel.row_means().flatten()
         found[f"{layer} trace"] = kernel.trace()
         found[f"{layer} sum"] = kernel.sum()
-        found[f"{layer} sum of blocks"] = kernel.sum_of_diagonal_blocks()
+        found[f"{layer} sum of blocks"] = float(kernel.sum_of_diagonal_blocks())
         found[f"{layer} vjp"] = kernel.vjp(v)
         found[f"{row} jvp"] = kernel.jvp(kernel.vjp(v))
         for centering in ("global", "per_output"):

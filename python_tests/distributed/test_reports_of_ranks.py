@@ -61,7 +61,7 @@ def sum_of_blocks(group, x):
     """In steps of some outputs, by the number of samples of all ranks."""
     kernel = ah.tangent_kernels(network(), x, layers="0", process_group=group)["0"]
     with mock.patch.object(kernel_module, "_NUMBERS_JOINED", 2 * 20 * 9):
-        return kernel.sum_of_diagonal_blocks()
+        return float(kernel.sum_of_diagonal_blocks())
 
 
 def shares(tensor, count):

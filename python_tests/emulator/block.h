@@ -46,7 +46,23 @@ struct Tensor {
   int32_t box_rows, box_cols;
 };
 
+struct Span {
+  const void* begin;
+  int64_t bytes;
+};
+
+// The global memory that single threads of a launch may read; any, where nothing is listed.
+inline std::vector<Span> readable;
+
 [[noreturn]] inline void fail(const std::string& what) { throw std::runtime_error("emulator: " + what); }
+
+inline void check_readable(const void* from, size_t bytes) {
+  const auto holds = [&](const Span& span) {
+    const int64_t offset = static_cast<const std::byte*>(from) - static_cast<const std::byte*>(span.begin);
+    return offset >= 0 && offset + static_cast<int64_t>(bytes) <= span.bytes;
+  };
+  if (!readable.empty() && std::none_of(readable.begin(), readable.end(), holds)) fail("a read beyond what was given");
+}
 
 inline float bfloat16(uint16_t bits) {
   const uint32_t wide = static_cast<uint32_t>(bits) << 16;
@@ -126,22 +142,49 @@ class Block {
     together(fibers_.size(), "a barrier of the block", &nothing, [&](const auto&) { ++syncs_; });
   }
 
-  std::byte* at(uint32_t address, uint32_t bytes) {
+  void sync_warpgroup(int barrier) {
+    if (barrier < 0 || barrier > 14) fail("a barrier of a warpgroup that a block does not have");
+    together(kWarpgroup, "a barrier of the warpgroup", &barrier, [&](const std::vector<int*>& barriers) {
+      for (const int* one : barriers) {
+        if (*one != barrier) fail("threads of a warpgroup wait at different barriers");
+      }
+      const auto [owner, first] = barrier_owners_.emplace(barrier, running_ / kWarpgroup);
+      if (owner->second != running_ / kWarpgroup) fail("warpgroups wait at the same barrier");
+    });
+  }
+
+  // Any one thread of a warp.
+  bool elect() {
+    bool elected = false;
+    together(kWarp, "an election", &elected, [&](const auto& lanes) { *lanes[below(kWarp)] = true; });
+    return elected;
+  }
+
+  std::byte* at(uint32_t address, size_t bytes) {
     if (address < kBase || address + bytes > memory_.size()) fail("an address beyond the launch's shared memory");
     return memory_.data() + address;
+  }
+  // For numbers that threads read and write by themselves.
+  std::byte* numbers_at(uint32_t address, size_t bytes, size_t alignment) {
+    if (address % alignment != 0) fail("an address in shared memory that is not aligned");
+    const auto barrier = barriers_.upper_bound(address - kBarrierBytes);
+    if (barrier != barriers_.end() && barrier->first < address + bytes) fail("numbers where a barrier is");
+    return at(address, bytes);
   }
   std::byte* begin() { return memory_.data(); }
 
   // ---- copies of single threads
 
   struct Copy {
-    uint32_t to;
+    uint32_t to, bytes;
     const void* from;
   };
 
-  void copy(uint32_t to, const void* from) {
-    if (to % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) fail("a copy of 16 bytes that are not aligned");
-    fibers_[running_].open.push_back({to, from});
+  void copy(uint32_t to, const void* from, uint32_t bytes) {
+    if (reinterpret_cast<uintptr_t>(from) % bytes != 0) fail("a copy of bytes that are not aligned");
+    numbers_at(to, bytes, bytes);
+    check_readable(from, bytes);
+    fibers_[running_].open.push_back({to, bytes, from});
   }
   void commit_copies() {
     Fiber& fiber = fibers_[running_];
@@ -403,7 +446,7 @@ class Block {
   // ---- copies and barriers
 
   void make(std::vector<Copy>& copies) {
-    for (const Copy& copy : copies) memcpy(at(copy.to, 16), copy.from, 16);
+    for (const Copy& copy : copies) memcpy(at(copy.to, copy.bytes), copy.from, copy.bytes);
     copies.clear();
   }
 
@@ -588,6 +631,7 @@ class Block {
   std::exception_ptr error_;
   std::map<std::pair<size_t, size_t>, Meeting> meetings_;
   int64_t syncs_ = 0;
+  std::map<int, size_t> barrier_owners_;  // warpgroups
   std::map<uint32_t, Barrier> barriers_;
   std::vector<Box> boxes_;
   std::map<size_t, Products> products_;              // of each warp

@@ -17,6 +17,7 @@
 
 template <class T>
 T __ldg(const T* pointer) {
+  emulator::check_readable(pointer, sizeof(T));
   return *pointer;
 }
 
@@ -34,7 +35,19 @@ inline uint32_t shared_address(const void* pointer) {
 
 inline void sync_threads() { Block::current().sync(); }
 
-inline void copy_16(uint32_t to, const void* from) { Block::current().copy(to, from); }
+template <class T>
+T load_shared(uint32_t address) {
+  T value;
+  std::memcpy(&value, Block::current().numbers_at(address, sizeof(T), alignof(T)), sizeof(T));
+  return value;
+}
+template <class T>
+void store_shared(uint32_t address, const T& value) {
+  std::memcpy(Block::current().numbers_at(address, sizeof(T), alignof(T)), &value, sizeof(T));
+}
+
+inline void copy_4(uint32_t to, const void* from) { Block::current().copy(to, from, 4); }
+inline void copy_16(uint32_t to, const void* from) { Block::current().copy(to, from, 16); }
 inline void copies_commit() { Block::current().commit_copies(); }
 template <int Pending>
 void copies_wait() {
@@ -117,6 +130,10 @@ inline void copy_box(uint32_t to, const TensorMap& tensor, int32_t column, int32
   Block::current().copy_box({to, tensor, column, row, barrier});
 }
 inline void prefetch_tensor(const TensorMap&) {}
+
+inline bool elect_one() { return Block::current().elect(); }
+
+inline void sync_warpgroup(int group) { Block::current().sync_warpgroup(group); }
 
 inline void products_begin() { Block::current().begin_products(); }
 inline void products_commit() { Block::current().commit_products(); }

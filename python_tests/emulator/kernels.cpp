@@ -125,6 +125,13 @@ int tangent_tiles(int hopper, int64_t blocks, int count, int result, const uint1
     problem.first_row = static_cast<Result>(result) == Result::kMatrix ? 0 : sample * o;
     problem.unscale = unscale;
     const Result what = static_cast<Result>(result);
+    const int64_t all_rows = int64_t{part_blocks} * padded_rows;
+    int64_t pairs = layer_count == 0;
+    for (int i = 0; i < layer_count; ++i) pairs += layers[2 * i] * layers[2 * i];
+    emulator::readable = {{parts, 2 * count * all_rows * k},
+                          {p, 4 * pairs * p_rows * problem.p_cols},
+                          {means, means == nullptr ? 0 : 4 * 2 * padded_rows},
+                          {entries, what == Result::kProducts ? 4 * p_rows * o * int64_t{problem.size} : 0}};
     const bool promoted = problem.promoted();
     if (count == 3) return run<3, true>(problem, what, hopper, blocks);
     if (count == 2 && promoted) return run<2, true>(problem, what, hopper, blocks);

@@ -11,7 +11,7 @@ from batches import kernels, one_layer
 from emulated import Device, build
 from reference import factors, row_means
 
-from ahkernels.ops import cuda, plain
+from ahkernels.ops import cuda, moments_on_cuda, plain
 
 
 @pytest.fixture(scope="session")
@@ -29,13 +29,15 @@ def device(request, library, monkeypatch):
     return device
 
 
-# n, s, o, d, m, bias: one tile and several, ragged and whole, k beyond the stages of the rings, several positions.
+# n, s, o, d, m, bias: one tile and several, ragged and whole, k beyond the stages of the rings, as many samples in a
+# tile as shared memory has room for (10 outputs in three parts, else 5), several positions.
 SHAPES = [
     (1, 1, 2, 3, 5, 1.0),
     (64, 1, 2, 10, 64, 0.0),
     (30, 1, 10, 7, 70, 1.0),
     (40, 1, 7, 20, 450, 0.0),
     (3, 1, 100, 5, 130, 1.0),
+    (110, 1, 5, 3, 8, 1.0),
     (20, 2, 9, 4, 30, 1.0),
     (7, 2, 17, 4, 200, 1.0),
     (70, 3, 2, 6, 0, 0.0),
@@ -148,6 +150,26 @@ def test_layers_far_apart_in_scale(device):
         assert torch.allclose(got.double(), k, rtol=0, atol=BOUNDS["highest"] * k.norm())
 
 
+def test_moments_of_several_kernels(device, monkeypatch):
+    """Of very different scales, one of them zero, in panels of 128 samples."""
+    monkeypatch.setattr(cuda, "PANEL_BYTES", 1)
+    n, o = 140, 2
+    layers = [(*factors(n, 1, o, 5, 20), 1.0), (*factors(n, 2, o, 3, 9, seed=1), 0.0), (*factors(n, 1, o, 2, 3), 0.0)]
+    layers[0] = (layers[0][0] * 1e18, layers[0][1] * 1e15, 1.0)
+    layers[1] = (layers[1][0] * 1e-15, layers[1][1] * 1e-17, 0.0)
+    layers.append((layers[2][0], torch.zeros_like(layers[2][1]), 1.0))
+    v = torch.randn(n, o, 1, dtype=torch.float64) * 1e30
+    (moments,) = moments_on_cuda.tangent_moments(kernels(*([one] for one in layers)), v, "highest")
+    of_labels = (v - v.mean()).flatten()
+    for (forward, backward, bias), *got in zip(layers, *moments, strict=True):
+        k = reference.kernel(forward, backward, bias)
+        bound = BOUNDS["highest"] * k.norm()
+        expected = of_labels @ k @ of_labels, reference.centered(k).square().sum(), k.trace(), k.sum()
+        bounds = bound * of_labels.norm() ** 2, bound * k.norm(), 1e-13 * k.trace(), bound * n * o
+        for one, right, most in zip(got, expected, bounds, strict=True):
+            assert (one - right).abs() <= most
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_factors_of_16_bits_are_exact_in_parts(device, dtype):
     forward, backward = factors(33, 1, 4, 9, 40, dtype)
@@ -216,11 +238,13 @@ def test_same_bits_in_any_run(device):
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
-@pytest.mark.parametrize("sizes", [(70, 1, 3, 5, 500), (45, 2, 3, 5, 100)], ids=["one position", "two positions"])
-def test_any_schedule(device, library, precision, sizes):
+@pytest.mark.parametrize(
+    "shape", [(70, 1, 3, 5, 500), (40, 1, 10, 5, 64), (45, 2, 3, 5, 100)], ids=["long k", "many turns", "two positions"]
+)
+def test_any_schedule(device, library, precision, shape):
     """Warps that are held up, copies and products that come as early or as late as they may: always the same bits."""
-    forward, backward = factors(*sizes)
-    batch, means = one_layer(forward, backward, 1.0), [row_means(reference.kernel(forward, backward, 1.0), 3)]
+    forward, backward = factors(*shape)
+    batch, means = one_layer(forward, backward, 1.0), [row_means(reference.kernel(forward, backward, 1.0), shape[2])]
     results = []
     for schedule in range(3):
         library.set_schedule(1000 * schedule)
@@ -251,6 +275,20 @@ def test_tile_bands_visit_each_tile_once(library, first, end, size):
     assert library.tile_bands(first, end, size, pairs) == count
     got = list(zip(pairs[::2], pairs[1::2], strict=True))
     assert sorted(got) == [(row, col) for row in range(first, end) for col in range(row, size)]
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 20, 33, 40, 80])
+def test_tile_bands_are_of_one_height(library, rows):
+    """The last column of tiles, of which each band takes its rows one after the other."""
+    size = 100
+    pairs = (ctypes.c_int64 * (2 * sum(size - row for row in range(rows))))()
+    library.tile_bands(0, rows, size, pairs)
+    times = [t for t, col in enumerate(pairs[1::2]) if col == size - 1]
+    ends = [i + 1 for i in range(rows) if i + 1 == rows or times[i + 1] != times[i] + 1]
+    heights = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    assert len(heights) == -(-rows // 16)
+    assert set(heights[:-1]) <= {heights[0]}
+    assert heights[0] - heights[-1] < len(heights)
 
 
 def test_tile_bands_beyond_32_bits(library):

@@ -6,6 +6,8 @@ import functools
 import itertools
 import math
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import reference
@@ -18,6 +20,7 @@ from torch import Tensor
 from ahkernels import ops
 from ahkernels.factors import LayerFactors
 from ahkernels.ops import plain
+from ahkernels.precision import products_in_float32, resolve_precision
 from benchmarks.common import memory
 
 IMPLEMENTATIONS = [
@@ -121,7 +124,7 @@ def test_thin_products_and_diagonal(op, dtype, shape):
     forms = op.tangent_quadratic(one_layer(forward, backward, bias), v)
     assert (forms - (v.view(n * o, 3) * (expected @ v.view(n * o, 3))).sum(0)).norm() <= bound * v.norm()
     sums = op.tangent_row_sums(one_layer(forward, backward, bias)).flatten()
-    exact = o == 1 or dtype == torch.float64 or op is not ops
+    exact = o == 1 or dtype == torch.float64
     rounding = 1e-14 if exact else tolerance(dtype, sizes[3] + sizes[4])
     assert (sums - expected.sum(1)).norm() <= rounding * expected.norm() * math.sqrt(n * o)
     diagonal = op.tangent_diagonal(one_layer(forward, backward, bias))
@@ -562,6 +565,18 @@ def test_numbers_below_the_normal_ones_of_fp32(op):
     assert relative_error(op, forward, backward, 0.0) < 1e-5
 
 
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+def test_the_largest_numbers_of_fp32_where_those_below_the_normal_ones_are_zero(op):
+    forward, backward = factors(60, 1, 3, 50, 40, torch.float32)
+    forward *= 3e38 / forward.abs().max()
+    flushed = torch.set_flush_denormal(True)
+    try:
+        error = relative_error(op, forward, backward, 0.0)
+    finally:
+        torch.set_flush_denormal(False)
+    assert flushed and error < 1e-5
+
+
 @pytest.mark.parametrize("size", [1e-5, 2e-7, 1e-9])
 def test_inputs_that_are_tiny_beside_a_bias(size):
     """What centering per output leaves is below what squares in fp32 hold; where it comes close, float64 takes over."""
@@ -771,6 +786,54 @@ def test_both_routes_of_thin_products(op, through):
     assert (got - expected).norm() <= 1e-14 * math.sqrt(n) * expected.norm()
     forms = op.tangent_quadratic(one_layer(forward, backward, 1.0), v)
     torch.testing.assert_close(forms, (v.view(2 * n, 2) * expected).sum(0), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("through", ["samples", "parameters"])
+@pytest.mark.parametrize("scales", [(1.0, 1.0, 1.0), (1e30, 1e25, 1e180), (1e-30, 1e-30, 1e-180), (1e30, 1e-30, 1.0)])
+def test_products_in_float32_at_any_scale(scales, through):
+    """In plain torch; columns of other sizes keep their digits, and those of zeros are zero."""
+    n, d, m = (20, 200, 300) if through == "samples" else (500, 20, 30)
+    forward, backward = factors(n, 2, 2, d, m, torch.float32)
+    forward, backward = forward * scales[0], backward * scales[1]
+    v = torch.randn(n, 2, 3, dtype=torch.float64)
+    v[..., 2] = 0
+    sizes = torch.tensor([scales[2], 1.0, 1.0], dtype=torch.float64)
+    k = reference.kernel(forward, backward, 1.0)
+    got = plain.tangent_product(one_layer(forward, backward, 1.0), v * sizes, True)
+    errors = (got / sizes).flatten(0, 1) - k @ v.flatten(0, 1)
+    assert (errors.norm(dim=0) <= 1e-6 * k.norm() * v.flatten(0, 1).norm(dim=0)).all()
+    assert errors.any()  # it is not float64
+
+
+def test_products_in_float32_of_zeros():
+    forward, backward = factors(4, 1, 2, 3, 5)
+    for a, g in ((forward, torch.zeros_like(backward)), (torch.zeros_like(forward), backward)):
+        assert plain.tangent_product(one_layer(a, g, 0.0), torch.ones(4, 2, 1, dtype=torch.float64), True).eq(0).all()
+
+
+def test_products_in_float32_whatever_the_user_has_set(monkeypatch):
+    """Also while several threads need it; then the setting is the user's again."""
+    batch, v = one_layer(*factors(40, 1, 2, 9, 8), 1.0), torch.randn(40, 2, 1, dtype=torch.float64)
+    expected = plain.tangent_product(batch, v, True)
+    seen, together, einsum, matmul = [], threading.Barrier(2), torch.einsum, torch.backends.mkldnn.matmul
+
+    def watched(*args):
+        together.wait(60)
+        seen.append(matmul.fp32_precision)
+        return einsum(*args)
+
+    monkeypatch.setattr(torch, "einsum", watched)
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "bf16"
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda _: plain.tangent_product(batch, v, True), range(2)))
+        assert set(seen) == {"ieee"} and matmul.fp32_precision == "bf16"
+        with products_in_float32(torch.device("cpu")):
+            assert resolve_precision(None) == "medium"  # what the user has set, all the same
+    finally:
+        matmul.fp32_precision = before
+    assert all(torch.equal(one, expected) for one in found)
 
 
 @pytest.mark.parametrize("numbers", [1, 50, 700])

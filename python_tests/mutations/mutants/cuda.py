@@ -5,9 +5,15 @@ from __future__ import annotations
 from python_tests.mutations.mutant import Mutant
 
 KERNELS = "python_tests/ops/test_cuda_kernels.py"
+SCHEDULES = f"{KERNELS}::test_any_schedule"
+PRODUCTS = f"{KERNELS}::test_gram_and_inner_products"
 MMA = "csrc/cuda/mainloop_mma.cuh"
 WGMMA = "csrc/cuda/mainloop_wgmma.cuh"
 EPILOGUE = "csrc/cuda/epilogue.cuh"
+GRAM_TILE = "csrc/cuda/gram_tile.cuh"
+TILING = "csrc/tiling.h"
+FORWARD_GRAM = "python_tests/ops/test_forward_gram.py"
+OPS = "ahkernels/ops/cuda.py"
 PACK = "csrc/cuda/pack.cuh"
 
 MUTANTS = [
@@ -118,8 +124,8 @@ MUTANTS = [
     Mutant(
         "layers-of-a-sum-at-their-own-scales",
         "ahkernels/ops/cuda.py",
-        "ScaledForward.of(term, scale_a, scale / of_kernel)",
-        "ScaledForward.of(term, scale_a, scale / scale)",
+        "ScaledForward.of(term, precision, scale_a, scale / of_kernel)",
+        "ScaledForward.of(term, precision, scale_a, scale / scale)",
         "the layers of a sum are added without regard to what each was multiplied by",
         (f"{KERNELS}::test_layers_far_apart_in_scale", KERNELS),
     ),
@@ -182,7 +188,7 @@ MUTANTS = [
     Mutant(
         "tiles-off-the-diagonal-once",
         EPILOGUE,
-        "return place.tile.row == place.tile.col ? total : 2 * total;",
+        "return place.on_diagonal() ? total : 2 * total;",
         "return total;",
         "a tile off the diagonal does not stand for its mirror image",
         (KERNELS,),
@@ -190,10 +196,10 @@ MUTANTS = [
     Mutant(
         "samples-past-the-last",
         EPILOGUE,
-        "kWhole || sample < problem.n ? sample : problem.n - 1",
+        "kWhole || sample < problem_.n ? sample : problem_.n - 1",
         "sample",
         "the forward Gram is read past its end for columns that fill up a tile",
-        (KERNELS,),
+        (PRODUCTS,),
     ),
     Mutant(
         "gram-at-the-first-pair-of-positions",
@@ -206,10 +212,114 @@ MUTANTS = [
     Mutant(
         "output-of-the-next-column",
         EPILOGUE,
-        "(e == 1 && at.output + 1 == o ? 1 : 0)",
-        "(e == 1 && at.output == o ? 1 : 0)",
+        "(e == 1 && at_.output + 1 == problem_.o ? 1 : 0)",
+        "(e == 1 && at_.output == problem_.o ? 1 : 0)",
         "the second of two columns is of the same sample also where outputs begin anew",
         (KERNELS,),
+    ),
+    Mutant(
+        "gram-tile-written-while-it-is-read",
+        GRAM_TILE,
+        "    sync_warpgroup(group_);  // the last turn's has been read\n",
+        "",
+        "copies for the next turn come while other warps still read the forward Gram of the last one",
+        (SCHEDULES, PRODUCTS),
+    ),
+    Mutant(
+        "gram-tile-read-before-copies-are-done",
+        GRAM_TILE,
+        "    copies_wait<0>();\n",
+        "",
+        "the forward Gram is read before its copies are done",
+        (SCHEDULES, PRODUCTS),
+    ),
+    Mutant(
+        "gram-tile-read-before-others-have-copied",
+        GRAM_TILE,
+        "    sync_warpgroup(group_);\n    return {columns_, rows_};",
+        "    return {columns_, rows_};",
+        "a thread waits for its own copies alone",
+        (SCHEDULES, PRODUCTS),
+    ),
+    Mutant(
+        "gram-tile-too-small",
+        GRAM_TILE,
+        "return (static_cast<int32_t>(kTile) - 2) / o + 2 <= Samples;",
+        "return o > 0;",
+        "the samples of a tile with few outputs do not fit into shared memory",
+        (SCHEDULES, PRODUCTS),
+    ),
+    Mutant(
+        "gram-tile-a-sample-short",
+        GRAM_TILE,
+        "(end < last ? end : last) + 1)",
+        "(end < last ? end : last))",
+        "the last sample of a tile's columns is not brought",
+        (SCHEDULES, PRODUCTS),
+    ),
+    Mutant(
+        "gram-tile-samples-past-the-last",
+        GRAM_TILE,
+        "(end < last ? end : last) + 1)",
+        "end + 1)",
+        "the forward Gram is read past its end for columns that fill up a tile",
+        (PRODUCTS,),
+    ),
+    Mutant(
+        "gram-tile-rows-past-the-last",
+        GRAM_TILE,
+        "((x < last ? x : last) - problem.sample)",
+        "(x - problem.sample)",
+        "the forward Gram is read past its end for rows that fill up a tile",
+        (PRODUCTS,),
+    ),
+    Mutant(
+        "gram-tile-rows-in-another-order",
+        GRAM_TILE,
+        "slot % 2 * 8 + slot / (2 * Blocks) % 8",
+        "slot % 2 + slot / (2 * Blocks) % 8 * 2",
+        "the forward Gram and the means are those of other rows",
+        (SCHEDULES, PRODUCTS),
+    ),
+    Mutant(
+        "gram-tiles-at-one-place",
+        WGMMA,
+        "group * Shape::Gram::kBytes",
+        "0 * group * Shape::Gram::kBytes",
+        "the forward Grams of both groups, and the barriers, lie at one place",
+        (SCHEDULES, PRODUCTS),
+    ),
+    Mutant(
+        "gram-tiles-at-one-barrier",
+        WGMMA,
+        "ring.gram(group), group)",
+        "ring.gram(group), 0)",
+        "both groups wait for their own threads at one barrier",
+        (SCHEDULES, PRODUCTS),
+    ),
+    Mutant(
+        "forward-gram-in-tf32",
+        OPS,
+        "keeps = layer.forward.shape[2] <= LONGEST_FLOAT32_SUM and products_are_in_float32(layer.forward.device)",
+        "keeps = layer.forward.shape[2] <= LONGEST_FLOAT32_SUM",
+        "what torch is set to lowers the digits of the forward Gram at a precision that was asked for",
+        (FORWARD_GRAM,),
+    ),
+    Mutant(
+        "forward-gram-of-long-sums",
+        OPS,
+        "keeps = layer.forward.shape[2] <= LONGEST_FLOAT32_SUM and products",
+        "keeps = products",
+        "sums of many products in fp32 lose the digits of two bf16 parts",
+        (FORWARD_GRAM,),
+    ),
+    Mutant(
+        "bands-of-any-height",
+        TILING,
+        "ceil_div(rows, ceil_div(rows, kMostBandRows))",
+        "int64_t{kMostBandRows}",
+        "the last band of tiles may be a low one",
+        (f"{KERNELS}::test_tile_bands_are_of_one_height",),
     ),
     Mutant(
         "parts-cut-off",
@@ -237,9 +347,9 @@ MUTANTS = [
     ),
     Mutant(
         "band-of-tiles-too-high",
-        "csrc/tiling.h",
-        "int64_t{height} * (height + 1) / 2",
-        "int64_t{height} * (height - 1) / 2",
+        TILING,
+        "height * (height + 1) / 2",
+        "height * (height - 1) / 2",
         "the tiles of a band are counted without those on the diagonal",
         (f"{KERNELS}::test_tile_bands_visit_each_tile_once", KERNELS),
     ),

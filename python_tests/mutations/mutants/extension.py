@@ -42,7 +42,7 @@ MUTANTS = [
         "std::clamp(exponent_of(magnitude), -kMostExponent, kMostExponent)",
         "exponent_of(magnitude)",
         "a power of two that scales factors may be none that float32 and its inverse have",
-        (f"{OPS}::test_numbers_below_the_normal_ones_of_fp32",),
+        (f"{OPS}::test_the_largest_numbers_of_fp32_where_those_below_the_normal_ones_are_zero",),
     ),
     Mutant(
         "nan-is-no-magnitude",

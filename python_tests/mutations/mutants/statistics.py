@@ -11,6 +11,7 @@ ESTIMATE = f"{FOLDER}/test_estimate.py"
 REGRESSION = f"{FOLDER}/test_regression.py"
 KERNEL = "python_tests/test_kernel.py"
 CENTERING = "python_tests/test_centering.py"
+WAITING = "python_tests/test_waiting.py"
 
 MUTANTS = [
     Mutant(
@@ -44,7 +45,6 @@ MUTANTS = [
         "rows = kernel.shape[0]",
         "the bound per output is that of global centering, smaller by the number of outputs",
         (KERNEL, f"{FOLDER}/test_degenerate_warning.py", f"{CENTERING}::test_kernels_whose_blocks_are_constant"),
-        "The bound is one of orders of magnitude: rounding is smaller than either of both in all cases that are known.",
     ),
     Mutant(
         "rounding-of-labels-100-times-looser",
@@ -81,8 +81,8 @@ MUTANTS = [
     Mutant(
         "independent-estimates",
         "ahkernels/statistics/leave_one_out.py",
-        "math.sqrt(float(values.var()) / size + max(covariance, 0.0))",
-        "math.sqrt(float(values.var()) / size)",
+        "math.sqrt(variance / size + max(covariance, 0.0))",
+        "math.sqrt(variance / size)",
         "leave-one-out estimates are taken to be independent, so that error bars are too short",
         (ESTIMATE,),
     ),
@@ -138,16 +138,48 @@ MUTANTS = [
     Mutant(
         "fisher-labels-per-output",
         "ahkernels/layerwise.py",
-        "of_fisher = labels_of(outputs, None)",
-        "of_fisher = labels[-1]",
+        "of_fisher = (fisher_roots(capture.logits()), labels_of(outputs, None))",
+        "of_fisher = (fisher_roots(capture.logits()), labels[-1])",
         "the Fisher information, which is not centered, takes labels that are centered per output",
         (f"{SPECTRUM}::test_statistics_in_a_report_against_dense_decompositions", SPECTRUM, CENTERING),
     ),
     Mutant(
+        "every-layer-by-itself",
+        "ahkernels/layerwise.py",
+        "full = held >= most_bytes or kernel.o == 1",
+        "full = True",
+        "each layer takes launches of its own for what several share",
+        (f"{WAITING}::test_launches", "python_tests/capture/test_kernels.py"),
+    ),
+    Mutant(
+        "readings-for-each-layer",
+        "ahkernels/layerwise.py",
+        "of_each = {one: readings.add(found.stacked())",
+        "of_each = {one: Readings().add(found.stacked())",
+        "a measurement waits for a device once for each layer",
+        (f"{WAITING}::test_no_layer_waits",),
+    ),
+    Mutant(
+        "gradients-one-by-one",
+        "ahkernels/capture/certify.py",
+        "zip(rest, torch.stack([_norm(one) for one in rest.values()]).tolist(), strict=True)",
+        "zip(rest, [float(_norm(one)) for one in rest.values()], strict=True)",
+        "the certificate waits for a device once for each parameter in float64",
+        (f"{WAITING}::test_no_layer_waits_in_float64",),
+    ),
+    Mutant(
+        "bias-of-a-jacobian-from-the-host",
+        "ahkernels/ops/plain.py",
+        "yield backward.sum(1) * bias**0.5",
+        "yield backward.sum(1) * torch.as_tensor(bias, dtype=torch.float64, device=backward.device).sqrt()",
+        "each layer by its Jacobian waits for a device, to which its bias is copied",
+        (f"{WAITING}::test_networks_of_other_kinds",),
+    ),
+    Mutant(
         "batches-without-bound",
         "ahkernels/layerwise.py",
-        "full = held >= most_bytes or kernel.device",
-        "full = kernel.device",
+        "full = held >= most_bytes or kernel.o",
+        "full = kernel.o",
         "the factors of all layers are held at once to be measured by one op",
         ("python_tests/capture/test_kernels.py::test_layers_are_measured_in_batches_of_so_many_bytes",),
     ),
