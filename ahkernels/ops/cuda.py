@@ -114,26 +114,30 @@ class ScaledForward:
     Attributes:
         factor: Scaled [s, n, d], in the dtype that its Gram is computed in.
         bias: b, scaled as the Gram is, a scalar of that dtype on the device.
-        scale: What the layer's Gram is multiplied by beyond that: a power of two that is no more than 1.
+        scale: What the Gram of one of several layers is multiplied by beyond that: a power of two, no more than 1.
     """
 
     factor: Tensor
     bias: Tensor
-    scale: Tensor
+    scale: Tensor | None
 
     @classmethod
-    def of(cls, layer: Layer, precision: str, forward_scale: Tensor, scale: Tensor) -> ScaledForward:
+    def of(cls, layer: Layer, precision: str, forward_scale: Tensor, scale: Tensor | None) -> ScaledForward:
         """Scales the factor of a layer."""
         dtype = gram_dtype(layer, precision)
         factor = layer.forward.transpose(0, 1).to(dtype) * forward_scale.to(dtype)
-        return cls(factor, (layer.bias * forward_scale**2 * scale).to(dtype), scale.to(dtype))
+        bias = layer.bias * forward_scale**2
+        if scale is None:
+            return cls(factor, bias.to(dtype), None)
+        return cls(factor, (bias * scale).to(dtype), scale.to(dtype))
 
     def gram(self, rows: slice) -> Tensor:
         """P between the samples in rows and those from there on, float32 [s * s, rows, n - rows.start].
 
         One product of matrices: a batched one over pairs of positions would copy both operands for each pair.
         """
-        a, others = self.factor[:, rows] * self.scale, self.factor[:, rows.start :]
+        a, others = self.factor[:, rows], self.factor[:, rows.start :]
+        a = a if self.scale is None else a * self.scale
         s, c, count = *a.shape[:2], others.shape[1]
         # A vector of biases is added within the product, unlike a scalar.
         product = torch.addmm(self.bias.expand(s * count).contiguous(), a.flatten(0, 1), others.flatten(0, 1).T)
@@ -165,27 +169,33 @@ class ScaledKernel:
 
     @classmethod
     def of(
-        cls, layers: Sequence[Layer], precision: str, scales: Sequence[tuple[Tensor, Tensor, Tensor]] | None = None
+        cls, layers: Sequence[Layer], precision: str, scales: tuple[Tensor, Tensor, Tensor] | None = None
     ) -> ScaledKernel:
-        """Scales and packs the factors of some layers, by `scales_of` or as given; nothing waits for the device."""
+        """Scales and packs the factors of some layers; nothing waits for the device.
+
+        Args:
+            layers: The kernel's layers.
+            precision: "highest", "high" or "medium".
+            scales: Those of a single layer, as from `scales_of`, where they are known.
+        """
         terms = [term for layer in layers for term in (_jacobian(layer) if layer.by_jacobian else [layer])]
-        scales = scales or [scales_of(term.forward, term.backward, term.bias) for term in terms]
-        scale = scale_of_largest([of_kernel for _, _, of_kernel in scales])
+        each = [scales or scales_of(term.forward, term.backward, term.bias) for term in terms]
+        scale = each[0][2] if scales else scale_of_largest([of_kernel for _, _, of_kernel in each])
         forward = [
-            ScaledForward.of(term, precision, scale_a, scale / of_kernel)
-            for term, (scale_a, _, of_kernel) in zip(terms, scales, strict=True)
+            ScaledForward.of(term, precision, scale_a, scale / of_kernel if len(terms) > 1 else None)
+            for term, (scale_a, _, of_kernel) in zip(terms, each, strict=True)
         ]
         count = max(1 if term.backward.dtype == torch.bfloat16 else PARTS[precision] for term in terms)
         n, s, o, _ = terms[0].backward.shape
         if len(terms) == 1 and s == 1:
-            sizes, parts = [], pack_parts(terms[0].backward, scales[0][1], count)
+            sizes, parts = [], pack_parts(terms[0].backward, each[0][1], count)
         else:
             sizes = [size for term in terms for size in (term.backward.shape[1], _slices(term))]
             blocks = sum(term.backward.shape[1] * _slices(term) for term in terms)
             rows = -(-n * o // PANEL_SAMPLES) * PANEL_SAMPLES
             parts = terms[0].backward.new_empty(count, blocks, rows, SLICE, dtype=torch.bfloat16)
             first = 0
-            for term, (_, scale_g, _) in zip(terms, scales, strict=True):
+            for term, (_, scale_g, _) in zip(terms, each, strict=True):
                 pack_slices(term.backward, scale_g, parts, first)
                 first += term.backward.shape[1] * _slices(term)
         return cls(forward, parts, sizes, scale, n, o, STRAIGHT[precision])

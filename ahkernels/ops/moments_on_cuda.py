@@ -28,8 +28,7 @@ def tangent_moments(batch: KernelBatch, v: Tensor, precision: str, per_output: b
         means = _means_of_tiles(row_means, scales)
         squares = []
         for (layer, of_layer), of_tiles in zip(of_each, means, strict=True):  # no more than one is packed at a time
-            of_kernel = (of_layer.forward * of_layer.backward).square()
-            kernel = cuda.ScaledKernel.of([layer], precision, [(of_layer.forward, of_layer.backward, of_kernel)])
+            kernel = cuda.ScaledKernel.of([layer], precision, (of_layer.forward, of_layer.backward, of_layer.kernel))
             squares.append(kernel.squared_norm(of_tiles, cuda.panels([layer], precision)))
         return torch.stack(squares) / scales.forward**4 / scales.backward**4
 

@@ -124,8 +124,8 @@ MUTANTS = [
     Mutant(
         "layers-of-a-sum-at-their-own-scales",
         "ahkernels/ops/cuda.py",
-        "ScaledForward.of(term, precision, scale_a, scale / of_kernel)",
-        "ScaledForward.of(term, precision, scale_a, scale / scale)",
+        "scale / of_kernel if len(terms) > 1 else None",
+        "scale / scale if len(terms) > 1 else None",
         "the layers of a sum are added without regard to what each was multiplied by",
         (f"{KERNELS}::test_layers_far_apart_in_scale", KERNELS),
     ),
