@@ -66,8 +66,9 @@ inline CUtensorMap tensor_map(const Tensor& parts, uint32_t box_rows) {
   return map;
 }
 
-// Runs the tile kernel for this device and layer. Returns the sums of the warps, or [0] where the result has none.
-template <int kParts, Result kResult>
+// Runs the tile kernel for this device and layer. Returns the sums of the warps, or [0] where the result has none. With
+// kDeviations, for entries of T, there is one position.
+template <int kParts, Result kResult, bool kDeviations = false>
 Tensor run(Problem& problem, const Tensor& parts, const Tensor& p) {
   constexpr bool kSums = kResult == Result::kSquares || kResult == Result::kProducts;
   const int64_t processors = attribute(cudaDevAttrMultiProcessorCount, parts), tiles = problem.tiles.count();
@@ -78,12 +79,13 @@ Tensor run(Problem& problem, const Tensor& parts, const Tensor& p) {
   problem.sums = data<double>(sums);
   problem.set_steps(hopper ? wgmma::kBlockRows : mma::kBlockRows);
   if (hopper) {
-    launch(wgmma::tiles<kParts, kResult>, blocks, wgmma::kThreads, wgmma::Shape<kParts>::kSharedBytes, parts, problem,
-           tensor_map(parts, wgmma::Shape<kParts>::kTurnRows), tensor_map(parts, kTile));
+    launch(wgmma::tiles<kParts, kResult, kDeviations>, blocks, wgmma::kThreads, wgmma::Shape<kParts>::kSharedBytes,
+           parts, problem, tensor_map(parts, wgmma::Shape<kParts>::kTurnRows), tensor_map(parts, kTile));
   } else if (problem.positions == 1) {
-    launch(mma::tiles<kParts, kResult, false>, blocks, mma::kThreads, mma::kSharedBytes<kParts>, parts, problem);
-  } else {
-    launch(mma::tiles<kParts, kResult, true>, blocks, mma::kThreads, mma::kSharedBytes<kParts>, parts, problem);
+    launch(mma::tiles<kParts, kResult, false, kDeviations>, blocks, mma::kThreads, mma::kSharedBytes<kParts>, parts,
+           problem);
+  } else if constexpr (!kDeviations) {
+    launch(mma::tiles<kParts, kResult, true, false>, blocks, mma::kThreads, mma::kSharedBytes<kParts>, parts, problem);
   }
   return sums;
 }

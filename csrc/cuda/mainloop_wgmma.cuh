@@ -8,6 +8,7 @@
 #pragma once
 
 #include "gram_tile.cuh"
+#include "near_constant.cuh"
 
 namespace ahkernels::cuda::wgmma {
 
@@ -196,7 +197,8 @@ __device__ inline void consume(const Ring<kParts>& ring, int32_t turn, int slice
   }
 }
 
-template <int kParts, Result kResult>
+// With kDeviations the entries are those of T, as they are for near-constant kernels.
+template <int kParts, Result kResult, bool kDeviations>
 __global__ void __launch_bounds__(kThreads, 1)
     tiles(const __grid_constant__ Problem problem, const __grid_constant__ TensorMap row_tensor,
           const __grid_constant__ TensorMap col_tensor) {
@@ -233,9 +235,14 @@ __global__ void __launch_bounds__(kThreads, 1)
       typename Shape<kParts>::Sums fragment;
       consume<kParts>(ring, turn, slices, fragment);
       // Tiles of so few outputs are not worth an epilogue of their own where they are whole.
-      sum += in_shared
-                 ? finish<kResult, Shape<kParts>::kBlocks, kEights>(problem, place, gram.brought(), fragment)
-                 : finish_from_global<kResult, true, false, Shape<kParts>::kBlocks, kEights>(problem, place, fragment);
+      constexpr int kBlocks = Shape<kParts>::kBlocks;
+      if constexpr (kDeviations) {
+        sum += in_shared ? finish_deviations<kResult, kBlocks, kEights>(problem, place, gram.brought(), fragment)
+                         : finish_deviations_from_global<kResult, kBlocks, kEights>(problem, place, fragment);
+      } else {
+        sum += in_shared ? finish<kResult, kBlocks, kEights>(problem, place, gram.brought(), fragment)
+                         : finish_from_global<kResult, true, false, kBlocks, kEights>(problem, place, fragment);
+      }
     }
     if constexpr (kResult == Result::kSquares || kResult == Result::kProducts) {
       store_sum(problem, sum, (int64_t{blockIdx.x} * kGroups + group) * 4 + warp);

@@ -2,7 +2,7 @@
 // together.
 #include <torch/csrc/stable/accelerator.h>
 
-#include "launch.cuh"
+#include "arguments.cuh"
 #include "pack.cuh"
 
 namespace ahkernels::cuda {
@@ -80,21 +80,7 @@ std::string cuda_build() {
 
 void check_tiles(const Tensor& parts, const Tensor& p, const Tensor& means, const Tensor& unscale, int64_t n, int64_t o,
                  int64_t sample, const std::string& result, const Tensor& entries) {
-  const int64_t size = n * o;
-  STD_TORCH_CHECK(parts.dim() == 4 && parts.is_contiguous() && parts.scalar_type() == ScalarType::BFloat16 &&
-                      parts.size(0) >= 1 && parts.size(0) <= 3 && parts.size(2) == ceil_div(size, kTile) * kTile &&
-                      parts.size(3) % kKAlignment == 0,
-                  "tangent_tiles: parts: expected what pack_parts makes of a factor of n * o = ", size, " rows");
-  const int64_t positions = parts.size(1);
-  STD_TORCH_CHECK(p.dim() == 4 && p.is_contiguous() && p.scalar_type() == ScalarType::Float && p.size(0) == positions &&
-                      p.size(1) == positions && p.size(3) == n - sample && sample * o % kTile == 0 &&
-                      (p.size(2) * o % kTile == 0 || sample + p.size(2) == n),
-                  "tangent_tiles: p: expected a contiguous float32 tensor [s, s, rows, n - sample] about whole tiles");
-  STD_TORCH_CHECK(p.size(2) > 0, "tangent_tiles: p: expected at least one row, got shape [", positions, ", ", positions,
-                  ", 0, ", p.size(3), "]");
-  STD_TORCH_CHECK(parts.size(2) < (int64_t{1} << 31), "tangent_tiles: n: expected n * o below 2^31, got ", n, " * ", o);
-  STD_TORCH_CHECK(p.numel() < (int64_t{1} << 30), "tangent_tiles: p: expected fewer than 2^30 numbers, got ",
-                  p.numel());
+  check_factors("tangent_tiles", parts, p, n, o, sample);
   if (result == "matrix") {
     STD_TORCH_CHECK(unscale.numel() == 2 && unscale.scalar_type() == ScalarType::Double && unscale.is_contiguous(),
                     "tangent_tiles: unscale: expected two float64 numbers");
@@ -104,37 +90,17 @@ void check_tiles(const Tensor& parts, const Tensor& p, const Tensor& means, cons
                     "tangent_tiles: means: expected a contiguous float32 tensor [2, ", parts.size(2), "]");
   }
   if (result == "squares") return;
-  const int64_t end = ceil_div((sample + p.size(2)) * o, kTile) * kTile;
-  const int64_t rows = result == "matrix" ? size : std::min(end, size) - sample * o;
-  STD_TORCH_CHECK(entries.dim() == 2 && entries.size(0) == rows && entries.size(1) == size && entries.is_contiguous() &&
-                      entries.scalar_type() == ScalarType::Float,
-                  "tangent_tiles: entries: expected a contiguous float32 tensor [", rows, ", ", size, "]");
+  check_entries("tangent_tiles", entries, result == "matrix" ? n * o : rows_of_tiles(p, n, o, sample), n * o);
 }
 
 Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64_t n, int64_t o, int64_t sample,
                      std::string result, Tensor entries) {
   check_tiles(parts, p, means, unscale, n, o, sample, result, entries);
   const torch::stable::accelerator::DeviceGuard guard(parts.get_device_index());
-  const int64_t size = n * o;
-  Problem problem{};
-  problem.tiles = {static_cast<int32_t>(sample * o / kTile),
-                   static_cast<int32_t>(ceil_div((sample + p.size(2)) * o, kTile)),
-                   static_cast<int32_t>(ceil_div(size, kTile))};
-  problem.size = static_cast<int32_t>(size);
-  problem.n = static_cast<int32_t>(n);
-  problem.o = static_cast<int32_t>(o);
-  problem.parts = static_cast<const uint16_t*>(parts.const_data_ptr());
-  problem.padded_rows = parts.size(2);
-  problem.k = static_cast<int32_t>(parts.size(3));
-  problem.positions = static_cast<int32_t>(parts.size(1));
-  problem.p = data<float>(p);
-  problem.sample = static_cast<int32_t>(sample);
-  problem.p_rows = p.size(2);
-  problem.p_cols = p.size(3);
+  Problem problem = problem_of(parts, p, n, o, sample, entries);
   problem.row_means = data<float>(means);
   problem.col_means = problem.row_means == nullptr ? nullptr : problem.row_means + parts.size(2);
-  problem.entries = data<float>(entries);
-  problem.first_row = result == "matrix" ? 0 : static_cast<int32_t>(sample * o);
+  if (result == "matrix") problem.first_row = 0;
   problem.unscale = data<double>(unscale);
   switch (parts.size(0)) {
     case 1:

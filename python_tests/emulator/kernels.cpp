@@ -23,7 +23,7 @@ int guarded(const Work& work) {
   }
 }
 
-template <int kParts, Result kResult>
+template <int kParts, Result kResult, bool kDeviations>
 void run(Problem& problem, bool hopper, int64_t blocks) {
   problem.set_steps(hopper ? wgmma::kBlockRows : mma::kBlockRows);
   if (hopper) {
@@ -31,28 +31,66 @@ void run(Problem& problem, bool hopper, int64_t blocks) {
     const emulator::Tensor row_tensor{problem.parts, rows, problem.k, wgmma::Shape<kParts>::kTurnRows, wgmma::kSlice};
     const emulator::Tensor col_tensor{problem.parts, rows, problem.k, static_cast<int32_t>(kTile), wgmma::kSlice};
     emulator::launch(blocks, wgmma::kThreads, wgmma::Shape<kParts>::kSharedBytes,
-                     [&] { wgmma::tiles<kParts, kResult>(problem, row_tensor, col_tensor); });
+                     [&] { wgmma::tiles<kParts, kResult, kDeviations>(problem, row_tensor, col_tensor); });
   } else if (problem.positions == 1) {
     emulator::launch(blocks, mma::kThreads, mma::kSharedBytes<kParts>,
-                     [&] { mma::tiles<kParts, kResult, false>(problem); });
-  } else {
+                     [&] { mma::tiles<kParts, kResult, false, kDeviations>(problem); });
+  } else if constexpr (!kDeviations) {
     emulator::launch(blocks, mma::kThreads, mma::kSharedBytes<kParts>,
-                     [&] { mma::tiles<kParts, kResult, true>(problem); });
+                     [&] { mma::tiles<kParts, kResult, true, false>(problem); });
   }
 }
 
-template <int kParts>
+template <int kParts, bool kDeviations>
 void run(Problem& problem, Result result, bool hopper, int64_t blocks) {
   switch (result) {
     case Result::kSquares:
-      return run<kParts, Result::kSquares>(problem, hopper, blocks);
+      return run<kParts, Result::kSquares, kDeviations>(problem, hopper, blocks);
     case Result::kMatrix:
-      return run<kParts, Result::kMatrix>(problem, hopper, blocks);
+      return run<kParts, Result::kMatrix, false>(problem, hopper, blocks);
     case Result::kRows:
-      return run<kParts, Result::kRows>(problem, hopper, blocks);
+      return run<kParts, Result::kRows, kDeviations>(problem, hopper, blocks);
     case Result::kProducts:
-      return run<kParts, Result::kProducts>(problem, hopper, blocks);
+      return run<kParts, Result::kProducts, kDeviations>(problem, hopper, blocks);
   }
+}
+
+template <bool kDeviations>
+void run(Problem& problem, Result result, int count, bool hopper, int64_t blocks) {
+  if (count == 1) return run<1, kDeviations>(problem, result, hopper, blocks);
+  if (count == 2) return run<2, kDeviations>(problem, result, hopper, blocks);
+  return run<3, kDeviations>(problem, result, hopper, blocks);
+}
+
+Problem problem_of(const uint16_t* parts, int64_t padded_rows, int k, int positions, int n, int o, const float* p,
+                   int sample, int64_t p_rows, double* sums, float* entries) {
+  Problem problem{};
+  problem.size = n * o;
+  const auto tiles = [&](int64_t rows) { return static_cast<int32_t>(ceil_div(rows, kTile)); };
+  problem.tiles = {tiles(int64_t{sample} * o), tiles((sample + p_rows) * o), tiles(problem.size)};
+  problem.n = n;
+  problem.o = o;
+  problem.parts = parts;
+  problem.padded_rows = padded_rows;
+  problem.k = k;
+  problem.positions = positions;
+  problem.p = p;
+  problem.sample = sample;
+  problem.p_rows = p_rows;
+  problem.p_cols = n - sample;
+  problem.sums = sums;
+  problem.entries = entries;
+  problem.first_row = sample * o;
+  return problem;
+}
+
+// What both kinds of tiles read.
+std::vector<emulator::Span> readable_by(const Problem& problem, int count, Result what) {
+  const int64_t all_rows = int64_t{problem.positions} * problem.padded_rows,
+                pairs = int64_t{problem.positions} * problem.positions;
+  return {{problem.parts, 2 * count * all_rows * problem.k},
+          {problem.p, 4 * pairs * problem.p_rows * problem.p_cols},
+          {problem.entries, what == Result::kProducts ? 4 * problem.p_rows * problem.o * int64_t{problem.size} : 0}};
 }
 
 }  // namespace
@@ -89,35 +127,30 @@ int tangent_tiles(int hopper, int64_t blocks, int count, int result, const uint1
                   int positions, int n, int o, const float* p, int sample, int64_t p_rows, const float* means,
                   double* sums, float* entries, const double* unscale) {
   return guarded([&] {
-    Problem problem{};
-    problem.size = n * o;
-    const auto tiles = [&](int64_t rows) { return static_cast<int32_t>(ceil_div(rows, kTile)); };
-    problem.tiles = {tiles(int64_t{sample} * o), tiles((sample + p_rows) * o), tiles(problem.size)};
-    problem.n = n;
-    problem.o = o;
-    problem.parts = parts;
-    problem.padded_rows = padded_rows;
-    problem.k = k;
-    problem.positions = positions;
-    problem.p = p;
-    problem.sample = sample;
-    problem.p_rows = p_rows;
-    problem.p_cols = n - sample;
+    Problem problem = problem_of(parts, padded_rows, k, positions, n, o, p, sample, p_rows, sums, entries);
     problem.row_means = means;
     problem.col_means = means == nullptr ? nullptr : means + padded_rows;
-    problem.sums = sums;
-    problem.entries = entries;
-    problem.first_row = static_cast<Result>(result) == Result::kMatrix ? 0 : sample * o;
     problem.unscale = unscale;
     const Result what = static_cast<Result>(result);
-    const int64_t all_rows = int64_t{positions} * padded_rows, pairs = int64_t{positions} * positions;
-    emulator::readable = {{parts, 2 * count * all_rows * k},
-                          {p, 4 * pairs * p_rows * problem.p_cols},
-                          {means, means == nullptr ? 0 : 4 * 2 * padded_rows},
-                          {entries, what == Result::kProducts ? 4 * p_rows * o * int64_t{problem.size} : 0}};
-    if (count == 1) return run<1>(problem, what, hopper, blocks);
-    if (count == 2) return run<2>(problem, what, hopper, blocks);
-    return run<3>(problem, what, hopper, blocks);
+    if (what == Result::kMatrix) problem.first_row = 0;
+    emulator::readable = readable_by(problem, count, what);
+    emulator::readable.push_back({means, means == nullptr ? 0 : 4 * 2 * padded_rows});
+    run<false>(problem, what, count, hopper, blocks);
+  });
+}
+
+int deviation_tiles(int hopper, int64_t blocks, int count, int result, const uint16_t* parts, int64_t padded_rows,
+                    int k, int n, int o, const float* gram, int sample, int64_t p_rows, const float* p,
+                    const float* pairs, const float* factors, double* sums, float* entries) {
+  return guarded([&] {
+    Problem problem = problem_of(parts, padded_rows, k, 1, n, o, gram, sample, p_rows, sums, entries);
+    problem.row_means = problem.col_means = p;
+    problem.offsets = {pairs, factors};
+    const Result what = static_cast<Result>(result);
+    emulator::readable = readable_by(problem, count, what);
+    emulator::readable.insert(emulator::readable.end(),
+                              {{p, 4 * padded_rows}, {pairs, 4 * 2 * o * padded_rows}, {factors, 4 * 3}});
+    run<true>(problem, what, count, hopper, blocks);
   });
 }
 

@@ -94,7 +94,7 @@ MUTANTS = [
     ),
     Mutant(
         "any-number-of-parts",
-        OPS,
+        "csrc/cuda/arguments.cuh",
         "parts.size(0) >= 1 && parts.size(0) <= 3 &&",
         "",
         "parts that the kernel does not know are left out",

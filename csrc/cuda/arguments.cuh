@@ -1,0 +1,63 @@
+// What the ops on tiles take, checked and put together: the factors of a kernel, and where entries are.
+#pragma once
+
+#include <string>
+
+#include "launch.cuh"
+
+namespace ahkernels::cuda {
+
+inline void check_factors(const char* op, const Tensor& parts, const Tensor& p, int64_t n, int64_t o, int64_t sample) {
+  const int64_t size = n * o;
+  STD_TORCH_CHECK(parts.dim() == 4 && parts.is_contiguous() && parts.scalar_type() == ScalarType::BFloat16 &&
+                      parts.size(0) >= 1 && parts.size(0) <= 3 && parts.size(2) == ceil_div(size, kTile) * kTile &&
+                      parts.size(3) % kKAlignment == 0,
+                  op, ": parts: expected what pack_parts makes of a factor of n * o = ", size, " rows");
+  const int64_t positions = parts.size(1);
+  STD_TORCH_CHECK(p.dim() == 4 && p.is_contiguous() && p.scalar_type() == ScalarType::Float && p.size(0) == positions &&
+                      p.size(1) == positions && p.size(3) == n - sample && sample * o % kTile == 0 &&
+                      (p.size(2) * o % kTile == 0 || sample + p.size(2) == n),
+                  op, ": p: expected a contiguous float32 tensor [s, s, rows, n - sample] about whole tiles");
+  STD_TORCH_CHECK(p.size(2) > 0, op, ": p: expected at least one row, got shape [", positions, ", ", positions, ", 0, ",
+                  p.size(3), "]");
+  STD_TORCH_CHECK(parts.size(2) < (int64_t{1} << 31), op, ": n: expected n * o below 2^31, got ", n, " * ", o);
+  STD_TORCH_CHECK(p.numel() < (int64_t{1} << 30), op, ": p: expected fewer than 2^30 numbers, got ", p.numel());
+}
+
+// Entries are those of `rows` rows of K.
+inline void check_entries(const char* op, const Tensor& entries, int64_t rows, int64_t size) {
+  STD_TORCH_CHECK(entries.dim() == 2 && entries.size(0) == rows && entries.size(1) == size && entries.is_contiguous() &&
+                      entries.scalar_type() == ScalarType::Float,
+                  op, ": entries: expected a contiguous float32 tensor [", rows, ", ", size, "]");
+}
+
+// The rows of K in the tiles of the samples that p begins at.
+inline int64_t rows_of_tiles(const Tensor& p, int64_t n, int64_t o, int64_t sample) {
+  const int64_t end = ceil_div((sample + p.size(2)) * o, kTile) * kTile;
+  return std::min(end, n * o) - sample * o;
+}
+
+inline Problem problem_of(const Tensor& parts, const Tensor& p, int64_t n, int64_t o, int64_t sample,
+                          const Tensor& entries) {
+  const int64_t size = n * o;
+  Problem problem{};
+  problem.tiles = {static_cast<int32_t>(sample * o / kTile),
+                   static_cast<int32_t>(ceil_div((sample + p.size(2)) * o, kTile)),
+                   static_cast<int32_t>(ceil_div(size, kTile))};
+  problem.size = static_cast<int32_t>(size);
+  problem.n = static_cast<int32_t>(n);
+  problem.o = static_cast<int32_t>(o);
+  problem.parts = static_cast<const uint16_t*>(parts.const_data_ptr());
+  problem.padded_rows = parts.size(2);
+  problem.k = static_cast<int32_t>(parts.size(3));
+  problem.positions = static_cast<int32_t>(parts.size(1));
+  problem.p = data<float>(p);
+  problem.sample = static_cast<int32_t>(sample);
+  problem.p_rows = p.size(2);
+  problem.p_cols = p.size(3);
+  problem.entries = data<float>(entries);
+  problem.first_row = static_cast<int32_t>(sample * o);
+  return problem;
+}
+
+}  // namespace ahkernels::cuda
