@@ -52,8 +52,8 @@ class DeviationOperands {
   __device__ float p(int block, int h) {
     const float pi = operands_.p(block, h), z = lambda_ * pi;
     const float p_row = operands_.row_mean(block, h), p_col = operands_.col_mean();
-    const float2 pair = at<float2>(of_col_, block * place_.block_rows + 8 * h);  // x_ij and q_r,ij
     const float q_col = at<float>(of_row_[block][h] + 4, col_);
+    const float2 pair = at<float2>(of_col_, block * place_.block_rows + 8 * h);  // x_ij and q_r,ij
     rest_ = pi * pair.x + q_col * (p_row + z) + pair.y * (p_col + z);
     return constant_ + kappa_ * (p_row + (p_col + z));
   }
