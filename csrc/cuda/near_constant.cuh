@@ -50,12 +50,13 @@ class DeviationOperands {
 
   // Reads all that one entry takes, so that row_mean() comes after it.
   __device__ float p(int block, int h) {
+    const float2 pair = at<float2>(of_col_, block * place_.block_rows + 8 * h);  // x_ij and q_r,ij
+    const float q_col = at<float>(of_row_[block][h] + 4, col_);
     const float pi = operands_.p(block, h), z = lambda_ * pi;
     const float p_row = operands_.row_mean(block, h), p_col = operands_.col_mean();
-    const float q_col = at<float>(of_row_[block][h] + 4, col_);
-    const float2 pair = at<float2>(of_col_, block * place_.block_rows + 8 * h);  // x_ij and q_r,ij
-    rest_ = pi * pair.x + q_col * (p_row + z) + pair.y * (p_col + z);
-    return constant_ + kappa_ * (p_row + (p_col + z));
+    const float row = p_row + z, col = p_col + z;
+    rest_ = pi * pair.x + q_col * row + pair.y * col;
+    return constant_ + kappa_ * (p_row + col);
   }
   __device__ float row_mean(int, int) const { return -rest_; }
   __device__ float col_mean() const { return 0; }
