@@ -23,11 +23,12 @@ from sass_rules import faults_of_limits, faults_of_products, local_memory, regis
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-# What makes the sums of squares on each target, for each number of parts: mma::tiles<parts, result, several positions>
-# and wgmma::tiles<parts, result>.
+# What makes the sums of squares on each target, for each number of parts, of entries of K and of what means leave of
+# near-constant kernels: mma::tiles<parts, result, several positions, deviations> and wgmma::tiles<parts, result,
+# deviations>.
 HOT = {
-    "sm_80": re.compile(r"mma::tiles<(?P<parts>\d), squares, false>"),
-    "sm_90a": re.compile(r"wgmma::tiles<(?P<parts>\d), squares>"),
+    "sm_80": re.compile(r"mma::tiles<(?P<parts>\d), squares, false, (true|false)>"),
+    "sm_90a": re.compile(r"wgmma::tiles<(?P<parts>\d), squares, (true|false)>"),
 }
 PARTS = re.compile(r"tiles<(?P<parts>\d)")
 ENTRY = re.compile(
