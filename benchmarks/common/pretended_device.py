@@ -71,8 +71,8 @@ class PretendedDevice:
         with ExitStack() as stack:
             for name, implementation in _implementations().items():
                 stack.enter_context(mock.patch.object(torch.ops.ahkernels, name, implementation))
-            stack.enter_context(mock.patch.object(cuda, "pack_parts", self._kernel("pack_parts", _pack_parts)))
-            stack.enter_context(mock.patch.object(cuda, "tangent_tiles", self._kernel("tangent_tiles", _tangent_tiles)))
+            for name, stand_in in _KERNELS.items():
+                stack.enter_context(mock.patch.object(cuda, name, self._kernel(name, stand_in)))
             stack.enter_context(mock.patch.object(Uses, "no_gradient", self._on_device(Uses.no_gradient)))
             stack.enter_context(_Operations(self))
             stack.enter_context(_Functions(self))
@@ -267,3 +267,14 @@ def _pack_parts(factor: Tensor, scale: Tensor, count: int) -> Tensor:
 
 def _tangent_tiles(parts: Tensor, *_: Any) -> Tensor:
     return parts.new_ones(1, dtype=torch.float64)
+
+
+def _deviation_tiles(parts: Tensor, *_: Any) -> Tensor:
+    return parts.new_full((1,), 1e12, dtype=torch.float64)  # beside which what is subtracted does not count
+
+
+_KERNELS: dict[str, Callable[..., Tensor]] = {
+    "pack_parts": _pack_parts,
+    "tangent_tiles": _tangent_tiles,
+    "deviation_tiles": _deviation_tiles,
+}
