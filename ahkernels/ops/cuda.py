@@ -24,7 +24,7 @@ from ahkernels.ops import near_constant, plain
 from ahkernels.ops.batch import KernelBatch, Layer
 from ahkernels.ops.build import TILING
 from ahkernels.ops.near_constant import NearConstant, TileOffsets
-from ahkernels.ops.scaling import power_of_two, scale_of_largest, scales_of
+from ahkernels.ops.scaling import largest_magnitudes, power_of_two, scale_of_largest, scales_of, to_one
 from ahkernels.precision import products_are_in_float32
 
 TILE = TILING["cuda_tile"]
@@ -214,9 +214,11 @@ class DeviationKernel:
     def of(cls, layer: Layer, precision: str) -> DeviationKernel:
         """Takes the means out of the factors of a layer with one position, scales and packs them."""
         numbers = NearConstant.of(layer)
-        scaled = ScaledKernel.of(numbers.parts, precision)
-        offsets = TileOffsets.of(numbers, scaled.forward_scale, scaled.backward_scale, scaled.parts.shape[2])
-        return cls(numbers, scaled, offsets)
+        largest = largest_magnitudes([numbers.parts])[:, 0]
+        scales = to_one(largest)
+        scaled = ScaledKernel.of(numbers.parts, precision, (scales[0], scales[1]))
+        sizes = (1 / scales).masked_fill(largest == 0, 0.0)  # zeros are nothing at any scale
+        return cls(numbers, scaled, TileOffsets.of(numbers, sizes, scaled.parts.shape[2]))
 
     def tiles(self, rows: slice, result: str, *, entries: Tensor | None = None) -> Tensor:
         """Calls `deviation_tiles` for the samples in rows; arguments are as there."""

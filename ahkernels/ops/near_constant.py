@@ -23,7 +23,7 @@ from torch.nn import functional
 from ahkernels.ops import plain
 from ahkernels.ops.batch import KernelBatch, Layer
 from ahkernels.ops.deviations import deviations
-from ahkernels.ops.scaling import largest_magnitude, power_of_two
+from ahkernels.ops.scaling import finite, scales_of_layers
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class NearConstant:
         p: float64 [n].
         q0: float64 [o, o].
         q: float64 [n, o, o].
-        scales: Two powers of two, of both factors, whose squares are the scale.
+        scale: A power of two.
     """
 
     deviations: Layer
@@ -45,19 +45,16 @@ class NearConstant:
     p: Tensor
     q0: Tensor
     q: Tensor
-    scales: tuple[Tensor, Tensor]
+    scale: Tensor
 
     @classmethod
     def of(cls, layer: Layer) -> NearConstant:
         """Scales the factors and takes their means out of them; nothing waits for their device."""
-        scales = power_of_two(layer.forward, layer.bias), power_of_two(layer.backward)
+        (scales,) = scales_of_layers([layer]).of_each()
         dtype = plain.tile_dtype(layer.backward)
-        a, g = (
-            factor.to(dtype) * scale.to(dtype)
-            for factor, scale in zip((layer.forward, layer.backward), scales, strict=True)
-        )
+        a, g = layer.forward.to(dtype) * scales.forward.to(dtype), layer.backward.to(dtype) * scales.backward.to(dtype)
         if layer.bias:  # one more input, which is the same in all samples
-            a = torch.cat((a, (scales[0] * layer.bias**0.5).to(dtype).expand(*a.shape[:2], 1)), 2)
+            a = torch.cat((a, (scales.forward * layer.bias**0.5).to(dtype).expand(*a.shape[:2], 1)), 2)
         # Rounded to the dtype of tiles, so that what is near a mean differs from it by a number without rounding.
         a0, g0 = (factor.mean(0, dtype=torch.float64).to(dtype).double() for factor in (a, g))
         batch = deviations(KernelBatch([a], [g], [0.0], [False], [1]), [a0], [g0])
@@ -67,7 +64,8 @@ class NearConstant:
         for rows in plain.steps(n, plain.chunk_elements(backward), o * m):
             q[rows] = backward[rows, 1].double() @ g0[0].T
         p = forward[:, 0].double() @ a0[0]
-        return cls(Layer(forward, backward, 0.0, False), a0.square().sum(), p, g0[0] @ g0[0].T, q, scales)
+        scale = finite(scales.kernel)
+        return cls(Layer(forward, backward, 0.0, False), a0.square().sum(), p, g0[0] @ g0[0].T, q, scale)
 
     @property
     def parts(self) -> Layer:
@@ -93,13 +91,6 @@ class NearConstant:
         """p0 q0, float64 [o, o]."""
         return self.p0 * self.q0
 
-    def unscaled(self, numbers: Tensor) -> Tensor:
-        """Numbers of this size, such as K itself, without the scale."""
-        # One after the other: the product of extreme scales can leave the range of float64.
-        for scale in self.scales:
-            numbers = numbers / scale / scale
-        return numbers
-
 
 class TileOffsets(NamedTuple):
     """What the tiles of T take beside the Grams of deviations, float32 (csrc/cuda/near_constant.cuh), and their unit.
@@ -117,30 +108,29 @@ class TileOffsets(NamedTuple):
     unit: Tensor
 
     @classmethod
-    def of(cls, kernel: NearConstant, forward_scale: Tensor, backward_scale: Tensor, rows: int) -> TileOffsets:
-        """The offsets where the Grams are those of a' and g' times these scales, for rows of K in whole tiles."""
+    def of(cls, kernel: NearConstant, sizes: Tensor, rows: int) -> TileOffsets:
+        """The offsets for rows of K in whole tiles where a' and g' are divided by alpha and beta, sizes [2]."""
         n, o, _ = kernel.q.shape
-        alpha, beta = (
-            torch.where(largest_magnitude(factor) > 0, 1 / scale, 0.0)  # zeros are nothing at any scale
-            for factor, scale in ((kernel.parts.forward, forward_scale), (kernel.parts.backward, backward_scale))
-        )
-        t = torch.maximum(alpha, beta)
-        t = torch.where(t > 0, t, 1.0)
-        x = (kernel.q0 * (alpha / t) ** 2).float()
+        t = sizes.amax()
+        t = t.masked_fill(t == 0, 1.0)
+        shares = sizes / t
+        squares = shares.square()
+        x = (kernel.q0 * squares[0]).float()
         pairs = torch.stack((x.expand(n, o, o), (kernel.q / t).float()), 3)  # [r, i, j, 2]
         padding = rows - n * o
         return cls(
             functional.pad((kernel.p / t).float().repeat_interleave(o), (0, padding)),
             functional.pad(pairs.flatten(0, 1).transpose(0, 1), (0, 0, 0, padding)).contiguous(),
-            torch.stack((alpha * (alpha / t), beta * (beta / t), kernel.p0 * (beta / t) ** 2)).float(),
+            torch.cat((sizes * shares, kernel.p0 * squares[1:])).float(),
             t**2,
         )
 
 
 def unscaled(products: Tensor, kernels: list[NearConstant]) -> Tensor:
     """Inner products [..., q, q] of kernels, without their scales and exactly symmetric."""
-    rows = torch.stack([kernel.unscaled(products[..., i, :]) for i, kernel in enumerate(kernels)], -2)
-    lower = torch.stack([kernel.unscaled(rows[..., i]) for i, kernel in enumerate(kernels)], -1).tril()
+    scales = torch.stack([kernel.scale for kernel in kernels])
+    # One after the other: the product of extreme scales can leave the range of float64.
+    lower = (products / scales / scales[:, None]).tril()
     return lower + lower.tril(-1).mT
 
 
@@ -163,9 +153,7 @@ def less_row_means(of_tiles: Tensor, kernels: list[NearConstant], row_means: lis
     n = len(kernels[0].p)
     sums, offsets = [], []  # of the rows of T, and what is added to the entries of a row and of a column of T
     for kernel, given in zip(kernels, row_means, strict=True):
-        mean = given[:, 0]
-        for scale in kernel.scales:
-            mean = mean * scale * scale
+        mean = given[:, 0] * kernel.scale
         sums.append(n * kernel.row_means[:, 0, 0])
         offsets.append(kernel.h[:, 0, 0] + kernel.constant[0] / 2 - (mean - mean.mean() / 2))
     s, r = torch.stack(sums), torch.stack(offsets)
