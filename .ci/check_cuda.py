@@ -23,11 +23,12 @@ from sass_rules import faults_of_limits, faults_of_products, local_memory, regis
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-# What makes the sums of squares of single layers on each target, for each number of parts: mma::tiles<parts, whether
-# sums over k are promoted, whether K is a sum of layers, result>, and wgmma::tiles likewise.
+# What makes the sums of squares of single layers on each target, for each number of parts, of entries of K and of what
+# means leave of near-constant kernels: mma::tiles<parts, promoted sums over k, sum of layers, result, deviations>, and
+# wgmma::tiles likewise.
 HOT = {
-    "sm_80": re.compile(r"mma::tiles<(?P<parts>\d), (true|false), false, squares>"),
-    "sm_90a": re.compile(r"wgmma::tiles<(?P<parts>\d), (true|false), false, squares>"),
+    "sm_80": re.compile(r"mma::tiles<(?P<parts>\d), (true|false), false, squares, (?P<deviations>true|false)>"),
+    "sm_90a": re.compile(r"wgmma::tiles<(?P<parts>\d), (true|false), false, squares, (?P<deviations>true|false)>"),
 }
 PARTS = re.compile(r"tiles<(?P<parts>\d)")
 ENTRY = re.compile(
@@ -74,7 +75,7 @@ def multiply_adds_of_a_slice(parts: int) -> int:
 
 
 def short_names(mangled: list[str]) -> list[str]:
-    """Such as wgmma::tiles<2, squares>."""
+    """Such as wgmma::tiles<2, squares, false>."""
     header = (ROOT / "csrc" / "cuda" / "problem.cuh").read_text()
     results = re.findall(r"\bk(\w+),", re.search(r"enum class Result {(.*?)}", header, re.DOTALL)[1])
     text = "\n".join(mangled)
@@ -132,21 +133,23 @@ def check_target(
 def missing_kernels(rows: list[dict[str, object]]) -> list[str]:
     """Where there is no hot kernel for a number of parts, a name has changed."""
     names = {target: [row["kernel"] for row in rows if row["target"] == target] for target in HOT}
-    found = {(target, hot["parts"]) for target in HOT for name in names[target] if (hot := HOT[target].fullmatch(name))}
+    matches = {target: [hot for name in names[target] if (hot := HOT[target].fullmatch(name))] for target in HOT}
+    found = {(target, hot["parts"], hot["deviations"]) for target in HOT for hot in matches[target]}
     return [
-        f"{target}: expected a kernel like {HOT[target].pattern} for {parts} parts, found none"
+        f"{target}: expected a kernel like {HOT[target].pattern} for {parts} parts, {deviations} at the end, found none"
         for target in HOT
         for parts in "123"
-        if (target, parts) not in found
+        for deviations in ("false", "true")
+        if (target, parts, deviations) not in found
     ]
 
 
 def print_table(rows: list[dict[str, object]]) -> None:
-    print(f"{'target':7} {'kernel':38} {'registers':>9} {'spilled':>7} {'mainloop':>11} {'epilogue':>11}")
+    print(f"{'target':7} {'kernel':45} {'registers':>9} {'spilled':>7} {'mainloop':>11} {'epilogue':>11}")
     for row in rows:
         counts = [f"{row[what]} of {row[f'{what}_size']}" if what in row else "" for what in ("mainloop", "epilogue")]
         print(
-            f"{row['target']:7} {row['kernel']:38} {row['registers']:>9} {row['spilled']:>7} "
+            f"{row['target']:7} {row['kernel']:45} {row['registers']:>9} {row['spilled']:>7} "
             f"{counts[0]:>11} {counts[1]:>11}".rstrip()
         )
     print("mainloop: instructions for 64 (wgmma) or 32 (mma) numbers along k; epilogue: from one mainloop to the next;")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ahkernels.ops.build import TILING
+from ahkernels.ops.near_constant import TileOffsets
 
 ROOT = Path(__file__).parent.parent
 EMULATOR = ROOT / "python_tests" / "emulator"
@@ -104,6 +105,34 @@ class Device:
                 *(self.hopper, ctypes.c_int64(self.blocks), count, RESULTS.index(result), pointer(parts)),
                 *(ctypes.c_int64(rows), k, blocks, sizes, len(layers) // 2, n, o, pointer(p), sample, straight),
                 *(ctypes.c_int64(p.shape[1]), pointer(means), pointer(sums), pointer(entries), pointer(unscale)),
+            )
+        )
+        return sums if result in ("squares", "products") else sums[:0]
+
+    def deviation_tiles(
+        self,
+        parts: Tensor,
+        gram: Tensor,
+        offsets: TileOffsets,
+        n: int,
+        o: int,
+        sample: int,
+        straight: int,
+        result: str,
+        entries: Tensor,
+    ) -> Tensor:
+        count, positions, rows, k = parts.shape
+        p, pairs, factors, _ = offsets
+        assert positions == 1 and gram.shape == (1, gram.shape[1], n - sample) and gram.is_contiguous()
+        assert p.shape == (rows,) and pairs.shape == (o, rows, 2) and factors.shape == (3,)
+        assert all(one.dtype == torch.float32 and one.is_contiguous() for one in (p, pairs, factors))
+        hopper, blocks = self.hopper, ctypes.c_int64(self.blocks)
+        sums = torch.full((self.library.warps(hopper, blocks),), torch.nan, dtype=torch.float64)
+        self._check(
+            self.library.deviation_tiles(
+                *(hopper, blocks, count, RESULTS.index(result), pointer(parts), ctypes.c_int64(rows), k),
+                *(n, o, pointer(gram), sample, straight, ctypes.c_int64(gram.shape[1])),
+                *(pointer(p), pointer(pairs), pointer(factors), pointer(sums), pointer(entries)),
             )
         )
         return sums if result in ("squares", "products") else sums[:0]

@@ -257,7 +257,8 @@ def _register() -> None:
             f"ahkernels::{name}", "CompositeExplicitAutograd", flat(without_autocast()(implementation), check, batches)
         )
     if load_cuda():
-        for name in ("centered_inner_products", "tangent_gram"):  # torch's libraries are best at the other ops
+        # torch's libraries are best at the other ops
+        for name in ("centered_inner_products", "per_output_inner_products", "tangent_gram"):
             implementation = without_autocast()(getattr(cuda, name))
             torch.library.impl(f"ahkernels::{name}", "CUDA", flat(implementation, getattr(arguments, name)))
         implementation = without_autocast()(joined(moments_on_cuda))

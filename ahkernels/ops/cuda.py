@@ -1,33 +1,40 @@
-"""The ops on CUDA, from two kernels: a factor as a sum of bf16 parts, and all that is done tile by tile.
+"""The ops on CUDA, from kernels for two things: a factor as a sum of bf16 parts, and all that is done tile by tile.
 
 Tensor cores multiply bf16 numbers. A product of fp32 numbers is a sum of such products: of 3 parts with 24 bits at
 "highest" (6 products), of 2 parts at "high" (3 products). "medium" takes the numbers rounded to bf16. Factors that are
 bf16 already need one part at any precision.
 
+Where near-constant kernels are of one layer with one position, the means leave their factors first, and tiles hold what
+is left (`ahkernels.ops.near_constant`).
+
 Everything else is torch's: the forward Gram, which is tiny beside K, by panels of samples (see `gram_dtype`), and
-kernels of float64 numbers or over samples alone, which take float64 products (see `ahkernels.ops.plain`).
+kernels of float64 numbers and other near-constant ones, which take float64 products (see `ahkernels.ops.plain`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
 
-from ahkernels.ops import plain
+from ahkernels.ops import near_constant, plain
 from ahkernels.ops.batch import KernelBatch, Layer
 from ahkernels.ops.build import TILING
-from ahkernels.ops.scaling import scale_of_largest, scales_of
+from ahkernels.ops.near_constant import NearConstant, TileOffsets
+from ahkernels.ops.scaling import largest_magnitudes, scale_of_largest, scales_of, to_one
 from ahkernels.precision import products_are_in_float32
 
+TILE = TILING["cuda_tile"]
 # A panel has a multiple of so many samples, and so whole tiles of K at any number of outputs.
-PANEL_SAMPLES = TILING["cuda_tile"]
+PANEL_SAMPLES = TILE
 SLICE = 64  # numbers along k that a tensor copy brings (kKAlignment)
 # For a panel of the forward Gram, and for rows of K where two kernels are compared.
 PANEL_BYTES = 256 << 20
+# Of a row of K and an output, in what tiles of near-constant kernels read: offsets of 8 bytes have 32 bits.
+MOST_PAIRS = 1 << 29
 PARTS = {"highest": 3, "high": 2, "medium": 1}
 # The longest sums over k that are left to tensor cores (csrc/cuda/problem.cuh says what these lose): up to 7e-5 at
 # "medium" and 9e-6 at "high", of which the emulator finds 5e-6 and 3e-7. Factors are rounded by 2e-3 and 8e-6 there.
@@ -104,6 +111,38 @@ def tangent_tiles(
         float64 parts of the sum, empty for "matrix" and "rows".
     """
     sums: Tensor = torch.ops.ahkernels.tangent_tiles(parts, p, means, unscale, n, o, sample, straight, result, entries)
+    return sums
+
+
+def deviation_tiles(
+    parts: Tensor,
+    gram: Tensor,
+    offsets: TileOffsets,
+    n: int,
+    o: int,
+    sample: int,
+    straight: int,
+    result: str,
+    entries: Tensor,
+) -> Tensor:
+    """As `tangent_tiles`, for T of a near-constant kernel in the unit of its offsets; without "matrix".
+
+    Args:
+        parts: Deviations of the backward factor from `pack_parts`.
+        gram: Gram of the deviations of the forward factor, like p there.
+        offsets: What goes into entries beside both.
+        n: As there, and so is what follows.
+        o: Outputs.
+        sample: A multiple of PANEL_SAMPLES.
+        straight: The largest k whose sums are left to the tensor cores.
+        result: "squares", "products" or "rows".
+        entries: Read or written; empty for "squares".
+
+    Returns:
+        float64 parts of the sum, empty for "rows".
+    """
+    numbers = offsets.p, offsets.pairs, offsets.factors
+    sums: Tensor = torch.ops.ahkernels.deviation_tiles(parts, gram, *numbers, n, o, sample, straight, result, entries)
     return sums
 
 
@@ -243,6 +282,38 @@ class ScaledKernel:
         )
 
 
+@dataclass(frozen=True)
+class DeviationKernel:
+    """A near-constant kernel, of which the tiles compute T.
+
+    Attributes:
+        numbers: All else of the kernel.
+        scaled: The kernel of the deviations, of whose Grams T is made.
+        offsets: What else goes into T.
+    """
+
+    numbers: NearConstant
+    scaled: ScaledKernel
+    offsets: TileOffsets
+
+    @classmethod
+    def of(cls, layer: Layer, precision: str) -> DeviationKernel:
+        """Takes the means out of the factors of a layer with one position, scales and packs them."""
+        numbers = NearConstant.of(layer)
+        largest = largest_magnitudes([numbers.parts])[:, 0]
+        scales = to_one(largest)
+        scaled = ScaledKernel.of([numbers.parts], precision, (scales[0], scales[1], scales.prod().square()))
+        sizes = (1 / scales).masked_fill(largest == 0, 0.0)  # zeros are nothing at any scale
+        return cls(numbers, scaled, TileOffsets.of(numbers, sizes, scaled.parts.shape[2]))
+
+    def tiles(self, rows: slice, result: str, *, entries: Tensor | None = None) -> Tensor:
+        """Calls `deviation_tiles` for the samples in rows; arguments are as there."""
+        scaled, gram = self.scaled, self.scaled.forward_gram(rows)
+        entries = gram.new_empty(0) if entries is None else entries
+        where = scaled.n, scaled.o, rows.start
+        return deviation_tiles(scaled.parts, gram, self.offsets, *where, scaled.straight, result, entries)
+
+
 class SumOfLayers:
     """A kernel of several layers that is too large for one pass over its tiles.
 
@@ -359,13 +430,35 @@ def _takes_plain(batch: KernelBatch, precision: str) -> bool:
     return batch.dtype == torch.float64 or plain.loses_digits(batch, "global", precision)
 
 
+def _deviation_kernels(batch: KernelBatch, precision: str) -> list[DeviationKernel] | None:
+    """Near-constant kernels of one layer with one position each; None for others, float64 ones and too many pairs."""
+    one_layer = len(batch.forward) == batch.kernel_count and not any(batch.by_jacobian)
+    if batch.dtype == torch.float64 or not one_layer or any(backward.shape[1] > 1 for backward in batch.backward):
+        return None
+    if -(-batch.n * batch.o // TILE) * TILE * batch.o >= MOST_PAIRS:
+        return None
+    return [DeviationKernel.of(layer, precision) for (layer,) in batch.kernels()]
+
+
 def centered_inner_products(batch: KernelBatch, row_means: list[Tensor], precision: str) -> Tensor:
     """See `ahkernels.ops.centered_inner_products`."""
+    if batch.near_constant("global") and (kernels := _deviation_kernels(batch, precision)) is not None:
+        found = _products_of_deviations(kernels, precision)
+        return near_constant.less_row_means(found, [kernel.numbers for kernel in kernels], row_means)
     if _takes_plain(batch, precision):
         return plain.centered_inner_products(batch, row_means, precision)
     if all(_fit_one_pass(layers, precision) for layers in batch.kernels()):
         return _inner_products_of_tiles(batch.kernels(), row_means, precision)
     return _inner_products_of_panels(batch.kernels(), row_means, precision)
+
+
+def per_output_inner_products(batch: KernelBatch, precision: str) -> Tensor:
+    """See `ahkernels.ops.per_output_inner_products`."""
+    kernels = _deviation_kernels(batch, precision)
+    if kernels is None:
+        return plain.per_output_inner_products(batch, precision)
+    found = _products_of_deviations(kernels, precision)
+    return near_constant.per_output(found, [kernel.numbers for kernel in kernels])
 
 
 def _inner_products_of_panels(layers: list[list[Layer]], row_means: list[Tensor], precision: str) -> Tensor:
@@ -383,26 +476,49 @@ def _inner_products_of_panels(layers: list[list[Layer]], row_means: list[Tensor]
 
 def _inner_products_of_tiles(layers: list[list[Layer]], row_means: list[Tensor], precision: str) -> Tensor:
     kernels = [ScaledKernel.of(of_kernel, precision) for of_kernel in layers]
-    n, o = kernels[0].n, kernels[0].o
-    means = [kernel.means(row) for kernel, row in zip(kernels, row_means, strict=True)]
-    total = row_means[0].new_zeros(len(kernels), len(kernels))
-    gram_bytes = max(_gram_bytes(of_kernel, precision) for of_kernel in layers)
-    held = gram_bytes if len(kernels) == 1 else max(gram_bytes, 4 * o * n * o)
-    for rows in _panels(n, held):
-        for i, kernel in enumerate(kernels):
-            total[i, i] += kernel.tiles(rows, "squares", means=means[i]).sum()
-            if i + 1 == len(kernels):
-                break
-            entries = means[i].new_empty((rows.stop - rows.start) * o, n * o)
-            kernel.tiles(rows, "rows", means=means[i], entries=entries)
-            for j in range(i + 1, len(kernels)):
-                total[j, i] += kernels[j].tiles(rows, "products", means=means[j], entries=entries).sum()
-    total = total.tril() + total.tril(-1).T
+    tiles = [
+        partial(kernel.tiles, means=kernel.means(of_rows)) for kernel, of_rows in zip(kernels, row_means, strict=True)
+    ]
+    total = _products_of_tiles(tiles, layers, precision)
     for i, kernel in enumerate(kernels):
         # One after the other: the product of extreme scales can leave the range of float64.
         total[i] = total[i] / kernel.scale
         total[:, i] = total[:, i] / kernel.scale
     return total
+
+
+def _products_of_deviations(kernels: Sequence[DeviationKernel], precision: str) -> Tensor:
+    """Inner products [q, q] of T of near-constant kernels."""
+    units = torch.stack([kernel.offsets.unit for kernel in kernels])
+    layers = [[kernel.numbers.parts] for kernel in kernels]
+    return _products_of_tiles([kernel.tiles for kernel in kernels], layers, precision) * units * units[:, None]
+
+
+def _products_of_tiles(
+    tiles: Sequence[Callable[..., Tensor]], layers: Sequence[Sequence[Layer]], precision: str
+) -> Tensor:
+    """Inner products [q, q] of what the tiles hold of q kernels.
+
+    Args:
+        tiles: For each kernel, what takes rows, the name of a result and `entries`: see `ScaledKernel.tiles`.
+        layers: The layers of each kernel.
+        precision: "highest", "high" or "medium".
+    """
+    first = layers[0][0].backward
+    n, _, o, _ = first.shape
+    total = torch.zeros(len(tiles), len(tiles), dtype=torch.float64, device=first.device)
+    gram_bytes = max(_gram_bytes(of_kernel, precision) for of_kernel in layers)
+    held = gram_bytes if len(tiles) == 1 else max(gram_bytes, 4 * o * n * o)
+    for rows in _panels(n, held):
+        for i, of_kernel in enumerate(tiles):
+            total[i, i].add_(of_kernel(rows, "squares").sum())
+            if i + 1 == len(tiles):
+                break
+            entries = total.new_empty((rows.stop - rows.start) * o, n * o, dtype=torch.float32)
+            of_kernel(rows, "rows", entries=entries)
+            for j in range(i + 1, len(tiles)):
+                total[j, i].add_(tiles[j](rows, "products", entries=entries).sum())
+    return total.tril() + total.tril(-1).T
 
 
 def tangent_gram(batch: KernelBatch, precision: str) -> Tensor:

@@ -237,7 +237,8 @@ def per_output_inner_products(batch: KernelBatch, precision: str) -> Tensor:
         panel -= mean[now.start :].to(panel.dtype).permute(2, 0, 1)
 
     per_output = inner_products_of_panels(scaled.panels, scaled.steps, subtract, scaled.scales)
-    return torch.stack((per_output + _between_outputs(means, scaled.scales), per_output))
+    unscaled = [mean / scale for mean, scale in zip(means, scaled.scales, strict=True)]
+    return torch.stack((per_output + between_outputs([_mean_parts(mean) for mean in unscaled]), per_output))
 
 
 def pair_inner_products(
@@ -270,23 +271,26 @@ def pair_inner_products(
     return total / of_kernels[:, None] / of_kernels
 
 
-def _between_outputs(means: list[Tensor], scales: list[Tensor]) -> Tensor:
+def _mean_parts(mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Z and m of `between_outputs` from the means [n, o, o] of rows by output."""
+    block = mean.mean(0)
+    return mean - block, block
+
+
+def between_outputs(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """The inner products [q, q] of kernels centered as a whole, less those of the same centered per output.
 
-    2n <Z_a B, Z_b B> + n^2 <B m_a B, B m_b B> with the means [n, o, o] of rows by output M times scales, their mean m
-    over the samples, Z = M - m and B = I_o - 11^T/o.
+    2n <Z_a B, Z_b B> + n^2 <B m_a B, B m_b B> with B = I_o - 11^T/o and, of the means of a kernel's rows by output, m
+    [o, o] their mean over the samples and Z [n, o, o] what they differ from it.
     """
-    found = means[0].new_empty(len(means), len(means))
     deviations, blocks = [], []
-    for mean, scale in zip(means, scales, strict=True):
-        unscaled = mean / scale
-        block = unscaled.mean(0)
-        deviation = unscaled - block
+    for deviation, block in parts:
         deviations.append(deviation - deviation.mean(2, keepdim=True))
         blocks.append(block - block.mean(0) - block.mean(1, keepdim=True) + block.mean())
-    n = len(means[0])
-    for i in range(len(means)):
-        for j in range(len(means)):
+    n, count = len(deviations[0]), len(parts)
+    found = blocks[0].new_empty(count, count)
+    for i in range(count):
+        for j in range(count):
             found[i, j] = 2 * n * (deviations[i] * deviations[j]).sum() + n**2 * (blocks[i] * blocks[j]).sum()
     return found
 

@@ -71,9 +71,8 @@ class PretendedDevice:
         with ExitStack() as stack:
             for name, implementation in _implementations().items():
                 stack.enter_context(mock.patch.object(torch.ops.ahkernels, name, implementation))
-            stack.enter_context(mock.patch.object(cuda, "pack_parts", self._kernel("pack_parts", _pack_parts)))
-            stack.enter_context(mock.patch.object(cuda, "pack_slices", self._kernel("pack_slices", _pack_slices)))
-            stack.enter_context(mock.patch.object(cuda, "tangent_tiles", self._kernel("tangent_tiles", _tangent_tiles)))
+            for name, stand_in in _KERNELS.items():
+                stack.enter_context(mock.patch.object(cuda, name, self._kernel(name, stand_in)))
             stack.enter_context(mock.patch.object(Uses, "no_gradient", self._on_device(Uses.no_gradient)))
             stack.enter_context(_Operations(self))
             stack.enter_context(_Functions(self))
@@ -272,3 +271,15 @@ def _pack_slices(factor: Tensor, scale: Tensor, parts: Tensor, first: int) -> No
 
 def _tangent_tiles(parts: Tensor, *_: Any) -> Tensor:
     return parts.new_ones(1, dtype=torch.float64)
+
+
+def _deviation_tiles(parts: Tensor, *_: Any) -> Tensor:
+    return parts.new_full((1,), 1e12, dtype=torch.float64)  # beside which what is subtracted does not count
+
+
+_KERNELS: dict[str, Callable[..., Tensor | None]] = {
+    "pack_parts": _pack_parts,
+    "pack_slices": _pack_slices,
+    "tangent_tiles": _tangent_tiles,
+    "deviation_tiles": _deviation_tiles,
+}

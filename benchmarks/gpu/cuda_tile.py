@@ -1,8 +1,8 @@
 """Claim tested: the CUDA kernels load, run, and give the numbers of float64, one tile of 128 x 128 at each precision.
 
-The first thing to know of a GPU that has not run them yet. A layer with one position and a layer with two, which is a sum
-of products, have kernels of their own: by wgmma on Hopper, by mma.sync elsewhere. Ends with status 1 where an error is
-above its bound.
+The first thing to know of a GPU that has not run them yet. A layer with one position and a layer with two, which is a
+sum of products, have kernels of their own: by wgmma on Hopper, by mma.sync elsewhere. Ends with status 1 where an error
+is above its bound.
 """
 
 import sys

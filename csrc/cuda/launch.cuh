@@ -67,8 +67,8 @@ inline CUtensorMap tensor_map(const Tensor& parts, uint32_t box_rows) {
 }
 
 // Runs the tile kernel for this device and these layers. Returns the sums of the warps, or [0] where the result has
-// none.
-template <int kParts, bool kPromoted, bool kSum, Result kResult>
+// none. With kDeviations, for entries of T, there is one layer with one position.
+template <int kParts, bool kPromoted, bool kSum, Result kResult, bool kDeviations = false>
 Tensor run(Problem& problem, const Tensor& parts, const Tensor& p) {
   constexpr bool kSums = kResult == Result::kSquares || kResult == Result::kProducts;
   const int64_t processors = attribute(cudaDevAttrMultiProcessorCount, parts), tiles = problem.tiles.count();
@@ -80,11 +80,11 @@ Tensor run(Problem& problem, const Tensor& parts, const Tensor& p) {
   problem.set_steps(hopper ? wgmma::kBlockRows : mma::kBlockRows);
   if (hopper) {
     using Shape = wgmma::Shape<kParts, kSum>;
-    launch(wgmma::tiles<kParts, kPromoted, kSum, kResult>, blocks, wgmma::kThreads, Shape::kSharedBytes, parts, problem,
-           tensor_map(parts, Shape::kTurnRows), tensor_map(parts, kTile));
+    launch(wgmma::tiles<kParts, kPromoted, kSum, kResult, kDeviations>, blocks, wgmma::kThreads, Shape::kSharedBytes,
+           parts, problem, tensor_map(parts, Shape::kTurnRows), tensor_map(parts, kTile));
   } else {
-    launch(mma::tiles<kParts, kPromoted, kSum, kResult>, blocks, mma::kThreads, mma::kSharedBytes<kParts>, parts,
-           problem);
+    launch(mma::tiles<kParts, kPromoted, kSum, kResult, kDeviations>, blocks, mma::kThreads, mma::kSharedBytes<kParts>,
+           parts, problem);
   }
   return sums;
 }

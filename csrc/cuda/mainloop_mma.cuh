@@ -5,7 +5,7 @@
 // so that a matrix of eight rows is read from all banks at once.
 #pragma once
 
-#include "epilogue.cuh"
+#include "near_constant.cuh"
 
 namespace ahkernels::cuda::mma {
 
@@ -129,7 +129,8 @@ class Product {
   const uint16_t* from_[2];
 };
 
-template <int kParts, bool kPromoted, bool kSum, Result kResult>
+// With kDeviations the entries are those of T, as they are for near-constant kernels.
+template <int kParts, bool kPromoted, bool kSum, Result kResult, bool kDeviations>
 __global__ void __launch_bounds__(kThreads) tiles(const __grid_constant__ Problem problem) {
   const int32_t warp = threadIdx.x / 32;
   double sum = 0;
@@ -150,7 +151,11 @@ __global__ void __launch_bounds__(kThreads) tiles(const __grid_constant__ Proble
       Product<kParts, kSum>(problem, shared_address(shared_memory()), tile, 0, 0,
                             static_cast<int>(problem.k / kKAlignment))
           .template make<kPromoted, kBlocks>(fragment);
-      sum += finish<kResult, true, kBlocks, kEights>(problem, place, fragment);
+      if constexpr (kDeviations) {
+        sum += finish_deviations_from_global<kResult, kBlocks, kEights>(problem, place, fragment);
+      } else {
+        sum += finish<kResult, true, kBlocks, kEights>(problem, place, fragment);
+      }
     }
   }
   if constexpr (kResult == Result::kSquares || kResult == Result::kProducts) {

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "gram_tile.cuh"
+#include "near_constant.cuh"
 
 namespace ahkernels::cuda::wgmma {
 
@@ -193,7 +194,8 @@ __device__ inline void consume(const Ring<Shape>& ring, int32_t turn, Slot<Shape
   }
 }
 
-template <int kParts, bool kPromoted, bool kSum, Result kResult>
+// With kDeviations the entries are those of T, as they are for near-constant kernels.
+template <int kParts, bool kPromoted, bool kSum, Result kResult, bool kDeviations>
 __global__ void __launch_bounds__(kThreads, 1)
     tiles(const __grid_constant__ Problem problem, const __grid_constant__ TensorMap row_tensor,
           const __grid_constant__ TensorMap col_tensor) {
@@ -232,24 +234,29 @@ __global__ void __launch_bounds__(kThreads, 1)
         gram.template bring<kHasMeans<kResult>>(problem, static_cast<uint32_t>(tile.row * kTile + first_row),
                                                 static_cast<uint32_t>(tile.col * kTile));
       }
+      constexpr int kBlocks = Shape::kBlocks;
       typename Shape::Sums fragment, entries;
-      if constexpr (kSum) clear<Shape::kBlocks, kEights>(entries);
+      if constexpr (kSum) clear<kBlocks, kEights>(entries);
       for_each_pair<kSum>(problem, [&](int32_t pair, int32_t, int32_t, int32_t slices) {
         const auto slot = Slot<Shape>::of(kSum ? int64_t{before + group * slices} : int64_t{turn} * slices);
         consume<Shape, kPromoted>(ring, turn, slot, slices, fragment);
         if constexpr (kSum) {
           turn += kGroups;
           before = (before + kGroups * slices) % (2 * Shape::kStages);
-          const FromGlobal<true, false, false, Shape::kBlocks> operands(problem, place, pair);
-          add_position_pair<Shape::kBlocks, kEights>(operands, fragment, entries);
+          const FromGlobal<true, false, false, kBlocks> operands(problem, place, pair);
+          add_position_pair<kBlocks, kEights>(operands, fragment, entries);
         }
       });
+      // Tiles of so few outputs that their Grams are not in shared memory are not worth an epilogue of their own where
+      // they are whole.
       if constexpr (kSum) {
-        sum += finish<kResult, false, Shape::kBlocks, kEights>(problem, place, entries);
+        sum += finish<kResult, false, kBlocks, kEights>(problem, place, entries);
+      } else if constexpr (kDeviations) {
+        sum += in_shared ? finish_deviations<kResult, kBlocks, kEights>(problem, place, gram.brought(), fragment)
+                         : finish_deviations_from_global<kResult, kBlocks, kEights>(problem, place, fragment);
       } else {
-        // Tiles of so few outputs are not worth an epilogue of their own where they are whole.
-        sum += in_shared ? finish<kResult, Shape::kBlocks, kEights>(problem, place, gram.brought(), fragment)
-                         : finish_from_global<kResult, true, false, Shape::kBlocks, kEights>(problem, place, fragment);
+        sum += in_shared ? finish<kResult, kBlocks, kEights>(problem, place, gram.brought(), fragment)
+                         : finish_from_global<kResult, true, false, kBlocks, kEights>(problem, place, fragment);
       }
     }
     if constexpr (kResult == Result::kSquares || kResult == Result::kProducts) {

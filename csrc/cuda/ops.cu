@@ -2,7 +2,7 @@
 // together.
 #include <torch/csrc/stable/accelerator.h>
 
-#include "launch.cuh"
+#include "arguments.cuh"
 #include "pack.cuh"
 
 namespace ahkernels::cuda {
@@ -108,31 +108,7 @@ std::string cuda_build() {
 
 void check_tiles(const Tensor& parts, const Tensor& p, const Tensor& means, const Tensor& unscale, int64_t n, int64_t o,
                  int64_t sample, const std::vector<int64_t>& layers, const std::string& result, const Tensor& entries) {
-  const int64_t size = n * o;
-  STD_TORCH_CHECK(parts.dim() == 4 && parts.is_contiguous() && parts.scalar_type() == ScalarType::BFloat16 &&
-                      parts.size(0) >= 1 && parts.size(0) <= 3 && parts.size(2) == ceil_div(size, kTile) * kTile &&
-                      parts.size(3) % kKAlignment == 0,
-                  "tangent_tiles: parts: expected what pack_parts makes of a factor of n * o = ", size, " rows");
-  int64_t blocks = layers.empty() ? 1 : 0, pairs = blocks;
-  STD_TORCH_CHECK(layers.size() % 2 == 0 && layers.size() <= 2 * kMostLayers,
-                  "tangent_tiles: layers: expected positions and slices of up to ", kMostLayers, " layers, got ",
-                  layers.size(), " numbers");
-  for (size_t i = 0; i < layers.size(); i += 2) {
-    blocks += layers[i] * layers[i + 1];
-    pairs += layers[i] * layers[i];
-  }
-  STD_TORCH_CHECK(parts.size(1) == blocks && (layers.empty() || parts.size(3) == kKAlignment),
-                  "tangent_tiles: parts: expected ", blocks, " blocks, got ", parts.size(1), " of ", parts.size(3),
-                  " numbers");
-  STD_TORCH_CHECK(
-      p.dim() == 3 && p.is_contiguous() && p.scalar_type() == ScalarType::Float && p.size(0) == pairs &&
-          p.size(2) == n - sample && sample * o % kTile == 0 && (p.size(1) * o % kTile == 0 || sample + p.size(1) == n),
-      "tangent_tiles: p: expected a contiguous float32 tensor [", pairs, ", rows, n - sample] about whole tiles");
-  STD_TORCH_CHECK(p.size(1) > 0, "tangent_tiles: p: expected at least one row, got shape [", pairs, ", 0, ", p.size(2),
-                  "]");
-  STD_TORCH_CHECK(parts.size(2) < (int64_t{1} << 31), "tangent_tiles: n: expected n * o below 2^31, got ", n, " * ", o);
-  STD_TORCH_CHECK(p.numel() < (int64_t{1} << 30), "tangent_tiles: p: expected fewer than 2^30 numbers, got ",
-                  p.numel());
+  check_factors("tangent_tiles", parts, p, n, o, sample, layers);
   if (result == "matrix") {
     STD_TORCH_CHECK(unscale.numel() == 2 && unscale.scalar_type() == ScalarType::Double && unscale.is_contiguous(),
                     "tangent_tiles: unscale: expected two float64 numbers");
@@ -142,42 +118,17 @@ void check_tiles(const Tensor& parts, const Tensor& p, const Tensor& means, cons
                     "tangent_tiles: means: expected a contiguous float32 tensor [2, ", parts.size(2), "]");
   }
   if (result == "squares") return;
-  const int64_t end = ceil_div((sample + p.size(1)) * o, kTile) * kTile;
-  const int64_t rows = result == "matrix" ? size : std::min(end, size) - sample * o;
-  STD_TORCH_CHECK(entries.dim() == 2 && entries.size(0) == rows && entries.size(1) == size && entries.is_contiguous() &&
-                      entries.scalar_type() == ScalarType::Float,
-                  "tangent_tiles: entries: expected a contiguous float32 tensor [", rows, ", ", size, "]");
+  check_entries("tangent_tiles", entries, result == "matrix" ? n * o : rows_of_tiles(p, n, o, sample), n * o);
 }
 
 Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64_t n, int64_t o, int64_t sample,
                      int64_t straight, std::vector<int64_t> layers, std::string result, Tensor entries) {
   check_tiles(parts, p, means, unscale, n, o, sample, layers, result, entries);
   const torch::stable::accelerator::DeviceGuard guard(parts.get_device_index());
-  const int64_t size = n * o;
-  Problem problem{};
-  problem.tiles = {static_cast<int32_t>(sample * o / kTile),
-                   static_cast<int32_t>(ceil_div((sample + p.size(1)) * o, kTile)),
-                   static_cast<int32_t>(ceil_div(size, kTile))};
-  problem.size = static_cast<int32_t>(size);
-  problem.n = static_cast<int32_t>(n);
-  problem.o = static_cast<int32_t>(o);
-  problem.parts = static_cast<const uint16_t*>(parts.const_data_ptr());
-  problem.padded_rows = parts.size(2);
-  problem.k = static_cast<int32_t>(parts.size(3));
-  problem.straight = static_cast<int32_t>(straight);
-  problem.blocks = static_cast<int32_t>(parts.size(1));
-  problem.layer_count = static_cast<int32_t>(layers.size() / 2);
-  for (size_t i = 0; i < layers.size(); i += 2) {
-    problem.layers[i / 2] = {static_cast<int32_t>(layers[i]), static_cast<int32_t>(layers[i + 1])};
-  }
-  problem.p = data<float>(p);
-  problem.sample = static_cast<int32_t>(sample);
-  problem.p_rows = p.size(1);
-  problem.p_cols = p.size(2);
+  Problem problem = problem_of(parts, p, n, o, sample, straight, layers, entries);
   problem.row_means = data<float>(means);
   problem.col_means = problem.row_means == nullptr ? nullptr : problem.row_means + parts.size(2);
-  problem.entries = data<float>(entries);
-  problem.first_row = result == "matrix" ? 0 : static_cast<int32_t>(sample * o);
+  if (result == "matrix") problem.first_row = 0;
   problem.unscale = data<double>(unscale);
   const bool promoted = problem.promoted();
   switch (parts.size(0)) {

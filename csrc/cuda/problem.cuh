@@ -30,6 +30,13 @@ struct LayerSize {
   int32_t positions, slices;
 };
 
+// What entries of T, the part of a near-constant kernel that is for tiles, have beside the Grams of deviations
+// (near_constant.cuh). In the place of the means they have p.
+struct Offsets {
+  const float* pairs;    // [o][padded_rows][2]: at [j][(r, i)] x_ij and q_r,ij
+  const float* factors;  // [3]: lambda, kappa and p0 beta^2 / t^2
+};
+
 struct Problem {
   TileBands tiles;
   int32_t size;  // n * o, the rows of K; less than 2^31 also in whole tiles
@@ -53,6 +60,7 @@ struct Problem {
   // Subtracted from each entry, scaled; kMatrix has none.
   const float* row_means;  // [padded_rows]
   const float* col_means;  // [padded_rows]
+  Offsets offsets;         // for T
 
   double* sums;    // kSquares, kProducts: [blocks * warps]
   float* entries;  // kMatrix, kRows, kProducts: [*, size], rows of K from first_row on

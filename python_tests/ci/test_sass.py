@@ -17,7 +17,7 @@ try:
 finally:
     sys.path.remove(str(CI))
 
-NAME = "wgmma::tiles<1, squares>"
+NAME = "wgmma::tiles<1, true, false, squares, false>"
 CONSTANTS = {"kTile": 64, "kSlice": 32, "kProducerRegisters": 24, "kGroupRegisters": 240}
 
 
@@ -210,29 +210,30 @@ def test_counts_need_both_loops():
 
 
 def test_names():
-    tiles = "_ZN9ahkernels4cuda5wgmma5tilesILi3ELb1ELb0ELNS0_6ResultE{}EEEvNS0_7ProblemE14CUtensorMap_stS5_"
+    tiles = "_ZN9ahkernels4cuda5wgmma5tilesILi3ELb1ELb0ELNS0_6ResultE{}ELb0EEEvNS0_7ProblemE14CUtensorMap_stS5_"
     mangled = [tiles.format(0), tiles.format(1), "_ZN9ahkernels4cuda4packENS0_7PackingE"]
     assert check_cuda.short_names(mangled) == [
-        "wgmma::tiles<3, true, false, squares>",
-        "wgmma::tiles<3, true, false, matrix>",
+        "wgmma::tiles<3, true, false, squares, false>",
+        "wgmma::tiles<3, true, false, matrix, false>",
         "pack",
     ]
 
 
 def test_hot_kernels_must_be_there():
-    tiles = "_ZN9ahkernels4cuda5wgmma5tilesILi{}ELb1ELb0ELNS0_6ResultE0EEEvNS0_7ProblemE14CUtensorMap_stS5_"
+    tiles = "_ZN9ahkernels4cuda5wgmma5tilesILi{}ELb1ELb0ELNS0_6ResultE0ELb0EEEvNS0_7ProblemE14CUtensorMap_stS5_"
     kernels = [sass.Kernel(tiles.format(parts), kernel(WHOLE).instructions, {"kernel": 0}) for parts in (1, 3)]
     entries = {(one.name, "sm_90a"): {"registers": "168", "stores": "0", "loads": "0"} for one in kernels}
     rows, failures = check_cuda.check_target(kernels, "sm_90a", entries)
     assert [(row["hot"], row["mainloop"]) for row in rows] == [(True, 7)] * 2
     (failure,) = failures
-    assert (
-        "wgmma::tiles<3, true, false, squares>: expected 786432 multiply-adds" in failure
-    )  # these are those of one part
-    rows += [{"target": "sm_80", "kernel": f"mma::tiles<{parts}, true, false, squares>"} for parts in (1, 2, 3)]
+    assert "wgmma::tiles<3, true, false, squares, false>: expected 786432 multiply-adds" in failure  # of one part
+    for parts in (1, 2, 3):
+        of_parts = f"tiles<{parts}, true, false, squares"
+        rows += [{"target": "sm_80", "kernel": f"mma::{of_parts}, {of}>"} for of in ("false", "true")]
+        rows.append({"target": "sm_90a", "kernel": f"wgmma::{of_parts}, true>"})
     (missing,) = check_cuda.missing_kernels(rows)
     assert missing.startswith("sm_90a: expected a kernel like wgmma::")
-    assert missing.endswith("for 2 parts, found none")
+    assert missing.endswith("for 2 parts, false at the end, found none")
 
 
 @pytest.mark.parametrize(

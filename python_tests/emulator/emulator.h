@@ -15,9 +15,14 @@
 #define gridDim emulator::grid_size
 #define blockDim emulator::block_size
 
+struct alignas(8) float2 {
+  float x, y;
+};
+
 template <class T>
 T __ldg(const T* pointer) {
   emulator::check_readable(pointer, sizeof(T));
+  if (reinterpret_cast<uintptr_t>(pointer) % alignof(T) != 0) emulator::fail("a read of numbers that are not aligned");
   return *pointer;
 }
 

@@ -23,7 +23,7 @@ int guarded(const Work& work) {
   }
 }
 
-template <int kParts, bool kPromoted, bool kSum, Result kResult>
+template <int kParts, bool kPromoted, bool kSum, Result kResult, bool kDeviations>
 void run(Problem& problem, bool hopper, int64_t blocks) {
   problem.set_steps(hopper ? wgmma::kBlockRows : mma::kBlockRows);
   if (hopper) {
@@ -31,35 +31,83 @@ void run(Problem& problem, bool hopper, int64_t blocks) {
     const int64_t rows = int64_t{kParts} * problem.blocks * problem.padded_rows;
     const emulator::Tensor row_tensor{problem.parts, rows, problem.k, Shape::kTurnRows, wgmma::kSlice};
     const emulator::Tensor col_tensor{problem.parts, rows, problem.k, static_cast<int32_t>(kTile), wgmma::kSlice};
-    emulator::launch(blocks, wgmma::kThreads, Shape::kSharedBytes,
-                     [&] { wgmma::tiles<kParts, kPromoted, kSum, kResult>(problem, row_tensor, col_tensor); });
+    emulator::launch(blocks, wgmma::kThreads, Shape::kSharedBytes, [&] {
+      wgmma::tiles<kParts, kPromoted, kSum, kResult, kDeviations>(problem, row_tensor, col_tensor);
+    });
   } else {
     emulator::launch(blocks, mma::kThreads, mma::kSharedBytes<kParts>,
-                     [&] { mma::tiles<kParts, kPromoted, kSum, kResult>(problem); });
+                     [&] { mma::tiles<kParts, kPromoted, kSum, kResult, kDeviations>(problem); });
   }
 }
 
-template <int kParts, bool kPromoted, Result kResult>
+template <int kParts, bool kPromoted, Result kResult, bool kDeviations>
 void run(Problem& problem, bool hopper, int64_t blocks) {
-  if (problem.layer_count == 0) {
-    run<kParts, kPromoted, false, kResult>(problem, hopper, blocks);
+  if constexpr (kDeviations) {
+    run<kParts, kPromoted, false, kResult, true>(problem, hopper, blocks);
+  } else if (problem.layer_count == 0) {
+    run<kParts, kPromoted, false, kResult, false>(problem, hopper, blocks);
   } else {
-    run<kParts, kPromoted, true, kResult>(problem, hopper, blocks);
+    run<kParts, kPromoted, true, kResult, false>(problem, hopper, blocks);
   }
 }
 
-template <int kParts, bool kPromoted>
+template <int kParts, bool kPromoted, bool kDeviations>
 void run(Problem& problem, Result result, bool hopper, int64_t blocks) {
   switch (result) {
     case Result::kSquares:
-      return run<kParts, kPromoted, Result::kSquares>(problem, hopper, blocks);
+      return run<kParts, kPromoted, Result::kSquares, kDeviations>(problem, hopper, blocks);
     case Result::kMatrix:
-      return run<kParts, kPromoted, Result::kMatrix>(problem, hopper, blocks);
+      return run<kParts, kPromoted, Result::kMatrix, false>(problem, hopper, blocks);
     case Result::kRows:
-      return run<kParts, kPromoted, Result::kRows>(problem, hopper, blocks);
+      return run<kParts, kPromoted, Result::kRows, kDeviations>(problem, hopper, blocks);
     case Result::kProducts:
-      return run<kParts, kPromoted, Result::kProducts>(problem, hopper, blocks);
+      return run<kParts, kPromoted, Result::kProducts, kDeviations>(problem, hopper, blocks);
   }
+}
+
+template <bool kDeviations>
+void run(Problem& problem, Result result, int count, bool hopper, int64_t blocks) {
+  const bool promoted = problem.promoted();
+  if (count == 3) return run<3, true, kDeviations>(problem, result, hopper, blocks);
+  if (count == 2 && promoted) return run<2, true, kDeviations>(problem, result, hopper, blocks);
+  if (count == 2) return run<2, false, kDeviations>(problem, result, hopper, blocks);
+  if (promoted) return run<1, true, kDeviations>(problem, result, hopper, blocks);
+  return run<1, false, kDeviations>(problem, result, hopper, blocks);
+}
+
+Problem problem_of(const uint16_t* parts, int64_t padded_rows, int k, int part_blocks, int n, int o, const float* p,
+                   int sample, int straight, int64_t p_rows, double* sums, float* entries) {
+  Problem problem{};
+  problem.size = n * o;
+  const auto tiles = [&](int64_t rows) { return static_cast<int32_t>(ceil_div(rows, kTile)); };
+  problem.tiles = {tiles(int64_t{sample} * o), tiles((sample + p_rows) * o), tiles(problem.size)};
+  problem.n = n;
+  problem.o = o;
+  problem.parts = parts;
+  problem.padded_rows = padded_rows;
+  problem.k = k;
+  problem.straight = straight;
+  problem.blocks = part_blocks;
+  problem.p = p;
+  problem.sample = sample;
+  problem.p_rows = p_rows;
+  problem.p_cols = n - sample;
+  problem.sums = sums;
+  problem.entries = entries;
+  problem.first_row = sample * o;
+  return problem;
+}
+
+// What both kinds of tiles read.
+std::vector<emulator::Span> readable_by(const Problem& problem, int count, Result what) {
+  const int64_t all_rows = int64_t{problem.blocks} * problem.padded_rows;
+  int64_t pairs = problem.layer_count == 0 ? 1 : 0;
+  for (int i = 0; i < problem.layer_count; ++i) {
+    pairs += int64_t{problem.layers[i].positions} * problem.layers[i].positions;
+  }
+  return {{problem.parts, 2 * count * all_rows * problem.k},
+          {problem.p, 4 * pairs * problem.p_rows * problem.p_cols},
+          {problem.entries, what == Result::kProducts ? 4 * problem.p_rows * problem.o * int64_t{problem.size} : 0}};
 }
 
 }  // namespace
@@ -99,45 +147,34 @@ int tangent_tiles(int hopper, int64_t blocks, int count, int result, const uint1
                   int straight, int64_t p_rows, const float* means, double* sums, float* entries,
                   const double* unscale) {
   return guarded([&] {
-    Problem problem{};
-    problem.size = n * o;
-    const auto tiles = [&](int64_t rows) { return static_cast<int32_t>(ceil_div(rows, kTile)); };
-    problem.tiles = {tiles(int64_t{sample} * o), tiles((sample + p_rows) * o), tiles(problem.size)};
-    problem.n = n;
-    problem.o = o;
-    problem.parts = parts;
-    problem.padded_rows = padded_rows;
-    problem.k = k;
-    problem.straight = straight;
-    problem.blocks = part_blocks;
+    Problem problem = problem_of(parts, padded_rows, k, part_blocks, n, o, p, sample, straight, p_rows, sums, entries);
     problem.layer_count = layer_count;
     for (int i = 0; i < layer_count; ++i) {
       problem.layers[i] = {static_cast<int32_t>(layers[2 * i]), static_cast<int32_t>(layers[2 * i + 1])};
     }
-    problem.p = p;
-    problem.sample = sample;
-    problem.p_rows = p_rows;
-    problem.p_cols = n - sample;
     problem.row_means = means;
     problem.col_means = means == nullptr ? nullptr : means + padded_rows;
-    problem.sums = sums;
-    problem.entries = entries;
-    problem.first_row = static_cast<Result>(result) == Result::kMatrix ? 0 : sample * o;
     problem.unscale = unscale;
     const Result what = static_cast<Result>(result);
-    const int64_t all_rows = int64_t{part_blocks} * padded_rows;
-    int64_t pairs = layer_count == 0;
-    for (int i = 0; i < layer_count; ++i) pairs += layers[2 * i] * layers[2 * i];
-    emulator::readable = {{parts, 2 * count * all_rows * k},
-                          {p, 4 * pairs * p_rows * problem.p_cols},
-                          {means, means == nullptr ? 0 : 4 * 2 * padded_rows},
-                          {entries, what == Result::kProducts ? 4 * p_rows * o * int64_t{problem.size} : 0}};
-    const bool promoted = problem.promoted();
-    if (count == 3) return run<3, true>(problem, what, hopper, blocks);
-    if (count == 2 && promoted) return run<2, true>(problem, what, hopper, blocks);
-    if (count == 2) return run<2, false>(problem, what, hopper, blocks);
-    if (promoted) return run<1, true>(problem, what, hopper, blocks);
-    return run<1, false>(problem, what, hopper, blocks);
+    if (what == Result::kMatrix) problem.first_row = 0;
+    emulator::readable = readable_by(problem, count, what);
+    emulator::readable.push_back({means, means == nullptr ? 0 : 4 * 2 * padded_rows});
+    run<false>(problem, what, count, hopper, blocks);
+  });
+}
+
+int deviation_tiles(int hopper, int64_t blocks, int count, int result, const uint16_t* parts, int64_t padded_rows,
+                    int k, int n, int o, const float* gram, int sample, int straight, int64_t p_rows, const float* p,
+                    const float* pairs, const float* factors, double* sums, float* entries) {
+  return guarded([&] {
+    Problem problem = problem_of(parts, padded_rows, k, 1, n, o, gram, sample, straight, p_rows, sums, entries);
+    problem.row_means = problem.col_means = p;
+    problem.offsets = {pairs, factors};
+    const Result what = static_cast<Result>(result);
+    emulator::readable = readable_by(problem, count, what);
+    emulator::readable.insert(emulator::readable.end(),
+                              {{p, 4 * padded_rows}, {pairs, 4 * 2 * o * padded_rows}, {factors, 4 * 3}});
+    run<true>(problem, what, count, hopper, blocks);
   });
 }
 

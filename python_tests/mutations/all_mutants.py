@@ -10,6 +10,7 @@ from python_tests.mutations.mutants import (
     distributed,
     experiments,
     extension,
+    near_constant,
     ops,
     results,
     schedules,
@@ -27,5 +28,6 @@ MUTANTS = [
     *amx.MUTANTS,
     *cuda.MUTANTS,
     *cuda_host.MUTANTS,
+    *near_constant.MUTANTS,
     *schedules.MUTANTS,
 ]

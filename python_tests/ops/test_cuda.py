@@ -56,6 +56,21 @@ def test_precisions(shape, precision):
     )
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("o", [1, 3, 10])
+def test_near_constant_kernels(o, precision):
+    """Against the same factors, centered in float64 before they are multiplied."""
+    spread = 1e-6 if precision == "highest" else 1e-3
+    forward, backward = factors(200, 1, o, 30, 80)
+    forward, backward = forward[:1] + spread * forward, backward[:1] + spread * backward
+    j = torch.einsum("xim,xd->ximd", backward[:, 0].double(), forward[:, 0].double()).flatten(2).cpu()
+    got = ops.per_output_inner_products(one_layer(forward, backward, 0.0), precision)[:, 0, 0]
+    for found, centering in zip(got, ("global", "per_output"), strict=True):
+        psi = reference.centered_features(j, centering).flatten(0, 1)
+        expected = float((psi @ psi.T).square().sum())
+        assert float(found) == pytest.approx(expected, rel=2 * PRECISIONS[precision])
+
+
 @pytest.mark.parametrize("outputs", ["all", "trace", "sum", 0])
 @pytest.mark.parametrize("name", list(networks.all_networks()))
 def test_alignment_is_that_of_the_cpu(name, outputs):
@@ -89,6 +104,7 @@ def test_nothing_waits_for_the_device():
     torch.cuda.set_sync_debug_mode("error")
     try:
         ops.tangent_moments(one_layer(forward, backward, 1.0), v - v.mean(), "highest")
+        ops.tangent_moments(one_layer(forward, backward, 1.0), v - v.mean(), "highest", per_output=True)
         ops.tangent_gram(one_layer(forward, backward, 1.0), "highest")
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -8,26 +8,9 @@ import pytest
 import reference
 import torch
 from batches import kernels, one_layer
-from emulated import Device, build
 from reference import factors, row_means
 
 from ahkernels.ops import cuda, moments_on_cuda, plain
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("emulator"))
-
-
-@pytest.fixture(params=[False, True], ids=["mma", "wgmma"])
-def device(request, library, monkeypatch):
-    library.set_schedule(0)
-    device = Device(library, hopper=request.param)
-    monkeypatch.setattr(cuda, "pack_parts", device.pack_parts)
-    monkeypatch.setattr(cuda, "pack_slices", device.pack_slices)
-    monkeypatch.setattr(cuda, "tangent_tiles", device.tangent_tiles)
-    return device
-
 
 # n, s, o, d, m, bias: one tile and several, ragged and whole, k beyond the stages of the rings, as many samples in a
 # tile as shared memory has room for (10 outputs in three parts, else 5), several positions.
@@ -252,9 +235,10 @@ def test_any_schedule(device, library, precision, shape):
     assert len(set(results)) == 1
 
 
-def test_float64_and_single_outputs_take_float64_products(device, monkeypatch):
+def test_float64_and_single_outputs_at_several_positions_take_float64_products(device, monkeypatch):
     monkeypatch.setattr(cuda, "tangent_tiles", None)
-    for forward, backward in (factors(30, 1, 3, 5, 6, torch.float64), factors(30, 1, 1, 5, 6)):
+    monkeypatch.setattr(cuda, "deviation_tiles", None)
+    for forward, backward in (factors(30, 1, 3, 5, 6, torch.float64), factors(30, 2, 1, 5, 6)):
         k = reference.kernel(forward, backward, 1.0)
         means = row_means(k, backward.shape[2])
         got = cuda.centered_inner_products(one_layer(forward, backward, 1.0), [means], "highest")

@@ -144,6 +144,19 @@ def tangent_tiles(parts, n, o, result="squares", *, sample=0, rows=None, layers=
     return torch.ops.ahkernels_on_stub.tangent_tiles(parts, *tensors, *numbers, result, arguments["entries"])
 
 
+def deviation_tiles(parts, n, o, result="squares", straight=0, **changed):
+    rows = parts.shape[2]
+    arguments = {
+        "gram": empty(1, n, n),
+        "p": empty(rows),
+        "pairs": empty(o, rows, 2),
+        "factors": empty(3),
+        "entries": empty(0) if result == "squares" else empty(n * o, n * o),
+    } | changed
+    tensors = [arguments[name] for name in ("gram", "p", "pairs", "factors")]
+    return torch.ops.ahkernels_on_stub.deviation_tiles(parts, *tensors, n, o, 0, straight, result, arguments["entries"])
+
+
 # n, s, o, m: one sample, ragged and whole tiles, k of one slice and of many.
 @pytest.mark.parametrize("shape", [(1, 1, 2, 5), (30, 1, 10, 70), (64, 1, 2, 64), (500, 1, 7, 4000)], ids=str)
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -198,8 +211,8 @@ def check_tiles(device, major, parts, n, o, layers, heights):
         sums = tangent_tiles(parts, n, o, result, layers=layers)
         family = f"5wgmma5tilesILi{count}E" if hopper else f"3mma5tilesILi{count}E"
         assert family in device.launch.kernel
-        assert f"ResultE{number}E" in device.launch.kernel
         assert f"ELb1ELb{int(bool(layers))}E" in device.launch.kernel
+        assert f"ResultE{number}ELb0E" in device.launch.kernel
         assert device.launch.blocks == min(tiles, PROCESSORS if hopper else 2 * PROCESSORS)
         warps = device.launch.blocks * 8 if result in ("squares", "products") else 0
         assert (sums.shape, sums.dtype) == ((warps,), torch.float64)
@@ -217,6 +230,20 @@ def test_panels(device, major, result):
         device.become(major)
         tangent_tiles(parts, n, o, result, sample=sample, rows=rows)
         assert device.launch.blocks == tiles
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("major", SHARED_BYTES)
+def test_launches_for_near_constant_kernels(device, major, count):
+    parts = pack_parts(300, 1, 2, 70, count)
+    for result in ("squares", "rows", "products"):
+        device.become(major)
+        sums = deviation_tiles(parts, 300, 2, result)
+        family = f"5wgmma5tilesILi{count}E" if major == 9 else f"3mma5tilesILi{count}E"
+        assert family in device.launch.kernel
+        assert f"Lb1ELb0ELNS0_6ResultE{RESULTS[result]}ELb1E" in device.launch.kernel
+        assert device.launch.blocks == 5 + 4 + 3 + 2 + 1
+        assert sums.shape == ((0,) if result == "rows" else (device.launch.blocks * 8,))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -299,6 +326,38 @@ def test_wrong_arguments(device, name, which):
     with pytest.raises(RuntimeError, match=f"tangent_tiles: {name}: expected"):
         tangent_tiles(parts, 30, 10, "products", p=changed.pop("p", empty(1, 30, 30)), **changed)
     assert device.calls("launch") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("gram", empty(1, 1, 30, 29)),
+        ("p", empty(300)),
+        ("p", empty(384, dtype=torch.float64)),
+        ("pairs", empty(384, 10, 2)),
+        ("pairs", empty(10, 2, 384).transpose(1, 2)),
+        ("factors", empty(2)),
+        ("entries", empty(300, 299)),
+    ],
+)
+def test_wrong_arguments_for_near_constant_kernels(device, name, wrong):
+    device.become(9)
+    parts = empty(2, 1, 384, 64, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match=f"deviation_tiles: {'p' if name == 'gram' else name}: expected"):
+        deviation_tiles(parts, 30, 10, "products", **{name: wrong})
+    assert device.calls("launch") == []
+
+
+def test_near_constant_kernels_that_have_no_tiles(device):
+    device.become(9)
+    with pytest.raises(RuntimeError, match="deviation_tiles: parts: expected 1 blocks, got 2"):
+        deviation_tiles(pack_parts(30, 2, 10, 5, 1), 30, 10)
+    with pytest.raises(RuntimeError, match="result: expected squares, rows or products, got matrix"):
+        deviation_tiles(pack_parts(30, 1, 10, 5, 1), 30, 10, "matrix")
+    most = pack_parts(2**9 - 1, 1, 2**10, 5, 1)
+    deviation_tiles(most, 2**9 - 1, 2**10)
+    with pytest.raises(RuntimeError, match=r"pairs: expected fewer than 2\^29 pairs, got 536870912"):
+        deviation_tiles(pack_parts(2**9, 1, 2**10, 5, 1), 2**9, 2**10)
 
 
 def test_wrong_words_and_numbers(device):

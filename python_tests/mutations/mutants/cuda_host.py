@@ -94,7 +94,7 @@ MUTANTS = [
     ),
     Mutant(
         "any-number-of-parts",
-        OPS,
+        "csrc/cuda/arguments.cuh",
         "parts.size(0) >= 1 && parts.size(0) <= 3 && parts.size(2) == ceil_div(size",
         "parts.size(2) == ceil_div(size",
         "parts that the kernel does not know are left out",

@@ -60,8 +60,8 @@ MUTANTS = [
     Mutant(
         "plain-means-at-the-scale-of-the-kernel",
         PLAIN,
-        "        unscaled = mean / scale\n        block",
-        "        unscaled = mean\n        block",
+        "unscaled = [mean / scale for",
+        "unscaled = [mean for",
         "the means that the outputs differ by keep the scale of the factors",
         (CENTERING, OPS),
     ),
