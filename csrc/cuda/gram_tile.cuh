@@ -39,9 +39,9 @@ class GramTile {
   __device__ explicit GramTile(uint32_t shared, int group)
       : columns_(shared), rows_(shared + kColumnsBytes), group_(group) {}
 
-  // Begins to bring what the rows from first_row and the columns from first_col of K need.
+  // Begins to bring what the rows from first_row and the columns from first_col of K need at a pair of positions.
   template <bool kMeans>
-  __device__ void bring(const Problem& problem, uint32_t first_row, uint32_t first_col) const {
+  __device__ void bring(const Problem& problem, uint32_t first_row, uint32_t first_col, int32_t pair) const {
     sync_warpgroup(group_);  // the last turn's has been read
     const uint32_t o = problem.o, thread = threadIdx.x % kThreads;
     const uint32_t first_sample = first_col / o;
@@ -58,8 +58,8 @@ class GramTile {
     if (kMeans && begin == 0) copy_4(to, problem.row_means + row);
     to += (1 + begin) * kRowsBytes;
     const uint32_t last = problem.n - 1, x = row / o, end = (first_col + kTile - 1) / o;
-    const uint32_t first_p =
-        ((x < last ? x : last) - problem.sample) * static_cast<uint32_t>(problem.p_cols) - problem.sample;
+    const uint32_t p_row = pair * static_cast<uint32_t>(problem.p_rows) + ((x < last ? x : last) - problem.sample);
+    const uint32_t first_p = p_row * static_cast<uint32_t>(problem.p_cols) - problem.sample;
     const float* p = problem.p + (first_p + first_sample + begin);
     const float* const p_end = problem.p + (first_p + (end < last ? end : last) + 1);
 #pragma unroll 4

@@ -83,6 +83,13 @@ __device__ inline double add_over_warp(double value) {
   return value;
 }
 
+// threadIdx.x, asked for anew: what a tile takes once is not worth a register while its products run.
+__device__ inline int32_t thread_number() {
+  int32_t number;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number));
+  return number;
+}
+
 // Whether this thread is the one that its warp has chosen. That a single thread goes on is known to the compiler only
 // so: after a comparison with its number, it puts each bulk copy into a loop over the threads' operands.
 __device__ inline bool elect_one() {

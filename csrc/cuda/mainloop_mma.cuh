@@ -129,13 +129,14 @@ class Product {
   const uint16_t* from_[2];
 };
 
-// With kDeviations the entries are those of T, as they are for near-constant kernels.
+// With kDeviations the entries are those of T, as they are for near-constant kernels. Promoted sums take the registers
+// of a second block.
 template <int kParts, bool kPromoted, bool kSum, Result kResult, bool kDeviations>
-__global__ void __launch_bounds__(kThreads) tiles(const __grid_constant__ Problem problem) {
-  const int32_t warp = threadIdx.x / 32;
+__global__ void __launch_bounds__(kThreads, kPromoted ? 1 : 0) tiles(const __grid_constant__ Problem problem) {
   double sum = 0;
   for (int64_t t = blockIdx.x; t < problem.tiles.count(); t += gridDim.x) {
     const PanelPair tile = problem.tiles.at(t);
+    const int32_t warp = thread_number() / 32;
     const Place place = Place::of(tile, warp % 2 * 64, warp / 2 * 32, kBlockRows);
     float fragment[kBlocks][kEights][4];
     if constexpr (kSum) {
@@ -159,7 +160,7 @@ __global__ void __launch_bounds__(kThreads) tiles(const __grid_constant__ Proble
     }
   }
   if constexpr (kResult == Result::kSquares || kResult == Result::kProducts) {
-    store_sum(problem, sum, int64_t{blockIdx.x} * kWarps + warp);
+    store_sum(problem, sum, int64_t{blockIdx.x} * kWarps + thread_number() / 32);
   }
 }
 

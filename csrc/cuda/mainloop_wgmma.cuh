@@ -205,8 +205,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) ring.init();
   sync_threads();
 
-  const int32_t group = static_cast<int32_t>(threadIdx.x) / 128 - 1;
-  if (group < 0) {
+  if (threadIdx.x < 128) {
     release_registers<kProducerRegisters>();
     if (threadIdx.x < 32 && elect_one()) {
       prefetch_tensor(row_tensor);
@@ -215,36 +214,41 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   } else {
     acquire_registers<kGroupRegisters>();
-    const int32_t warp = threadIdx.x / 32 % 4;
+    const auto group_number = [] { return thread_number() / 128 - 1; };
     // A group's tiles, or its half of all tiles.
     constexpr int32_t kStep = kGroups / Shape::kTurnsPerTile;
-    const int32_t tiles = tile_count(problem), first_row = kStep == 1 ? group * Shape::kTurnRows : 0;
+    const int32_t tiles = tile_count(problem);
     using Gram = typename Shape::Gram;
-    const bool in_shared = !kSum && Gram::fits(problem.o);
+    const bool in_shared = Gram::fits(problem.o);
     double sum = 0;
-    int32_t turn = group;
+    int32_t turn = group_number();
     int32_t before = 0;  // slices of both groups up to these turns, modulo the slots
-    for (int32_t number = kStep == 1 ? 0 : group; number < tiles; number += kStep) {
+    for (int32_t number = kStep == 1 ? 0 : turn; number < tiles; number += kStep) {
+      const int32_t group = group_number(), first_row = kStep == 1 ? group * Shape::kTurnRows : 0;
       // Where all turns have as many slices, registers hold no counts of them.
       if constexpr (!kSum) turn = number * Shape::kTurnsPerTile + (kStep == 1 ? group : 0);
       const Gram gram(ring.gram(group), group);
       const PanelPair tile = tile_of(problem, number);
-      const Place place = Place::of(tile, first_row + warp * 16, 0, kBlockRows);
-      if (in_shared) {
-        gram.template bring<kHasMeans<kResult>>(problem, static_cast<uint32_t>(tile.row * kTile + first_row),
-                                                static_cast<uint32_t>(tile.col * kTile));
-      }
+      const Place place = Place::of(tile, first_row + thread_number() / 32 % 4 * 16, 0, kBlockRows);
       constexpr int kBlocks = Shape::kBlocks;
       typename Shape::Sums fragment, entries;
       if constexpr (kSum) clear<kBlocks, kEights>(entries);
       for_each_pair<kSum>(problem, [&](int32_t pair, int32_t, int32_t, int32_t slices) {
+        if (in_shared) {
+          gram.template bring<kHasMeans<kResult> && !kSum>(problem, static_cast<uint32_t>(tile.row * kTile + first_row),
+                                                           static_cast<uint32_t>(tile.col * kTile), pair);
+        }
         const auto slot = Slot<Shape>::of(kSum ? int64_t{before + group * slices} : int64_t{turn} * slices);
         consume<Shape, kPromoted>(ring, turn, slot, slices, fragment);
         if constexpr (kSum) {
           turn += kGroups;
           before = (before + kGroups * slices) % (2 * Shape::kStages);
-          const FromGlobal<true, false, false, kBlocks> operands(problem, place, pair);
-          add_position_pair<kBlocks, kEights>(operands, fragment, entries);
+          if (in_shared) {
+            add_position_pair<kBlocks, kEights>(gram.brought(), fragment, entries);
+          } else {
+            const FromGlobal<true, false, false, kBlocks> operands(problem, place, pair);
+            add_position_pair<kBlocks, kEights>(operands, fragment, entries);
+          }
         }
       });
       // Tiles of so few outputs that their Grams are not in shared memory are not worth an epilogue of their own where
@@ -260,7 +264,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
     if constexpr (kResult == Result::kSquares || kResult == Result::kProducts) {
-      store_sum(problem, sum, (int64_t{blockIdx.x} * kGroups + group) * 4 + warp);
+      store_sum(problem, sum, int64_t{blockIdx.x} * kWarps + thread_number() / 32 - 4);
     }
   }
 #endif

@@ -136,6 +136,7 @@ inline void copy_box(uint32_t to, const TensorMap& tensor, int32_t column, int32
 }
 inline void prefetch_tensor(const TensorMap&) {}
 
+inline int32_t thread_number() { return static_cast<int32_t>(threadIdx.x); }
 inline bool elect_one() { return Block::current().elect(); }
 
 inline void sync_warpgroup(int group) { Block::current().sync_warpgroup(group); }
