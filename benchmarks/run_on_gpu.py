@@ -1,8 +1,8 @@
 """Everything that needs a machine with a GPU, in one command of under nine minutes.
 
 The most urgent questions come first: whether a tile comes out right at each precision, whether the CUDA tests pass,
-how fast one layer is beside the machine's ceilings, what the hardware counters say about its kernel, how long whole
-networks take, and whether memcheck finds fault. One deadline holds for all stages. A stage that exceeds its share is
+how fast one layer is beside the machine's ceilings, what each of its stages takes, what the hardware counters say about
+its kernel, how long whole networks take, and whether memcheck finds fault. One deadline holds for all stages. A stage that exceeds its share is
 ended with all that it has started, and the next begins. The JSON files in the output folder are whole after every row,
 and gpu.log has all output. The exit status counts the stages that failed.
 
@@ -68,6 +68,7 @@ def all_stages(device: str, quick: bool, output: Path) -> list[Stage]:
         Stage("tile", benchmark("cuda_tile"), 30),
         Stage("tests", pytest(*(CUDA_TESTS if on_gpu else EMULATED_TESTS)), 90),
         Stage("layer", benchmark("cuda_layer"), 130),
+        Stage("stages", benchmark("cuda_stages"), 30),
         Stage("counters", benchmark("cuda_counters"), 50),
         Stage("networks", benchmark("cuda_networks"), 70),
         Stage("memcheck", [*sanitizer, *pytest(*(SMALL_CASES if on_gpu else EMULATED_CASES))], 50, uncached),

@@ -33,6 +33,9 @@ PANEL_SAMPLES = TILE
 SLICE = 64  # numbers along k that a tensor copy brings (kKAlignment)
 # For a panel of the forward Gram, and for rows of K where two kernels are compared.
 PANEL_BYTES = 256 << 20
+# Tiles of near-constant kernels take some 200 small operations more than float64 products of torch. With fewer
+# multiply-adds than these, such products take less time even where float64 is slow.
+LEAST_FOR_DEVIATIONS = 1 << 28
 # Of a row of K and an output, in what tiles of near-constant kernels read: offsets of 8 bytes have 32 bits.
 MOST_PAIRS = 1 << 29
 PARTS = {"highest": 3, "high": 2, "medium": 1}
@@ -431,11 +434,13 @@ def _takes_plain(batch: KernelBatch, precision: str) -> bool:
 
 
 def _deviation_kernels(batch: KernelBatch, precision: str) -> list[DeviationKernel] | None:
-    """Near-constant kernels of one layer with one position each; None for others, float64 ones and too many pairs."""
+    """Near-constant kernels of one layer with one position each; None for others, and where tiles do not serve."""
     one_layer = len(batch.forward) == batch.kernel_count and not any(batch.by_jacobian)
     if batch.dtype == torch.float64 or not one_layer or any(backward.shape[1] > 1 for backward in batch.backward):
         return None
     if -(-batch.n * batch.o // TILE) * TILE * batch.o >= MOST_PAIRS:
+        return None
+    if (batch.n * batch.o) ** 2 * sum(backward.shape[3] for backward in batch.backward) < LEAST_FOR_DEVIATIONS:
         return None
     return [DeviationKernel.of(layer, precision) for (layer,) in batch.kernels()]
 

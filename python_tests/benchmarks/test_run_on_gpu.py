@@ -43,7 +43,7 @@ def test_rehearsal_on_a_cpu(tmp_path: Path) -> None:
     done = subprocess.run([*COMMAND, *options], env=environment, cwd=ROOT, capture_output=True, text=True)
     record = json.loads((output / "gpu.json").read_text())
     outcomes = {one["stage"]: one["outcome"] for one in record["stages"]}
-    assert list(outcomes) == ["tile", "hang", "crash", "tests", "layer", "counters", "networks", "memcheck"], (
+    assert list(outcomes) == ["tile", "hang", "crash", "tests", "layer", "stages", "counters", "networks", "memcheck"], (
         done.stdout
     )
     assert outcomes.pop("hang").startswith("stopped after its share"), done.stdout
@@ -62,6 +62,7 @@ def test_rehearsal_on_a_cpu(tmp_path: Path) -> None:
         {"Duration": "7.5 us"},
         *[{"gpu__time_duration.sum": "7.5 us"}] * 3,
     ]
+    assert [row["stage"] for row in rows["cuda_stages"]] == ["host"] * 3  # nothing else is on a device
     assert [row["kind"] for row in rows["cuda_networks"]] == ["network"] * 4 + ["wide"]
 
 
@@ -70,7 +71,7 @@ def test_rehearsal_on_a_cpu(tmp_path: Path) -> None:
     [
         (["--seconds", "0"], "argument --seconds: expected a number above 0, got '0'"),
         (["--cuda-library", "nowhere.so"], "argument --cuda-library: expected the path of a library, got 'nowhere.so'"),
-        (["--only", "tiles"], "argument --only: expected some of tile, tests, layer, counters, networks, memcheck"),
+        (["--only", "tiles"], "argument --only: expected some of tile, tests, layer, stages, counters, networks,"),
         (["--output", __file__], "argument --output: expected the path of a folder"),
         (["--device", "gpu"], "argument --device: invalid choice: 'gpu'"),
     ],

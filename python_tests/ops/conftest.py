@@ -17,6 +17,7 @@ def library(tmp_path_factory):
 def device(request, library, monkeypatch):
     library.set_schedule(0)
     device = Device(library, hopper=request.param)
+    monkeypatch.setattr(cuda, "LEAST_FOR_DEVIATIONS", 0)
     for name in ("pack_parts", "pack_slices", "tangent_tiles", "deviation_tiles"):
         monkeypatch.setattr(cuda, name, getattr(device, name))
     return device

@@ -216,3 +216,13 @@ def test_more_pairs_than_offsets_reach(device, monkeypatch):
     assert not torch.equal(cuda.per_output_inner_products(batch, "highest"), expected)
     monkeypatch.setattr(cuda, "MOST_PAIRS", 512)
     assert torch.equal(cuda.per_output_inner_products(batch, "highest"), expected)
+
+
+def test_too_little_work_for_tiles(device, monkeypatch):
+    """130 rows squared times 5 numbers, of each of two kernels."""
+    batch = kernels(*([near(1.0, 65, 2, 3, 5, 1.0)] for _ in range(2)))
+    expected = plain.per_output_inner_products(batch, "highest")
+    monkeypatch.setattr(cuda, "LEAST_FOR_DEVIATIONS", 2 * 130**2 * 5)
+    assert not torch.equal(cuda.per_output_inner_products(batch, "highest"), expected)
+    monkeypatch.setattr(cuda, "LEAST_FOR_DEVIATIONS", 2 * 130**2 * 5 + 1)
+    assert torch.equal(cuda.per_output_inner_products(batch, "highest"), expected)

@@ -869,7 +869,7 @@ def test_products_of_plain_torch_hold_a_few_chunks(monkeypatch, shape):
         lambda: plain.tangent_quadratic(one_layer(forward, backward, 1.0), v),
         lambda: plain.tangent_diagonal(one_layer(forward, backward, 1.0)),
     ):
-        with torch.profiler.profile(profile_memory=True) as profiled:
+        with torch.profiler.profile(profile_memory=True, acc_events=True) as profiled:
             job()
         assert most_bytes(profiled) <= 8 * (8 * numbers + 4 * n)
 
@@ -889,7 +889,7 @@ def test_panels_of_plain_torch_hold_a_few_chunks(monkeypatch, by_jacobian):
         lambda: plain.tangent_moments(two, v, "highest"),
         lambda: plain.tangent_moments(two, v, "highest", True),
     ):
-        with torch.profiler.profile(profile_memory=True) as profiled:
+        with torch.profiler.profile(profile_memory=True, acc_events=True) as profiled:
             job()
         assert most_bytes(profiled) <= 8 * 12 * numbers + 8 * (8 * n * o * o + 4 * two.forward[0].numel())
 
