@@ -2,9 +2,9 @@
 
 The most urgent questions come first: whether a tile comes out right at each precision, whether the CUDA tests pass,
 how fast one layer is beside the machine's ceilings, what each of its stages takes, what the hardware counters say about
-its kernel, how long whole networks take, and whether memcheck finds fault. One deadline holds for all stages. A stage that exceeds its share is
-ended with all that it has started, and the next begins. The JSON files in the output folder are whole after every row,
-and gpu.log has all output. The exit status counts the stages that failed.
+its kernel, how long whole networks take, and whether memcheck finds fault. One deadline holds for all stages. A stage
+that exceeds its share is ended with all that it has started, and the next begins. The JSON files in the output folder
+are whole after every row, and gpu.log has all output. The exit status counts the stages that failed.
 
 It needs torch with CUDA, an nvcc of the same major version or a library that was built elsewhere (--cuda-library), and
 the test extra; the package itself need not be installed. ncu and compute-sanitizer are used where they are on the PATH.

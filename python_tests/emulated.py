@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import hashlib
 import os
 import subprocess
 from pathlib import Path
@@ -20,9 +22,8 @@ TILE = TILING["cuda_tile"]
 RESULTS = ["squares", "matrix", "rows", "products"]
 
 
-def build(folder: Path) -> ctypes.CDLL:
-    """Compiles csrc/cuda with the emulator in the place of its instructions."""
-    library = folder / "libemulated.so"
+def build() -> ctypes.CDLL:
+    """Compiles csrc/cuda with the emulator in the place of its instructions, once for all that run."""
     command = [
         *os.environ.get("CXX", "c++").split(),
         *("-std=c++20", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"),
@@ -31,9 +32,21 @@ def build(folder: Path) -> ctypes.CDLL:
             *(f"-I{include}" for include in (EMULATOR, ROOT / "csrc" / "cuda")),
             str(EMULATOR / "kernels.cpp"),
         ),
-        *("-o", str(library)),
     ]
-    subprocess.run(command, check=True)
+    sources = [
+        *sorted((ROOT / "csrc").glob("*.h")),
+        *sorted((ROOT / "csrc" / "cuda").iterdir()),
+        *sorted(EMULATOR.iterdir()),
+    ]
+    content = b"\0".join([*(part.encode() for part in command), *(source.read_bytes() for source in sources)])
+    library = ROOT / "build" / "emulator" / hashlib.sha256(content).hexdigest()[:16] / "libemulated.so"
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with (library.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            made = library.with_suffix(".tmp")
+            subprocess.run([*command, "-o", str(made)], check=True)
+            made.rename(library)
     loaded = ctypes.CDLL(str(library))
     loaded.error.restype = ctypes.c_char_p
     loaded.warps.restype = loaded.tile_bands.restype = ctypes.c_int64

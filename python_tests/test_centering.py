@@ -102,7 +102,7 @@ def test_blocks_close_to_constant_keep_their_digits(n, s, by_jacobian, spread):
 def test_fp32_kernels_of_a_deep_network():
     """Depth and width 100, ten outputs, at given factors: blocks close to constant, and a closer one yet."""
     model = networks.mlp(100, 100, 30, 10, bias=False)
-    x, y = torch.randn(30) + 0.02 * torch.randn(120, 30), torch.randint(0, 10, (120,))
+    x, y = torch.randn(30) + 0.02 * torch.randn(60, 30), torch.randint(0, 10, (60,))
     one_hot = torch.nn.functional.one_hot(y, 10).double()
     for kernel in ah.tangent_kernels(model, x, layers=[f"{i}" for i in range(0, 199, 22)]).values():
         (one,) = kernel.factors

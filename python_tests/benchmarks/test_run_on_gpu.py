@@ -43,9 +43,17 @@ def test_rehearsal_on_a_cpu(tmp_path: Path) -> None:
     done = subprocess.run([*COMMAND, *options], env=environment, cwd=ROOT, capture_output=True, text=True)
     record = json.loads((output / "gpu.json").read_text())
     outcomes = {one["stage"]: one["outcome"] for one in record["stages"]}
-    assert list(outcomes) == ["tile", "hang", "crash", "tests", "layer", "stages", "counters", "networks", "memcheck"], (
-        done.stdout
-    )
+    assert list(outcomes) == [
+        "tile",
+        "hang",
+        "crash",
+        "tests",
+        "layer",
+        "stages",
+        "counters",
+        "networks",
+        "memcheck",
+    ], done.stdout
     assert outcomes.pop("hang").startswith("stopped after its share"), done.stdout
     assert outcomes.pop("crash") == "ended by signal 6 (SIGABRT)"
     assert set(outcomes.values()) == {"passed"}, (output / "gpu.log").read_text()

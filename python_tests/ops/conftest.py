@@ -9,8 +9,8 @@ from ahkernels.ops import cuda
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("emulator"))
+def library():
+    return build()
 
 
 @pytest.fixture(params=[False, True], ids=["mma", "wgmma"])
