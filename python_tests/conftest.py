@@ -1,8 +1,9 @@
-"""Seeds every test, so that a failure repeats; shares the cores between the workers of pytest-xdist."""
+"""Seeds every test, so that a failure repeats; closes its figures; shares the cores between workers of pytest-xdist."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 import torch
@@ -14,6 +15,13 @@ torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_left():
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture

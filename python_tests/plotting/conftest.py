@@ -1,15 +1,7 @@
-"""No test leaves a figure open."""
+"""Figures are drawn without a screen."""
 
 from __future__ import annotations
 
 import matplotlib
-import pytest
-from matplotlib import pyplot
 
 matplotlib.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def _closed():
-    yield
-    pyplot.close("all")
