@@ -2,8 +2,9 @@
 // among its addends, and what falls below the last bit there is cut off. So is the sum, to fp32.
 //
 // For bf16 numbers, Ampere adds eight products and the sum so far in a step, with 24 bits behind the largest exponent;
-// Hopper adds sixteen, with 25 bits (arXiv:2511.10909 and arXiv:2512.07004 tell how that was found out). The exponent
-// of a product is the sum of the factors' exponents.
+// Hopper adds sixteen, with 25 bits. The exponent of a product is the sum of the factors' exponents. Models of this
+// kind are those of Fasi et al. (PeerJ Computer Science 7:e330) and of Khattak and Mikaitis (arXiv:2512.07004); that
+// they hold of these chips in this form is for the first run on them to show.
 #pragma once
 
 #include <algorithm>
