@@ -17,7 +17,7 @@ from torch import nn
 
 import ahkernels as ah
 from benchmarks.common import arguments, json_file, script, tables
-from benchmarks.common.pretended_device import PretendedDevice
+from benchmarks.common.pretended_device import PretendedDevice, devices_of_updates
 
 DEPTH, LESS = 10, 3
 SAMPLES, INPUTS, WIDTH, OUTPUTS = 20, 10, 64, 5
@@ -47,14 +47,7 @@ def counted(depth: int, options: dict[str, Any]) -> list[PretendedDevice]:
     torch.manual_seed(0)
     model, x, y = mlp(depth), torch.randn(SAMPLES, INPUTS), torch.arange(SAMPLES) % OUTPUTS
     tracker = ah.AlignmentTracker(model, x, y, **options)
-    devices = []
-    for step in range(2):
-        device = PretendedDevice()
-        device.adopt(model, x)
-        with device.in_use():
-            tracker.update(step)
-        devices.append(device)
-    return devices
+    return devices_of_updates(tracker)
 
 
 def by_file(launches: Counter[str]) -> dict[str, int]:

@@ -9,7 +9,7 @@ from torch import nn
 
 import ahkernels as ah
 from benchmarks import launches
-from benchmarks.common.pretended_device import DEVICE, PretendedDevice
+from benchmarks.common.pretended_device import DEVICE, PretendedDevice, devices_of_updates
 
 N, OUTPUTS = 12, 4
 
@@ -108,14 +108,7 @@ def measured(model: nn.Module, options: dict, steps: int = 2) -> list[PretendedD
     """The devices of a first measurement and of later ones."""
     x = torch.randn(N, 6, dtype=next(model.parameters()).dtype)
     tracker = ah.AlignmentTracker(model, x, torch.arange(N) % model(x).shape[1], **options)
-    found = []
-    for step in range(steps):
-        one = PretendedDevice()
-        one.adopt(model, x)
-        with one.in_use():
-            tracker.update(step)
-        found.append(one)
-    return found
+    return devices_of_updates(tracker, steps)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from ahkernels.ops import near_constant, plain
 from ahkernels.ops.batch import KernelBatch, Layer
 from ahkernels.ops.build import TILING
 from ahkernels.ops.near_constant import NearConstant, TileOffsets
-from ahkernels.ops.scaling import largest_magnitudes, scale_of_largest, scales_of, to_one
+from ahkernels.ops.scaling import largest_magnitudes, scales_of_layers, to_one, without_scales
 from ahkernels.precision import products_are_in_float32
 
 TILE = TILING["cuda_tile"]
@@ -218,11 +218,15 @@ class ScaledKernel:
         Args:
             layers: The kernel's layers.
             precision: "highest", "high" or "medium".
-            scales: Those of a single layer, as from `scales_of`, where they are known.
+            scales: Where they are known, those of a single layer: of its factors, forward and backward, and of its
+                kernel.
         """
         terms = [term for layer in layers for term in (_jacobian(layer) if layer.by_jacobian else [layer])]
-        each = [scales or scales_of(term.forward, term.backward, term.bias) for term in terms]
-        scale = each[0][2] if scales else scale_of_largest([of_kernel for _, _, of_kernel in each])
+        if scales:
+            each, scale = [scales], scales[2]
+        else:
+            found = scales_of_layers(terms)
+            each, scale = [(one.forward, one.backward, one.kernel) for one in found.of_each()], found.of_sum
         forward = [
             ScaledForward.of(term, precision, scale_a, scale / of_kernel if len(terms) > 1 else None)
             for term, (scale_a, _, of_kernel) in zip(terms, each, strict=True)
@@ -334,7 +338,7 @@ class SumOfLayers:
         self.layers = layers
         self.precision = precision
         self.packed = [ScaledKernel.of(group, precision) for group in _groups(layers)]
-        self.scale = scale_of_largest([scales_of(one.forward, one.backward, one.bias)[2] for one in layers])
+        self.scale = scales_of_layers(layers).of_sum
 
     def panel(self, rows: slice) -> Tensor:
         """As `plain.ScaledLayer.panel`, times scale."""
@@ -484,12 +488,8 @@ def _inner_products_of_tiles(layers: list[list[Layer]], row_means: list[Tensor],
     tiles = [
         partial(kernel.tiles, means=kernel.means(of_rows)) for kernel, of_rows in zip(kernels, row_means, strict=True)
     ]
-    total = _products_of_tiles(tiles, layers, precision)
-    for i, kernel in enumerate(kernels):
-        # One after the other: the product of extreme scales can leave the range of float64.
-        total[i] = total[i] / kernel.scale
-        total[:, i] = total[:, i] / kernel.scale
-    return total
+    scales = torch.stack([kernel.scale for kernel in kernels])
+    return without_scales(_products_of_tiles(tiles, layers, precision), scales)
 
 
 def _products_of_deviations(kernels: Sequence[DeviationKernel], precision: str) -> Tensor:

@@ -23,7 +23,7 @@ from torch.nn import functional
 from ahkernels.ops import plain
 from ahkernels.ops.batch import KernelBatch, Layer
 from ahkernels.ops.deviations import deviations
-from ahkernels.ops.scaling import finite, scales_of_layers
+from ahkernels.ops.scaling import finite, scales_of_layers, without_scales
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,6 @@ class TileOffsets(NamedTuple):
         )
 
 
-def unscaled(products: Tensor, kernels: list[NearConstant]) -> Tensor:
-    """Inner products [..., q, q] of kernels, without their scales and exactly symmetric."""
-    scales = torch.stack([kernel.scale for kernel in kernels])
-    # One after the other: the product of extreme scales can leave the range of float64.
-    lower = (products / scales / scales[:, None]).tril()
-    return lower + lower.tril(-1).mT
-
-
 def per_output(of_tiles: Tensor, kernels: list[NearConstant]) -> Tensor:
     """The inner products [2, q, q] of kernels centered as a whole and per output, from those [q, q] of their T."""
     n = len(kernels[0].p)
@@ -145,7 +137,7 @@ def per_output(of_tiles: Tensor, kernels: list[NearConstant]) -> Tensor:
         of_samples = kernel.row_means + h
         block = kernel.row_means.mean(0) + h.mean(0) + h.mean(0).T + kernel.constant
         parts.append((of_samples - of_samples.mean(0), block))
-    return unscaled(torch.stack((found + plain.between_outputs(parts), found)), kernels)
+    return without_scales(torch.stack((found + plain.between_outputs(parts), found)), _scales(kernels))
 
 
 def less_row_means(of_tiles: Tensor, kernels: list[NearConstant], row_means: list[Tensor]) -> Tensor:
@@ -159,7 +151,12 @@ def less_row_means(of_tiles: Tensor, kernels: list[NearConstant], row_means: lis
     s, r = torch.stack(sums), torch.stack(offsets)
     cross = s @ r.T
     totals = r.sum(1)
-    return unscaled(of_tiles + 2 * (cross + cross.T) + 2 * n * r @ r.T + 2 * torch.outer(totals, totals), kernels)
+    found = of_tiles + 2 * (cross + cross.T) + 2 * n * r @ r.T + 2 * torch.outer(totals, totals)
+    return without_scales(found, _scales(kernels))
+
+
+def _scales(kernels: list[NearConstant]) -> Tensor:
+    return torch.stack([kernel.scale for kernel in kernels])
 
 
 def _products(tensors: list[Tensor]) -> Tensor:

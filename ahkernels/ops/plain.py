@@ -16,7 +16,7 @@ from ahkernels.centering import Centering
 from ahkernels.ops.batch import KernelBatch, Layer
 from ahkernels.ops.deviations import deviations
 from ahkernels.ops.moments import Moments
-from ahkernels.ops.scaling import Scales, finite, scales_of_layers, to_one
+from ahkernels.ops.scaling import Scales, finite, scales_of_layers, to_one, without_scales
 from ahkernels.precision import products_in_float32
 
 
@@ -36,7 +36,7 @@ def loses_digits(batch: KernelBatch, centering: Centering, precision: str) -> bo
 
 
 class ScaledLayer(NamedTuple):
-    """The factors of a layer times powers of two, and `scale`: what its kernel is multiplied by; see `scales_of`."""
+    """The factors of a layer times powers of two, and `scale`: what its kernel is multiplied by; see `Scales`."""
 
     forward: Tensor
     backward: Tensor
@@ -150,9 +150,7 @@ def inner_products_of_panels(
                 products = first * second  # past the samples in rows they stand for their mirror image too
                 square = products[:, :, : len(products)].sum(dtype=torch.float64)
                 total[i, j].add_(products.sum(dtype=torch.float64), alpha=2).sub_(square)
-    of_kernels = torch.stack(scales)
-    total = total / of_kernels[:, None] / of_kernels
-    return total.tril() + total.tril(-1).T
+    return without_scales(total, torch.stack(scales))
 
 
 def subtract_row_means(row_means: list[Tensor], scales: list[Tensor]) -> Callable[[int, Tensor, slice], None]:

@@ -34,6 +34,11 @@ class Scales(NamedTuple):
     backward: Tensor
     kernel: Tensor
 
+    @property
+    def of_sum(self) -> Tensor:
+        """That of the sum of the layers, a scalar: of the largest of them, or 1 for zeros alone."""
+        return finite(self.kernel.amin())
+
     def of_each(self) -> list[Scales]:
         """Those of each layer, scalars on the device."""
         return [Scales(*one) for one in zip(*(part.unbind() for part in self), strict=True)]
@@ -52,28 +57,13 @@ def scales_of_layers(layers: Sequence[Layer]) -> Scales:
     return Scales(forward, forward_gram, backward, kernel)
 
 
-def scales_of(forward: Tensor, backward: Tensor, bias: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The powers of two of a layer's factors, and what its kernel is multiplied by then; see `Scales`."""
-    (one,) = scales_of_layers([Layer(forward, backward, bias, False)]).of_each()
-    return one.forward, one.backward, one.kernel
+def without_scales(products: Tensor, scales: Tensor) -> Tensor:
+    """Inner products [..., q, q] of kernels without their scales [q], exactly symmetric, from those below the diagonal.
 
-
-def power_of_two(factor: Tensor, bias: float = 0.0) -> Tensor:
-    """The power of two of one factor, a float64 scalar on its device."""
-    return to_one(largest_magnitude(factor, bias))
-
-
-def scale_of_largest(scales: Sequence[Tensor]) -> Tensor:
-    """The scale of a kernel's largest layer, which all of its layers are computed with; 1 for zeros alone."""
-    return finite(torch.stack(list(scales)).amin())
-
-
-def largest_magnitude(factor: Tensor, bias: float = 0.0) -> Tensor:
-    """The largest magnitude in a factor with its bias, a float64 scalar on its device."""
-    if factor.numel():
-        low, high = factor.aminmax()
-        return torch.maximum(-low, high).double().clamp(min=bias**0.5)
-    return torch.full((), bias**0.5, dtype=torch.float64, device=factor.device)
+    One scale is taken off after the other: the product of extreme ones can leave the range of float64.
+    """
+    lower = (products / scales / scales[:, None]).tril()
+    return lower + lower.tril(-1).mT
 
 
 def finite(scales: Tensor) -> Tensor:

@@ -135,6 +135,18 @@ class PretendedDevice:
         return kernel
 
 
+def devices_of_updates(tracker: ahkernels.AlignmentTracker, steps: int = 2) -> list[PretendedDevice]:
+    """The device of a tracker's first measurement, and those of the later ones."""
+    devices = []
+    for step in range(steps):
+        device = PretendedDevice()
+        device.adopt(tracker.model, tracker.x)
+        with device.in_use():
+            tracker.update(step)
+        devices.append(device)
+    return devices
+
+
 class _Functions(TorchFunctionMode):
     """What says where a tensor is, or moves it, or makes one on a device."""
 

@@ -13,7 +13,7 @@ import ahkernels as ah
 from benchmarks.common import device as on_device
 from benchmarks.gpu import script
 from benchmarks.gpu.cuda_layer import Layer
-from benchmarks.gpu.expected import PARTS, SIZES, WIDTH
+from benchmarks.gpu.expected import KERNELS, SIZES, WIDTH
 
 CALLS = 5
 # Parts of the names of kernels; products of matrices are named after the library that they come from.
@@ -45,7 +45,7 @@ def main() -> None:
     args = script.arguments("cuda_stages", __doc__, 5)
     rows = script.row_file(args)
     small = Layer(64, 16 if args.quick else WIDTH, args.device)
-    for precision in PARTS:
+    for precision in KERNELS:
 
         def call(precision: str = precision) -> object:
             return ah.cka(small.kernel(precision), small.y)

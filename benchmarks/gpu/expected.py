@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ahkernels.ops.cuda import PARTS, SLICE, TILE
 from benchmarks.common.script import RESULTS
+from benchmarks.gpu.cuda_layer import OUTPUTS, PRODUCTS
 
-SIZES, OUTPUTS, WIDTH = (1000, 6000, 60_000), 10, 256
-PARTS = {"medium": 1, "high": 2, "highest": 3}
+SIZES, WIDTH = (1000, 6000, 60_000), 256
 STAGES = ("largest numbers", "packing", "forward Gram", "tiles", "host")
-TILE, SLICE = 128, 64
 # The kernel that makes the sums of squares on Hopper: sums over so long k are promoted unless at "medium".
 KERNELS = {
     "medium": "wgmma::tiles<1, false, false, squares, false>",
@@ -81,7 +81,7 @@ class Tile:
     def of(cls, precision: str, instructions: Mapping[str, Any], chip: Chip) -> Tile:
         """The tile at a precision, whose kernel has these counts of instructions."""
         parts, turns = PARTS[precision], 2 if precision == HALF_TILES else 1
-        products = parts * (parts + 1) // 2 * TILE * TILE * WIDTH
+        products = PRODUCTS[precision] * TILE * TILE * WIDTH
         tensor_cores = products / chip.multiply_adds / chip.clock
         mainloop = turns * WIDTH // SLICE * instructions["mainloop"] / chip.issued / chip.clock
         entries = turns * instructions["epilogue"] / chip.issued / chip.clock
@@ -154,7 +154,7 @@ def table_of_tiles(tiles: Mapping[str, Tile]) -> str:
 
 def table_of_stages(tiles: Mapping[str, Tile], launches: float, found: Mapping[Any, float], chip: Chip) -> str:
     """What each stage takes, in milliseconds: expected, and measured where it was."""
-    lines = ["| n | stage | " + " | ".join(PARTS) + " |", "| --- | --- |" + " --- |" * len(PARTS)]
+    lines = ["| n | stage | " + " | ".join(tiles) + " |", "| --- | --- |" + " --- |" * len(tiles)]
     for n in SIZES:
         by_precision = {name: stages(n, name, tile, launches, chip) for name, tile in tiles.items()}
         for stage in STAGES:

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ahkernels.ops import cuda
 from ahkernels.ops.batch import Layer
-from ahkernels.ops.scaling import power_of_two
+from ahkernels.ops.scaling import scales_of_layers
 
 DIGITS = {"highest": 2.0**-24, "high": 2.0**-17, "medium": 2.0**-9}
 
@@ -30,7 +30,7 @@ def test_digits(precision, s, d, bias):
     one, rows = layer(20, s, d, bias), slice(5, 12)
     p = cuda.ScaledKernel.of([one], precision).forward_gram(rows)
     assert p.shape == (s * s, 7, 15) and p.is_contiguous()
-    p = p.view(s, s, 7, 15).double() / power_of_two(one.forward, bias) ** 2
+    p = p.view(s, s, 7, 15).double() / scales_of_layers([one]).forward_gram
     a = one.forward.double()
     norms = (a.square().sum(2) + bias).sqrt()
     error = (p - torch.einsum("xsd,ytd->stxy", a[rows], a[rows.start :]) - bias).abs()
