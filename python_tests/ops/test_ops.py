@@ -360,6 +360,22 @@ def test_layers_that_share_a_factor_at_different_scales(op, scales):
     assert (op.tangent_gram(kernels(rest), "highest") - expected).norm() <= 1e-5 * expected.norm()
 
 
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("zero", ["forward", "backward"])
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e-15])
+def test_zeros_beside_numbers_whose_squares_are_out_of_range(op, dtype, zero, size):
+    """Their kernel is zero, and hides no other layer of a sum whatever the size of that."""
+    n, o = 40, 2
+    a, g = factors(n, 1, o, 6, 5, dtype)
+    zeros = (a * (zero != "forward") * 1e25, g * (zero != "backward") * 1e25, 0.0)
+    layers = [zeros, (a, size * g, 0.0)]
+    assert_kernels(op, layers, o)
+    k = reference.kernel(*layers[1])
+    for order in (layers, layers[::-1]):
+        assert (op.tangent_gram(kernels(order), "highest") - k).norm() <= 1e-5 * k.norm()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the high-water mark of Linux")
 def test_tiles_of_many_rows_are_not_kept():
     """K over 2,600 rows has 14 MiB of tiles, and each is used as soon as it is made."""

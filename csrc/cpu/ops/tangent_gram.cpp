@@ -110,7 +110,7 @@ void gram(const TileKernels<T>& tiles, const std::vector<LayerFactors>& layers, 
   const int64_t tile_bytes = kTileSize * static_cast<int64_t>(sizeof(T));
   AlignedBuffer scratch(thread_count() * kOutputs * tile_bytes);
   // The scale is undone by two powers of two, since their product may be out of the range of T.
-  const int exponent = -std::ilogb(layers[0].scale());
+  const int exponent = -std::ilogb(layers[0].scale);
   const T unscale = static_cast<T>(std::ldexp(1.0, exponent / 2)),
           unscale_again = static_cast<T>(std::ldexp(1.0, exponent - exponent / 2));
   // Counts the outputs that a pair of panels still lacks, so that its block is mirrored while it is in a cache.

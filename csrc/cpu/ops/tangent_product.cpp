@@ -8,8 +8,8 @@ namespace {
 template <class T>
 void product(const TileKernels<T>& tiles, const LayerFactors& layer, const Tensor& v, double* out) {
   ThinProduct<T>(tiles, layer, static_cast<const double*>(v.const_data_ptr()), v.size(2)).product(out);
-  if (layer.scale() == 1) return;
-  for (int64_t i = 0; i < v.numel(); ++i) out[i] /= layer.scale();
+  if (layer.scale == 1) return;
+  for (int64_t i = 0; i < v.numel(); ++i) out[i] /= layer.scale;
 }
 
 }  // namespace

@@ -78,14 +78,12 @@ double offset_bytes(const LayerFactors& layer) {
 
 // A scale must itself be a number of the tiles' type: 2^126 is the largest power that fp32 and its inverse have.
 constexpr int kMostExponent = 126;
-// Beyond it, zeros make room for the other factor, whose Gram must stay in the range of fp32.
-constexpr int kExponentOfZeros = kMostExponent + 50;
 double scale_of(double magnitude) {
   return std::ldexp(1.0, -std::clamp(exponent_of(magnitude), -kMostExponent, kMostExponent));
 }
 
-// Scales a layer by its largest magnitudes. Zeros get the scale `of_zeros`; returns whether the kernel is zero.
-bool find_scales(LayerFactors& layer, double of_zeros) {
+// Scales a layer by its largest magnitudes. Returns whether the kernel is zero.
+bool find_scales(LayerFactors& layer) {
   // A bias is one more number of the forward factor, sqrt(b).
   const double forward =
       std::max(std::sqrt(layer.bias), max_magnitude(layer.n, layer.s, layer.d, [&](int64_t sample, int64_t position) {
@@ -94,26 +92,25 @@ bool find_scales(LayerFactors& layer, double of_zeros) {
   const double backward = max_magnitude(layer.n, layer.s * layer.o, layer.m, [&](int64_t sample, int64_t block) {
     return layer.backward_rows(sample, block / layer.o, block % layer.o);
   });
-  layer.forward_scale = forward == 0 ? of_zeros : scale_of(forward);
-  layer.backward_scale = backward == 0 ? of_zeros : scale_of(backward);
+  layer.forward_scale = forward == 0 ? 1 : scale_of(forward);
+  layer.backward_scale = backward == 0 ? 1 : scale_of(backward);
+  const double scale = layer.forward_scale * layer.backward_scale;
+  layer.scale = scale * scale;
   return forward == 0 || backward == 0;
 }
 
-// Gives the layers of a kernel the scale of the largest of them, or 1 where all are `zero`.
-void share_scales(std::vector<LayerFactors>& layers, const std::vector<bool>& zero) {
-  std::vector<double> smallest(kernel_count(layers), std::numeric_limits<double>::infinity());
-  std::vector<bool> all_zero(smallest.size(), true);
+// Gives the layers of a kernel the scale of the largest of them, or 1 where all are `aside`: those take no part.
+void share_scales(std::vector<LayerFactors>& layers, const std::vector<bool>& aside) {
+  constexpr double kNone = std::numeric_limits<double>::infinity();
+  std::vector<double> smallest(kernel_count(layers), kNone);
   for (size_t i = 0; i < layers.size(); ++i) {
     double& scale = smallest[layers[i].kernel];
-    scale = std::min(scale, layers[i].forward_scale * layers[i].backward_scale);
-    all_zero[layers[i].kernel] = all_zero[layers[i].kernel] && zero[i];
+    if (!aside[i]) scale = std::min(scale, layers[i].forward_scale * layers[i].backward_scale);
   }
-  const double most = std::ldexp(1.0, kMostExponent);
-  for (LayerFactors& layer : layers) {
-    const double scale = all_zero[layer.kernel] ? 1 : smallest[layer.kernel];
-    if (layer.backward_scale > most) layer.forward_scale = scale / most;
-    layer.forward_scale = all_zero[layer.kernel] ? 1 : std::min(layer.forward_scale, most);
-    layer.backward_scale = scale / layer.forward_scale;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const double scale = smallest[layers[i].kernel] == kNone ? 1 : smallest[layers[i].kernel];
+    layers[i].scale = scale * scale;
+    if (!aside[i]) layers[i].backward_scale = scale / layers[i].forward_scale;
   }
 }
 
@@ -139,10 +136,8 @@ std::vector<LayerFactors> layer_factors_of(const std::string& op, const KernelBa
                                            std::optional<bool> near_constant, const std::string& prefix) {
   check_batch(op, batch, prefix);
   const std::vector<size_t> kernels = kernels_of_layers(batch);
-  // Layers of zeros do not hold back the scale of others, unless they are to deviate from other means.
-  const double of_zeros = scaling == Scaling::kByKernel ? std::ldexp(1.0, kExponentOfZeros) : 1;
   std::vector<LayerFactors> layers;
-  std::vector<bool> zero;
+  std::vector<bool> aside;  // layers of zeros, unless they are to deviate from other means
   for (size_t i = 0; i < batch.forward.size(); ++i) {
     const Tensor &a = batch.forward[i], &g = batch.backward[i];
     LayerFactors layer{a,
@@ -159,17 +154,17 @@ std::vector<LayerFactors> layer_factors_of(const std::string& op, const KernelBa
                        near_constant.value_or(g.size(2) == 1)};
     layer.by_jacobian =
         layer.s > 1 && (batch.by_jacobian[i] || (layer.near_constant && offset_bytes(layer) > kOffsetBytes));
-    if (scaling != Scaling::kNone) zero.push_back(find_scales(layer, of_zeros));
+    if (scaling != Scaling::kNone) aside.push_back(find_scales(layer) && scaling == Scaling::kByKernel);
     layers.push_back(layer);
   }
-  if (scaling == Scaling::kByKernel || scaling == Scaling::kBesideMeans) share_scales(layers, zero);
+  if (scaling == Scaling::kByKernel || scaling == Scaling::kBesideMeans) share_scales(layers, aside);
   find_shared_backward_factors(layers);
   return layers;
 }
 
 std::vector<double> kernel_scales(const std::vector<LayerFactors>& layers) {
   std::vector<double> scales(kernel_count(layers));
-  for (const LayerFactors& layer : layers) scales[layer.kernel] = layer.scale();
+  for (const LayerFactors& layer : layers) scales[layer.kernel] = layer.scale;
   return scales;
 }
 

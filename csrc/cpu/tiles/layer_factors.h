@@ -23,14 +23,15 @@ struct LayerFactors {
   bool by_jacobian;    // contracted through sum_s g_s a_s^T instead of by pairs of positions
   bool near_constant;  // the centered kernel may be too small for fp32: near_constant_centering.h centers it
   // Powers of two that bring the largest magnitude of each factor to [1, 2), so that fp32 tiles neither overflow nor
-  // vanish. Tiles of the layer are computed times scale(). All layers of a kernel have the scale() of the largest, so
-  // that the backward factors of the others become smaller still.
+  // vanish. All layers of a kernel are computed at the scale of the largest, so that the backward factors of the others
+  // become smaller still; a layer of zeros keeps its own, since its tiles are zero at any.
   double forward_scale = 1, backward_scale = 1;
+  // What tiles of the layer are computed times, the product of the squares of both.
+  double scale = 1;
 
   // Index of the first layer with the same backward factor and scale, whose tiles this one shares.
   size_t backward_of = 0;
 
-  double scale() const { return forward_scale * forward_scale * backward_scale * backward_scale; }
   double scaled_bias() const { return bias * forward_scale * forward_scale; }
 
   // Rows of the forward factor at `position`, from `sample` on: [*, d].

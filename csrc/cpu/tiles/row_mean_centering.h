@@ -25,7 +25,7 @@ struct RowMeanCentering {
     double constant = 0, scale = 1;
     for (size_t t = 0; t < layers.size(); ++t) {
       if (layers[t].kernel != kernel) continue;
-      scale = layers[t].scale();
+      scale = layers[t].scale;
       if (!centering[t].active()) continue;
       constant += centering[t].constant[0];  // near-constant kernels come here with one output alone
       for (int64_t x = 0; x < n; ++x) h[x] += centering[t].h[x];

@@ -9,7 +9,7 @@ template <class T>
 void row_sums(const TileKernels<T>& tiles, const LayerFactors& layer, double* out) {
   const std::vector<double> ones(layer.n * layer.o, 1.0);
   ThinProduct<T>(tiles, layer, ones.data(), 1).product(out);
-  for (int64_t row = 0; row < layer.n * layer.o; ++row) out[row] /= layer.scale();
+  for (int64_t row = 0; row < layer.n * layer.o; ++row) out[row] /= layer.scale;
 }
 
 }  // namespace
