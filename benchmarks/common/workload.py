@@ -31,7 +31,8 @@ def image_network(
     name: str, n: int, outputs: int = 10, seed: int = 0
 ) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
     """Network of experiments/common/vision.py, x [n, 3, 32, 32] around a template for each class, and labels y [n]."""
-    model = getattr(vision, name)(outputs, seed=seed).eval()
+    options = {"batch_norm": True} if name == "vgg19" else {}
+    model = getattr(vision, name)(outputs, seed=seed, **options).eval()
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % outputs
     templates = torch.randn(outputs, 3, 32, 32, generator=generator)

@@ -76,10 +76,14 @@ def progress(trainer: Trainer, dataset: Dataset) -> Row:
     return row
 
 
+def linear_layers(model: nn.Module) -> list[str]:
+    """The names of the linear layers and convolutions of a model, which the studies measure."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+
+
 def tracker(model: nn.Module, probe: Samples, precision: str, **options: Any) -> ah.AlignmentTracker:
-    """An alignment tracker on a probe for every linear layer and convolution of a model."""
-    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    return ah.AlignmentTracker(model, *probe, layers=layers, precision=precision, **options)
+    """An alignment tracker on a probe for the ``linear_layers`` of a model."""
+    return ah.AlignmentTracker(model, *probe, layers=linear_layers(model), precision=precision, **options)
 
 
 def aligned_progress(trainer: Trainer, dataset: Dataset, tracked: ah.AlignmentTracker) -> Row:

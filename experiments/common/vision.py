@@ -1,4 +1,4 @@
-"""Image networks for 32 x 32 inputs: VGG19 and ResNet18 with batch normalisation, and a small vision transformer.
+"""Image networks for 32 x 32 inputs: VGG19 with and without batch normalisation, ResNet18, a small vision transformer.
 
 Weights depend on the arguments alone: torch's global random state is neither read nor changed.
 """
@@ -47,18 +47,27 @@ def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
         return build()
 
 
-def vgg19(outputs: int, seed: int, *, channels: int = 3, width: float = 1.0) -> nn.Module:
-    """16 convolutions of 3 x 3 with batch normalisation and a linear layer, as used on CIFAR.
+def vgg19(outputs: int, seed: int, *, channels: int = 3, width: float = 1.0, batch_norm: bool = False) -> nn.Module:
+    """16 convolutions of 3 x 3 and a linear layer, as used on CIFAR.
+
+    Weights of layers with biases are drawn from N(0, 2 / fan_in) and their biases are zero, since without batch
+    normalisation the signal dies out from torch's own start.
 
     Args:
         outputs: The number of classes.
         seed: The seed of the weights.
         channels: The channels of an image.
         width: The factor of all channel numbers.
+        batch_norm: Whether convolutions have batch normalisation in place of biases; the paper's have none.
 
     Returns:
         A module [n, channels, 32, 32] -> [n, outputs].
     """
+
+    def convolution(before: int, after: int) -> list[nn.Module]:
+        if batch_norm:
+            return [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after)]
+        return [with_kaiming_start(nn.Conv2d(before, after, 3, padding=1))]
 
     def build() -> nn.Module:
         layers: list[nn.Module] = []
@@ -68,11 +77,20 @@ def vgg19(outputs: int, seed: int, *, channels: int = 3, width: float = 1.0) -> 
                 layers.append(nn.MaxPool2d(2))
                 continue
             after = max(1, int(size * width))
-            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            layers += [*convolution(before, after), nn.ReLU()]
             before = after
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before, outputs))
+        last = nn.Linear(before, outputs)
+        return nn.Sequential(*layers, nn.Flatten(), last if batch_norm else with_kaiming_start(last))
 
     return seeded(build, seed)
+
+
+def with_kaiming_start(layer: nn.Conv2d | nn.Linear) -> nn.Module:
+    """The layer with weights from N(0, 2 / fan_in) and biases of zero."""
+    nn.init.kaiming_normal_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 class ResidualBlock(nn.Module):
@@ -92,7 +110,7 @@ class ResidualBlock(nn.Module):
 
 
 def resnet18(outputs: int, seed: int, *, channels: int = 3, width: float = 1.0) -> nn.Module:
-    """Eight residual blocks of 64 to 512 channels, without the pooling of the first layer, as used on CIFAR.
+    """Eight residual blocks of 64 to 512 channels with batch normalisation and no pooling at first, as used on CIFAR.
 
     Arguments and the module are as in ``vgg19``.
     """

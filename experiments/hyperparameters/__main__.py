@@ -28,7 +28,7 @@ from experiments.hyperparameters.figure import Block, Panel
 # Losses, epochs and image networks are the paper's; biases, probes and the rule that ends training are those of its
 # authors' code. The seeds are ours. "fashion-mnist" is the grid of ReLU networks.
 PAPER = {"stop_loss": 0.1, "epochs": 500, "probe_size": 200, "seeds": [0, 1, 2]}
-IMAGES = {**PAPER, "dataset": "cifar10", "width_factor": 1.0}
+IMAGES = {**PAPER, "dataset": "cifar10", "width_factor": 1.0, "augment": True}
 PRESETS: dict[str, dict[str, Any]] = {
     "fashion-mnist": {
         **PAPER,
@@ -79,7 +79,7 @@ def options(p: argparse.ArgumentParser) -> None:
         metavar="F",
         help="fraction of the training labels that is drawn anew, uniformly; test labels stay",
     )
-    command_line.add(p, "--model")
+    command_line.add(p, "--augment", "--model")
     command_line.add(p, "--depth", help="linear layers (feedforward)")
     command_line.add(p, "--width", help="units of a hidden layer (feedforward)")
     command_line.add(p, "--bias", help="train biases, which are zero at the start (feedforward)")
@@ -99,16 +99,24 @@ def options(p: argparse.ArgumentParser) -> None:
     command_line.add(p, "--weight-decay", help="L2 penalty")
     command_line.add(p, "--stop-loss", default=0.1)
     command_line.add(p, "--epochs", help="limit on the passes over the training set")
-    command_line.add(p, "--probe-size", help="training samples to measure on, stratified; time grows as n squared")
+    command_line.add(p, "--probe-size", help=command_line.TWO_PROBES)
     command_line.add(p, "--precision")
     p.add_argument(
         "--seeds", type=command_line.seed, nargs="+", default=[0], metavar="S", help="runs of each cell, drawn together"
     )
 
 
+def check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with a message where options do not fit the model or the data."""
+    command_line.require_feedforward(p, args)
+    command_line.require_colour(p, args)
+
+
 def load(args: argparse.Namespace) -> data.Dataset:
     """The data set with the training samples and labels that were asked for, the same for every seed."""
-    return data.with_label_noise(command_line.load(args, subset_seed=0), args.label_noise, 0)
+    dataset = command_line.load(args, subset_seed=0)
+    command_line.require_probes(args, dataset)
+    return data.with_label_noise(dataset, args.label_noise, 0)
 
 
 def learning_rates(args: argparse.Namespace, optimizer: str) -> list[float]:
@@ -151,8 +159,8 @@ def train(args: argparse.Namespace, recipe: Recipe, dataset: data.Dataset, store
     """Train a cell with a seed to its end; returns the signal that came, or 0."""
     model = models.network(args, dataset, recipe.seed)
     trainer = Trainer(model, dataset.train_x, dataset.train_y, recipe)
-    probe = data.probe(dataset, args.probe_size, recipe.seed)
-    measured = partial(probed_progress, trainer, dataset, probe_trackers(model, {"train": probe}, args.precision))
+    trackers = probe_trackers(model, data.probes(dataset, args.probe_size, recipe.seed), args.precision)
+    measured = partial(probed_progress, trainer, dataset, trackers)
     return run_to_end_or_divergence(store, trainer, [0, trainer.total], measured, args.checkpoint_every)
 
 
@@ -185,8 +193,10 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
 def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
     """The title says what a reader must know: data, network and when training stops."""
     noise = f", {args.label_noise:.0%} of them with random labels" if args.label_noise else ""
+    cropped = ", cropped and flipped" if args.augment else ""
     return (
-        f"{args.dataset}, {len(dataset.train_y):,} training images{noise}, alignment on {args.probe_size} of them\n"
+        f"{args.dataset}, {len(dataset.train_y):,} training images{noise}{cropped}, "
+        f"alignment on {args.probe_size} of them\n"
         f"{models.described(args)}, {named_seeds(args.seeds)}\n"
         f"trained to an averaged loss of {args.stop_loss:g} at two epoch ends, or for {args.epochs} epochs "
         "(dotted background)"
@@ -207,6 +217,7 @@ def panel(of: Result) -> Panel:
     return Panel(
         {centering: of.alignments(-1, centering) for centering in CENTERINGS},
         of.alignments(0, "per_output"),
+        of.alignments(-1, "per_output", "test"),
         of.mean("train_loss"),
         of.mean("test_loss"),
         at_limit=not of.reached,
@@ -222,7 +233,7 @@ STUDY = Study(
     jobs,
     config=("dataset", "label_noise", "model", "probe_size", "precision"),
     presets=PRESETS,
-    check=command_line.require_feedforward,
+    check=check,
     distinct=("--optimizers", "--sgd-lr", "--adam-lr", "--batch-sizes", "--seeds"),
     load=load,
     shared=True,

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import norm, spearmanr
 
 from experiments.common.figures import Array, mean_over_runs, peak_of, table
 from experiments.common.measuring import CENTERING_NAMES, CENTERINGS, binomial_error
 from experiments.common.store import Row
 from experiments.common.training import OPTIMIZERS
+
+PROBES = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,15 @@ class Result:
         """The generalisation gap: test loss minus train loss, in nats."""
         return self.mean("test_loss") - self.mean("train_loss")
 
-    def alignments(self, row: int, centering: str) -> Array:
-        """The alignment by layer of every run, [seeds, L]; row 0 is before training, row 1 at its end."""
-        columns = f"cka/train/{centering}"
+    def alignments(self, row: int, centering: str, probe: str = "train") -> Array:
+        """The alignment by layer of every run on a probe, [seeds, L]; row 0 is before training, row 1 at its end."""
+        columns = f"cka/{probe}/{centering}"
         values: Array = table(self.runs, columns, columns)[:, row]
         return values
 
-    def peak(self, centering: str) -> tuple[int, float]:
+    def peak(self, centering: str, probe: str = "train") -> tuple[int, float]:
         """The peak at the end of training of the mean over runs; see ``figures.peak_of``."""
-        return peak_of(mean_over_runs(self.alignments(-1, centering)))
+        return peak_of(mean_over_runs(self.alignments(-1, centering, probe)))
 
 
 def summary(of: Result, test_samples: int) -> dict[str, Any]:
@@ -97,8 +99,9 @@ def summary(of: Result, test_samples: int) -> dict[str, Any]:
     line: dict[str, Any] = {**asdict(of.cell), "seeds": len(of.runs), "at_epoch_limit": of.at_limit}
     line |= {name: of.mean(name) for name in names}
     line["binomial_error"] = binomial_error(line["test_accuracy"], test_samples)
-    for centering in CENTERINGS:
-        line[f"{centering}_peak"], line[f"{centering}_cka"] = of.peak(centering)
+    for probe in PROBES:
+        for centering in CENTERINGS:
+            line[f"{probe}_{centering}_peak"], line[f"{probe}_{centering}_cka"] = of.peak(centering, probe)
     return line
 
 
@@ -131,40 +134,61 @@ def print_table(found: Sequence[Result], test_samples: int) -> None:
             values[7:] = (
                 cell
                 for centering in CENTERINGS
-                for cell in (str(line[f"{centering}_peak"] or "-"), f"{line[f'{centering}_cka']:.4f}")
+                for cell in (str(line[f"train_{centering}_peak"] or "-"), f"{line[f'train_{centering}_cka']:.4f}")
             )
         print(f"{one.cell.name:<{width}}" + "".join(f"  {value:>11}" for value in values) + f"  {ended}")
+    reached, trained = [one for one in found if one.reached], [one for one in found if one.trained]
     for centering in CENTERINGS:
-        _print_correlations([one for one in found if one.reached and one.peak(centering)[0]], centering)
+        _print_correlations(reached, centering, "the cells that reached the loss in every run")
+        if len(reached) < len(trained):
+            _print_correlations(trained, centering, "all trained cells, whose training losses differ")
 
 
-def _print_correlations(alike: Sequence[Result], centering: str) -> None:
-    """Print rank correlations over cells of one training loss, for each optimizer with three or more and for all."""
-    groups = {name: [one for one in alike if one.cell.optimizer == name] for name in OPTIMIZERS}
+def _print_correlations(cells: Sequence[Result], centering: str, which: str) -> None:
+    """Print rank correlations over cells for each optimizer with three or more of them, and for all."""
+    peaked = [one for one in cells if one.peak(centering)[0]]
+    groups = {name: [one for one in peaked if one.cell.optimizer == name] for name in OPTIMIZERS}
     groups = {name: members for name, members in groups.items() if len(members) > 2}
     if len(groups) > 1:
-        groups["all"] = list(alike)
+        groups["all"] = peaked
     if groups:
-        name = CENTERING_NAMES[centering]
-        print(f"rank correlation of the peak's alignment, {name}, over the cells that reached the loss in every run:")
+        print(
+            f"rank correlation of the peak's alignment, {CENTERING_NAMES[centering]}, over {which} (95% intervals, "
+            "where there are four cells):"
+        )
     for name, members in groups.items():
         peaks = [one.peak(centering)[1] for one in members]
-        loss, gap, accuracy = (
-            rank_correlation(peaks, values)
-            for values in (
-                [one.mean("test_loss") for one in members],
-                [one.gap for one in members],
-                [one.mean("test_accuracy") for one in members],
-            )
-        )
-        print(
-            f"  {name} ({len(members)} cells): {loss:.2f} with the test loss, {gap:.2f} with the gap, "
-            f"{accuracy:.2f} with the test accuracy"
-        )
+        with_each = {
+            "the test loss": [one.mean("test_loss") for one in members],
+            "the gap": [one.gap for one in members],
+            "the test accuracy": [one.mean("test_accuracy") for one in members],
+        }
+        said = (f"{rank_correlation(peaks, values)} with {what}" for what, values in with_each.items())
+        print(f"  {name} ({len(members)} cells): {', '.join(said)}")
 
 
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's rank correlation; nan where all values of one side are the same."""
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's rank correlation with its 95% interval; nan where all values of one side are the same.
+
+    The interval is Fisher's with the standard error of Bonett and Wright (Psychometrika 65, 2000). There is none for
+    fewer than four pairs, and none where the order is the same or the opposite.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f}" + ("" if math.isnan(self.low) else f" ({self.low:.2f} to {self.high:.2f})")
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> RankCorrelation:
+    """The rank correlation of pairs of numbers."""
     if len(set(a)) == 1 or len(set(b)) == 1:  # of which scipy warns
-        return math.nan
-    return float(spearmanr(a, b).statistic)
+        return RankCorrelation(math.nan)
+    value = float(spearmanr(a, b).statistic)
+    if len(a) < 4 or abs(value) > 1 - 1e-9:
+        return RankCorrelation(value)
+    reach = float(norm.ppf(0.975)) * math.sqrt((1 + value**2 / 2) / (len(a) - 3))
+    return RankCorrelation(value, math.tanh(math.atanh(value) - reach), math.tanh(math.atanh(value) + reach))

@@ -22,7 +22,7 @@ PANEL = (2.25, 1.45)  # inches
 LEAST_WIDTH = 9.0  # inches: the legend and a title need them
 HEADROOM = 1.6  # axis over curve: room for the corners, and for the number above a peak
 BLUE = "#08306b"
-GREY, GLOBAL = "0.3", "#009E73"
+GREY, GLOBAL, UNSEEN = "0.3", "#009E73", "#CC79A7"
 LIMIT_HATCH = ".."
 MOST_LAYERS = 6  # ticks along the layers of a panel
 # Light to middle tones of one family: black text and a dark line are readable on each, with any colour vision.
@@ -34,9 +34,10 @@ class Panel:
     """One cell of the grid.
 
     Attributes:
-        ends: By centering, the alignment by layer at the end of every run, [seeds, L], nan where it is not defined;
-            empty if there is a message.
-        start: The same before training for the first centering; None if there is a message.
+        ends: By centering, the alignment by layer at the end of every run on the training samples, [seeds, L], nan
+            where it is not defined; empty if there is a message.
+        start: The same before training, each output centered; None if there is a message.
+        unseen: The same at the end on test samples, each output centered; None if there is a message.
         train_loss: The training loss at the end, in nats.
         test_loss: The test loss at the end, in nats.
         message: The text in place of a curve; empty if there is one.
@@ -46,6 +47,7 @@ class Panel:
 
     ends: Mapping[str, Array] = field(default_factory=dict)
     start: Array | None = None
+    unseen: Array | None = None
     train_loss: float = np.nan
     test_loss: float = np.nan
     message: str = ""
@@ -67,9 +69,9 @@ def alignment_grid(blocks: Sequence[Block], title: str, path: Path) -> None:
     """Draw blocks of panels, one below the other.
 
     Each panel has the alignment by layer before and after training with each output centered, in the mean over seeds
-    with a band of their range, its peak ringed, and the one after training with global centering. The background has
-    the colour of the test loss and is dotted where runs ended at the epoch limit, and the generalisation gap (test
-    loss minus train loss) is in the corner. A nan leaves a gap.
+    with a band of their range, its peak ringed, the same on test samples, and the one after training with global
+    centering. The background has the colour of the test loss and is dotted where runs ended at the epoch limit, and
+    the generalisation gap (test loss minus train loss) is in the corner. A nan leaves a gap.
 
     Args:
         blocks: Blocks with at least one panel each.
@@ -83,6 +85,7 @@ def alignment_grid(blocks: Sequence[Block], title: str, path: Path) -> None:
     with saved(path, size, {"font.size": 10, "hatch.linewidth": 0.6}) as figure:
         norm = _loss_norm([panel.test_loss for panel in drawn])
         curves = [curve for panel in drawn for curve in panel.ends.values()]
+        curves += [panel.unseen for panel in drawn if panel.unseen is not None]
         top = HEADROOM * max((float(np.nanmax(curve, initial=0.0)) for curve in curves), default=0.0)
         axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         first = 0
@@ -144,6 +147,8 @@ def _draw(ax: Axes, panel: Panel, norm: LogNorm) -> None:
     index = np.arange(1, panel.start.shape[1] + 1)
     ax.plot(index, mean_over_runs(panel.start), "--", color=GREY, lw=1)
     plot_range(ax, index, panel.ends["global"], color=GLOBAL, ls=":", lw=1.6)
+    if panel.unseen is not None:
+        ax.plot(index, mean_over_runs(panel.unseen), color=UNSEEN, lw=1.6)
     plot_range(ax, index, panel.ends["per_output"], color=BLUE, marker="o", lw=1.8, ms=3.5)
     peak, height = peak_of(mean_over_runs(panel.ends["per_output"]))
     if not peak:
@@ -166,6 +171,7 @@ def _legend(figure: Figure, seeds: int) -> None:
     handles = [
         Line2D([], [], color=BLUE, marker="o", ms=3.5, lw=1.8, label=label),
         Line2D([], [], color=GREY, ls="--", lw=1, label="before"),
+        Line2D([], [], color=UNSEEN, lw=1.6, label="after training, on test images"),
         Line2D([], [], ls="", marker="o", ms=10, mfc="none", mec="black", mew=1.3, label="peak, with its layer"),
         Line2D([], [], color=GLOBAL, ls=":", lw=1.6, label="after training, global centering (equation 6)"),
         Patch(facecolor="white", hatch=LIMIT_HATCH, edgecolor="0.7", label="ended at the epoch limit"),

@@ -1,7 +1,7 @@
 """Spectrum and stable rank of tangent kernels and Fisher information by layer, after training (figures 19 to 23).
 
-Trains the paper's bias-free ReLU network from the same start under several conditions: learning rates, and a fraction
-of the training labels drawn at random. Alignment and correlation are with the labels that the network was trained on,
+Trains a network from the same start under several conditions: learning rates, and a fraction of the training labels
+drawn at random. Alignment and correlation are with the labels that the network was trained on,
 random ones included, for those are what training aligns the kernels with; test accuracy is on true labels. Without
 arguments it trains on scikit-learn's digits. A run that was interrupted goes on when the same command is given again,
 and ends with the same numbers.
@@ -14,10 +14,9 @@ import sys
 from functools import partial
 from typing import Any
 
-from experiments.common import command_line, data
+from experiments.common import command_line, data, models
 from experiments.common.jobs import Job, Run
-from experiments.common.measuring import aligned_progress, tracker
-from experiments.common.models import feedforward_on
+from experiments.common.measuring import aligned_progress, linear_layers, tracker
 from experiments.common.running import run, say
 from experiments.common.store import Row, RunStore
 from experiments.common.study import Study
@@ -39,6 +38,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 100,
         "probe_size": 1000,
     },
+    "cifar10-vgg19": {
+        "dataset": "cifar10",
+        "augment": True,
+        "model": "vgg19",
+        "width_factor": 1.0,
+        "conditions": [Condition(0.01, 0), Condition(0.001, 0), Condition(0.01, 0.2), Condition(0.001, 0.2)],
+        "batch_size": 128,
+        "epochs": 100,
+        "probe_size": 200,
+    },
 }
 
 
@@ -56,7 +65,11 @@ def options(p: argparse.ArgumentParser) -> None:
         metavar="LR[:F]",
         help="what to compare: learning rates of SGD, with a fraction F of the training labels drawn anew, uniformly",
     )
-    command_line.add(p, "--depth", "--width", "--momentum", "--weight-decay", "--batch-size")
+    command_line.add(p, "--augment", "--model")
+    command_line.add(p, "--depth", help="linear layers (feedforward)")
+    command_line.add(p, "--width", help="units of a hidden layer (feedforward)")
+    command_line.add(p, "--bias", help="train biases, which are zero at the start (feedforward)")
+    command_line.add(p, "--initialisation", "--width-factor", "--momentum", "--weight-decay", "--batch-size")
     command_line.add(p, "--epochs", help="passes over the training set, in every condition")
     command_line.add(
         p,
@@ -71,7 +84,9 @@ def options(p: argparse.ArgumentParser) -> None:
 
 
 def check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Exit with a message where there are more conditions than a figure can show."""
+    """Exit with a message where options do not fit model or data, or a figure cannot show so many conditions."""
+    command_line.require_feedforward(p, args)
+    command_line.require_colour(p, args)
     if len(args.conditions) > MOST_CONDITIONS:
         p.error(
             f"argument --conditions: expected at most {MOST_CONDITIONS}, which a figure can tell "
@@ -106,18 +121,19 @@ def jobs(args: argparse.Namespace, dataset: data.Dataset) -> list[Job]:
 def train(args: argparse.Namespace, of: Condition, recipe: Recipe, published: data.Dataset, store: RunStore) -> int:
     """Train under a condition to the end; returns the signal that came, or 0."""
     dataset = data.with_label_noise(published, of.noise, args.seed)
-    model = feedforward_on(dataset, args.width, args.depth, args.seed)
+    model = models.network(args, dataset, args.seed)
     trainer = Trainer(model, dataset.train_x, dataset.train_y, recipe)
     # By the published labels, so that every condition is measured on the same images.
     probe = data.stratified_subset(published.train_y, args.probe_size, args.seed).to(args.device)
     x, y = dataset.train_x[probe], dataset.train_y[probe]
 
+    layers = linear_layers(model)
     tracked = tracker(model, (x, y), args.precision, statistics=STATISTICS)
 
     def measured() -> Row:
         if trainer.iteration == trainer.total:
-            say(f"{of.name}: trained; {args.eigenvalues} eigenvalues for each of {args.depth} layers")
-            store.tables[TABLE] = spectra(model, x, args.eigenvalues, args.precision)
+            say(f"{of.name}: trained; {args.eigenvalues} eigenvalues for each of {len(layers)} layers")
+            store.tables[TABLE] = spectra(model, x, layers, args.eigenvalues, args.precision)
         return aligned_progress(trainer, dataset, tracked)
 
     return run(store, trainer, [0, trainer.total], measured, args.checkpoint_every)
@@ -141,8 +157,9 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
 
 def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
     """The title says what a reader must know: data, network and how it was trained."""
+    cropped = ", cropped and flipped" if args.augment else ""
     return (
-        f"{args.dataset}, {len(dataset.train_y):,} training images; depth {args.depth}, width {args.width}, "
+        f"{args.dataset}, {len(dataset.train_y):,} training images{cropped}; {models.described(args)}, "
         f"seed {args.seed}\n"
         f"{args.epochs} epochs at batch size {args.batch_size}; measured on {args.probe_size:,} training images; "
         "accuracies ± binomial error"
@@ -155,12 +172,13 @@ STUDY = Study(
     options,
     draw,
     jobs,
-    config=("dataset", "depth", "width", "probe_size", "eigenvalues", "precision"),
+    config=("dataset", "model", "probe_size", "eigenvalues", "precision"),
     presets=PRESETS,
     distinct=["--conditions"],
     check=check,
     load=load,
     tables=[TABLE],
+    folder="NAME-DATASET[-MODEL]",
     remedy="smaller learning rates in --conditions",
 )
 

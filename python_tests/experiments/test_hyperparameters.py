@@ -10,6 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import studies
 import torch
@@ -67,7 +68,12 @@ def test_a_study_leaves_cells_a_figure_and_a_table(tmp_path: Path, capsys: pytes
     rows = studies.texts(adam / "metrics.csv")
     assert list(rows[0])[2:] == [
         *("train_loss", "test_loss", "train_accuracy", "test_accuracy", "averaged_loss", "loss_reached"),
-        *(f"cka/train/{centering}/layer{layer}" for centering in ("per_output", "global") for layer in (1, 2, 3)),
+        *(
+            f"cka/{probe}/{centering}/layer{layer}"
+            for probe in ("train", "test")
+            for centering in ("per_output", "global")
+            for layer in (1, 2, 3)
+        ),
     ]
     first = dict(rows[0])
     assert first == studies.texts(sgd / "metrics.csv")[0]  # every cell begins with the same network
@@ -85,23 +91,24 @@ def test_training_ends_where_the_averaged_loss_is_small_at_two_epoch_ends(tmp_pa
     digits = data.load("digits")
     recipe = Recipe(optimizer="adam", lr=0.01, batch_size=150, epochs=40, stop_loss=0.3)
     trainer = Trainer(feedforward(64, 16, 3, 10, seed=0), digits.train_x, digits.train_y, recipe)
-    probe = data.stratified_subset(digits.train_y, 20, seed=0)
     with flushed_denormals():
         while not trainer.loss_reached:
             trainer.step()
-        reports = ahkernels.layerwise_alignment(
-            trainer.model,
-            digits.train_x[probe],
-            digits.train_y[probe],
-            precision="highest",
-            centering=("per_output", "global"),
-        )
+        both = {"precision": "highest", "centering": ("per_output", "global")}
+        found = {
+            probe: ahkernels.layerwise_alignment(trainer.model, *samples, **both)
+            for probe, samples in data.probes(digits, 20, seed=0).items()
+        }
     start, last = studies.numbers(tmp_path / "adam-lr0.01-batch150-seed0" / "metrics.csv")
     assert (start["iteration"], last["iteration"], last["loss_reached"]) == (0, trainer.iteration, 1)
     assert last["averaged_loss"] == trainer.averaged_loss < 0.3
     assert (last["test_loss"], last["test_accuracy"]) == evaluate(trainer.model, digits.test_x, digits.test_y)
-    for centering, report in reports.items():
-        assert [last[f"cka/train/{centering}/{layer}"] for layer in report.layers] == report.cka.tolist()
+    for probe, reports in found.items():
+        for centering, report in reports.items():
+            assert [last[f"cka/{probe}/{centering}/{layer}"] for layer in report.layers] == report.cka.tolist()
+    (line,) = studies.texts(tmp_path / "hyperparameters.csv")
+    for probe, reports in found.items():
+        assert float(line[f"{probe}_global_cka"]) == reports["global"].cka.max()
 
 
 def test_a_cell_has_the_mean_over_its_seeds(tmp_path: Path) -> None:
@@ -148,7 +155,7 @@ def test_a_cell_that_diverges_is_shown_as_such(tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "hyperparameters.png").read_bytes() == figure
 
 
-@pytest.mark.filterwarnings("ignore:kernel of layer 'network.54' is constant")  # so narrow a VGG19 is, per output
+@pytest.mark.filterwarnings("ignore:kernel of layer 'network.38' is constant")  # so narrow a VGG19 is, per output
 def test_image_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = [*("--optimizers", "sgd", "--sgd-lr", "0.01", "--batch-sizes", "16", "--train-size", "32", "--epochs", "1")]
     base += [*("--probe-size", "8", "--width-factor", "0.02")]
@@ -167,16 +174,32 @@ def test_image_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_rank_correlation_is_spearmans() -> None:
     for a, b in (([1, 2, 3, 4], [0.1, 5, 7, 1e9]), ([1, 2, 3, 4], [1, 3, 2, 4]), ([1, 1, 2, 5, 5], [9, 3, 3, 3, 0])):
-        assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic)
-    assert math.isnan(rank_correlation([1, 2, 3], [4, 4, 4]))
+        assert rank_correlation(a, b).value == pytest.approx(spearmanr(a, b).statistic)
+    assert str(rank_correlation([1, 2, 3], [4, 4, 4])) == "nan"
+    assert str(rank_correlation([1, 2, 3, 4], [4, 5, 6, 7])) == "1.00"
+
+
+def test_intervals_of_rank_correlations_cover_what_they_say() -> None:
+    """Of pairs of normal numbers with a correlation of 0.6, whose ranks have 0.58."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(1000):
+        a, b = rng.multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], size=12).T
+        found = rank_correlation(a.tolist(), b.tolist())
+        covered += found.low <= 6 / math.pi * math.asin(0.3) <= found.high
+    assert 930 <= covered <= 970
+
+
+def test_fewer_than_four_cells_have_no_interval() -> None:
+    assert str(rank_correlation([1, 2, 3], [4, 6, 5])) == "0.50"
 
 
 def test_the_table_correlates_cells_that_reached_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
     def ended(optimizer: str, lr: float, test_loss: float, peak: float, reached: bool = True) -> Result:
         last = {"iteration": 5.0, "epoch": 1.0, "train_loss": 0.1, "test_loss": test_loss, "loss_reached": reached}
         last |= {"train_accuracy": 0.9, "test_accuracy": 1 - test_loss}
-        for centering in ("per_output", "global"):
-            last |= {f"cka/train/{centering}/layer1": peak, f"cka/train/{centering}/layer2": 0.01}
+        for probe in ("train", "test"):
+            for centering in ("per_output", "global"):
+                last |= {f"cka/{probe}/{centering}/layer1": peak, f"cka/{probe}/{centering}/layer2": 0.01}
         return Result(Cell(optimizer, lr, 8), [[dict.fromkeys(last, 0.0), last]])
 
     sgd = [ended("sgd", i, 0.5 + i / 10, 0.4 - i / 10) for i in range(3)]
@@ -185,7 +208,9 @@ def test_the_table_correlates_cells_that_reached_the_loss(capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert printed.count("sgd (3 cells): -1.00 with the test loss, -1.00 with the gap, 1.00 with the") == 2
     assert "adam (3 cells): 1.00 with the test loss, 1.00 with the gap, -1.00 with the test accuracy" in printed
-    assert "all (6 cells): " in printed
+    assert "all (6 cells): -0.70 (-0.97 to 0.38) with the test loss" in printed
+    assert printed.count("over all trained cells, whose training losses differ") == 2
+    assert "all (7 cells): " in printed
     assert re.search(r"sgd-lr9-batch8 .* 1 +0\.0200  1 of 1 at the epoch limit", printed)
 
 

@@ -195,6 +195,20 @@ def test_another_configuration_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert len(studies.numbers(tmp_path / CLEAN / "eigenvalues.csv")) == 6
 
 
+@pytest.mark.filterwarnings("ignore:kernel of layer 'network.38' is constant")  # so narrow a VGG19 is, per output
+@pytest.mark.parametrize(("name", "layers"), [("vgg19", 17), ("resnet18", 21)])
+def test_image_networks(name: str, layers: int, tmp_path: Path) -> None:
+    command = [*("--batch-size", "16", "--train-size", "32", "--epochs", "1", "--probe-size", "6", "--model", name)]
+    command += [*("--width-factor", "0.02", "--eigenvalues", "4", "--conditions", "0.01", "--output", str(tmp_path))]
+    assert STUDY.main(command) == 0
+    (first, *_) = studies.numbers(tmp_path / "lr0.01" / "eigenvalues.csv")
+    last = studies.numbers(tmp_path / "lr0.01" / "metrics.csv")[-1]
+    assert list(first)[1:] == [key.removeprefix("fisher_stable_rank/") for key in last if "fisher_stable_rank" in key]
+    assert len(first) == 1 + layers
+    config = json.loads((tmp_path / "lr0.01" / "config.json").read_text())
+    assert (config["model"], config["width_factor"], config["augment"]) == (name, 0.02, False)
+
+
 # ---- refusals
 
 

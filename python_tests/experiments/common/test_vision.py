@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import reference
 import torch
@@ -11,7 +13,8 @@ from experiments.common import vision
 
 # Trainable numbers for 10 classes: 20.0 and 11.2 million, as in the literature on CIFAR.
 NETWORKS = {
-    "vgg19": (vision.vgg19, {"width": 1 / 32}, 20_035_018),
+    "vgg19": (vision.vgg19, {"width": 1 / 32}, 20_029_514),
+    "vgg19 with batch norm": (partial(vision.vgg19, batch_norm=True), {"width": 1 / 32}, 20_035_018),
     "resnet18": (vision.resnet18, {"width": 1 / 16}, 11_173_962),
     "vit": (vision.vision_transformer, {"width": 8, "depth": 1, "heads": 2, "patch": 16}, None),
 }
@@ -42,6 +45,18 @@ def test_alignment_against_jacobians(name):
         expected = reference.kernels_of_outputs(jacobian, "all")
         got = reference.cka(expected, reference.label_kernel(y, 3, "all"))
         assert report[layer] == pytest.approx(got, rel=1e-8, abs=1e-12)
+
+
+def test_vgg19_has_biases_and_a_start_at_which_signals_keep_their_size():
+    model = vision.vgg19(10, seed=0, width=1 / 4)
+    layers = [module for module in model if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)]
+    assert (len(layers), [layer.out_channels for layer in layers[:3]]) == (17, [16, 16, 32])
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model)
+    for layer in layers:
+        assert layer.bias.eq(0).all()
+        assert layer.weight.square().mean() == pytest.approx(2 / layer.weight[0].numel(), rel=0.2)
+    outputs = model(torch.randn(50, 3, 32, 32))
+    assert 0.1 < outputs.square().mean() < 10
 
 
 def test_flat_images_are_repeated_and_padded():
