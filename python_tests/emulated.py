@@ -1,4 +1,4 @@
-"""The CUDA kernels on host memory, compiled for the emulator: the functions of `ahkernels.ops.cuda`."""
+"""The CUDA kernels on host memory, compiled for the emulator: the functions of `ahkernels.ops.cuda.tiles`."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ahkernels.autocast import without_autocast
-from ahkernels.ops import arguments, cuda, fake, moments_on_cuda, plain
+from ahkernels.ops import arguments, cuda, fake, plain
 from ahkernels.ops.batch import KernelBatch, flat
 from ahkernels.ops.build import TILING, build_info, load_cuda
 from ahkernels.ops.deviations import deviations
@@ -261,7 +261,7 @@ def _register() -> None:
         for name in ("centered_inner_products", "per_output_inner_products", "tangent_gram"):
             implementation = without_autocast()(getattr(cuda, name))
             torch.library.impl(f"ahkernels::{name}", "CUDA", flat(implementation, getattr(arguments, name)))
-        implementation = without_autocast()(joined(moments_on_cuda))
+        implementation = without_autocast()(joined(cuda))
         torch.library.impl("ahkernels::tangent_moments", "CUDA", flat(implementation, arguments.tangent_moments))
 
 

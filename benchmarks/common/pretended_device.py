@@ -29,8 +29,9 @@ import ahkernels
 from ahkernels import ops
 from ahkernels.autocast import without_autocast
 from ahkernels.capture.call import Uses
-from ahkernels.ops import arguments, cuda, moments_on_cuda, plain
+from ahkernels.ops import arguments, cuda, plain
 from ahkernels.ops.batch import flat
+from ahkernels.ops.cuda.tiles import PANEL_SAMPLES
 
 DEVICE = torch.device("maia", 0)  # of a kind that torch knows and nothing here treats apart
 _HOST = torch.device("cpu")
@@ -262,9 +263,7 @@ def _implementations() -> dict[str, Callable[..., Any]]:
     found = {}
     for name in [*ops.__all__, "tangent_gram_out"]:
         if hasattr(torch.ops.ahkernels, name):
-            own = (
-                ops.joined(moments_on_cuda) if name == "tangent_moments" else getattr(cuda, name, getattr(plain, name))
-            )
+            own = ops.joined(cuda) if name == "tangent_moments" else getattr(cuda, name, getattr(plain, name))
             batches = 2 if name == "tangent_cross_product" else 1
             found[name] = flat(without_autocast()(own), getattr(arguments, name), batches)
     return found
@@ -272,7 +271,7 @@ def _implementations() -> dict[str, Callable[..., Any]]:
 
 def _pack_parts(factor: Tensor, scale: Tensor, count: int) -> Tensor:
     n, s, o, m = factor.shape
-    tile = cuda.PANEL_SAMPLES
+    tile = PANEL_SAMPLES
     rows, k = -(-n * o // tile) * tile, max(1, -(-m // 64)) * 64
     return factor.new_zeros(count, s, rows, k, dtype=torch.bfloat16)
 

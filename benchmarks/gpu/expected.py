@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ahkernels.ops.cuda import PARTS, SLICE, TILE
+from ahkernels.ops.cuda.scaled_kernel import PARTS
+from ahkernels.ops.cuda.tiles import SLICE, TILE
 from benchmarks.common.script import RESULTS
 from benchmarks.gpu.cuda_layer import OUTPUTS, PRODUCTS
 

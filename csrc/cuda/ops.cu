@@ -1,5 +1,4 @@
-// The CUDA ops: the bf16 parts of a factor, and all that is done tile by tile. ahkernels/ops/cuda.py puts them
-// together.
+// The CUDA ops: the bf16 parts of a factor, and all that is done tile by tile. ahkernels/ops/cuda puts them together.
 #include <torch/csrc/stable/accelerator.h>
 
 #include "arguments.cuh"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from emulated import Device, build
 
-from ahkernels.ops import cuda
+from ahkernels.ops.cuda import deviation_kernel, tiles
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def library():
 def device(request, library, monkeypatch):
     library.set_schedule(0)
     device = Device(library, hopper=request.param)
-    monkeypatch.setattr(cuda, "LEAST_FOR_DEVIATIONS", 0)
+    monkeypatch.setattr(deviation_kernel, "LEAST_MULTIPLY_ADDS", 0)
     for name in ("pack_parts", "pack_slices", "tangent_tiles", "deviation_tiles"):
-        monkeypatch.setattr(cuda, name, getattr(device, name))
+        monkeypatch.setattr(tiles, name, getattr(device, name))
     return device

@@ -10,7 +10,8 @@ import torch
 from batches import kernels, one_layer
 from reference import factors, row_means
 
-from ahkernels.ops import cuda, moments_on_cuda, plain
+from ahkernels.ops import cuda, plain
+from ahkernels.ops.cuda import panels, tiles
 
 # n, s, o, d, m, bias: one tile and several, ragged and whole, k beyond the stages of the rings, as many samples in a
 # tile as shared memory has room for (10 outputs in three parts, else 5), several positions.
@@ -44,7 +45,7 @@ def test_gram_and_inner_products(device, shape, precision):
 
 @pytest.mark.parametrize("precision", ["highest", "medium"])
 def test_three_kernels_in_panels(device, precision, monkeypatch):
-    monkeypatch.setattr(cuda, "PANEL_BYTES", 1)  # a panel of 128 samples at a time
+    monkeypatch.setattr(panels, "PANEL_BYTES", 1)  # a panel of 128 samples at a time
     n, o = 140, 2
     layers = [
         (*factors(n, 1, o, 5, 20), 1.0),
@@ -74,10 +75,10 @@ LIMITS = {"one pass": {}, "Jacobians in slices": {"JACOBIAN_BYTES": 0}, "a layer
     [("high", "one pass"), *(("medium", limit) for limit in LIMITS)],
 )
 def test_sums_of_layers_and_jacobians(device, precision, limit, monkeypatch):
-    monkeypatch.setattr(cuda, "PANEL_BYTES", 1)
+    monkeypatch.setattr(panels, "PANEL_BYTES", 1)
     monkeypatch.setattr(plain, "chunk_elements", lambda _: 5000)  # the Jacobian in two slices, and that of the bias
     for name, value in LIMITS[limit].items():
-        monkeypatch.setattr(cuda, name, value)
+        monkeypatch.setattr(panels, name, value)
     n, o = 135, 2
     layers = [
         (*factors(n, 1, o, 5, 70), 1.0, False),
@@ -109,12 +110,12 @@ def test_what_a_sum_of_layers_takes(device, limit, passes, monkeypatch):
     """Every factor is packed once and a panel is one pass, unless the Jacobian is too large to be held."""
     called = []
     for name in ("pack_parts", "pack_slices", "tangent_tiles"):
-        function = getattr(cuda, name)
+        function = getattr(tiles, name)
         monkeypatch.setattr(
-            cuda, name, lambda *args, name=name, function=function: called.append(name) or function(*args)
+            tiles, name, lambda *args, name=name, function=function: called.append(name) or function(*args)
         )
     for name, value in {"PANEL_BYTES": 1, **limit}.items():
-        monkeypatch.setattr(cuda, name, value)
+        monkeypatch.setattr(panels, name, value)
     n, o = 135, 2  # two panels
     layers = [(*factors(n, 1, o, 5, 20), 1.0, False), (*factors(n, 4, o, 3, 9, seed=1), 0.0, True)]
     k = sum(reference.kernel(*one[:3]) for one in layers)
@@ -135,14 +136,14 @@ def test_layers_far_apart_in_scale(device):
 
 def test_moments_of_several_kernels(device, monkeypatch):
     """Of very different scales, one of them zero, in panels of 128 samples."""
-    monkeypatch.setattr(cuda, "PANEL_BYTES", 1)
+    monkeypatch.setattr(panels, "PANEL_BYTES", 1)
     n, o = 140, 2
     layers = [(*factors(n, 1, o, 5, 20), 1.0), (*factors(n, 2, o, 3, 9, seed=1), 0.0), (*factors(n, 1, o, 2, 3), 0.0)]
     layers[0] = (layers[0][0] * 1e18, layers[0][1] * 1e15, 1.0)
     layers[1] = (layers[1][0] * 1e-15, layers[1][1] * 1e-17, 0.0)
     layers.append((layers[2][0], torch.zeros_like(layers[2][1]), 1.0))
     v = torch.randn(n, o, 1, dtype=torch.float64) * 1e30
-    (moments,) = moments_on_cuda.tangent_moments(kernels(*([one] for one in layers)), v, "highest")
+    (moments,) = cuda.tangent_moments(kernels(*([one] for one in layers)), v, "highest")
     of_labels = (v - v.mean()).flatten()
     for (forward, backward, bias), *got in zip(layers, *moments, strict=True):
         k = reference.kernel(forward, backward, bias)
@@ -236,8 +237,8 @@ def test_any_schedule(device, library, precision, shape):
 
 
 def test_float64_and_single_outputs_at_several_positions_take_float64_products(device, monkeypatch):
-    monkeypatch.setattr(cuda, "tangent_tiles", None)
-    monkeypatch.setattr(cuda, "deviation_tiles", None)
+    monkeypatch.setattr(tiles, "tangent_tiles", None)
+    monkeypatch.setattr(tiles, "deviation_tiles", None)
     for forward, backward in (factors(30, 1, 3, 5, 6, torch.float64), factors(30, 2, 1, 5, 6)):
         k = reference.kernel(forward, backward, 1.0)
         means = row_means(k, backward.shape[2])

@@ -7,8 +7,10 @@ import torch
 from reference import factors
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ahkernels.ops import cuda
 from ahkernels.ops.batch import Layer
+from ahkernels.ops.cuda import forward_gram, panels, tiles
+from ahkernels.ops.cuda.forward_gram import gram_dtype
+from ahkernels.ops.cuda.scaled_kernel import ScaledKernel
 from ahkernels.ops.scaling import scales_of_layers
 
 DIGITS = {"highest": 2.0**-24, "high": 2.0**-17, "medium": 2.0**-9}
@@ -17,7 +19,7 @@ DIGITS = {"highest": 2.0**-24, "high": 2.0**-17, "medium": 2.0**-9}
 @pytest.fixture(autouse=True)
 def no_parts(monkeypatch):
     for name in ("pack_parts", "pack_slices"):
-        monkeypatch.setattr(cuda, name, lambda *_: torch.empty(0))
+        monkeypatch.setattr(tiles, name, lambda *_: torch.empty(0))
 
 
 def layer(n: int, s: int, d: int, bias: float = 1.0) -> Layer:
@@ -28,7 +30,7 @@ def layer(n: int, s: int, d: int, bias: float = 1.0) -> Layer:
 @pytest.mark.parametrize(("s", "d", "bias"), [(1, 500, 1.0), (1, 3, 0.0), (3, 40, 1.0), (2, 0, 1.0)])
 def test_digits(precision, s, d, bias):
     one, rows = layer(20, s, d, bias), slice(5, 12)
-    p = cuda.ScaledKernel.of([one], precision).forward_gram(rows)
+    p = ScaledKernel.of([one], precision).forward_gram(rows)
     assert p.shape == (s * s, 7, 15) and p.is_contiguous()
     p = p.view(s, s, 7, 15).double() / scales_of_layers([one]).forward_gram
     a = one.forward.double()
@@ -39,11 +41,23 @@ def test_digits(precision, s, d, bias):
 
 
 def test_dtype(monkeypatch):
-    short, long = layer(2, 1, 5), layer(2, 1, cuda.LONGEST_FLOAT32_SUM + 1)
-    assert [cuda.gram_dtype(short, precision) for precision in DIGITS] == [torch.float64, torch.float32, torch.float32]
-    assert [cuda.gram_dtype(long, precision) for precision in DIGITS] == [torch.float64, torch.float64, torch.float32]
-    monkeypatch.setattr(cuda, "products_are_in_float32", lambda _: False)
-    assert [cuda.gram_dtype(short, precision) for precision in DIGITS] == [torch.float64, torch.float64, torch.float32]
+    short, long = layer(2, 1, 5), layer(2, 1, forward_gram.LONGEST_FLOAT32_SUM + 1)
+    assert [gram_dtype(short, precision) for precision in DIGITS] == [
+        torch.float64,
+        torch.float32,
+        torch.float32,
+    ]
+    assert [gram_dtype(long, precision) for precision in DIGITS] == [
+        torch.float64,
+        torch.float64,
+        torch.float32,
+    ]
+    monkeypatch.setattr(forward_gram, "products_are_in_float32", lambda _: False)
+    assert [gram_dtype(short, precision) for precision in DIGITS] == [
+        torch.float64,
+        torch.float64,
+        torch.float32,
+    ]
 
 
 class Written(TorchDispatchMode):
@@ -66,7 +80,7 @@ class Written(TorchDispatchMode):
 def test_bytes_written(precision, s):
     """Each number once, and again only where the tiles take another dtype or order: what panels of samples count."""
     one = layer(64, s, 3)
-    kernel = cuda.ScaledKernel.of([one], precision)
+    kernel = ScaledKernel.of([one], precision)
     with Written(s * s * 64 * 64) as written:
         kernel.forward_gram(slice(0, 64))
-    assert written.bytes == 64 * cuda._gram_bytes([one], precision)
+    assert written.bytes == 64 * panels.gram_bytes_of([one], precision)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ahkernels.ops import cuda, plain
 from ahkernels.ops.batch import Layer
+from ahkernels.ops.cuda import deviation_kernel, panels, tiles
 from ahkernels.ops.near_constant import NearConstant
 
 Factors: TypeAlias = tuple[Tensor, Tensor, float]
@@ -101,7 +102,7 @@ def test_precisions(device, precision, spread):
 
 @pytest.mark.parametrize("precision", BOUNDS)
 def test_three_kernels_in_panels(device, precision, monkeypatch):
-    monkeypatch.setattr(cuda, "PANEL_BYTES", 1)  # a panel of 128 samples at a time
+    monkeypatch.setattr(panels, "PANEL_BYTES", 1)  # a panel of 128 samples at a time
     assert_both_centerings(
         [near(0.5, 140, 2, 5, 20, 1.0), near(1e-4, 140, 2, 3, 9, 0.0, seed=1), near(1e-2, 140, 2, 2, 3, 1.0, seed=2)],
         precision,
@@ -195,7 +196,7 @@ def test_any_schedule(device, library):
 
 def test_what_tiles_of_deviations_are_not_for(device, monkeypatch):
     """Factors in float64, several positions, sums of layers and Jacobians."""
-    monkeypatch.setattr(cuda, "deviation_tiles", None)
+    monkeypatch.setattr(tiles, "deviation_tiles", None)
     one, several = reference.factors(20, 1, 2, 5, 6), reference.factors(20, 3, 2, 5, 6)
     for batch in (
         one_layer(*(factor.double() for factor in one), 1.0),
@@ -212,9 +213,9 @@ def test_more_pairs_than_offsets_reach(device, monkeypatch):
     """Samples in whole tiles, 256 rows, with each of two outputs."""
     batch = one_layer(*near(1.0, 65, 2, 3, 4, 1.0))
     expected = plain.per_output_inner_products(batch, "highest")
-    monkeypatch.setattr(cuda, "MOST_PAIRS", 513)
+    monkeypatch.setattr(deviation_kernel, "MOST_PAIRS", 513)
     assert not torch.equal(cuda.per_output_inner_products(batch, "highest"), expected)
-    monkeypatch.setattr(cuda, "MOST_PAIRS", 512)
+    monkeypatch.setattr(deviation_kernel, "MOST_PAIRS", 512)
     assert torch.equal(cuda.per_output_inner_products(batch, "highest"), expected)
 
 
@@ -222,7 +223,7 @@ def test_too_little_work_for_tiles(device, monkeypatch):
     """130 rows squared times 5 numbers, of each of two kernels."""
     batch = kernels(*([near(1.0, 65, 2, 3, 5, 1.0)] for _ in range(2)))
     expected = plain.per_output_inner_products(batch, "highest")
-    monkeypatch.setattr(cuda, "LEAST_FOR_DEVIATIONS", 2 * 130**2 * 5)
+    monkeypatch.setattr(deviation_kernel, "LEAST_MULTIPLY_ADDS", 2 * 130**2 * 5)
     assert not torch.equal(cuda.per_output_inner_products(batch, "highest"), expected)
-    monkeypatch.setattr(cuda, "LEAST_FOR_DEVIATIONS", 2 * 130**2 * 5 + 1)
+    monkeypatch.setattr(deviation_kernel, "LEAST_MULTIPLY_ADDS", 2 * 130**2 * 5 + 1)
     assert torch.equal(cuda.per_output_inner_products(batch, "highest"), expected)

@@ -13,7 +13,7 @@ EPILOGUE = "csrc/cuda/epilogue.cuh"
 GRAM_TILE = "csrc/cuda/gram_tile.cuh"
 TILING = "csrc/tiling.h"
 FORWARD_GRAM = "python_tests/ops/test_forward_gram.py"
-OPS = "ahkernels/ops/cuda.py"
+FORWARD = "ahkernels/ops/cuda/forward_gram.py"
 PACK = "csrc/cuda/pack.cuh"
 
 MUTANTS = [
@@ -123,7 +123,7 @@ MUTANTS = [
     ),
     Mutant(
         "layers-of-a-sum-at-their-own-scales",
-        "ahkernels/ops/cuda.py",
+        "ahkernels/ops/cuda/scaled_kernel.py",
         "scale / of_kernel if len(terms) > 1 else None",
         "scale / scale if len(terms) > 1 else None",
         "the layers of a sum are added without regard to what each was multiplied by",
@@ -131,7 +131,7 @@ MUTANTS = [
     ),
     Mutant(
         "jacobians-without-bound",
-        "ahkernels/ops/cuda.py",
+        "ahkernels/ops/cuda/panels.py",
         "jacobian_bytes <= JACOBIAN_BYTES",
         "terms <= MOST_LAYERS",
         "Jacobians are formed and packed as a whole however large they are",
@@ -139,7 +139,7 @@ MUTANTS = [
     ),
     Mutant(
         "straight-sums-by-parts",
-        "ahkernels/ops/cuda.py",
+        "ahkernels/ops/cuda/scaled_kernel.py",
         "n, o, STRAIGHT[precision])",
         'n, o, STRAIGHT["medium" if count == 1 else precision])',
         "factors that are bf16 already are summed as at medium, whatever precision was asked for",
@@ -299,7 +299,7 @@ MUTANTS = [
     ),
     Mutant(
         "forward-gram-in-tf32",
-        OPS,
+        FORWARD,
         "keeps = layer.forward.shape[2] <= LONGEST_FLOAT32_SUM and products_are_in_float32(layer.forward.device)",
         "keeps = layer.forward.shape[2] <= LONGEST_FLOAT32_SUM",
         "what torch is set to lowers the digits of the forward Gram at a precision that was asked for",
@@ -307,7 +307,7 @@ MUTANTS = [
     ),
     Mutant(
         "forward-gram-of-long-sums",
-        OPS,
+        FORWARD,
         "keeps = layer.forward.shape[2] <= LONGEST_FLOAT32_SUM and products",
         "keeps = products",
         "sums of many products in fp32 lose the digits of two bf16 parts",

@@ -10,7 +10,7 @@ NUMBERS = f"{TESTS}::test_a_kernel_is_its_tiles_and_numbers"
 ROWS = f"{TESTS}::test_other_means_of_rows_are_subtracted_as_they_are"
 OPERANDS = "csrc/cuda/near_constant.cuh"
 PYTHON = "ahkernels/ops/near_constant.py"
-CUDA = "ahkernels/ops/cuda.py"
+DEVIATIONS = "ahkernels/ops/cuda/deviation_kernel.py"
 
 MUTANTS = [
     Mutant(
@@ -63,7 +63,7 @@ MUTANTS = [
     ),
     Mutant(
         "deviations-zeros-have-a-scale",
-        CUDA,
+        DEVIATIONS,
         "(1 / scales).masked_fill(largest == 0, 0.0)",
         "1 / scales",
         "the size of deviations that are zero makes others vanish beside it",
@@ -127,7 +127,7 @@ MUTANTS = [
     ),
     Mutant(
         "deviations-unit-of-one-kernel",
-        CUDA,
+        "ahkernels/ops/cuda/inner_products.py",
         "precision) * units * units[:, None]",
         "precision) * units * units",
         "products of two kernels have the unit of one of them twice",
@@ -135,9 +135,9 @@ MUTANTS = [
     ),
     Mutant(
         "deviations-pairs-past-32-bits",
-        CUDA,
-        "if -(-batch.n * batch.o // TILE) * TILE * batch.o >= MOST_PAIRS:",
-        "if -(-batch.n * batch.o // TILE) * TILE * batch.o > MOST_PAIRS:",
+        DEVIATIONS,
+        "if -(-batch.n * batch.o // tiles.TILE) * tiles.TILE * batch.o >= MOST_PAIRS:",
+        "if -(-batch.n * batch.o // tiles.TILE) * tiles.TILE * batch.o > MOST_PAIRS:",
         "offsets of pairs of outputs leave 32 bits",
         (f"{TESTS}::test_more_pairs_than_offsets_reach", TESTS),
     ),

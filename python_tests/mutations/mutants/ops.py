@@ -128,7 +128,7 @@ MUTANTS = [
     ),
     Mutant(
         "cuda-panels-that-cut-tiles",
-        "ahkernels/ops/cuda.py",
+        "ahkernels/ops/cuda/panels.py",
         "step = max(1, PANEL_BYTES // bytes_per_sample // PANEL_SAMPLES) * PANEL_SAMPLES",
         "step = max(1, PANEL_BYTES // bytes_per_sample)",
         "a panel of samples may end within a tile",
@@ -136,7 +136,7 @@ MUTANTS = [
     ),
     Mutant(
         "cuda-mean-of-all-twice",
-        "ahkernels/ops/cuda.py",
+        "ahkernels/ops/cuda/scaled_kernel.py",
         "torch.stack((scaled - scaled.mean(), scaled))",
         "torch.stack((scaled, scaled))",
         "centering subtracts the means of rows and columns, and does not add the mean of all again",
@@ -152,7 +152,7 @@ MUTANTS = [
     ),
     Mutant(
         "cuda-moments-without-the-mean-of-all",
-        "ahkernels/ops/moments_on_cuda.py",
+        "ahkernels/ops/cuda/moments.py",
         "torch.stack((scaled - scaled.mean(1, keepdim=True), scaled), 1)",
         "torch.stack((scaled, scaled), 1)",
         "centering subtracts the means of rows and columns, and does not add the mean of all again",
@@ -160,7 +160,7 @@ MUTANTS = [
     ),
     Mutant(
         "cuda-moments-with-half-of-the-scale",
-        "ahkernels/ops/moments_on_cuda.py",
+        "ahkernels/ops/cuda/moments.py",
         "torch.stack(squares) / scales.forward**4 / scales.backward**4",
         "torch.stack(squares) / scales.forward**4 / scales.backward**2",
         "squared norms of several layers keep a scale of their backward factors",

@@ -9,8 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ahkernels.ops import cuda, plain
+from ahkernels.ops import plain
 from ahkernels.ops.batch import KernelBatch
+from ahkernels.ops.cuda.panels import panels
+from ahkernels.ops.cuda.scaled_kernel import ScaledKernel
+from ahkernels.ops.cuda.tiles import PANEL_SAMPLES
 from ahkernels.ops.moments import Moments
 from ahkernels.ops.scaling import Scales, scales_of_layers
 
@@ -28,8 +31,8 @@ def tangent_moments(batch: KernelBatch, v: Tensor, precision: str, per_output: b
         means = _means_of_tiles(row_means, scales)
         squares = []
         for (layer, of_layer), of_tiles in zip(of_each, means, strict=True):  # no more than one is packed at a time
-            kernel = cuda.ScaledKernel.of([layer], precision, (of_layer.forward, of_layer.backward, of_layer.kernel))
-            squares.append(kernel.squared_norm(of_tiles, cuda.panels([layer], precision)))
+            kernel = ScaledKernel.of([layer], precision, (of_layer.forward, of_layer.backward, of_layer.kernel))
+            squares.append(kernel.squared_norm(of_tiles, panels([layer], precision)))
         return torch.stack(squares) / scales.forward**4 / scales.backward**4
 
     columns = plain.ones_and_labels(v)
@@ -40,7 +43,7 @@ def tangent_moments(batch: KernelBatch, v: Tensor, precision: str, per_output: b
 
 
 def _means_of_tiles(row_means: Tensor, scales: Scales) -> list[Tensor]:
-    """Numbers [2, rows] for `cuda.tangent_tiles` of each kernel, with zeros up to whole tiles, from means [q, n, o]."""
+    """Numbers [2, rows] for `tiles.tangent_tiles` of each kernel, with zeros to whole tiles, from means [q, n, o]."""
     scaled = row_means.flatten(1) * (scales.forward * scales.backward).square_()[:, None]
     both = torch.stack((scaled - scaled.mean(1, keepdim=True), scaled), 1).float()
-    return list(torch.nn.functional.pad(both, (0, -both.shape[2] % cuda.PANEL_SAMPLES)).unbind())
+    return list(torch.nn.functional.pad(both, (0, -both.shape[2] % PANEL_SAMPLES)).unbind())
