@@ -19,6 +19,8 @@ ROOT = Path(__file__).parent.parent
 EMULATOR = ROOT / "python_tests" / "emulator"
 ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 TILE = TILING["cuda_tile"]
+# How many schedules give the same bits; a run by hand takes more.
+SCHEDULES = [1000 * index for index in range(int(os.environ.get("AHKERNELS_SCHEDULES", "3")))]
 RESULTS = ["squares", "matrix", "rows", "products"]
 
 

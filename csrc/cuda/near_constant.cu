@@ -39,17 +39,9 @@ Tensor deviation_tiles(Tensor parts, Tensor gram, Tensor p, Tensor pairs, Tensor
   Problem problem = problem_of(parts, gram, n, o, sample, straight, {}, entries);
   problem.row_means = problem.col_means = data<float>(p);
   problem.offsets = {data<float>(pairs), data<float>(factors)};
-  const bool promoted = problem.promoted();
-  switch (parts.size(0)) {
-    case 1:
-      return promoted ? run_deviations<1, true>(result, problem, parts, gram)
-                      : run_deviations<1, false>(result, problem, parts, gram);
-    case 2:
-      return promoted ? run_deviations<2, true>(result, problem, parts, gram)
-                      : run_deviations<2, false>(result, problem, parts, gram);
-    default:  // of fp32 quality at any k
-      return run_deviations<3, true>(result, problem, parts, gram);
-  }
+  return visit_kernel(problem, parts.size(0), [&]<int kParts, bool kPromoted>() {
+    return run_deviations<kParts, kPromoted>(result, problem, parts, gram);
+  });
 }
 
 }  // namespace

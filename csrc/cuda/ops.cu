@@ -129,15 +129,8 @@ Tensor tangent_tiles(Tensor parts, Tensor p, Tensor means, Tensor unscale, int64
   problem.col_means = problem.row_means == nullptr ? nullptr : problem.row_means + parts.size(2);
   if (result == "matrix") problem.first_row = 0;
   problem.unscale = data<double>(unscale);
-  const bool promoted = problem.promoted();
-  switch (parts.size(0)) {
-    case 1:
-      return promoted ? run<1, true>(result, problem, parts, p) : run<1, false>(result, problem, parts, p);
-    case 2:
-      return promoted ? run<2, true>(result, problem, parts, p) : run<2, false>(result, problem, parts, p);
-    default:  // of fp32 quality at any k
-      return run<3, true>(result, problem, parts, p);
-  }
+  return visit_kernel(problem, parts.size(0),
+                      [&]<int kParts, bool kPromoted>() { return run<kParts, kPromoted>(result, problem, parts, p); });
 }
 
 }  // namespace

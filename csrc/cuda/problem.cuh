@@ -84,6 +84,15 @@ struct Problem {
   }
 };
 
+// Calls visit<kParts, kPromoted>() for the kernel of so many parts. Three are of fp32 quality at any k.
+template <class Visit>
+auto visit_kernel(const Problem& problem, int64_t parts, const Visit& visit) {
+  const bool promoted = problem.promoted();
+  if (parts == 1) return promoted ? visit.template operator()<1, true>() : visit.template operator()<1, false>();
+  if (parts == 2) return promoted ? visit.template operator()<2, true>() : visit.template operator()<2, false>();
+  return visit.template operator()<3, true>();
+}
+
 // Calls visit(pair, row_block, col_block, slices) for the products that K is the sum of, each times the forward Gram of
 // its pair: the blocks at which factors begin, and slices along k.
 template <bool kSum, class Visit>

@@ -67,12 +67,9 @@ void run(Problem& problem, Result result, bool hopper, int64_t blocks) {
 
 template <bool kDeviations>
 void run(Problem& problem, Result result, int count, bool hopper, int64_t blocks) {
-  const bool promoted = problem.promoted();
-  if (count == 3) return run<3, true, kDeviations>(problem, result, hopper, blocks);
-  if (count == 2 && promoted) return run<2, true, kDeviations>(problem, result, hopper, blocks);
-  if (count == 2) return run<2, false, kDeviations>(problem, result, hopper, blocks);
-  if (promoted) return run<1, true, kDeviations>(problem, result, hopper, blocks);
-  return run<1, false, kDeviations>(problem, result, hopper, blocks);
+  visit_kernel(problem, count, [&]<int kParts, bool kPromoted>() {
+    run<kParts, kPromoted, kDeviations>(problem, result, hopper, blocks);
+  });
 }
 
 Problem problem_of(const uint16_t* parts, int64_t padded_rows, int k, int part_blocks, int n, int o, const float* p,

@@ -13,6 +13,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 seconds=${1:-20} sanitizers=${2:-address,undefined} compiler=${CXX:-c++}
+if [[ ! $seconds =~ ^[1-9][0-9]*$ ]]; then
+  echo "SECONDS: expected a whole number above 0, got '$seconds'" >&2
+  exit 2
+fi
 options=(-std=c++20 -O1 -g1 -Wall -Wextra -Werror -DAHK_TEST_MEMORY_LIMITS -Ipython_tests/native/without_torch -Icsrc
   -fno-omit-frame-pointer -pthread)
 if [[ $sanitizers != none ]]; then options+=("-fsanitize=$sanitizers" -fno-sanitize-recover=all); fi

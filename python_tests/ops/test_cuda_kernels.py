@@ -8,6 +8,7 @@ import pytest
 import reference
 import torch
 from batches import kernels, one_layer
+from emulated import SCHEDULES
 from reference import factors, row_means
 
 from ahkernels.ops import cuda, plain
@@ -230,8 +231,8 @@ def test_any_schedule(device, library, precision, shape):
     forward, backward = factors(*shape)
     batch, means = one_layer(forward, backward, 1.0), [row_means(reference.kernel(forward, backward, 1.0), shape[2])]
     results = []
-    for schedule in range(3):
-        library.set_schedule(1000 * schedule)
+    for schedule in SCHEDULES:
+        library.set_schedule(schedule)
         results.append(float(cuda.centered_inner_products(batch, means, precision)))
     assert len(set(results)) == 1
 
