@@ -31,7 +31,7 @@ from ahkernels.autocast import without_autocast
 from ahkernels.capture.call import Uses
 from ahkernels.ops import arguments, cuda, plain
 from ahkernels.ops.batch import flat
-from ahkernels.ops.cuda.tiles import PANEL_SAMPLES
+from ahkernels.ops.cuda import tiles
 
 DEVICE = torch.device("maia", 0)  # of a kind that torch knows and nothing here treats apart
 _HOST = torch.device("cpu")
@@ -73,7 +73,7 @@ class PretendedDevice:
             for name, implementation in _implementations().items():
                 stack.enter_context(mock.patch.object(torch.ops.ahkernels, name, implementation))
             for name, stand_in in _KERNELS.items():
-                stack.enter_context(mock.patch.object(cuda, name, self._kernel(name, stand_in)))
+                stack.enter_context(mock.patch.object(tiles, name, self._kernel(name, stand_in)))
             stack.enter_context(mock.patch.object(Uses, "no_gradient", self._on_device(Uses.no_gradient)))
             stack.enter_context(_Operations(self))
             stack.enter_context(_Functions(self))
@@ -251,11 +251,13 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
 
 
 def _caller() -> str:
-    """The innermost function of this package that is running, as "file:function"."""
+    """The innermost function of this package that is running, as "folder/file:function"."""
     frame = sys._getframe(1)
     while frame is not None and not frame.f_code.co_filename.startswith(_PACKAGE):
         frame = frame.f_back  # type: ignore[assignment]
-    return f"{Path(frame.f_code.co_filename).stem}:{frame.f_code.co_name}" if frame else "elsewhere"
+    if frame is None:
+        return "elsewhere"
+    return f"{Path(frame.f_code.co_filename).relative_to(_PACKAGE).with_suffix('')}:{frame.f_code.co_name}"
 
 
 def _implementations() -> dict[str, Callable[..., Any]]:
@@ -271,7 +273,7 @@ def _implementations() -> dict[str, Callable[..., Any]]:
 
 def _pack_parts(factor: Tensor, scale: Tensor, count: int) -> Tensor:
     n, s, o, m = factor.shape
-    tile = PANEL_SAMPLES
+    tile = tiles.PANEL_SAMPLES
     rows, k = -(-n * o // tile) * tile, max(1, -(-m // 64)) * 64
     return factor.new_zeros(count, s, rows, k, dtype=torch.bfloat16)
 
