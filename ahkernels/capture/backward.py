@@ -15,7 +15,7 @@ from ahkernels.capture.selection import Layer
 
 
 def gradients_of(call: Call, layers: Sequence[Layer], cotangents: Tensor) -> dict[str, list[Tensor | None]]:
-    """Computes the gradients [r, *output shape] at each use of each layer; None where a use does not reach f."""
+    """Computes the gradients [r, ...] at each edge of the uses of each layer; None where a use does not reach f."""
     names = [layer.name for layer in layers if layer.name in call.uses]
     edges = [edge for name in names for edge in call.uses[name].edges]
     if not edges:
@@ -60,7 +60,10 @@ def factors_of(call: Call, layer: Layer, gradients: Sequence[Tensor | None] | No
     if uses is None or not uses.recorded:
         return zeros.expand(n, 1, 0), zeros.expand(r, n, 1, 0)
     found = [None] * len(uses.recorded) if gradients is None else gradients
-    at_uses = [uses.no_gradient(use, r) if one is None else one.detach() for use, one in enumerate(found)]
+    at_uses = [
+        uses.no_gradient(use, r) if one is None else one.detach().reshape(len(one), *shape)
+        for use, (one, shape) in enumerate(zip(found, uses.output_shapes, strict=True))
+    ]
     if isinstance(rule, GraphRule):
         jacobian = jacobian_of_uses(uses.recorded, at_uses)
         return jacobian.new_empty(n, 1, 0), jacobian.unsqueeze(2)

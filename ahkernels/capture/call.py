@@ -36,7 +36,7 @@ class Uses:
     Attributes:
         recorded: What the layer's rule keeps of the input of each use, or has found of it in the graph; None where the
             rule does not apply or the samples do not come first.
-        edges: The gradient edge at the output of each use.
+        edges: The gradient edge at the output of each use, or at a tensor with the same numbers in another shape.
         output_shapes: The shape of the output of each use.
         other_outputs: Graph nodes of further outputs, such as the weights of an attention, whose gradients the rule
             does not account for. A rule that does has all outputs joined to one.
@@ -307,7 +307,7 @@ class _Recorder:
         rows = _rows(recorded, output, self.n)
         seen.folded |= rows > 1
         seen.recorded.append(recorded if rows > 0 else None)
-        seen.edges.append(get_gradient_edge(output))
+        seen.edges.append(get_gradient_edge(_original(output)))
         seen.output_shapes.append(tuple(output.shape))
         seen.other_outputs += [o.grad_fn for o in others if isinstance(o, Tensor) and o.grad_fn is not None]
         seen.edges_inside.append(inside)
@@ -326,6 +326,18 @@ class _RecordedForward:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self.__wrapped__, memo)  # a method of the module becomes one of its copy
+
+
+def _original(output: Tensor) -> Tensor:
+    """The tensor of which an output is another view, number by number, or else the output.
+
+    An in-place operation on a view takes the node of the view out of the graph, and leaves that of the original there.
+    A linear layer on tokens returns a view, as an instance norm does.
+    """
+    original = output._base
+    if original is None or original.grad_fn is None or original.numel() != output.numel():
+        return output
+    return original if original.is_contiguous() and output.is_contiguous() else output
 
 
 def _rows(recorded: Any, output: Tensor, n: int) -> int:

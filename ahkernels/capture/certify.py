@@ -42,6 +42,8 @@ _TIMES_NOISE, _TIMES_NOISE_OF_16_BITS = 10, 3
 # Squared norms that are apart by more than a half are explained by what autograd's own gradients are seen to be apart,
 # and not by what they might be.
 _MOST_APART = 0.5
+# Where the norm of a gradient counts for nothing beside the largest: that of rounding in float64, not in float32.
+_NOTHING = 1e-12
 # A norm over numbers that are all the same leaves nothing but rounding, divided by sqrt(eps) of about 1/300.
 ROUNDING_OF_NORMS = 300
 # Norms from sums of fp32 squares, which neither vanish nor overflow.
@@ -213,8 +215,9 @@ def explained(one: Comparison, reference: Reference, layer: TracedLayer) -> bool
     if one.beyond == 0:
         return True
     noise = reference.noise(one.names)
-    if layer.d == 0 and not one.gross:
-        noise = max(noise, (ROUNDING_OF_NORMS * reference.rounding(one.names)) ** 2)
+    of_norms = ROUNDING_OF_NORMS * reference.rounding(one.names)
+    if layer.d == 0 and (not one.gross or of_norms <= _NOTHING * reference.largest_norm):
+        noise = max(noise, of_norms**2)
     return one.beyond <= noise
 
 
@@ -328,7 +331,7 @@ def _comparison(
     """Compares sums with the gradients of some parameters."""
     lacking = () if layer.bias or layer.d == 0 else tuple(name for name in layer.parameters if _is_bias(name))
     coarsest_dtype = coarsest({dtype, *(reference.dtypes[name] for name in layer.parameters)})
-    rounding = reference.rounding(names) if names else 0.0
+    rounding = reference.rounding(names) * (ROUNDING_OF_NORMS if layer.d == 0 else 1) if names else 0.0
     square, expected = sum(one.square for one in sums), sum(reference.norms[name] ** 2 for name in names)
     difference, beyond = _difference(sums, expected, coarsest_dtype, reference.largest_norm, rounding)
     if lacking:

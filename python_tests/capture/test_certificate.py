@@ -194,6 +194,20 @@ def test_gradients_that_are_all_rounding_are_no_fault(dtype, scale):
         ah.tangent_kernels(instance_norms().to(dtype), x.to(dtype), certify=1)
 
 
+def test_a_norm_over_one_feature_leaves_nothing_but_rounding(monkeypatch):
+    """Which autograd and the rule each have in their way, in float64 far below whatever counts."""
+    monkeypatch.setattr(run.CapturePlan, "without_rule", None)
+    x = torch.randn(12, 3, dtype=torch.float64)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        layers = nn.Linear(3, 1), nn.LayerNorm(1, bias=False), nn.Tanh(), nn.Linear(1, 2)
+        model = nn.Sequential(*layers).double()
+        nn.init.constant_(model[0].bias, 3.0)
+        with pytest.warns(ah.DegenerateKernelWarning, match="kernel is zero for 2 layers"):
+            report = ah.layerwise_alignment(model, x, torch.arange(12) % 2)
+        assert report.certificate.differences["1"] < 1e-12
+
+
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_features_with_a_large_mean_before_a_norm(n):
     for seed in range(10):

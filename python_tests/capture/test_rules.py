@@ -443,6 +443,46 @@ def test_a_call_that_changes_a_parameter_is_refused_and_leaves_it(way):
     assert torch.equal(model.linear.weight, before)
 
 
+# Modules whose outputs are views, or none, and the shape of their inputs.
+BEFORE_IN_PLACE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(5, 4), (5,)),
+    "linear on tokens": (lambda: nn.Linear(5, 4), (3, 5)),
+    "linear on tokens, no bias": (lambda: nn.Linear(5, 4, bias=False), (3, 5)),
+    "linear on a grid of tokens": (lambda: nn.Linear(5, 4), (2, 3, 5)),
+    "convolution": (lambda: nn.Conv1d(3, 4, 2), (3, 5)),
+    "layer norm": (lambda: nn.LayerNorm(5), (3, 5)),
+    "batch norm": (lambda: nn.BatchNorm1d(3), (3, 5)),
+    "instance norm": (lambda: nn.InstanceNorm1d(3, affine=True), (3, 5)),
+    "instance norm of images": (lambda: nn.InstanceNorm2d(3, affine=True), (3, 4, 5)),
+}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("name", BEFORE_IN_PLACE)
+def test_an_activation_in_place_leaves_the_rule_of_the_layer_before(name, beside):
+    layer, shape = BEFORE_IN_PLACE[name]
+    model = nn.Sequential(layer(), nn.ELU(inplace=True), nn.Flatten(), nn.LazyLinear(3)).double().eval()
+    x = torch.randn(4, *shape, dtype=torch.float64)
+    model(x)
+    if beside:  # only some of the numbers, and an output that is used once more
+        model = InPlaceBeside(*model)
+    assert check(model, x) == set()
+
+
+class InPlaceBeside(nn.Module):
+    """Doubles a part of what the layer gives in place, and adds what it was."""
+
+    def __init__(self, layer: nn.Module, activation: nn.Module, flatten: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.activation, self.flatten, self.head = layer, activation, flatten, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x)
+        before = h.clone()
+        h[:, 0].mul_(2)
+        return self.head(self.flatten(self.activation(h) + before))
+
+
 class Inside(nn.Module):
     """A call that changes tensors of its own in place, one of them without storage."""
 
