@@ -1,6 +1,6 @@
 """Every call that the benchmarks make into ahkernels, so that a change of its interface touches one file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from unittest import mock
 
 import torch
@@ -31,6 +31,18 @@ def centered_square(a: torch.Tensor, g: torch.Tensor, row_means: torch.Tensor) -
 def layerwise(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, products: int | None = None) -> torch.Tensor:
     """Alignment of every layer, fp64 [L]; estimated from so many products with each kernel where that is given."""
     return ah.layerwise_alignment(model, x, y, precision="highest", products=products).cka
+
+
+def as_in_a_study(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, statistics: Sequence[str]) -> object:
+    """Alignment of every layer with both centerings, and statistics of the kernels centered as a whole."""
+    if not statistics:
+        return ah.layerwise_alignment(model, x, y, centering=("per_output", "global"))
+    return ah.layerwise_alignment(model, x, y, statistics=statistics)
+
+
+def spectra(model: torch.nn.Module, x: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """The largest eigenvalues of every layer's kernel."""
+    return [ah.eigenvalues(kernel, count) for _, kernel in ah.iter_tangent_kernels(model, x)]
 
 
 def layerwise_within(

@@ -1,10 +1,17 @@
 """Random but realistic inputs: images with class structure, He-initialised networks, and factors of a layer."""
 
+import functools
 import itertools
 
 import torch
 
 from experiments.common import vision
+
+IMAGE_NETWORKS = {
+    "resnet18": vision.resnet18,
+    "vgg19": functools.partial(vision.vgg19, batch_norm=True),
+    "vgg19 without norms": vision.vgg19,
+}
 
 
 def images(n: int, inputs: int = 784, outputs: int = 10, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,11 +35,10 @@ def mlp(depth: int = 10, width: int = 256, inputs: int = 784, outputs: int = 10,
 
 
 def image_network(
-    name: str, n: int, outputs: int = 10, seed: int = 0
+    name: str, n: int, outputs: int = 10, seed: int = 0, width: float = 1.0
 ) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
-    """Network of experiments/common/vision.py, x [n, 3, 32, 32] around a template for each class, and labels y [n]."""
-    options = {"batch_norm": True} if name == "vgg19" else {}
-    model = getattr(vision, name)(outputs, seed=seed, **options).eval()
+    """Network of IMAGE_NETWORKS, x [n, 3, 32, 32] around a template for each class, and labels y [n]."""
+    model = IMAGE_NETWORKS[name](outputs, seed=seed, width=width).eval()
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % outputs
     templates = torch.randn(outputs, 3, 32, 32, generator=generator)
