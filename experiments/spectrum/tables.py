@@ -16,10 +16,11 @@ DIGITS = 8  # significant digits in the table; an eigenvalue is known to 1e-10 o
 
 def spectra(model: nn.Module, x: Tensor, layers: Sequence[str], count: int, precision: str) -> list[Row]:
     """The largest eigenvalues of every layer's C K C from the largest down, with a column for each layer."""
-    values = {
-        layer: ah.eigenvalues(kernel, count).tolist()
-        for layer, kernel in ah.iter_tangent_kernels(model, x, layers=layers, precision=precision)
-    }
+    with ah.evaluating(model):
+        values = {
+            layer: ah.eigenvalues(kernel, count).tolist()
+            for layer, kernel in ah.iter_tangent_kernels(model, x, layers=layers, precision=precision)
+        }
     return [
         {"index": i + 1, **{layer: float(f"{of_layer[i]:.{DIGITS}g}") for layer, of_layer in values.items()}}
         for i in range(count)

@@ -54,7 +54,7 @@ def test_vgg19_has_biases_and_a_start_at_which_signals_keep_their_size():
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model)
     for layer in layers:
         assert layer.bias.eq(0).all()
-        assert layer.weight.square().mean() == pytest.approx(2 / layer.weight[0].numel(), rel=0.2)
+        assert layer.weight.square().mean().item() == pytest.approx(2 / layer.weight[0].numel(), rel=0.2)
     outputs = model(torch.randn(50, 3, 32, 32))
     assert 0.1 < outputs.square().mean() < 10
 
