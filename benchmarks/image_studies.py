@@ -15,9 +15,9 @@ from benchmarks.common.arguments import positive
 
 WIDTH, OUTPUTS, EIGENVALUES = 0.25, 10, 200
 MEASUREMENTS: dict[str, Callable[[torch.nn.Module, torch.Tensor, torch.Tensor], object]] = {
-    "alignment, both centerings": partial(ours.as_in_a_study, statistics=()),
+    "alignment, both centerings": partial(ours.layerwise_reports, centering=("per_output", "global")),
     "with ranks and correlations": partial(
-        ours.as_in_a_study,
+        ours.layerwise_reports,
         statistics=("stable_rank", "label_correlation", "fisher_stable_rank", "fisher_label_correlation"),
     ),
     f"{EIGENVALUES} eigenvalues": lambda model, x, y: ours.spectra(model, x, min(EIGENVALUES, len(x) * OUTPUTS)),

@@ -215,10 +215,15 @@ def explained(one: Comparison, reference: Reference, layer: TracedLayer) -> bool
     if one.beyond == 0:
         return True
     noise = reference.noise(one.names)
-    of_norms = ROUNDING_OF_NORMS * reference.rounding(one.names)
-    if layer.d == 0 and (not one.gross or of_norms <= _NOTHING * reference.largest_norm):
-        noise = max(noise, of_norms**2)
+    rounding = _rounding(reference, layer, one.names)
+    if layer.d == 0 and (not one.gross or rounding <= _NOTHING * reference.largest_norm):
+        noise = max(noise, rounding**2)
     return one.beyond <= noise
+
+
+def _rounding(reference: Reference, layer: TracedLayer, names: Sequence[str]) -> float:
+    """How large the rounding of gradients of a layer's parameters may be, with what a norm makes of it."""
+    return reference.rounding(names) * (ROUNDING_OF_NORMS if layer.d == 0 else 1)
 
 
 class _Addends(NamedTuple):
@@ -331,7 +336,7 @@ def _comparison(
     """Compares sums with the gradients of some parameters."""
     lacking = () if layer.bias or layer.d == 0 else tuple(name for name in layer.parameters if _is_bias(name))
     coarsest_dtype = coarsest({dtype, *(reference.dtypes[name] for name in layer.parameters)})
-    rounding = reference.rounding(names) * (ROUNDING_OF_NORMS if layer.d == 0 else 1) if names else 0.0
+    rounding = _rounding(reference, layer, names) if names else 0.0
     square, expected = sum(one.square for one in sums), sum(reference.norms[name] ** 2 for name in names)
     difference, beyond = _difference(sums, expected, coarsest_dtype, reference.largest_norm, rounding)
     if lacking:

@@ -1,6 +1,6 @@
 """Every call that the benchmarks make into ahkernels, so that a change of its interface touches one file."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from unittest import mock
 
 import torch
@@ -33,11 +33,9 @@ def layerwise(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, products
     return ah.layerwise_alignment(model, x, y, precision="highest", products=products).cka
 
 
-def as_in_a_study(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, statistics: Sequence[str]) -> object:
-    """Alignment of every layer with both centerings, and statistics of the kernels centered as a whole."""
-    if not statistics:
-        return ah.layerwise_alignment(model, x, y, centering=("per_output", "global"))
-    return ah.layerwise_alignment(model, x, y, statistics=statistics)
+def layerwise_reports(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, **options: object) -> object:
+    """What is measured of every layer with options of `layerwise_alignment`."""
+    return ah.layerwise_alignment(model, x, y, **options)
 
 
 def spectra(model: torch.nn.Module, x: torch.Tensor, count: int) -> list[torch.Tensor]:
