@@ -9,8 +9,9 @@ from typing import Any
 from benchmarks.comparison.contenders import Contender
 from benchmarks.comparison.measuring import Pool, Settings
 from benchmarks.comparison.tasks import Task
+from benchmarks.comparison.worker import WARM_UP
 
-TASK = Task("layer_kernel", n=4, width=16, depth=2, outputs=2)
+TASK = Task("layer_kernel", n=WARM_UP + 1, width=16, depth=2, outputs=2)
 SETTINGS = Settings(1, 1 << 30, call_limit=1.0, rounds=3, seconds_of_rounds=0.5)
 
 

@@ -16,15 +16,15 @@ from python_tests.benchmarks.comparison.runs import TASK, pool, row
 
 def test_a_sweep_goes_on_without_those_that_failed() -> None:
     contenders = [one for one in discover(fakes.__name__) if one.name in ("ours", "late", "wrong")]
-    sweep, lines = Sweep("n", (2, 3, 4, 5), TASK), []
+    sweep, lines = Sweep("n", (3, 4, 5, 6), TASK), []
     with pool(contenders) as workers:
         records = list(sweeping.run(sweep, contenders, workers, lambda _: 1e3, lines.append))
         again = list(sweeping.run(sweep, contenders, workers, lambda _: 1e3, lines.append, records[:3]))
     outcomes = [(row(record, "late")["outcome"], row(record, "late")["reason"]) for record in records]
-    assert outcomes == [("ok", None), ("ok", None), ("time", "over 1 s"), ("time", "over 1 s at n = 4")]
+    assert outcomes == [("ok", None), ("ok", None), ("time", "over 1 s"), ("time", "over 1 s at n = 5")]
     assert [row(record, "ours")["outcome"] for record in records] == ["ok"] * 4
-    assert [record["task"]["n"] for record in again] == [5]
-    assert row(again[0], "late")["reason"] == "over 1 s at n = 4"
+    assert [record["task"]["n"] for record in again] == [6]
+    assert row(again[0], "late")["reason"] == "over 1 s at n = 5"
 
 
 def history(*trials: tuple[int, str, Trial]) -> list[dict[str, Any]]:
