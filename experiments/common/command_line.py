@@ -219,6 +219,12 @@ def require_colour(p: argparse.ArgumentParser, args: argparse.Namespace) -> None
         p.error(f"argument --augment: expected --dataset {expected}, got {args.dataset}")
 
 
+def training_images(args: argparse.Namespace, dataset: data.Dataset) -> str:
+    """What is trained on in words, for the titles of studies that have --augment."""
+    cropped = ", cropped and flipped" if args.augment else ""
+    return f"{args.dataset}, {len(dataset.train_y):,} training images{cropped}"
+
+
 def require_feedforward(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Exit with a message where an image network is to have other biases or weights than its own."""
     if args.model == "feedforward":

@@ -174,7 +174,7 @@ def title(args: argparse.Namespace, dataset: data.Dataset, of: Variant, view: Vi
         ended += f", or to the epoch limit ({limit} of {len(view.points)} networks)" if limit else ""
     biases = "with" if args.bias else "without"
     return (
-        f"{args.dataset}, {len(dataset.train_y):,} training images, alignment on {args.probe_size:,} of them and on as "
+        f"{command_line.training_images(args, dataset)}, alignment on {args.probe_size:,} of them and on as "
         f"many test images\nwidth {args.width}, {biases} biases, {of.label}, {ended}\n"
         f"depth (networks, one a seed): {counts}"
     )

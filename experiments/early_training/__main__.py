@@ -97,7 +97,7 @@ def options(p: argparse.ArgumentParser) -> None:
 def check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Exit with a message where options do not fit the model, or a moment comes after the end of training."""
     command_line.require_feedforward(p, args)
-    if max(args.moments) > args.epochs:
+    if args.eigenvectors and max(args.moments) > args.epochs:
         p.error(f"argument --moments: expected at most {args.epochs}, the epochs, got {max(args.moments):g}")
 
 

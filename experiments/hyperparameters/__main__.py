@@ -193,10 +193,8 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
 def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
     """The title says what a reader must know: data, network and when training stops."""
     noise = f", {args.label_noise:.0%} of them with random labels" if args.label_noise else ""
-    cropped = ", cropped and flipped" if args.augment else ""
     return (
-        f"{args.dataset}, {len(dataset.train_y):,} training images{noise}{cropped}, "
-        f"alignment on {args.probe_size} of them\n"
+        f"{command_line.training_images(args, dataset)}{noise}, alignment on {args.probe_size} of them\n"
         f"{models.described(args)}, {named_seeds(args.seeds)}\n"
         f"trained to an averaged loss of {args.stop_loss:g} at two epoch ends, or for {args.epochs} epochs "
         "(dotted background)"

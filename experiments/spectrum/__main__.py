@@ -157,9 +157,8 @@ def draw(args: argparse.Namespace, dataset: data.Dataset, runs: dict[str, Run]) 
 
 def title(args: argparse.Namespace, dataset: data.Dataset) -> str:
     """The title says what a reader must know: data, network and how it was trained."""
-    cropped = ", cropped and flipped" if args.augment else ""
     return (
-        f"{args.dataset}, {len(dataset.train_y):,} training images{cropped}; {models.described(args)}, "
+        f"{command_line.training_images(args, dataset)}; {models.described(args)}, "
         f"seed {args.seed}\n"
         f"{args.epochs} epochs at batch size {args.batch_size}; measured on {args.probe_size:,} training images; "
         "accuracies ± binomial error"

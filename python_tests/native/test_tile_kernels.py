@@ -54,5 +54,6 @@ def test_aarch64(tmp_path):
 def test_all_operators_compile_for_aarch64():
     sources = [path for path in sorted((ROOT / "csrc").rglob("*.cpp")) if path.name != "module.cpp"]  # needs Python
     torch = [f"-isystem{path}" for path in include_paths()]
-    command = [CROSS_COMPILER, *OPTIONS, "-fsyntax-only", "-fvisibility=hidden", *torch, *map(str, sources)]
-    subprocess.run([*command, "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"], check=True)
+    command = [CROSS_COMPILER, *OPTIONS, "-fsyntax-only", "-fvisibility=hidden", *torch, "-x", "c++", "-"]
+    every = "".join(f'#include "{path}"\n' for path in sources)  # at once: torch's headers take most of the time
+    subprocess.run([*command, "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"], input=every, text=True, check=True)
