@@ -15,6 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 from sass import Kernel, read_kernels
@@ -50,7 +52,8 @@ def include_options() -> list[str]:
 
 
 def compile_source(nvcc: str, source: Path, folder: Path) -> str:
-    """Leaves the machine code of each target in the folder, as *.cubin. Returns what the compilers said."""
+    """Makes the folder, with the machine code of each target as *.cubin. Returns what the compilers said."""
+    folder.mkdir()
     command = [
         *(nvcc, "-c", str(source), "-o", str(folder / "kernels.o"), "-Xptxas=-v", "--threads=2"),
         *("--keep", "--keep-dir", str(folder), "--options-file", str(ROOT / "csrc" / "cuda" / "nvcc.options")),
@@ -166,12 +169,13 @@ def main() -> None:
         sys.exit(f"nvdisasm: expected beside {options.nvcc} or on the PATH: pip install nvidia-cuda-nvdisasm")
 
     rows, failures = [], []
-    for source in SOURCES:
-        with tempfile.TemporaryDirectory() as name:
-            report = compile_source(options.nvcc, source, Path(name))
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor() as pool:
+        folders = [Path(name) / source.stem for source in SOURCES]
+        reports = pool.map(compile_source, repeat(options.nvcc), SOURCES, folders)
+        for folder, report in zip(folders, reports, strict=True):
             failures += faults_of_report(report)
             entries = {(entry["name"], entry["target"]): entry for entry in ENTRY.finditer(report)}
-            for cubin in sorted(Path(name).glob("*.cubin")):
+            for cubin in sorted(folder.glob("*.cubin")):
                 target = f"sm_{cubin.stem.rpartition('_')[2]}"
                 found = check_target(read_kernels(cubin, nvdisasm), target, entries)
                 rows += found[0]
