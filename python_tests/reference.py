@@ -29,9 +29,10 @@ def kernel(forward: Tensor, backward: Tensor, bias: float) -> Tensor:
     n, s, o, _ = g.shape
     k = torch.zeros(n, o, n, o, dtype=torch.float64)
     for first in range(s):
-        for second in range(s):
+        for second in range(first + 1):
             p = a[:, first] @ a[:, second].T + bias
-            k += p[:, None, :, None] * torch.einsum("xim,yjm->xiyj", g[:, first], g[:, second])
+            pair = p[:, None, :, None] * torch.einsum("xim,yjm->xiyj", g[:, first], g[:, second])
+            k += pair if first == second else pair + pair.permute(2, 3, 0, 1)
     return k.reshape(n * o, n * o)
 
 
