@@ -14,6 +14,8 @@ Order: TypeAlias = Literal["tiles", "outputs first", "parameters first"]
 _FLOP_OF_OUTPUTS, _FLOP_OF_PARAMETERS, _PAIR = 2.0, 1.5, 300
 # Other orders are taken where they cost so small a part of what tiles do, and where that is worth their calls.
 _GAIN, _LEAST_FLOPS = 0.6, 1e9
+# Flops of tiles that take as long as one of a product of the gradients with a few vectors, which memory bounds.
+_THIN = 8
 # The square matrix over parameters has so many rows at most.
 _MOST_PARAMETERS = 4096
 
@@ -90,3 +92,11 @@ def flops(
         forming = sum(rows * one.s * one.parameters for one in layers)
         found["parameters first"] = 2 * (rows * parameters**2 + 4 * forming)
     return found
+
+
+def product_cost(n: int, o: int, layers: Sequence[LayerShape]) -> float:
+    """What K v takes for one vector, through the weights or through the samples, in flops of tiles."""
+    return sum(
+        _THIN * 4 * n * o * one.s * one.m + min(4 * n * one.s * one.m * one.d, 2 * (n * one.s) ** 2 * (one.d + one.m))
+        for one in layers
+    )

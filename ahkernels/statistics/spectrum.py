@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ahkernels.centering import Centering, require_centering
+from ahkernels.contraction.order import LayerShape, flops, product_cost
 from ahkernels.distributed.together import together
 from ahkernels.kernel import TangentKernel, require_kernel
 from ahkernels.kernel_operator import Product
@@ -32,6 +33,11 @@ _MISSING_TOLERANCE = 1e-4
 # Kernels of up to so many rows are formed: cheaper than any iteration, of which that for a single eigenvalue is the
 # cheapest.
 _DENSE_ROWS, _DENSE_ROWS_FOR_ONE = 512, 128
+# Of up to so many rows (32 MiB), where a processor forms and decomposes them sooner than it multiplies by them.
+_MOST_DENSE_ROWS = 2048
+# A decomposition takes as long as so many flops of products for each row cubed; and an iteration needs about so many
+# products for each eigenpair, and so many to begin with.
+_DECOMPOSITION, _PRODUCTS_PER_PAIR, _FIRST_PRODUCTS = 9, 4, 60
 # From this tolerance on products may have the rounding of fp32.
 _FP32_TOLERANCE = 1e-5
 
@@ -64,8 +70,9 @@ def eigenpairs(
 ) -> Eigenpairs:
     """The k largest eigenvalues of C K C, or of K without centering, with their eigenvectors and no K in memory.
 
-    They come from a block Lanczos iteration on the kernel's device; small kernels are formed. Products are in float64,
-    or in the kernel's own dtype for a tolerance of 1e-5 and more.
+    They come from a block Lanczos iteration on the kernel's device. Small kernels are formed, and on a processor those
+    of up to 2,048 rows (32 MiB) where that is expected to take less time. Products are in float64, or in the kernel's
+    own dtype for a tolerance of 1e-5 and more.
 
     Args:
         kernel: A tangent kernel.
@@ -110,7 +117,7 @@ def eigenpairs(
 
     start = random(width)
     rounding = 1e-14 * kernel.trace()
-    iterates = rows > (_DENSE_ROWS_FOR_ONE if k == 1 else _DENSE_ROWS) and 3 * k <= rows
+    iterates = not _cheaper_formed(kernel, k)
     # A zero kernel, or a constant one; without centering the trace tells.
     if iterates and (rounding == 0 or centering) and _vanishes(product, start[:, :1], rounding, samples):
         zeros, vectors = start.new_zeros(k), samples.identity(kernel.o)[:, :k].to(start)
@@ -123,11 +130,12 @@ def eigenpairs(
             if k > 1:
                 found = values, vectors
                 values, vectors = _with_missing(product, k, *found, random, asked, rounding, samples, kernel.o)
+            values, order = values.sort(descending=True)
+            values, vectors = values[:k], vectors[:, order[:k]]
+            images = product(vectors)
         else:
-            values, vectors = _of_formed(kernel, centering)
-        values, order = values.sort(descending=True)
-        values, vectors = values[:k], vectors[:, order[:k]]
-        residuals = samples.norms(product(vectors) - vectors * values)
+            values, vectors, images = _of_formed(kernel, k, centering)
+        residuals = samples.norms(images - vectors * values)
         largest = float(values.abs().max())
         if float(residuals.max()) <= max(tolerance, 1e-13 * math.sqrt(rows)) * largest + rounding:
             break
@@ -141,16 +149,30 @@ def eigenpairs(
     return Eigenpairs(values, vectors.contiguous(), residuals, products)
 
 
-def _of_formed(kernel: TangentKernel, centering: Centering | None) -> tuple[Tensor, Tensor]:
-    """All eigenvalues of C K C, in memory, and their vectors at the samples here."""
+def _cheaper_formed(kernel: TangentKernel, k: int) -> bool:
+    """Whether K is formed for its k largest eigenpairs."""
+    samples, o, rows = kernel.samples, kernel.o, kernel.shape[0]
+    if rows <= (_DENSE_ROWS_FOR_ONE if k == 1 else _DENSE_ROWS) or 3 * k > rows:
+        return True
+    if rows > _MOST_DENSE_ROWS or samples.sharded or kernel.device.type != "cpu":
+        return False
+    layers = [LayerShape.of(layer) for layer in kernel.batch.kernels()[0]]
+    forming = flops(samples.n, o, layers)["tiles"] + _DECOMPOSITION * rows**3
+    return forming < (_PRODUCTS_PER_PAIR * k + _FIRST_PRODUCTS) * product_cost(samples.n, o, layers)
+
+
+def _of_formed(kernel: TangentKernel, k: int, centering: Centering | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest eigenvalues of C K C, in memory, and their vectors and images at the samples here."""
     samples, o = kernel.samples, kernel.o
     if samples.sharded:
-        k = samples.gather(kernel.product(samples.identity(o), centering=centering))
+        formed = samples.gather(kernel.product(samples.identity(o), centering=centering))
     else:
-        k = kernel.to_dense(out=torch.empty(kernel.shape, dtype=torch.float64, device=kernel.device))
-        k = samples.center(samples.center(k, o, centering).T, o, centering)
-    values, vectors = torch.linalg.eigh(k)
-    return values, vectors[samples.held.start * o : samples.held.stop * o]
+        formed = kernel.to_dense(out=torch.empty(kernel.shape, dtype=torch.float64, device=kernel.device))
+        formed = samples.center(samples.center(formed, o, centering).T, o, centering)
+    values, vectors = torch.linalg.eigh(formed)
+    values, vectors = values[-k:].flip(0), vectors[:, -k:].flip(1)
+    here = slice(samples.held.start * o, samples.held.stop * o)
+    return values, vectors[here], formed[here] @ vectors
 
 
 def _vanishes(product: Product, start: Tensor, rounding: float, samples: Samples) -> bool:

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 import ahkernels as ah
 from ahkernels.outputs import OutputSelection
 from ahkernels.samples import Samples
+from ahkernels.statistics import spectrum
 from ahkernels.statistics.lanczos import largest_eigenpairs
+
+MOST_DENSE_ROWS = spectrum._MOST_DENSE_ROWS
+
+
+@pytest.fixture(autouse=True)
+def _iterations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of more than 512 rows are iterated here, also those that would be formed since that costs less."""
+    monkeypatch.setattr(spectrum, "_MOST_DENSE_ROWS", 0)
 
 
 def of_spectrum(values: Tensor, *, o: int = 2, seed: int = 0) -> tuple[ah.TangentKernel, Tensor]:
@@ -415,3 +424,27 @@ def test_copies_of_small_eigenvalues_take_no_longer(small):
     assert (found.values - values[:20]).abs().max() <= 1e-10
     assert (dense @ found.vectors - found.vectors * found.values).norm(dim=0).max() <= 1e-10
     assert found.products < 500
+
+
+@pytest.mark.parametrize("centering", ["global", "per_output", None])
+def test_kernels_of_many_positions_are_formed_for_many_eigenpairs(monkeypatch, centering):
+    """Where products with the factors cost more."""
+    forward, backward = reference.factors(60, 30, 10, 40, 40)
+    kernel = ah.TangentKernel(ah.LayerFactors(forward, backward, bias=True, by_jacobian=True))
+    iterated = ah.eigenpairs(kernel, 150, centering=centering)
+    monkeypatch.setattr(spectrum, "_MOST_DENSE_ROWS", MOST_DENSE_ROWS)
+    found = ah.eigenpairs(kernel, 150, centering=centering)
+    assert (found.products, iterated.products > 150) == (0, True)
+    assert (found.values - iterated.values).abs().max() <= 1e-12 * found.values[0]
+    assert (found.vectors.T @ found.vectors - torch.eye(150)).abs().max() < 1e-12
+    images = kernel.product(found.vectors, centering=centering)
+    assert (images - found.vectors * found.values).norm(dim=0).max() <= 1e-12 * found.values[0]
+    assert found.residuals.max() <= 1e-12 * found.values[0]
+
+
+@pytest.mark.parametrize(("s", "k"), [(30, 3), (1, 150)], ids=["few pairs", "one position"])
+def test_other_kernels_are_iterated(monkeypatch, s, k):
+    monkeypatch.setattr(spectrum, "_MOST_DENSE_ROWS", MOST_DENSE_ROWS)
+    forward, backward = reference.factors(60, s, 10, 40, 40)
+    kernel = ah.TangentKernel(ah.LayerFactors(forward, backward, bias=False, by_jacobian=s > 1))
+    assert ah.eigenpairs(kernel, k).products > 0
