@@ -243,7 +243,7 @@ def test_moments_of_tiles_that_are_not_kept(shape, dtype):
 # s, d, m, bias, by Jacobian: the layers of a first, a second and a third kernel.
 LAYERS = [
     [(1, 7, 5, 1.0, False)],
-    [(4, 30, 50, 1.0, True), (3, 10, 9, 0.0, False), (50, 60, 100, 0.0, True)],
+    [(4, 30, 50, 1.0, True), (3, 10, 9, 0.0, False), (34, 60, 100, 0.0, True)],
     [(1, 0, 30, 1.0, False), (2, 49, 97, 1.0, True)],
 ]
 
