@@ -17,6 +17,12 @@ def plain_outputs(outputs: Outputs) -> str | int | list[int]:
     return outputs if isinstance(outputs, (str, int)) else list(outputs)
 
 
+def require_labels(y: object) -> None:
+    """Raises TypeError for anything but a tensor."""
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y: expected a tensor of class indices [n] or targets [n, o], got {type(y).__name__}")
+
+
 @dataclass(frozen=True)
 class OutputSelection:
     """The outputs of a network that enter a kernel.
@@ -103,8 +109,7 @@ class OutputSelection:
             ValueError: For a wrong shape, classes out of range, or nan and inf; the message names `y`.
             TypeError: For a wrong type.
         """
-        if not isinstance(y, Tensor):
-            raise TypeError(f"y: expected a tensor of class indices [n] or targets [n, o], got {type(y).__name__}")
+        require_labels(y)
         if y.dim() == 1 and self.total == 1:  # a binary head, or a regression
             if not y.dtype.is_floating_point and len(y) and not bool(((y == 0) | (y == 1)).all()):
                 raise ValueError(

@@ -20,6 +20,7 @@ from ahkernels.centering import Centering, Centerings
 from ahkernels.distributed.group import Group, everywhere
 from ahkernels.history import AlignmentHistory, Measurement
 from ahkernels.layerwise import AlignmentOptions, alignment_reports
+from ahkernels.outputs import require_labels
 from ahkernels.settings import require_options, require_settings, settings_of, structure_of
 from ahkernels.statistics.degenerate_warning import OneWarning
 
@@ -77,8 +78,10 @@ class AlignmentTracker:
         history: An `AlignmentHistory`, with one `Measurement` (step, metrics, reports) for each update.
 
     Raises:
-        TypeError: If `writer` has no `add_scalar`, or an option has another type.
-        ValueError: For another `centering`, `precision`, `statistics`, number of `products` or `tolerance`.
+        TypeError: If `writer` has no `add_scalar`, x has anything but tensors and constants, y is no tensor, or an
+            option has another type.
+        ValueError: If tensors of x differ in their numbers of samples, or for another `centering`, `precision`,
+            `statistics`, number of `products` or `tolerance`.
 
     Example:
         >>> import torch, ahkernels as ah
@@ -111,6 +114,9 @@ class AlignmentTracker:
                 f"writer: expected an object with add_scalar(tag, value, step), got {type(writer).__name__}"
             )
         require_module(model)
+        require_labels(y)
+        if not is_empty(x):  # which a rank may have no sample of
+            Batch(x)
         self.model, self.x, self.y = model, x, y
         self.options = AlignmentOptions.of(centering, statistics, products, tolerance, options)
         self.writer, self.tag = writer, tag

@@ -340,6 +340,26 @@ def test_writer_is_checked_at_construction() -> None:
         make(writer="runs/")
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (
+            torch.randn(6, 4),
+            [0, 1, 2, 0, 1, 2],
+            "y: expected a tensor of class indices [n] or targets [n, o], got list",
+        ),
+        (torch.randn(6, 4), None, "y: expected a tensor of class indices [n] or targets [n, o], got NoneType"),
+        ("images", torch.arange(6), "x: expected a tensor [n, ...], or a tuple, dict or dataclass of them, got str"),
+        ((torch.randn(6, 4), torch.randn(5, 4)), torch.arange(6), "x[1]: expected 6 samples in the first dimension"),
+    ],
+    ids=["list", "no labels", "text", "lengths"],
+)
+def test_samples_and_labels_are_checked_at_construction(x: Any, y: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError)) as raised:
+        AlignmentTracker(torch.nn.Linear(4, 3), x, y)
+    assert str(raised.value).startswith(message)
+
+
 # ---- resuming
 
 

@@ -22,6 +22,7 @@ from ahkernels.certificate import Certificate
 from ahkernels.distributed.cost import shares
 from ahkernels.distributed.group import Group
 from ahkernels.distributed.whole import whole_model
+from ahkernels.outputs import require_labels
 from ahkernels.report import AlignmentReport
 
 if TYPE_CHECKING:
@@ -82,8 +83,7 @@ def reports_by_layers(
 def _checked(x: Inputs, y: Tensor, options: AlignmentOptions) -> tuple[Batch, dict[str, Any]]:
     """The samples of this rank, and what it tells of them and of its call."""
     batch = Batch(x)
-    if not isinstance(y, Tensor):
-        raise TypeError(f"y: expected a tensor of class indices [n] or targets [n, o], got {type(y).__name__}")
+    require_labels(y)
     if y.dim() == 0 or len(y) != len(batch):
         raise ValueError(f"y: expected {len(batch)} labels, one for each sample of x, got shape {list(y.shape)}")
     _, told = told_of_call(x, options.capture, options.arguments)

@@ -54,8 +54,6 @@ class TrackedRun:
             raise TypeError(f"module: expected the name of a part of the model, got {type(module).__name__}")
         if isinstance(metrics, str) or not all(isinstance(one, str) for one in metrics):
             raise TypeError(f"metrics: expected a sequence of names, got {metrics!r}; write ['val_loss'], say")
-        if not isinstance(y, Tensor):
-            raise TypeError(f"y: expected a tensor of class indices [n] or targets [n, o], got {type(y).__name__}")
         self._x, self._y, self._module, self.metrics = _on(x, None), y, module, tuple(metrics)
         self._options = dict(options)
         self._in_world = self._options.get("process_group") == "world"
