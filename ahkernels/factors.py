@@ -37,6 +37,7 @@ class LayerFactors:
             then.
 
     Raises:
+        TypeError: If a factor is no tensor.
         ValueError: If shapes, dtypes or devices do not fit; the message names the argument and the layer.
         NonFiniteError: If there is nan or inf.
 
@@ -58,6 +59,9 @@ class LayerFactors:
     def __post_init__(self, unchecked: bool) -> None:
         where = f" of layer {self.layer!r}" if self.layer else ""
         a, g = self.forward, self.backward
+        for name, factor, shape in (("forward", a, "[n, s, d]"), ("backward", g, "[n, s, o, m]")):
+            if not isinstance(factor, Tensor):
+                raise TypeError(f"{name}{where}: expected a tensor {shape}, got {type(factor).__name__}")
         if a.dim() != 3:
             raise ValueError(f"forward{where}: expected shape [n, s, d], got {list(a.shape)}")
         if g.dim() != 4:

@@ -95,6 +95,7 @@ class AlignmentHistory(Sequence[Measurement]):
             "y". A tracker takes over no history with others. Nothing where that is not known.
 
     Raises:
+        TypeError: If there is anything but measurements, or `settings` is no mapping.
         ValueError: If a step does not increase, or a measurement has other layers or centerings than the first.
 
     Example:
@@ -112,6 +113,8 @@ class AlignmentHistory(Sequence[Measurement]):
     """
 
     def __init__(self, measurements: Iterable[Measurement] = (), settings: Mapping[str, str] | None = None) -> None:
+        if settings is not None and not isinstance(settings, Mapping):
+            raise TypeError(f"settings: expected a mapping of texts, got {type(settings).__name__}")
         self.settings = dict(settings or {})
         self._measurements: list[Measurement] = []
         for one in measurements:
@@ -123,6 +126,8 @@ class AlignmentHistory(Sequence[Measurement]):
         Raises:
             ValueError: See the class. The history then stays as it is.
         """
+        if not isinstance(measurement, Measurement):
+            raise TypeError(f"measurement: expected a Measurement, got {type(measurement).__name__}")
         first = self[0] if self else measurement
         layers, centerings = first.report.layers, list(first.reports)
         if self and measurement.step <= self[-1].step:

@@ -49,6 +49,7 @@ class TangentKernel(KernelOperator):
             those of the samples here, all processes call the same methods together, and numbers are the same in each.
 
     Raises:
+        TypeError: If `factors` or `outputs` has another type.
         ValueError: If the factors do not fit each other or `outputs`.
 
     Example:
@@ -72,7 +73,12 @@ class TangentKernel(KernelOperator):
         name: str | None = None,
         samples: Samples | None = None,
     ) -> None:
-        self.factors = (factors,) if isinstance(factors, LayerFactors) else tuple(factors)
+        given = (factors,) if isinstance(factors, LayerFactors) else factors
+        if not isinstance(given, Sequence) or not all(isinstance(one, LayerFactors) for one in given):
+            raise TypeError(f"factors: expected LayerFactors or a sequence of them, got {type(factors).__name__}")
+        if outputs is not None and not isinstance(outputs, OutputSelection):
+            raise TypeError(f"outputs: expected an OutputSelection, got {type(outputs).__name__}")
+        self.factors = tuple(given)
         _require_one_shape(self.factors)
         first = self.factors[0]
         self.name = first.layer if name is None else name

@@ -91,12 +91,14 @@ class KernelOperator(ABC):
                 float64 it gets K without the rounding of float32, whatever the factors are.
 
         Raises:
-            TypeError: If `out` is no tensor.
+            TypeError: If `out` is no tensor, or `max_bytes` no number.
             ValueError: If `out` has another shape, dtype or device, is not contiguous, requires a gradient, or shares
                 memory with the factors.
             MemoryError: If K takes more than `max_bytes`.
             OverflowError: If an entry is beyond the range of float32.
         """
+        if not isinstance(max_bytes, (int, float)):
+            raise TypeError(f"max_bytes: expected a number of bytes, got {type(max_bytes).__name__}")
         if out is not None:
             self._require_room(out)
         size = self.shape[0] * self.shape[1] * self.dtype.itemsize

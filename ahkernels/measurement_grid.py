@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 
 def measurement_grid(total: int, count: int) -> list[int]:
     """Iterations to measure at: 0, 1, then evenly in the logarithm up to `total`.
@@ -14,16 +16,18 @@ def measurement_grid(total: int, count: int) -> list[int]:
         min(count, total + 1) distinct iterations in ascending order; both ends are always among them.
 
     Raises:
+        TypeError: If an argument is no whole number.
         ValueError: If an argument is too small.
 
     Example:
         >>> measurement_grid(1000, 5)
         [0, 1, 10, 100, 1000]
     """
-    if total < 1:
-        raise ValueError(f"total: expected at least 1, got {total}")
-    if count < 2:
-        raise ValueError(f"count: expected at least 2, got {count}")
+    for name, value, least in (("total", total, 1), ("count", count, 2)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{name}: expected a whole number of at least {least}, got {type(value).__name__}")
+        if value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}")
     if count == 2:
         return [0, total]
     grid = [0, 1]

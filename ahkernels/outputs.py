@@ -18,9 +18,11 @@ def plain_outputs(outputs: Outputs) -> str | int | list[int]:
 
 
 def require_labels(y: object) -> None:
-    """Raises TypeError for anything but a tensor."""
+    """Raises TypeError for anything but a dense tensor."""
     if not isinstance(y, Tensor):
         raise TypeError(f"y: expected a tensor of class indices [n] or targets [n, o], got {type(y).__name__}")
+    if y.layout != torch.strided or y.is_nested:
+        raise TypeError(f"y: expected a dense tensor, got layout {y.layout}; make it dense (y.to_dense())")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
+import torch
+from torch import Tensor
+
 from ahkernels.optional_import import optional_import
 
 if TYPE_CHECKING:
@@ -30,10 +33,38 @@ def import_pyplot(what: str) -> ModuleType:
     return optional_import("matplotlib.pyplot", what, INSTALL)
 
 
-def new_axes(what: str, layout: str = "constrained") -> Axes:
-    """The axes of a new figure; see `import_pyplot`."""
-    ax: Axes = import_pyplot(what).subplots(layout=layout)[1]
+def axes_for(what: str, ax: Axes | None, layout: str = "constrained") -> Axes:
+    """The axes that a function was given, or those of a new figure.
+
+    Args:
+        what: The function.
+        ax: Its argument.
+        layout: That of a new figure.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        TypeError: If `ax` is anything else.
+    """
+    pyplot = import_pyplot(what)
+    if ax is None:
+        ax = pyplot.subplots(layout=layout)[1]
+    from matplotlib.axes import Axes
+
+    if not isinstance(ax, Axes):
+        raise TypeError(f"ax: expected the axes of a matplotlib figure, got {type(ax).__name__}")
     return ax
+
+
+def as_numbers(argument: str, values: object) -> Tensor:
+    """Numbers in float64 in main memory.
+
+    Raises:
+        TypeError: If there are none in `values`; the message names the argument.
+    """
+    try:
+        return torch.as_tensor(values).detach().to("cpu", torch.float64).to_dense()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{argument}: expected a tensor of numbers, got {type(values).__name__}") from None
 
 
 def size_in_points(ax: Axes) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ahkernels.centering import Centering
-from ahkernels.plotting.figures import PURPLE, SKY, new_axes, size_in_points, text_size, width_of_text
+from ahkernels.plotting.figures import PURPLE, SKY, axes_for, size_in_points, text_size, width_of_text
 from ahkernels.plotting.layer_axis import label_layers, separate_blocks, shown
 from ahkernels.plotting.layer_curve import LayerCurve
 from ahkernels.plotting.legend import add_legend
@@ -31,8 +31,7 @@ _GRAMS = "Gram alignment"  # label of the axis at the right
 def plot_report(report: AlignmentReport, ax: Axes | None = None, *, null: NullLevel | None = None) -> Axes:
     """See `AlignmentReport.plot`."""
     levels = [] if null is None else null_levels(null, report)
-    if ax is None:
-        ax = new_axes("plot()")
+    ax = axes_for("plot()", ax)
     draw_report(ax, report, levels)
     return ax
 

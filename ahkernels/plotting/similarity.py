@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from ahkernels.plotting.figures import new_axes
+from ahkernels.plotting.figures import as_numbers, axes_for
 from ahkernels.plotting.layer_axis import families_of, label_layers
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ def plot_similarity(
 
     Raises:
         ImportError: If matplotlib is not installed.
+        TypeError: If `matrix` has no numbers, names are no texts, or `ax` is no axes.
         ValueError: If `matrix` has another shape than the names.
 
     Example:
@@ -41,7 +41,7 @@ def plot_similarity(
         >>> [tick.get_text() for tick in ax.get_xticklabels()]
         ['0', '2']
     """
-    values = torch.as_tensor(matrix).detach().to("cpu", torch.float64)
+    values = as_numbers("matrix", matrix)
     if values.dim() != 2 or values.numel() == 0:
         raise ValueError(f"matrix: expected [L, L'], the similarity of kernels, got shape {list(values.shape)}")
     rows, columns = values.shape
@@ -49,8 +49,7 @@ def plot_similarity(
         others = layers
     of_rows = _names("layers", layers, rows, "row")
     of_columns = _names("others", others, columns, "column")
-    if ax is None:
-        ax = new_axes("plot_similarity()", "compressed")
+    ax = axes_for("plot_similarity()", ax, "compressed")
     from matplotlib import colormaps
 
     colours = colormaps["viridis"].with_extremes(bad="0.7")
@@ -68,6 +67,8 @@ def plot_similarity(
 def _names(argument: str, names: Sequence[str] | None, count: int, what: str) -> list[str]:
     if names is None:
         return [str(number) for number in range(1, count + 1)]
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{argument}: expected a sequence of names, got {type(names).__name__}")
     if len(names) != count:
         raise ValueError(f"{argument}: expected a name for each {what} of the matrix, {count}, got {len(names)}")
     return list(names)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ahkernels.plotting.figures import new_axes
+from ahkernels.plotting.figures import as_numbers, axes_for
 from ahkernels.plotting.layer_axis import shown
 from ahkernels.plotting.layer_colours import add_layer_bar, layer_colours
 from ahkernels.plotting.legend import add_legend
@@ -37,6 +37,7 @@ def plot_spectrum(eigenvalues: Tensor | Mapping[str, Tensor], ax: Axes | None = 
 
     Raises:
         ImportError: If matplotlib is not installed.
+        TypeError: If `eigenvalues` has no numbers, or `ax` is no axes.
         ValueError: If the eigenvalues of a layer are no vector of finite numbers, or there are none.
 
     Example:
@@ -52,8 +53,7 @@ def plot_spectrum(eigenvalues: Tensor | Mapping[str, Tensor], ax: Axes | None = 
     spectra = {name: _spectrum(name, values) for name, values in given.items()}
     if not spectra:
         raise ValueError("eigenvalues: expected those of at least one layer, got none")
-    if ax is None:
-        ax = new_axes("plot_spectrum()")
+    ax = axes_for("plot_spectrum()", ax)
     size = 6 if len(spectra) <= _MOST_IN_LEGEND else 3
     for (name, values), colour in zip(spectra.items(), layer_colours(len(spectra)), strict=True):
         label = shown(name) if named and len(spectra) <= _MOST_IN_LEGEND else "_"
@@ -70,7 +70,7 @@ def plot_spectrum(eigenvalues: Tensor | Mapping[str, Tensor], ax: Axes | None = 
 
 def _spectrum(name: str, values: Tensor) -> Tensor:
     """The eigenvalues that are not zero, in descending order."""
-    found = torch.as_tensor(values).detach().to("cpu", torch.float64)
+    found = as_numbers("eigenvalues", values)
     of = f" of layer {name!r}" if name else ""
     if found.dim() != 1:
         raise ValueError(f"eigenvalues: expected shape [k]{of}, got {list(found.shape)}")

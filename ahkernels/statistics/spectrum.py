@@ -95,6 +95,7 @@ def eigenpairs(
         (torch.Size([3]), torch.Size([60, 3]), True)
     """
     require_kernel("kernel", kernel)
+    require_centering(centering, none=True)
     samples, rows = kernel.samples, kernel.shape[0]
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= rows:
         raise ValueError(f"k: expected a whole number from 1 to {rows}, the rows of the kernel, got {k!r}")
