@@ -342,7 +342,8 @@ def test_statistics_in_a_report_against_dense_decompositions(centering):
         assert ah.stable_rank(fisher, centering=None) == pytest.approx(rank, rel=1e-8)
         assert ah.label_correlation(fisher, y, centering=None) == pytest.approx(correlation, rel=1e-8)
     alone = ah.layerwise_alignment(model, x, y, centering=centering)
-    assert torch.equal(report.cka, alone.cka) and alone.stable_rank is None
+    # Kernels that are measured together may be added up in another order than one alone: clang++ has another last bit.
+    assert torch.allclose(report.cka, alone.cka, rtol=1e-14, atol=0) and alone.stable_rank is None
 
 
 def test_estimated_statistics_in_a_report():
