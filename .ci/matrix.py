@@ -5,8 +5,8 @@
 
 One thing is changed at a time: each torch, Python and compiler takes the place of the first one, and each package is
 missing in turn. A wheel is built for each Python and compiler, with the torch that [build-system] names; it must run
-beside all of the others. Each case has a virtual environment of its own. The file is written as each case ends, and a
-run that is given the file of an earlier one does the cases that it lacks.
+beside all of the others. Each case has a virtual environment of its own. The file is written as each case ends, with the
+commit that it was run on; a run that is given the file of an earlier one does the cases that it lacks or that failed.
 """
 
 import argparse
@@ -162,9 +162,10 @@ def main() -> None:
     parser.add_argument("--logs", type=Path, default=Path(tempfile.gettempdir()) / "matrix", help="folder of outputs")
     args = parser.parse_args()
 
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    head = {"commit": commit.stdout.strip(), "tests": args.tests, "machine": platform.machine()}
-    found: dict[str, object] = {}
+    told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    commit = told.stdout.strip()
+    head = {"tests": args.tests, "machine": platform.machine()}
+    found: dict[str, dict[str, object]] = {}
     if args.output.exists():
         before = json.loads(args.output.read_text())
         found = before["cases"] if {key: before[key] for key in head} == head else {}
@@ -172,8 +173,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(Path(folder) / "source")], check=True)
         for case in chosen:
-            if case.name not in found:
-                found[case.name] = tested(case, args, Path(folder))
+            if case.name not in found or not found[case.name]["passed"]:
+                found[case.name] = {"commit": commit} | tested(case, args, Path(folder))
                 args.output.write_text(json.dumps(head | {"cases": found}, indent=1) + "\n")
             print(f"{case.name}: {json.dumps(found[case.name])}", flush=True)
     sys.exit(0 if all(found[case.name]["passed"] for case in chosen) else 1)
