@@ -5,8 +5,8 @@
 
 One thing is changed at a time: each torch, Python and compiler takes the place of the first one, and each package is
 missing in turn. A wheel is built for each Python and compiler, with the torch that [build-system] names; it must run
-beside all of the others. Each case has a virtual environment of its own. The file is written as each case ends, with the
-commit that it was run on; a run that is given the file of an earlier one does the cases that it lacks or that failed.
+beside all of the others. Each case has a virtual environment of its own. The file is written as each case ends, with
+its commit; a run that is given the file of an earlier one does the cases that it lacks or that failed.
 """
 
 import argparse
