@@ -107,6 +107,22 @@ MUTANTS = [
         (SPECTRUM,),
     ),
     Mutant(
+        "formed-however-many-rows",
+        "ahkernels/statistics/spectrum.py",
+        "    if rows > _MOST_DENSE_ROWS or samples.sharded or",
+        "    if samples.sharded or",
+        "a kernel of any size is formed where that is expected to take less time",
+        (SPECTRUM,),
+    ),
+    Mutant(
+        "formed-whatever-it-costs",
+        "ahkernels/statistics/spectrum.py",
+        "    return forming < (_PRODUCTS_PER_PAIR * k + _FIRST_PRODUCTS) * product_cost(samples.n, o, layers)",
+        "    return True",
+        "every kernel of up to 2,048 rows is formed",
+        (SPECTRUM,),
+    ),
+    Mutant(
         "residual-of-the-recursion",
         "ahkernels/statistics/regression.py",
         "found = samples.norms(right - product(solution))",
