@@ -19,7 +19,9 @@ COMPARISONS = "comparison-*.json"
 SECTIONS = ("breakdown", "op_floors", "tracker_overhead", "instructions")
 
 # Why ours takes longer than another, or more memory, where it does; by quantity.
-CALL = "before it works, a call checks its arguments and sends five samples through the network with hooks (plan, below)"
+CALL = (
+    "before it works, a call checks its arguments and sends five samples through the network with hooks (plan, below)"
+)
 CALL_SHOWS = 0.1  # seconds; of longer calls it is next to nothing
 SLOWER = {
     "layer_kernels": "each K is written in the order of samples and mirrored to be exactly symmetric",
