@@ -59,10 +59,11 @@ COLUMNS = [
 ]
 TEXT = (
     "Medians of {repeats} calls. Plan: arguments, and five samples through the network. Backward pass: all 10 "
-    "cotangents batched. Factors: what a layer's rule makes of its input and gradients, with Jacobians where they are kept. "
-    "Backward Gram and fused pass: packing, products, forward Gram multiplied in, centering, squares; packing cannot "
-    "be told apart from outside. The rest: Python, copies between chunks. Floors: flops over the best fp32 GEMM rate "
-    "measured in the run, {rate:.0f} Gflop/s; bytes over the copy bandwidth, {bandwidth:.1f} GB/s."
+    "cotangents batched. Factors: what a layer's rule makes of its input and gradients, with Jacobians where they "
+    "are kept. Backward Gram and fused pass: packing, products, forward Gram multiplied in, centering, squares; "
+    "packing cannot be told apart from outside. The rest: Python, copies between chunks. Floors: flops over the "
+    "best fp32 GEMM rate measured in the run, {rate:.0f} Gflop/s; bytes over the copy bandwidth, {bandwidth:.1f} "
+    "GB/s."
 )
 
 
