@@ -74,8 +74,11 @@ class TangentKernel(KernelOperator):
         samples: Samples | None = None,
     ) -> None:
         given = (factors,) if isinstance(factors, LayerFactors) else factors
-        if not isinstance(given, Sequence) or not all(isinstance(one, LayerFactors) for one in given):
+        if not isinstance(given, Sequence):
             raise TypeError(f"factors: expected LayerFactors or a sequence of them, got {type(factors).__name__}")
+        for one in given:
+            if not isinstance(one, LayerFactors):
+                raise TypeError(f"factors: expected LayerFactors, got {type(one).__name__} among them")
         if outputs is not None and not isinstance(outputs, OutputSelection):
             raise TypeError(f"outputs: expected an OutputSelection, got {type(outputs).__name__}")
         self.factors = tuple(given)

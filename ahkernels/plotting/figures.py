@@ -1,4 +1,4 @@
-"""Where pictures are drawn: matplotlib, new axes, and how much text has room on them."""
+"""What pictures are made of: matplotlib, axes, numbers, and how much text has room."""
 
 from __future__ import annotations
 
@@ -46,8 +46,11 @@ def axes_for(what: str, ax: Axes | None, layout: str = "constrained") -> Axes:
         TypeError: If `ax` is anything else.
     """
     pyplot = import_pyplot(what)
-    if ax is None:
-        ax = pyplot.subplots(layout=layout)[1]
+    return require_axes(pyplot.subplots(layout=layout)[1] if ax is None else ax)
+
+
+def require_axes(ax: object) -> Axes:
+    """The axes that `ax` is; raises TypeError for anything else."""
     from matplotlib.axes import Axes
 
     if not isinstance(ax, Axes):

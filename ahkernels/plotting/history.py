@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ahkernels.plotting.figures import BLACK, import_pyplot
+from ahkernels.plotting.figures import BLACK, import_pyplot, require_axes
 from ahkernels.plotting.layer_colours import add_layer_bar, layer_colours
 from ahkernels.plotting.legend import add_legend
 from ahkernels.plotting.null_level import NullLevel, null_levels
@@ -33,6 +33,7 @@ def plot_history(
     except (TypeError, ValueError):
         got = f"{len(ax)}" if isinstance(ax, Sequence) or hasattr(ax, "__len__") else type(ax).__name__
         raise ValueError(f"ax: expected two axes, got {got}") from None
+    left, right = require_axes(left), require_axes(right)
     steps, colours = [row.step for row in history], layer_colours(len(report))
     marker = "o" if len(steps) == 1 else None
     for layer, colour in enumerate(colours):

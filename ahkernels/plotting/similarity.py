@@ -67,8 +67,11 @@ def plot_similarity(
 def _names(argument: str, names: Sequence[str] | None, count: int, what: str) -> list[str]:
     if names is None:
         return [str(number) for number in range(1, count + 1)]
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, Sequence):
         raise TypeError(f"{argument}: expected a sequence of names, got {type(names).__name__}")
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"{argument}: expected names, got {type(name).__name__} among them")
     if len(names) != count:
         raise ValueError(f"{argument}: expected a name for each {what} of the matrix, {count}, got {len(names)}")
     return list(names)

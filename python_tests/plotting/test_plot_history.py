@@ -116,4 +116,6 @@ def test_needs_a_history_and_two_axes() -> None:
         plot_history(history(mlp(3)), [ax])
     with pytest.raises(ValueError, match="ax: expected two axes, got Axes"):
         plot_history(history(mlp(3)), ax)
+    with pytest.raises(TypeError, match="ax: expected the axes of a matplotlib figure, got str"):
+        plot_history(history(mlp(3)), [ax, "right"])
     assert not ax.has_data()
